@@ -1,0 +1,119 @@
+"""Model files on disk: found, checked against their hash, fetched, prepared once and kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.errors import ModelUnavailable
+from indexer.types import sha256
+from indexer.vision import prepare
+from indexer.vision.packs import ModelFile
+
+FETCH_TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The models folder and the other places a file may come from."""
+
+    folder: Path
+
+    def read(self, file: ModelFile) -> bytes:
+        """The file's bytes, from the models folder, else a package's data, else its URL; its hash is right.
+
+        Raises ModelUnavailable: a file in the models folder that is damaged, or none that can be had.
+        """
+        for path in self._places(file):
+            if path.is_file():
+                return _checked(path.read_bytes(), file, str(path))
+        return self._fetch(file)
+
+    def state(self, file: ModelFile) -> str:
+        """Where the file lies and whether it is sound, for people: a path, or why there is none. Fetches nothing."""
+        for path in self._places(file):
+            if path.is_file():
+                _checked(path.read_bytes(), file, str(path))
+                return str(path)
+        raise ModelUnavailable(f"{file.name} is not on this machine; it is fetched from {file.url} at first use")
+
+    def prepared(self, file: ModelFile) -> bytes:
+        """The file made fit for every runtime. Made once; the cached copy carries its own hash."""
+        target = self.folder / "prepared" / f"{file.sha256[:16]}-v{prepare.VERSION}.onnx"
+        seal = target.with_suffix(".sha256")
+        try:
+            cached = target.read_bytes()
+            if sha256(cached) == seal.read_text().strip():
+                return cached
+        except OSError:
+            pass  # not made yet
+        model = prepare.prepare(self.read(file), file.free_sides)
+        try:
+            write_atomically(target, model)
+            write_atomically(seal, sha256(model).encode())
+        except OSError:
+            pass  # a read-only or full disk costs the time to prepare again, nothing else
+        return model
+
+    def _places(self, file: ModelFile) -> list[Path]:
+        places = [self.folder / file.name]
+        spec = importlib.util.find_spec(file.package) if file.package else None
+        if spec is not None:
+            places += [Path(root) / file.package_path for root in spec.submodule_search_locations or ()]
+        return places
+
+    def _fetch(self, file: ModelFile) -> bytes:
+        try:
+            with urllib.request.urlopen(file.url, timeout=FETCH_TIMEOUT_SECONDS) as answer:
+                data: bytes = answer.read(file.size + 1)
+        except (OSError, urllib.error.URLError, ValueError) as error:
+            raise ModelUnavailable(
+                f"{file.name} is not in {self.folder} and cannot be fetched from {file.url}: {error}"
+            ) from error
+        _checked(data, file, file.url)
+        try:
+            write_atomically(self.folder / file.name, data)
+        except OSError as error:
+            raise ModelUnavailable(f"{file.name} cannot be written to {self.folder}: {error}") from error
+        return data
+
+
+def _checked(data: bytes, file: ModelFile, place: str) -> bytes:
+    found = sha256(data)
+    if found != file.sha256:
+        raise ModelUnavailable(
+            f"{place} is not {file.name}: expected {file.size} bytes with SHA-256 {file.sha256}, "
+            f"found {len(data)} bytes with {found}"
+        )
+    return data
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """Readers see the old file or the new one, also after a crash."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,239 @@
+"""Image bytes -> described faces: decode, detect, align, embed, as one object over one model pack."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from indexer.errors import RejectedImage
+from indexer.types import Detection, Face, Pick, Pixels, Quality, Reason
+from indexer.vision import detection, quality, runtime
+from indexer.vision.align import SIZE, align
+from indexer.vision.decode import Limits, Photo, decode
+from indexer.vision.detectors.base import Detector
+from indexer.vision.detectors.yunet import YuNet
+from indexer.vision.embedders.base import Embedder
+from indexer.vision.embedders.onnx import OnnxEmbedder
+from indexer.vision.files import ModelFiles
+from indexer.vision.packs import Pack
+from indexer.vision.runtime import Precision, Threads
+
+PIXELS_AT_ONCE = 48_000_000
+"""Decoded pixels held at a time: four photos of 12 MP, 144 MB."""
+
+FIRST_SIDE = 1000
+"""A JPEG is first decoded to this longest side or more: a photo of 4032 x 3024 at a quarter."""
+
+SECOND_FACE = 0.5
+"""A second face counts from this share of the largest one's area (the public contract of `--pick only`)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a pipeline runs. None of it changes what it answers, but `precision` by less than 0.001 of a cosine."""
+
+    limits: Limits = field(default_factory=Limits)
+    threads: Threads = field(default_factory=Threads)
+    precision: Precision = Precision.NATIVE
+    """Of the embedder. The detector always computes in float32: bfloat16 moves landmarks by 0.4 pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One image: its faces, or why there are none to use."""
+
+    faces: tuple[Face, ...] = ()
+    rejection: RejectedImage | None = None
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(eq=False)
+class _Image:
+    """One image on its way through."""
+
+    data: bytes
+    photo: Photo
+    detections: list[Detection]
+    chosen: list[Detection]
+    crops: list[Pixels] = field(default_factory=list)
+    qualities: list[Quality] = field(default_factory=list)
+    rejection: RejectedImage | None = None
+
+
+class FacePipeline:
+    """Thread-safe. The networks are loaded at the first call, once."""
+
+    def __init__(self, pack: Pack, files: ModelFiles, options: Options = Options()) -> None:
+        self.pack = pack
+        self._files = files
+        self._options = options
+        self._lock = threading.Lock()
+        self._networks: tuple[Detector, Embedder] | None = None
+
+    def load(self) -> None:
+        """Loads the networks now. Raises ModelUnavailable."""
+        self._load()
+
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+        """The faces of each image that `pick` names (None: all of them, largest first), embedded.
+
+        With `gate`, a face that `quality` finds too poor rejects its image. Raises ModelUnavailable; what is
+        wrong with one image is in its own answer.
+        """
+        answers: list[Seen] = []
+        for group in self._groups(images, thorough=pick in (None, Pick.CENTER)):
+            answers += self._describe(group, pick, gate)
+        return answers
+
+    def detect(self, images: Sequence[bytes]) -> list[Seen]:
+        """All faces of each image, largest first, measured but not embedded (their embeddings are empty)."""
+        answers: list[Seen] = []
+        for group in self._groups(images, thorough=True):
+            self._crop(group, None)
+            nothing = np.empty(0, np.float32)
+            for item in group:
+                faces = (
+                    [Face(d, q, nothing) for d, q in zip(item.chosen, item.qualities, strict=True)]
+                    if isinstance(item, _Image)
+                    else []
+                )
+                answers.append(_seen(item, faces))
+        return answers
+
+    def _load(self) -> tuple[Detector, Embedder]:
+        with self._lock:
+            if self._networks is None:
+                pack, options = self.pack, self._options
+                detector = YuNet(self._session(pack.detector.name, Precision.FLOAT32))
+                embedder = OnnxEmbedder(
+                    self._session(pack.embedder.name, options.precision), pack.dim, pack.mean, pack.scale, pack.mirror
+                )
+                self._networks = detector, embedder
+            return self._networks
+
+    def _session(self, name: str, precision: Precision) -> runtime.Session:
+        (file,) = (f for f in self.pack.files if f.name == name)
+        return runtime.load(self._files.prepared(file), precision, self._options.threads)
+
+    def _groups(
+        self, images: Sequence[bytes], thorough: bool
+    ) -> Iterator[list[_Image | RejectedImage]]:
+        """Images decoded and looked at, in order, as many at a time as PIXELS_AT_ONCE allows."""
+        group: list[_Image | RejectedImage] = []
+        pixels = 0
+        for data in images:
+            item = self._decode(data, thorough)
+            size = item.photo.pixels.size // 3 if isinstance(item, _Image) else 0
+            if group and pixels + size > PIXELS_AT_ONCE:
+                yield self._find(group, thorough)
+                group, pixels = [], 0
+            group.append(item)
+            pixels += size
+        if group:
+            yield self._find(group, thorough)
+
+    def _decode(self, data: bytes, thorough: bool) -> _Image | RejectedImage:
+        side = max(detection.LEVELS) if thorough else FIRST_SIDE
+        try:
+            return _Image(data, decode(data, self._options.limits, side), [], [])
+        except RejectedImage as rejection:
+            return rejection
+
+    def _find(self, group: list[_Image | RejectedImage], thorough: bool) -> list[_Image | RejectedImage]:
+        detector, _ = self._load()
+        read = [item for item in group if isinstance(item, _Image)]
+        for item, faces in zip(read, detection.find(detector, [i.photo for i in read], thorough), strict=True):
+            item.detections = faces
+        for item in read:
+            if not item.detections and item.photo.reduced and not thorough:
+                item.photo = decode(item.data, self._options.limits, max(detection.LEVELS))
+                (item.detections,) = detection.find(detector, [item.photo])
+        return group
+
+    def _describe(self, group: list[_Image | RejectedImage], pick: Pick | None, gate: bool) -> list[Seen]:
+        _, embedder = self._load()
+        self._crop(group, pick)
+        read = [item for item in group if isinstance(item, _Image)]
+        for item in read:
+            if gate and item.rejection is None:
+                item.rejection = _gate(item)
+        used = [item for item in read if item.rejection is None]
+        crops = [crop for item in used for crop in item.crops]
+        vectors = iter(embedder.embed(np.stack(crops) if crops else np.empty((0, SIZE, SIZE, 3), np.uint8)))
+        answers = []
+        for item in group:
+            faces = []
+            if isinstance(item, _Image) and item.rejection is None:
+                faces = [Face(d, q, next(vectors)) for d, q in zip(item.chosen, item.qualities, strict=True)]
+            answers.append(_seen(item, faces))
+        return answers
+
+    def _crop(self, group: list[_Image | RejectedImage], pick: Pick | None) -> None:
+        """Chooses faces, looks at them again, aligns and measures them."""
+        detector, _ = self._load()
+        read = [item for item in group if isinstance(item, _Image)]
+        for item in read:
+            try:
+                item.chosen = choose(item.detections, pick, item.photo)
+            except RejectedImage as rejection:
+                item.rejection = rejection
+                continue
+            if item.photo.reduced and _too_coarse(item):
+                item.photo = decode(item.data, self._options.limits)
+        pairs = [(item.photo, face) for item in read for face in item.chosen]
+        again = iter(detection.look_again(detector, pairs))
+        for item in read:
+            item.chosen = [next(again) for _ in item.chosen]
+            for face in item.chosen:
+                sx, sy = item.photo.scale
+                crop = align(item.photo.pixels, face.landmarks / (sx, sy))
+                item.crops.append(crop)
+                item.qualities.append(quality.measure(face, crop))
+
+
+def choose(faces: Sequence[Detection], pick: Pick | None, photo: Photo) -> list[Detection]:
+    """The faces that `pick` names, largest first. Raises RejectedImage: `no_face`, `several_faces`."""
+    if not faces:
+        raise RejectedImage("no face was found", code=Reason.NO_FACE)
+    ranked = sorted(faces, key=lambda face: -face.box.area)
+    if pick is None:
+        return ranked
+    if pick is Pick.CENTER:
+        cx, cy = photo.width / 2, photo.height / 2
+        return [min(ranked, key=lambda f: (f.box.center[0] - cx) ** 2 + (f.box.center[1] - cy) ** 2)]
+    rivals = sum(face.box.area >= SECOND_FACE * ranked[0].box.area for face in ranked)
+    if pick is Pick.ONLY and rivals > 1:
+        raise RejectedImage(
+            f"{rivals} faces of similar size were found; expected one person, or --pick largest or center",
+            code=Reason.SEVERAL_FACES,
+            details={"faces": rivals},
+        )
+    return ranked[:1]
+
+
+def _too_coarse(item: _Image) -> bool:
+    """Whether the whole photo would show a face with more pixels than its second look can use."""
+    sx, sy = item.photo.scale
+    return min(face.box.size for face in item.chosen) / max(sx, sy) < detection.LOOK_FACE
+
+
+def _gate(item: _Image) -> RejectedImage | None:
+    reasons = item.qualities[0].reasons
+    if not reasons:
+        return None
+    return RejectedImage(
+        quality.explain(reasons[0], item.chosen[0], item.qualities[0]),
+        code=reasons[0],
+        details={"reasons": [str(reason) for reason in reasons]},
+    )
+
+
+def _seen(item: _Image | RejectedImage, faces: list[Face]) -> Seen:
+    if isinstance(item, RejectedImage):
+        return Seen(rejection=item)
+    return Seen(tuple(faces), item.rejection, item.photo.width, item.photo.height)
+
