@@ -25,9 +25,7 @@ class WhosthereError(Exception):
 
     code = "failed"
 
-    def __init__(
-        self, message: str, *, code: str | None = None, details: Mapping[str, object] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, code: str | None = None, details: Mapping[str, object] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or type(self).code

@@ -51,6 +51,13 @@ class Reason(StrEnum):
     """The manifest row or archive entry is wrong, whatever its image: a bad date, a clashing id, an unsafe path."""
 
 
+class Precision(StrEnum):
+    """How a network computes. `NATIVE` lets the CPU use bfloat16 where its instructions are made for it."""
+
+    FLOAT32 = "float32"
+    NATIVE = "native"
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangle in pixels: left, top, width, height."""

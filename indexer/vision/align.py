@@ -17,6 +17,9 @@ TEMPLATE = np.array(
 """Where the five points come to lie, in pixels (ArcFace: insightface `face_align.arcface_dst`; SFace's
 `alignCrop` in OpenCV uses the same)."""
 
+WARP_SIDE = 32_766
+"""The longest side that OpenCV 4's `warpAffine` takes; of a longer image only the part around the face is used."""
+
 
 def similarity(landmarks: NDArray[np.floating], template: NDArray[np.floating] = TEMPLATE) -> NDArray[np.float64]:
     """The (2, 3) matrix that turns, scales and moves `landmarks` (5, 2) onto `template` with least squared error.
@@ -43,23 +46,22 @@ def align(pixels: Pixels, landmarks: NDArray[np.floating]) -> Pixels:
     factor: bilinear sampling looks at four pixels only, and skipping the others makes noise of fine detail.
     """
     matrix = similarity(landmarks)
-    shrink = int(1 / np.hypot(matrix[0, 0], matrix[1, 0]))
-    if shrink >= 2:
+    shrink = max(1, int(1 / np.hypot(matrix[0, 0], matrix[1, 0])))
+    if shrink >= 2 or max(pixels.shape[:2]) > WARP_SIDE:
         pixels, matrix = _shrunk(pixels, matrix, shrink)
     crop = cv2.warpAffine(pixels, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
     return np.asarray(crop, dtype=np.uint8)
 
 
-def _shrunk(
-    pixels: Pixels, matrix: NDArray[np.float64], shrink: int
-) -> tuple[Pixels, NDArray[np.float64]]:
+def _shrunk(pixels: Pixels, matrix: NDArray[np.float64], shrink: int) -> tuple[Pixels, NDArray[np.float64]]:
     """The part of the image that the crop shows, averaged down by `shrink`, and the matrix for it."""
     corners = cv2.transform(
         np.array([[[0, 0], [SIZE, 0], [0, SIZE], [SIZE, SIZE]]], np.float64), cv2.invertAffineTransform(matrix)
     )[0]
     height, width = pixels.shape[:2]
     left, top = np.clip(np.floor(corners.min(0)).astype(int) - shrink, 0, (width, height))
-    right, bottom = np.clip(np.ceil(corners.max(0)).astype(int) + shrink, 0, (width, height))
+    # Twice as far as on the left: the division below may lose almost one whole small pixel.
+    right, bottom = np.clip(np.ceil(corners.max(0)).astype(int) + 2 * shrink, 0, (width, height))
     columns, rows = (right - left) // shrink, (bottom - top) // shrink
     if columns < 1 or rows < 1:
         return pixels, matrix

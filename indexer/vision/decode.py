@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from indexer.errors import RejectedImage
 from indexer.types import Pixels, Reason
@@ -27,6 +27,20 @@ FORMATS = {
 """Pillow's name of each format that is read, and the name people know."""
 
 EXPECTED = "expected JPEG, PNG, WebP, BMP, TIFF, HEIC or AVIF"
+TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
+
+SIDEWAYS = (5, 6, 7, 8)
+"""The orientations that swap width and height."""
+
 JPEG_SHRINKS = (8, 4, 2)
 """libjpeg decodes at 1/2, 1/4 or 1/8 of the size at a fraction of the cost (jpeglib.h, `scale_denom`)."""
 
@@ -81,23 +95,25 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
             width, height = image.size
             if longest_side is not None and image.format in ("JPEG", "MPO"):
                 _shrink(image, longest_side)
-            upright = ImageOps.exif_transpose(image)
-            if _turned(image):
+            image.load()  # first: a TIFF turns itself as it loads, its `size` is upright from the start
+            orientation = _orientation(image)
+            if orientation in SIDEWAYS:
                 width, height = height, width
+            upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
             return Photo(_to_rgb(upright), width, height)
     except RejectedImage:
         raise
     except MemoryError as error:
         raise _too_large("there is not enough memory to decode it") from error
     except Exception as error:  # hostile bytes make decoders raise nearly anything
-        raise _unreadable(f"it cannot be decoded: {error or type(error).__name__}") from error
+        raise _unreadable(f"it cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def _open(data: bytes) -> Image.Image:
     _register_formats()
     try:
         return Image.open(io.BytesIO(data), formats=[*(name for name in FORMATS if name != "MPO"), "GIF"])
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise _unreadable(f"it is not an image; {EXPECTED}") from None
 
 
@@ -127,13 +143,19 @@ def _shrink(image: Image.Image, longest_side: int) -> None:
     width, height = image.size
     for shrink in JPEG_SHRINKS:
         if max(width, height) >= longest_side * shrink:
-            image.draft(None, (width // shrink, height // shrink))
+            image.draft(None, (max(1, width // shrink), max(1, height // shrink)))
             return
 
 
-def _turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation swaps width and height (5 to 8 do: EXIF 2.32, tag 0x0112)."""
-    return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+def _orientation(image: Image.Image) -> object:
+    """The EXIF orientation (EXIF 2.32, tag 0x0112); 1, upright, where the EXIF data is damaged.
+
+    `ImageOps.exif_transpose` would write the remaining EXIF anew, which fails on tags of a wrong type.
+    """
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # Pillow parses EXIF lazily and raises nearly anything
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Pixels:

@@ -156,9 +156,7 @@ def _cut(photo: Photo, box: Box) -> _Cut:
     if x1 > x0 and y1 > y0:
         square[y0 - top : y1 - top, x0 - left : x1 - left] = photo.pixels[y0:y1, x0:x1]
     shrinking = w > LOOK_SIDE
-    pixels = cv2.resize(
-        square, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-    )
+    pixels = cv2.resize(square, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
     return _Cut(
         np.asarray(pixels, dtype=np.uint8),
         w / LOOK_SIDE * scale_x,

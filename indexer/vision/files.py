@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
-import os
-import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from indexer.disk import write_atomically
 from indexer.errors import ModelUnavailable
 from indexer.types import sha256
 from indexer.vision import prepare
@@ -48,14 +48,18 @@ class ModelFiles:
         seal = target.with_suffix(".sha256")
         try:
             cached = target.read_bytes()
-            if sha256(cached) == seal.read_text().strip():
+            if sha256(cached).encode() == seal.read_bytes().strip():
                 return cached
         except OSError:
             pass  # not made yet
-        model = prepare.prepare(self.read(file), file.free_sides)
+        original = self.read(file)
         try:
-            write_atomically(target, model)
-            write_atomically(seal, sha256(model).encode())
+            model = prepare.prepare(original, file.free_sides)
+        except Exception as error:  # a file of the right hash that is no ONNX model raises nearly anything
+            raise ModelUnavailable(f"{file.name} is not an ONNX model that can be prepared: {error}") from error
+        try:
+            write_atomically(target, [model])
+            write_atomically(seal, [sha256(model).encode()])
         except OSError:
             pass  # a read-only or full disk costs the time to prepare again, nothing else
         return model
@@ -69,15 +73,17 @@ class ModelFiles:
 
     def _fetch(self, file: ModelFile) -> bytes:
         try:
-            with urllib.request.urlopen(file.url, timeout=FETCH_TIMEOUT_SECONDS) as answer:
+            with urllib.request.urlopen(file.url, timeout=FETCH_TIMEOUT_SECONDS) as answer:  # noqa: S310 (packs name https)
                 data: bytes = answer.read(file.size + 1)
-        except (OSError, urllib.error.URLError, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it is the answer too, and holds the connection
             raise ModelUnavailable(
                 f"{file.name} is not in {self.folder} and cannot be fetched from {file.url}: {error}"
             ) from error
         _checked(data, file, file.url)
         try:
-            write_atomically(self.folder / file.name, data)
+            write_atomically(self.folder / file.name, [data])
         except OSError as error:
             raise ModelUnavailable(f"{file.name} cannot be written to {self.folder}: {error}") from error
         return data
@@ -91,29 +97,3 @@ def _checked(data: bytes, file: ModelFile, place: str) -> bytes:
             f"found {len(data)} bytes with {found}"
         )
     return data
-
-
-def write_atomically(target: Path, data: bytes) -> None:
-    """Readers see the old file or the new one, also after a crash."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from indexer.errors import RejectedImage
-from indexer.types import Detection, Face, Pick, Pixels, Quality, Reason
+from indexer.types import Detection, Face, Pick, Pixels, Precision, Quality, Reason
 from indexer.vision import detection, quality, runtime
 from indexer.vision.align import SIZE, align
 from indexer.vision.decode import Limits, Photo, decode
@@ -19,7 +19,7 @@ from indexer.vision.embedders.base import Embedder
 from indexer.vision.embedders.onnx import OnnxEmbedder
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import Pack
-from indexer.vision.runtime import Precision, Threads
+from indexer.vision.runtime import Threads
 
 PIXELS_AT_ONCE = 48_000_000
 """Decoded pixels held at a time: four photos of 12 MP, 144 MB."""
@@ -110,7 +110,11 @@ class FacePipeline:
                 pack, options = self.pack, self._options
                 detector = YuNet(self._session(pack.detector.name, Precision.FLOAT32))
                 embedder = OnnxEmbedder(
-                    self._session(pack.embedder.name, options.precision), pack.dim, pack.mean, pack.scale, pack.mirror
+                    self._session(pack.embedder.name, options.precision),
+                    pack.dim,
+                    pack.mean,
+                    pack.scale,
+                    pack.mirror,
                 )
                 self._networks = detector, embedder
             return self._networks
@@ -119,9 +123,7 @@ class FacePipeline:
         (file,) = (f for f in self.pack.files if f.name == name)
         return runtime.load(self._files.prepared(file), precision, self._options.threads)
 
-    def _groups(
-        self, images: Sequence[bytes], thorough: bool
-    ) -> Iterator[list[_Image | RejectedImage]]:
+    def _groups(self, images: Sequence[bytes], thorough: bool) -> Iterator[list[_Image | RejectedImage]]:
         """Images decoded and looked at, in order, as many at a time as PIXELS_AT_ONCE allows."""
         group: list[_Image | RejectedImage] = []
         pixels = 0
@@ -150,7 +152,11 @@ class FacePipeline:
             item.detections = faces
         for item in read:
             if not item.detections and item.photo.reduced and not thorough:
-                item.photo = decode(item.data, self._options.limits, max(detection.LEVELS))
+                try:
+                    item.photo = decode(item.data, self._options.limits, max(detection.LEVELS))
+                except RejectedImage as rejection:
+                    item.rejection = rejection
+                    continue
                 (item.detections,) = detection.find(detector, [item.photo])
         return group
 
@@ -158,11 +164,10 @@ class FacePipeline:
         _, embedder = self._load()
         self._crop(group, pick)
         read = [item for item in group if isinstance(item, _Image)]
-        for item in read:
-            if gate and item.rejection is None:
-                item.rejection = _gate(item)
-        used = [item for item in read if item.rejection is None]
-        crops = [crop for item in used for crop in item.crops]
+        for image in read:
+            if gate and image.rejection is None:
+                image.rejection = _gate(image)
+        crops = [crop for image in read if image.rejection is None for crop in image.crops]
         vectors = iter(embedder.embed(np.stack(crops) if crops else np.empty((0, SIZE, SIZE, 3), np.uint8)))
         answers = []
         for item in group:
@@ -173,24 +178,37 @@ class FacePipeline:
         return answers
 
     def _crop(self, group: list[_Image | RejectedImage], pick: Pick | None) -> None:
-        """Chooses faces, looks at them again, aligns and measures them."""
-        detector, _ = self._load()
-        read = [item for item in group if isinstance(item, _Image)]
-        for item in read:
+        """Chooses faces, looks at them again, aligns and measures them; whole photos as many at a time as
+        PIXELS_AT_ONCE allows."""
+        ready: list[tuple[_Image, Photo]] = []
+        pixels = 0
+        for item in group:
+            if not isinstance(item, _Image) or item.rejection is not None:
+                continue
             try:
                 item.chosen = choose(item.detections, pick, item.photo)
+                photo = item.photo
+                if photo.reduced and _too_coarse(item):
+                    photo = decode(item.data, self._options.limits)
             except RejectedImage as rejection:
-                item.rejection = rejection
+                item.rejection, item.chosen = rejection, []
                 continue
-            if item.photo.reduced and _too_coarse(item):
-                item.photo = decode(item.data, self._options.limits)
-        pairs = [(item.photo, face) for item in read for face in item.chosen]
+            size = photo.pixels.size // 3
+            if ready and pixels + size > PIXELS_AT_ONCE:
+                self._crop_faces(ready)
+                ready, pixels = [], 0
+            ready.append((item, photo))
+            pixels += size
+        self._crop_faces(ready)
+
+    def _crop_faces(self, ready: list[tuple[_Image, Photo]]) -> None:
+        detector, _ = self._load()
+        pairs = [(photo, face) for item, photo in ready for face in item.chosen]
         again = iter(detection.look_again(detector, pairs))
-        for item in read:
-            item.chosen = [next(again) for _ in item.chosen]
+        for item, photo in ready:
+            item.chosen = sorted((next(again) for _ in item.chosen), key=lambda face: -face.box.area)
             for face in item.chosen:
-                sx, sy = item.photo.scale
-                crop = align(item.photo.pixels, face.landmarks / (sx, sy))
+                crop = align(photo.pixels, face.landmarks / photo.scale)
                 item.crops.append(crop)
                 item.qualities.append(quality.measure(face, crop))
 
@@ -236,4 +254,3 @@ def _seen(item: _Image | RejectedImage, faces: list[Face]) -> Seen:
     if isinstance(item, RejectedImage):
         return Seen(rejection=item)
     return Seen(tuple(faces), item.rejection, item.photo.width, item.photo.height)
-

@@ -35,9 +35,7 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
     used = {name for node in nodes for name in node.input}
     inputs = [i for i in graph.input if i.name in used and i.name not in constants]
     _replace(graph.node, nodes)
-    _replace(
-        graph.initializer, [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used]
-    )
+    _replace(graph.initializer, [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used])
     _replace(graph.input, inputs)
     _replace(graph.value_info, [])
     for value in graph.input:

@@ -11,22 +11,15 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import ModelUnavailable
+from indexer.types import Precision
 
 Tensor = NDArray[np.float32]
-
-
-class Precision(StrEnum):
-    """How a network computes. `NATIVE` lets the CPU use bfloat16 where its instructions are made for it."""
-
-    FLOAT32 = "float32"
-    NATIVE = "native"
 
 
 class Session(Protocol):
@@ -87,6 +80,9 @@ class _OpenVino:
     def __init__(self, model: bytes, precision: Precision, threads: Threads) -> None:
         import openvino
 
+        # OpenVINO (2026.4) fills its table of element types at first use, with the GIL held on and off: two threads
+        # whose first inferences meet there wait for each other for ever. One use before there are threads mends it.
+        openvino.Type.f32.to_dtype()
         core = openvino.Core()
         config: dict[str, Any] = {
             "NUM_STREAMS": threads.streams,

@@ -46,4 +46,3 @@ def iou(a: Box, b: Box) -> float:
         return 0.0
     both = across * down
     return both / (a.area + b.area - both)
-

@@ -31,13 +31,10 @@ class YuNet:
         levels = len(STRIDES)
         classes, objects, boxes, points = (outputs[i * levels : (i + 1) * levels] for i in range(4))
         scores = [
-            np.sqrt(np.clip(c[..., 0], 0, 1) * np.clip(o[..., 0], 0, 1))
-            for c, o in zip(classes, objects, strict=True)
+            np.sqrt(np.clip(c[..., 0], 0, 1) * np.clip(o[..., 0], 0, 1)) for c, o in zip(classes, objects, strict=True)
         ]
         return [
-            self._decode(
-                [s[n] for s in scores], [b[n] for b in boxes], [p[n] for p in points], canvases.shape[2]
-            )
+            self._decode([s[n] for s in scores], [b[n] for b in boxes], [p[n] for p in points], canvases.shape[2])
             for n in range(len(canvases))
         ]
 

@@ -27,9 +27,7 @@ class OnnxEmbedder:
         if len(crops) == 0:
             return np.empty((0, self.dim), dtype=np.float32)
         step = BATCH // 2 if self._mirror else BATCH
-        return normalise(
-            np.concatenate([self._embed(crops[i : i + step]) for i in range(0, len(crops), step)])
-        )
+        return normalise(np.concatenate([self._embed(crops[i : i + step]) for i in range(0, len(crops), step)]))
 
     def _embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(crops)

@@ -1,0 +1,115 @@
+"""What the two networks of the `sface` pack cost on each runtime, and what the CPU's own precision changes.
+
+    python -m benchmarks.runtime [FOLDER]
+
+Times YuNet on 256 x 256 pixels and SFace on 112 x 112, at batches of 1, 8 and 16, with the threads that the service
+uses. The runtimes take turns within each round, so that a busy moment of the machine meets all of them; the median
+round counts. Embeddings in native precision are compared with those in float32 on faces of an LFW folder. Writes
+benchmarks/results/runtime.csv.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import lfw
+from benchmarks.lfw import Cell
+from indexer.types import Precision
+from indexer.vision import runtime
+from indexer.vision.files import ModelFiles
+from indexer.vision.packs import SFACE, ModelFile
+from indexer.vision.pipeline import Options
+from indexer.vision.runtime import Session, Threads
+
+BASE = ("onnxruntime", Precision.FLOAT32)
+WAYS = (("openvino", Precision.FLOAT32), ("openvino", Precision.NATIVE), BASE)
+BATCHES = (1, 8, 16)
+ROUNDS = 40
+WARM_UP = 3
+FACES = 200
+
+
+def median_ms(calls: list[Callable[[], object]]) -> list[float]:
+    """The median time of each call, all of them taking turns for ROUNDS rounds."""
+    for _ in range(WARM_UP):
+        for call in calls:
+            call()
+    times = np.empty((ROUNDS, len(calls)))
+    for row in times:
+        for index, call in enumerate(calls):
+            begun = time.perf_counter()
+            call()
+            row[index] = 1000 * (time.perf_counter() - begun)
+    return [float(value) for value in np.median(times, axis=0)]
+
+
+def time_network(name: str, model: bytes, side: int) -> list[dict[str, Cell]]:
+    """Each runtime and batch, on noise: the time does not depend on what is seen."""
+    installed = runtime.engines()
+    ways = [way for way in WAYS if way[0] in installed]
+    sessions = [runtime.load(model, precision, Threads(), engine) for engine, precision in ways]
+    rows: list[dict[str, Cell]] = []
+    for batch in BATCHES:
+        noise = np.random.default_rng(0).integers(0, 256, (batch, 3, side, side)).astype(np.float32)
+        times = median_ms([_call(session, noise) for session in sessions])
+        base = times[ways.index(BASE)]
+        for (engine, precision), taken in zip(ways, times, strict=True):
+            rows.append(
+                {
+                    "what": f"{name} {side} x {side}",
+                    "runtime": engine,
+                    "precision": str(precision),
+                    "batch": batch,
+                    "ms_a_batch": taken,
+                    "ms_an_image": taken / batch,
+                    "of_onnxruntime": taken / base,
+                }
+            )
+        print(f"{name}, batch {batch}: done", file=sys.stderr, flush=True)
+    return rows
+
+
+def _call(session: Session, batch: runtime.Tensor) -> Callable[[], object]:
+    return lambda: session.run(batch)
+
+
+def compare_precisions(folder: Path) -> list[dict[str, Cell]]:
+    """Cosines between the embeddings of the same faces in native precision and in float32, whole pipeline."""
+    shots = lfw.list_shots(folder)
+    shots = shots[:: max(1, len(shots) // FACES)][:FACES]
+    exact, native = (
+        lfw.embed(lfw.load_pipeline(SFACE, Options(precision=precision)), shots)
+        for precision in (Precision.FLOAT32, Precision.NATIVE)
+    )
+    cosines = (exact.vectors * native.vectors).sum(1)
+    scores = np.abs(exact.vectors @ exact.vectors.T - native.vectors @ native.vectors.T)
+    return [
+        {"what": f"cosine native to float32, {len(cosines)} faces, mean", "value": float(cosines.mean())},
+        {"what": f"cosine native to float32, {len(cosines)} faces, min", "value": float(cosines.min())},
+        {"what": "change of a score between two faces, mean", "value": float(scores.mean())},
+        {"what": "change of a score between two faces, max", "value": float(scores.max())},
+    ]
+
+
+def main() -> None:
+    folder = lfw.arguments(__doc__).parse_args().folder
+    rows: list[dict[str, Cell]] = []
+    with tempfile.TemporaryDirectory() as models:
+        files = ModelFiles(Path(models))
+        networks: tuple[tuple[str, ModelFile, int], ...] = (
+            ("YuNet", SFACE.detector, 256),
+            ("SFace", SFACE.embedder, 112),
+        )
+        for name, file, side in networks:
+            rows += time_network(name, files.prepared(file), side)
+    lfw.write_results(lfw.RESULTS / "runtime.csv", rows + compare_precisions(folder))
+
+
+if __name__ == "__main__":
+    main()

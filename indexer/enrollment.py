@@ -1,0 +1,188 @@
+"""Photos -> committed faces: resumable, idempotent, told row by row.
+
+Workers take chunks of photos through reading, decoding, detecting and embedding, side by side; one thread commits
+the chunks in order. What is committed is acknowledged; a run that ends early, however it ends, goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from indexer.errors import Conflict, NotFound, RejectedImage
+from indexer.gallery.store import Enrolled, NewFace, Store
+from indexer.sources import Row
+from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
+from indexer.vision.packs import Pack
+from indexer.vision.pipeline import FacePipeline
+
+CHUNK = 16
+"""Photos that one worker takes at a time, and that are committed together."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one row. `message` says more where it was rejected."""
+
+    image: str
+    external_id: str
+    outcome: Outcome
+    reason: Reason | None = None
+    face_id: int | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A row with everything found out about it but not committed: its face, or its rejection, or neither where the
+    gallery has the image already."""
+
+    row: Row
+    image_sha256: str = ""
+    face: Face | None = None
+    rejection: RejectedImage | None = None
+    known_face: int | None = None
+
+
+class Enroller:
+    """Enrols rows into one gallery. `workers` chunks are on their way at a time."""
+
+    def __init__(
+        self, store: Store, pipeline: FacePipeline, gallery: Gallery, max_image_bytes: int, workers: int
+    ) -> None:
+        self._store = store
+        self._pipeline = pipeline
+        self._gallery = gallery
+        self._max_bytes = max_image_bytes
+        self._workers = workers
+
+    def enroll(self, rows: Sequence[Row], pick: Pick = Pick.ONLY) -> Generator[Result]:
+        """One result a row, in order, each yielded after it is committed. Close the iterator to stop early."""
+        self._pipeline.load()
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="enroll")
+        waiting: deque[Future[list[_Prepared]]] = deque()
+        try:
+            for start in range(0, len(rows), CHUNK):
+                waiting.append(pool.submit(self._prepare, rows[start : start + CHUNK], pick))
+                if len(waiting) >= 2 * self._workers:
+                    yield from self._commit(waiting.popleft().result())
+            while waiting:
+                yield from self._commit(waiting.popleft().result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, rows: Sequence[Row], pick: Pick) -> list[_Prepared]:
+        read = [self._read(row) for row in rows]
+        images = [image for image in read if isinstance(image, bytes)]
+        hashes = [sha256(image) for image in images]
+        known = self._store.known_images(self._gallery.id, hashes)
+        seen = iter(
+            self._pipeline.describe(
+                [image for image, sha in zip(images, hashes, strict=True) if sha not in known], pick, gate=True
+            )
+        )
+        shas = iter(hashes)
+        prepared = []
+        for row, image in zip(rows, read, strict=True):
+            if isinstance(image, RejectedImage):
+                prepared.append(_Prepared(row, rejection=image))
+                continue
+            sha = next(shas)
+            there = known.get(sha)
+            if there is None:
+                answer = next(seen)
+                prepared.append(_Prepared(row, sha, next(iter(answer.faces), None), answer.rejection))
+            elif there.external_id == row.person.external_id:
+                prepared.append(_Prepared(row, sha, known_face=there.face_id))
+            else:
+                prepared.append(_Prepared(row, sha, rejection=another_identity(there.external_id)))
+        return prepared
+
+    def _read(self, row: Row) -> bytes | RejectedImage:
+        try:
+            return row.read(self._max_bytes)
+        except RejectedImage as rejection:
+            return rejection
+
+    def _commit(self, prepared: Sequence[_Prepared]) -> list[Result]:
+        new = [
+            NewFace(p.row.person, p.image_sha256, p.face)
+            for p in prepared
+            if p.face is not None and p.rejection is None
+        ]
+        there = [p.row.person for p in prepared if p.known_face is not None]
+        became = iter(self._store.enroll(self._gallery.id, new, there) if new or any(map(_says, there)) else ())
+        results = []
+        for p in prepared:
+            if p.rejection is not None:
+                results.append(_rejected(p.row, p.rejection))
+            elif p.known_face is not None:
+                results.append(_result(p.row, Outcome.UNCHANGED, p.known_face))
+            else:
+                results.append(_enrolled(p.row, next(became)))
+        return results
+
+
+def open_gallery(store: Store, name: str, pack: Pack | None, default: Pack, create: bool) -> Gallery:
+    """The gallery of that name, made with `pack` (or `default`) where it is missing and `create` is set.
+
+    Raises NotFound, and Conflict when it is bound to another pack than the one asked for.
+    """
+    try:
+        gallery = store.gallery(name)
+    except NotFound:
+        if not create:
+            raise
+        chosen = pack or default
+        try:
+            return store.create_gallery(name, chosen.name, chosen.fingerprint, chosen.dim)
+        except Conflict:  # somebody else made it this moment
+            gallery = store.gallery(name)
+    if pack is not None and gallery.model != pack.name:
+        raise Conflict(
+            f"gallery {name!r} is bound to model pack {gallery.model!r}, and {pack.name!r} was asked for; "
+            "a gallery never mixes packs",
+            code="model_mismatch",
+        )
+    return gallery
+
+
+def check_pack(gallery: Gallery, pack: Pack) -> None:
+    """Raises Conflict when the gallery's embeddings were made by another state of the pack."""
+    if (gallery.model, gallery.fingerprint, gallery.dim) != (pack.name, pack.fingerprint, pack.dim):
+        raise Conflict(
+            f"gallery {gallery.name!r} was made with {gallery.model} {gallery.fingerprint}, and this is "
+            f"{pack.name} {pack.fingerprint}: their embeddings cannot be compared",
+            code="model_mismatch",
+        )
+
+
+def another_identity(owner: str) -> RejectedImage:
+    return RejectedImage(
+        f"the same image is enrolled for identity {owner!r}; delete that face first if it is the wrong person's",
+        code=Reason.LOOKS_LIKE_ANOTHER_IDENTITY,
+        details={"external_id": owner},
+    )
+
+
+def _says(person: Person) -> bool:
+    """Whether anything is said of a person beyond their id."""
+    return any((person.name, person.valid_from, person.valid_until, person.metadata))
+
+
+def _result(row: Row, outcome: Outcome, face_id: int | None) -> Result:
+    return Result(row.image, row.person.external_id, outcome, face_id=face_id)
+
+
+def _rejected(row: Row, rejection: RejectedImage) -> Result:
+    return Result(
+        row.image, row.person.external_id, Outcome.REJECTED, Reason(rejection.code), message=rejection.message
+    )
+
+
+def _enrolled(row: Row, became: Enrolled) -> Result:
+    if became.outcome is Outcome.REJECTED:
+        return _rejected(row, another_identity(became.owner or ""))
+    return _result(row, became.outcome, became.face_id)

@@ -1,0 +1,91 @@
+"""The change log: how an index learns what happened to its gallery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+
+from indexer.errors import NotFound
+from indexer.gallery.clock import now
+from indexer.gallery.schema import ChangeRow, GalleryRow
+
+
+class Kind(StrEnum):
+    FACE_ADDED = "face_added"
+    FACE_REMOVED = "face_removed"
+    IDENTITY_CHANGED = "identity_changed"
+    """It is new, or its name, metadata or dates are."""
+    IDENTITY_REMOVED = "identity_removed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What happened, before it has a number. `face_id` is None where it concerns the identity alone."""
+
+    kind: Kind
+    identity_id: int
+    face_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    seq: int
+    entry: Entry
+
+
+def lock(session: Session, gallery_id: int) -> int:
+    """Keeps others from changing the gallery until the transaction ends; the number of its last change.
+
+    So changes are committed in the order of their numbers: whoever reads change N has N - 1 as well.
+    Raises NotFound when the gallery was deleted meanwhile.
+    """
+    seq = session.scalar(
+        update(GalleryRow)
+        .where(GalleryRow.id == gallery_id)
+        .values(seq=GalleryRow.seq)
+        .returning(GalleryRow.seq)
+        .execution_options(synchronize_session=False)
+    )
+    if seq is None:
+        raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
+    return seq
+
+
+def record(session: Session, gallery_id: int, last: int, entries: Sequence[Entry]) -> None:
+    """Appends `entries` after number `last`, which `lock` returned in the same transaction."""
+    if not entries:
+        return
+    at = now()
+    rows = [
+        {
+            "gallery_id": gallery_id,
+            "seq": last + i,
+            "kind": str(entry.kind),
+            "identity_id": entry.identity_id,
+            "face_id": entry.face_id,
+            "at": at,
+        }
+        for i, entry in enumerate(entries, 1)
+    ]
+    session.execute(insert(ChangeRow), rows)
+    session.execute(
+        update(GalleryRow)
+        .where(GalleryRow.id == gallery_id)
+        .values(seq=last + len(rows))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def since(session: Session, gallery_id: int, seq: int, limit: int) -> list[Change]:
+    """The next changes after number `seq`, in order, `limit` at most."""
+    rows = session.scalars(
+        select(ChangeRow)
+        .where(ChangeRow.gallery_id == gallery_id, ChangeRow.seq > seq)
+        .order_by(ChangeRow.seq)
+        .limit(limit)
+    )
+    return [Change(r.seq, Entry(Kind(r.kind), r.identity_id, r.face_id)) for r in rows]

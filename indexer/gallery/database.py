@@ -1,0 +1,113 @@
+"""Opening the database: SQLite in one file, or PostgreSQL by URL; and bringing its tables up to date."""
+
+from __future__ import annotations
+
+import importlib.resources
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+from indexer.errors import InvalidSetting, StorageUnavailable
+
+BUSY_SECONDS = 30
+"""How long a writer waits for another one in SQLite before it gives up."""
+
+MIGRATION_LOCK = 0x77686F73
+"""Key of the PostgreSQL advisory lock under which one process migrates and the others wait."""
+
+
+def open_database(url: str) -> Engine:
+    """An engine for `sqlite:///FILE` or `postgresql://...`. Connects lazily. Raises InvalidSetting on another URL."""
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except ArgumentError as error:
+        raise InvalidSetting(f"the database URL cannot be read: {error}") from error
+    if backend == "postgresql":
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        try:
+            return create_engine(parsed, pool_pre_ping=True)
+        except NoSuchModuleError as error:
+            raise InvalidSetting(f"the database URL names a driver that is not there: {error}") from error
+    if backend == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    raise InvalidSetting(f"databases of kind {backend!r} are not supported; expected sqlite:///... or postgresql://...")
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # what is acknowledged outlives a power cut, not only a crash
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Writers take the lock at once: taking it later fails when somebody wrote in between."""
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Database failures as StorageUnavailable."""
+    try:
+        yield
+    except OperationalError as error:
+        raise StorageUnavailable(f"the database does not answer: {error.orig}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise StorageUnavailable(f"the connection to the database was lost: {error.orig}") from error
+        raise
+
+
+def migrate(engine: Engine) -> None:
+    """Brings the tables to the newest version; returns at once where they are. Safe to run by several at a time."""
+    with storage_errors():
+        if current_version(engine) == newest_version():
+            return
+        from alembic import command
+
+        with engine.connect().execution_options(writing=True) as connection, connection.begin():
+            if engine.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def current_version(engine: Engine) -> str | None:
+    """The migration the database is at; None when it is empty."""
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def newest_version() -> str:
+    """The migration this program expects."""
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(_alembic_config()).get_current_head()
+    assert head is not None  # noqa: S101 (there is always a first migration)
+    return head
+
+
+def _alembic_config() -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(importlib.resources.files("migrations")))
+    return config

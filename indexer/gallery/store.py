@@ -1,0 +1,480 @@
+"""Every query on the truth. Rows go in and come out as the frozen values of `indexer.types`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine, Select, delete, func, insert, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from indexer.errors import Conflict, InvalidRequest, NotFound
+from indexer.gallery import changes
+from indexer.gallery.changes import Change, Entry, Kind
+from indexer.gallery.clock import now
+from indexer.gallery.database import storage_errors
+from indexer.gallery.schema import LONGEST_NAME, FaceRow, GalleryRow, IdentityRow
+from indexer.types import (
+    Box,
+    Detection,
+    Face,
+    Gallery,
+    Identity,
+    Outcome,
+    Person,
+    Quality,
+    Reason,
+    StoredFace,
+    Vectors,
+    vector_to_bytes,
+    vectors_from_bytes,
+)
+
+IN_ONE_QUERY = 500
+"""Values bound in one `IN (...)`: SQLite allowed 999 parameters before version 3.32."""
+
+
+@dataclass(frozen=True, eq=False)
+class NewFace:
+    """One described face, ready to be enrolled as `person`."""
+
+    person: Person
+    image_sha256: str
+    face: Face
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What became of a NewFace: its face, or whose image it was already."""
+
+    outcome: Outcome
+    face_id: int | None
+    identity_id: int | None
+    owner: str | None = None
+    """The external id of the other person that the same image is enrolled for."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """An image that the gallery holds already."""
+
+    face_id: int
+    identity_id: int
+    external_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class FaceVectors:
+    """Faces as an index wants them: (N,) int64 ids of faces and of their identities, (N, D) float32."""
+
+    face_ids: NDArray[np.int64]
+    identity_ids: NDArray[np.int64]
+    vectors: Vectors
+
+
+class Store:
+    """The truth behind one database. Thread-safe; each call is one transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._readers = engine
+        self._writers = engine.execution_options(writing=True)
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with storage_errors(), Session(self._readers) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with storage_errors(), Session(self._writers) as session, session.begin():
+            yield session
+
+    # Galleries
+
+    def create_gallery(self, name: str, model: str, fingerprint: str, dim: int) -> Gallery:
+        """Raises Conflict when there is one of that name, InvalidRequest when the name is no name."""
+        check_name("a gallery's name", name)
+        if "/" in name:
+            raise InvalidRequest(f"a gallery's name must not hold a slash; got {name!r}")
+        row = GalleryRow(name=name, model=model, fingerprint=fingerprint, dim=dim, seq=0, created_at=now())
+        try:
+            with self._write() as session:
+                session.add(row)
+                session.flush()
+                return _gallery(row)
+        except IntegrityError as error:
+            raise Conflict(f"there is a gallery {name!r} already", code="gallery_exists") from error
+
+    def gallery(self, name: str) -> Gallery:
+        """Raises NotFound."""
+        with self._read() as session:
+            row = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
+            if row is None:
+                raise NotFound(f"there is no gallery {name!r}", code="gallery_not_found")
+            return _gallery(row)
+
+    def galleries(self, after: int = 0, limit: int | None = None) -> list[Gallery]:
+        """Those with an id above `after`, in the order of their making."""
+        query = select(GalleryRow).where(GalleryRow.id > after).order_by(GalleryRow.id).limit(limit)
+        with self._read() as session:
+            return [_gallery(row) for row in session.scalars(query)]
+
+    def delete_gallery(self, name: str) -> Gallery:
+        """Deletes it with everything in it. Raises NotFound."""
+        gallery = self.gallery(name)
+        with self._write() as session:
+            session.execute(delete(GalleryRow).where(GalleryRow.id == gallery.id))
+        return gallery
+
+    def counts(self, gallery_id: int) -> tuple[int, int]:
+        """How many identities and faces a gallery holds."""
+        with self._read() as session:
+            people = session.scalar(select(func.count()).where(IdentityRow.gallery_id == gallery_id))
+            faces = session.scalar(select(func.count()).where(FaceRow.gallery_id == gallery_id))
+            return people or 0, faces or 0
+
+    # Identities
+
+    def put_identity(self, gallery_id: int, person: Person, replace: bool = True) -> tuple[Identity, bool]:
+        """Makes the identity, or with `replace` replaces all that is said of it; whether it is new."""
+        check_person(person)
+        with self._write() as session:
+            last = changes.lock(session, gallery_id)
+            row = _find_identity(session, gallery_id, person.external_id)
+            created = row is None
+            if row is None:
+                row = IdentityRow(**_identity_values(gallery_id, person))
+                session.add(row)
+            if created or (replace and _say(row, person, replace_all=True)):
+                session.flush()
+                changes.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
+            return _identity(row, _face_count(session, row.id)), created
+
+    def identity(self, gallery_id: int, external_id: str) -> Identity:
+        """Raises NotFound."""
+        with self._read() as session:
+            row = _required_identity(session, gallery_id, external_id)
+            return _identity(row, _face_count(session, row.id))
+
+    def identities(self, gallery_id: int, after: int = 0, limit: int | None = None) -> list[Identity]:
+        """Those with an id above `after`, in the order of their making."""
+        query = _with_counts().where(IdentityRow.gallery_id == gallery_id, IdentityRow.id > after)
+        with self._read() as session:
+            rows = session.execute(query.order_by(IdentityRow.id).limit(limit))
+            return [_identity(row, count) for row, count in rows]
+
+    def valid_identities(self, ids: Iterable[int], at: datetime) -> dict[int, Identity]:
+        """Those of `ids` that exist and are valid at that time, by id."""
+        found: dict[int, Identity] = {}
+        query = _with_counts().where(
+            or_(IdentityRow.valid_from.is_(None), IdentityRow.valid_from <= at),
+            or_(IdentityRow.valid_until.is_(None), IdentityRow.valid_until > at),
+        )
+        with self._read() as session:
+            for some in _slices(list(ids)):
+                for row, count in session.execute(query.where(IdentityRow.id.in_(some))):
+                    found[row.id] = _identity(row, count)
+        return found
+
+    def delete_identity(self, gallery_id: int, external_id: str) -> int:
+        """Deletes the person and all their faces; how many faces. Raises NotFound."""
+        with self._write() as session:
+            last = changes.lock(session, gallery_id)
+            row = _required_identity(session, gallery_id, external_id)
+            face_ids = list(session.scalars(select(FaceRow.id).where(FaceRow.identity_id == row.id)))
+            gone = [Entry(Kind.FACE_REMOVED, row.id, face_id) for face_id in face_ids]
+            changes.record(session, gallery_id, last, [*gone, Entry(Kind.IDENTITY_REMOVED, row.id)])
+            session.delete(row)
+            return len(face_ids)
+
+    # Faces
+
+    def known_images(self, gallery_id: int, hashes: Iterable[str]) -> dict[str, Known]:
+        """Which of these images (by SHA-256) are enrolled, and for whom."""
+        with self._read() as session:
+            return _known_images(session, gallery_id, hashes)
+
+    def enroll(self, gallery_id: int, faces: Sequence[NewFace], people: Sequence[Person] = ()) -> list[Enrolled]:
+        """Enrols `faces` in one transaction, making the identities that are missing.
+
+        What is said of a person (in `faces`, or in `people`, who get no new face) updates the identity where it
+        differs; what is not said is kept. An image that is enrolled already changes nothing: `unchanged` for the
+        same person, `rejected` for another one.
+        """
+        for person in (*people, *(new.person for new in faces)):
+            check_person(person)
+        with self._write() as session:
+            last = changes.lock(session, gallery_id)
+            known = _known_images(session, gallery_id, [new.image_sha256 for new in faces])
+            ours, owners = _first_of_each_image(faces, known)
+            welcome = [new.person for new in faces if owners[new.image_sha256] == new.person.external_id]
+            ids, entries = _upsert(session, gallery_id, people, welcome)
+            rows = [_face_values(gallery_id, ids[new.person.external_id], new) for new in ours]
+            face_ids = _insert_all(session, FaceRow, rows)
+            made = {
+                new.image_sha256: Known(face_id, ids[new.person.external_id], new.person.external_id)
+                for new, face_id in zip(ours, face_ids, strict=True)
+            }
+            entries += [Entry(Kind.FACE_ADDED, face.identity_id, face.face_id) for face in made.values()]
+            changes.record(session, gallery_id, last, entries)
+            firsts = {id(new) for new in ours}
+            return [_became(new, {**known, **made}[new.image_sha256], id(new) in firsts) for new in faces]
+
+    def faces(self, gallery_id: int, external_id: str, after: int = 0, limit: int | None = None) -> list[StoredFace]:
+        """A person's faces with an id above `after`, in the order of their enrolment. Raises NotFound."""
+        with self._read() as session:
+            person = _required_identity(session, gallery_id, external_id)
+            query = select(FaceRow).where(FaceRow.identity_id == person.id, FaceRow.id > after)
+            return [_face(row) for row in session.scalars(query.order_by(FaceRow.id).limit(limit))]
+
+    def face(self, gallery_id: int, face_id: int) -> StoredFace:
+        """Raises NotFound."""
+        with self._read() as session:
+            return _face(_required_face(session, gallery_id, face_id))
+
+    def delete_face(self, gallery_id: int, face_id: int) -> None:
+        """The identity stays, also without faces. Raises NotFound."""
+        with self._write() as session:
+            last = changes.lock(session, gallery_id)
+            row = _required_face(session, gallery_id, face_id)
+            changes.record(session, gallery_id, last, [Entry(Kind.FACE_REMOVED, row.identity_id, row.id)])
+            session.delete(row)
+
+    # What indexes follow
+
+    def last_change(self, gallery_id: int) -> int | None:
+        """Number of the gallery's last change; None when the gallery is gone."""
+        with self._read() as session:
+            return session.scalar(select(GalleryRow.seq).where(GalleryRow.id == gallery_id))
+
+    def changes_since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
+        with self._read() as session:
+            return changes.since(session, gallery_id, seq, limit)
+
+    def vectors_of(self, gallery_id: int, dim: int, face_ids: Sequence[int]) -> FaceVectors:
+        """The embeddings of these faces; those that are gone are left out."""
+        query = select(FaceRow.id, FaceRow.identity_id, FaceRow.embedding).where(FaceRow.gallery_id == gallery_id)
+        rows: list[Any] = []
+        with self._read() as session:
+            for some in _slices(face_ids):
+                rows += session.execute(query.where(FaceRow.id.in_(some))).all()
+        return _face_vectors(rows, dim)
+
+    def all_vectors(self, gallery_id: int, dim: int, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:
+        """The number of the last change, and the embeddings of all faces that were there then, in the order of
+        their ids, `at_once` at a time. Faces added while this runs may be among them; the log tells of them again."""
+        seq = self.last_change(gallery_id) or 0
+        return seq, self._stream(gallery_id, dim, at_once)
+
+    def _stream(self, gallery_id: int, dim: int, at_once: int) -> Iterator[FaceVectors]:
+        after = 0
+        query = select(FaceRow.id, FaceRow.identity_id, FaceRow.embedding).where(FaceRow.gallery_id == gallery_id)
+        while True:
+            with self._read() as session:
+                rows = session.execute(query.where(FaceRow.id > after).order_by(FaceRow.id).limit(at_once)).all()
+            if not rows:
+                return
+            after = rows[-1].id
+            yield _face_vectors(rows, dim)
+
+
+def check_name(what: str, value: str) -> None:
+    """Raises InvalidRequest unless `value` is 1 to LONGEST_NAME visible characters on one line."""
+    if not value or value != value.strip() or not value.isprintable() or len(value) > LONGEST_NAME:
+        raise InvalidRequest(
+            f"{what} must be 1 to {LONGEST_NAME} printable characters without space around them; got {value!r}"
+        )
+
+
+def check_person(person: Person) -> None:
+    """Raises InvalidRequest on a bad id or name, or dates in the wrong order."""
+    check_name("an external_id", person.external_id)
+    if person.name is not None:
+        check_name("a name", person.name)
+    start, end = person.valid_from, person.valid_until
+    if start is not None and end is not None and end <= start:
+        raise InvalidRequest(f"valid_until ({end.isoformat()}) must be after valid_from ({start.isoformat()})")
+
+
+def _known_images(session: Session, gallery_id: int, hashes: Iterable[str]) -> dict[str, Known]:
+    query = (
+        select(FaceRow.image_sha256, FaceRow.id, IdentityRow.id, IdentityRow.external_id)
+        .join(IdentityRow, IdentityRow.id == FaceRow.identity_id)
+        .where(FaceRow.gallery_id == gallery_id)
+    )
+    known: dict[str, Known] = {}
+    for some in _slices(list(set(hashes))):
+        for sha, face_id, identity_id, owner in session.execute(query.where(FaceRow.image_sha256.in_(some))):
+            known[sha] = Known(face_id, identity_id, owner)
+    return known
+
+
+def _first_of_each_image(faces: Sequence[NewFace], known: Mapping[str, Known]) -> tuple[list[NewFace], dict[str, str]]:
+    """The faces whose image is new, each image once; and whose every image is, by external id."""
+    owners = {sha: face.external_id for sha, face in known.items()}
+    first: list[NewFace] = []
+    for new in faces:
+        if new.image_sha256 not in owners:
+            owners[new.image_sha256] = new.person.external_id
+            first.append(new)
+    return first, owners
+
+
+def _upsert(
+    session: Session, gallery_id: int, there: Sequence[Person], needed: Sequence[Person]
+) -> tuple[dict[str, int], list[Entry]]:
+    """Updates the identities of `there` and `needed` and makes those of `needed` that are missing; ids by external
+    id, and what changed."""
+    people = (*there, *needed)
+    query = select(IdentityRow).where(IdentityRow.gallery_id == gallery_id)
+    rows: dict[str, IdentityRow] = {}
+    for some in _slices(list({person.external_id for person in people})):
+        rows |= {r.external_id: r for r in session.scalars(query.where(IdentityRow.external_id.in_(some)))}
+    missing = list({p.external_id: p for p in needed if p.external_id not in rows}.values())
+    new_ids = _insert_all(session, IdentityRow, [_identity_values(gallery_id, person) for person in missing])
+    ids = {external_id: row.id for external_id, row in rows.items()}
+    ids |= {person.external_id: new_id for person, new_id in zip(missing, new_ids, strict=True)}
+    changed = dict.fromkeys(new_ids)
+    for person in people:
+        row = rows.get(person.external_id)
+        if row is not None and _say(row, person, replace_all=False):
+            changed[row.id] = None
+    session.flush()
+    return ids, [Entry(Kind.IDENTITY_CHANGED, identity_id) for identity_id in changed]
+
+
+def _insert_all(session: Session, table: type[FaceRow | IdentityRow], rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The new ids, in the order of `rows`."""
+    if not rows:
+        return []
+    return list(session.scalars(insert(table).returning(table.id, sort_by_parameter_order=True), list(rows)))
+
+
+def _became(new: NewFace, stored: Known, is_new: bool) -> Enrolled:
+    if stored.external_id != new.person.external_id:
+        return Enrolled(Outcome.REJECTED, None, None, stored.external_id)
+    return Enrolled(Outcome.ENROLLED if is_new else Outcome.UNCHANGED, stored.face_id, stored.identity_id)
+
+
+def _slices(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), IN_ONE_QUERY):
+        yield values[start : start + IN_ONE_QUERY]
+
+
+def _find_identity(session: Session, gallery_id: int, external_id: str) -> IdentityRow | None:
+    return session.scalar(
+        select(IdentityRow).where(IdentityRow.gallery_id == gallery_id, IdentityRow.external_id == external_id)
+    )
+
+
+def _required_identity(session: Session, gallery_id: int, external_id: str) -> IdentityRow:
+    row = _find_identity(session, gallery_id, external_id)
+    if row is None:
+        raise NotFound(f"there is no identity {external_id!r} in this gallery", code="identity_not_found")
+    return row
+
+
+def _required_face(session: Session, gallery_id: int, face_id: int) -> FaceRow:
+    row = session.scalar(select(FaceRow).where(FaceRow.gallery_id == gallery_id, FaceRow.id == face_id))
+    if row is None:
+        raise NotFound(f"there is no face {face_id} in this gallery", code="face_not_found")
+    return row
+
+
+def _identity_values(gallery_id: int, person: Person) -> dict[str, Any]:
+    at = now()
+    return {
+        "gallery_id": gallery_id,
+        "external_id": person.external_id,
+        "name": person.name,
+        "details": dict(person.metadata),
+        "valid_from": person.valid_from,
+        "valid_until": person.valid_until,
+        "created_at": at,
+        "updated_at": at,
+    }
+
+
+def _say(row: IdentityRow, person: Person, replace_all: bool) -> bool:
+    """Writes what is said of a person to their row; whether that changed anything."""
+    said: dict[str, Any] = {
+        "name": person.name,
+        "valid_from": person.valid_from,
+        "valid_until": person.valid_until,
+        "details": dict(person.metadata) if replace_all else {**row.details, **person.metadata},
+    }
+    new = {k: v for k, v in said.items() if getattr(row, k) != v and (replace_all or v is not None)}
+    for key, value in new.items():
+        setattr(row, key, value)
+    if new:
+        row.updated_at = now()
+    return bool(new)
+
+
+def _with_counts() -> Select[Any]:
+    count = select(func.count()).where(FaceRow.identity_id == IdentityRow.id).scalar_subquery()
+    return select(IdentityRow, count)
+
+
+def _face_count(session: Session, identity_id: int) -> int:
+    return session.scalar(select(func.count()).where(FaceRow.identity_id == identity_id)) or 0
+
+
+def _face_values(gallery_id: int, identity_id: int, new: NewFace) -> Mapping[str, Any]:
+    detection, quality = new.face.detection, new.face.quality
+    box = detection.box
+    return {
+        "gallery_id": gallery_id,
+        "identity_id": identity_id,
+        "image_sha256": new.image_sha256,
+        "box": [round(v, 2) for v in (box.x, box.y, box.w, box.h)],
+        "landmarks": [[round(float(v), 2) for v in point] for point in detection.landmarks],
+        "detection_score": round(detection.score, 4),
+        "quality": {**asdict(quality), "reasons": [str(reason) for reason in quality.reasons]},
+        "embedding": vector_to_bytes(new.face.embedding),
+        "created_at": now(),
+    }
+
+
+def _gallery(row: GalleryRow) -> Gallery:
+    return Gallery(row.id, row.name, row.model, row.fingerprint, row.dim, row.seq, row.created_at)
+
+
+def _identity(row: IdentityRow, faces: int) -> Identity:
+    return Identity(
+        row.id,
+        row.external_id,
+        row.name,
+        row.details,
+        row.valid_from,
+        row.valid_until,
+        faces,
+        row.created_at,
+        row.updated_at,
+    )
+
+
+def _face(row: FaceRow) -> StoredFace:
+    quality = {**row.quality, "reasons": tuple(Reason(r) for r in row.quality.get("reasons", ()))}
+    return StoredFace(
+        row.id,
+        row.identity_id,
+        row.image_sha256,
+        Detection(Box(*row.box), np.asarray(row.landmarks, dtype=np.float32), row.detection_score),
+        Quality(**quality),
+        row.created_at,
+    )
+
+
+def _face_vectors(rows: Sequence[Any], dim: int) -> FaceVectors:
+    return FaceVectors(
+        np.array([r.id for r in rows], dtype=np.int64),
+        np.array([r.identity_id for r in rows], dtype=np.int64),
+        vectors_from_bytes([r.embedding for r in rows], dim),
+    )

@@ -1,0 +1,106 @@
+"""Typed settings, read once at the edges from WHOSTHERE_... variables and handed on as values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from pydantic import Field, ValidationError, computed_field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from indexer.errors import InvalidSetting
+from indexer.types import Precision
+
+PREFIX = "WHOSTHERE_"
+
+
+class Settings(BaseSettings):
+    """Every setting; `docs/settings.md` is written from these descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("whosthere", appauthor=False)),
+        description="Folder of everything that is kept: the SQLite database, index snapshots and models.",
+    )
+    database_url: str = Field(
+        default="",
+        description="Where the truth lives: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. "
+        "Without it, `whosthere.db` in the home folder.",
+    )
+    model: str = Field(default="sface", description="Model pack that new galleries are bound to.")
+    precision: Precision = Field(
+        default=Precision.NATIVE,
+        description="`native` lets the embedder compute in bfloat16 where the CPU is made for it (3 times as fast, "
+        "mean cosine over 0.9999 to float32); `float32` computes the same numbers on every CPU.",
+    )
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="Threads the networks may use; 0 takes every core this process has."
+    )
+    max_image_bytes: int = Field(
+        default=32 * 2**20, ge=1024, description="Images with more bytes are refused as `image_too_large`."
+    )
+    max_image_pixels: int = Field(
+        default=100_000_000, ge=10_000, description="Images with more pixels are refused before they are decoded."
+    )
+    fpir: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="False positive identification rate wanted where a search names neither `fpir` nor `threshold`: "
+        "the share of strangers that may be answered with a match.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address that `serve` listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port that `serve` listens on; 0 takes a free one.")
+    max_body_bytes: int = Field(
+        default=64 * 2**20, ge=1024, description="Requests with a larger body are refused with 413."
+    )
+    max_batch: int = Field(
+        default=16, ge=1, le=256, description="How many probes that arrive together are computed in one batch."
+    )
+    max_waiting: int = Field(
+        default=256, ge=1, description="How many images may wait for the networks before requests get 429."
+    )
+
+    def model_post_init(self, _: Any) -> None:
+        if not self.database_url:
+            object.__setattr__(self, "database_url", f"sqlite:///{self.home / 'whosthere.db'}")
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def models_folder(self) -> Path:
+        return self.home / "models"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def indexes_folder(self) -> Path:
+        return self.home / "indexes"
+
+
+def read_settings(environment: Mapping[str, str] | None = None, **given: object) -> Settings:
+    """The settings of this process; `given` (from the command line) go before the environment.
+
+    Raises InvalidSetting, which names the variable, for an unknown name or a bad value.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, object] = {}
+    for name, value in environment.items():
+        if not name.startswith(PREFIX):
+            continue
+        key = name.removeprefix(PREFIX).lower()
+        if key not in Settings.model_fields:
+            close = get_close_matches(key, Settings.model_fields, 1)
+            hint = f"; did you mean {PREFIX}{close[0].upper()}?" if close else ""
+            raise InvalidSetting(f"there is no setting {name}{hint}")
+        values[key] = value
+    values |= {key: value for key, value in given.items() if value is not None}
+    try:
+        return Settings(**values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        raise InvalidSetting(f"{name} is {first.get('input')!r}: {first['msg']}") from error

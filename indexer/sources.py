@@ -1,0 +1,389 @@
+"""What people hand over to be enrolled: folders, files, ZIPs and manifests, read as rows.
+
+A row is one photo and whom it shows, or why the row itself is wrong. Nothing is decoded here, and photos are read
+only when their turn comes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path, PurePosixPath
+
+from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
+from indexer.gallery.store import check_person
+from indexer.types import Person, Reason
+
+IMAGE_NAMES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".heic",
+        ".heif",
+        ".hif",
+        ".avif",
+        ".gif",
+    ]
+)
+"""Endings by which a folder's files count as photos. Files named one by one always do."""
+
+MANIFEST = "manifest.csv"
+"""The manifest that a folder or ZIP may bring along at its top."""
+
+COLUMNS = ("image", "external_id", "name", "valid_from", "valid_until")
+MAX_MANIFEST_BYTES = 64 * 2**20
+"""A million rows of 60 characters."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`image` is how people know the photo. `read` returns its bytes, at most the given number; it raises
+    RejectedImage. `wrong` is set instead when there is nothing to read."""
+
+    image: str
+    person: Person
+    read: Callable[[int], bytes]
+    wrong: RejectedImage | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Somewhere photos lie: a folder or an open ZIP. `names` are relative, with forward slashes."""
+
+    label: str
+    names: Sequence[str]
+    reader: Callable[[str], Callable[[int], bytes]]
+    folder: Path | None = None
+    unsafe: Sequence[str] = ()
+    known: frozenset[str] = field(default_factory=frozenset)
+
+
+def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
+    """The rows of everything in `paths`.
+
+    A folder of folders is one identity a folder; loose files are one identity a stem; a `manifest.csv` at the top
+    of a folder or ZIP, or the one given, says it all instead. With a manifest given, images are looked for beside
+    it, then in `paths`. Raises InvalidRequest: a path that is not there, a ZIP or manifest that cannot be read.
+    """
+    for path in paths:
+        if not path.exists():
+            raise InvalidRequest(f"there is no {path}; expected a folder, an image or a ZIP")
+    if manifest is not None:
+        if not manifest.is_file():
+            raise InvalidRequest(f"there is no manifest {manifest}")
+        places = [_folder(manifest.parent), *(_place(path) for path in paths if path.is_dir() or _is_zip(path))]
+        return _manifest_rows(_read_manifest(manifest), str(manifest), places)
+    rows: list[Row] = []
+    for path in paths:
+        rows += _rows_of_place(_place(path)) if path.is_dir() or _is_zip(path) else [_loose(path)]
+    return rows
+
+
+def identity_of_stem(stem: str) -> str:
+    """`ana_1` and `ana_02` are both `ana`; a number that stands alone is the identity itself."""
+    return re.sub(r"_\d+$", "", stem) or stem
+
+
+# Places
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
+def _place(path: Path) -> _Place:
+    return _folder(path) if path.is_dir() else _zip(path)
+
+
+def _folder(root: Path) -> _Place:
+    def reader(name: str) -> Callable[[int], bytes]:
+        return _file_reader(root / name)
+
+    return _Place(str(root), (), reader, folder=root)
+
+
+def _folder_names(root: Path) -> list[str]:
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower() in IMAGE_NAMES and not _hidden(path.relative_to(root).parts) and path.is_file()
+    )
+
+
+def _file_reader(path: Path) -> Callable[[int], bytes]:
+    def read(limit: int) -> bytes:
+        try:
+            size = path.stat().st_size
+            if size > limit:
+                raise RejectedImage(
+                    f"the file has {size:,} bytes, more than the {limit:,} allowed", code=Reason.IMAGE_TOO_LARGE
+                )
+            return path.read_bytes()
+        except OSError as error:
+            raise RejectedImage(
+                f"the file cannot be read: {error.strerror or error}", code=Reason.UNREADABLE_IMAGE
+            ) from error
+
+    return read
+
+
+def _zip(path: Path) -> _Place:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InvalidRequest(f"{path} is not a ZIP that can be read: {error}") from error
+    entries = {e.filename: e for e in archive.infolist() if not e.is_dir()}
+    unsafe = [name for name in entries if _escapes(name)]
+    visible = [n for n in entries if n not in unsafe and not _hidden(PurePosixPath(n).parts)]
+    root = _common_root(visible)
+    names = {name.removeprefix(root): entries[name] for name in visible}
+
+    def reader(name: str) -> Callable[[int], bytes]:
+        return _entry_reader(archive, names[name])
+
+    return _Place(str(path), sorted(names), reader, unsafe=unsafe, known=frozenset(names))
+
+
+def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[[int], bytes]:
+    def read(limit: int) -> bytes:
+        too_large = RejectedImage(
+            f"the archive entry unpacks to more than the {limit:,} bytes allowed", code=Reason.IMAGE_TOO_LARGE
+        )
+        if entry.file_size > limit:
+            raise too_large
+        try:
+            with archive.open(entry) as file:
+                data = file.read(limit + 1)  # the header's size may lie
+        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError, ValueError) as error:
+            raise RejectedImage(f"the archive entry cannot be read: {error}", code=Reason.UNREADABLE_IMAGE) from error
+        if len(data) > limit:
+            raise too_large
+        return data
+
+    return read
+
+
+def _escapes(name: str) -> bool:
+    """Whether an entry's name points out of the archive."""
+    plain = name.replace("\\", "/")
+    return plain.startswith("/") or ".." in plain.split("/") or bool(re.match(r"^[A-Za-z]:", plain))
+
+
+def _hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def _common_root(names: Sequence[str]) -> str:
+    """The folder that the whole archive was packed from, with its slash, if everything lies in folders of it."""
+    tops = {PurePosixPath(name).parts[0] for name in names}
+    if len(tops) != 1 or not all("/" in name for name in names):
+        return ""
+    (top,) = tops
+    inner = [name.removeprefix(f"{top}/") for name in names]
+    packed = MANIFEST in inner or any("/" in name for name in inner)
+    return f"{top}/" if packed else ""
+
+
+# Rows
+
+
+def _rows_of_place(place: _Place) -> list[Row]:
+    rows = [
+        _wrong(name, "", f"the archive entry {name!r} points out of the archive", Reason.INVALID_ROW)
+        for name in place.unsafe
+    ]
+    manifest = _manifest_of(place)
+    if manifest is not None:
+        return rows + _manifest_rows(manifest, f"{place.label}/{MANIFEST}", [place])
+    names = _folder_names(place.folder) if place.folder is not None else place.names
+    return rows + [
+        _row(f"{place.label}/{name}", Person(_identity_of_name(name)), place.reader(name))
+        for name in names
+        if PurePosixPath(name).suffix.lower() in IMAGE_NAMES
+    ]
+
+
+def _loose(path: Path) -> Row:
+    return _row(str(path), Person(identity_of_stem(path.stem)), _file_reader(path))
+
+
+def _identity_of_name(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    return parts[0] if len(parts) > 1 else identity_of_stem(PurePosixPath(name).stem)
+
+
+def _row(image: str, person: Person, read: Callable[[int], bytes]) -> Row:
+    try:
+        check_person(person)
+    except InvalidRequest as error:
+        return _wrong(image, person.external_id, error.message, Reason.INVALID_ROW)
+    return Row(image, person, read)
+
+
+def _wrong(image: str, external_id: str, message: str, reason: Reason) -> Row:
+    rejection = RejectedImage(message, code=reason)
+
+    def read(limit: int) -> bytes:
+        raise rejection
+
+    return Row(image, Person(external_id), read, rejection)
+
+
+# Manifests
+
+
+def _manifest_of(place: _Place) -> str | None:
+    if place.folder is not None:
+        path = place.folder / MANIFEST
+        return _read_manifest(path) if path.is_file() else None
+    if MANIFEST not in place.known:
+        return None
+    try:
+        return _decode_manifest(place.reader(MANIFEST)(MAX_MANIFEST_BYTES), f"{place.label}/{MANIFEST}")
+    except RejectedImage as error:
+        raise InvalidRequest(f"{place.label}/{MANIFEST}: {error.message}") from error
+
+
+def _read_manifest(path: Path) -> str:
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise InvalidRequest(f"the manifest {path} has more than {MAX_MANIFEST_BYTES:,} bytes")
+    return _decode_manifest(path.read_bytes(), str(path))
+
+
+def _decode_manifest(data: bytes, label: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the manifest {label} is not UTF-8 text: {error}") from error
+
+
+def _manifest_rows(text: str, label: str, places: Sequence[_Place]) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(text), dialect=_dialect(text), restkey="")
+    header = [
+        name.strip().lower() if name.strip().lower() in COLUMNS else name.strip() for name in _header(reader, label)
+    ]
+    for column in COLUMNS[:2]:
+        if column not in header:
+            raise InvalidRequest(f"the manifest {label} has no column {column!r}; it has {', '.join(header)}")
+    if len(set(header)) != len(header):
+        raise InvalidRequest(f"the manifest {label} has two columns of one name: {', '.join(header)}")
+    reader.fieldnames = header
+    said: dict[str, tuple[int, Person]] = {}
+    return list(_checked_rows(reader, places, said, label))
+
+
+def _header(reader: csv.DictReader[str], label: str) -> Sequence[str]:
+    try:
+        names = reader.fieldnames
+    except csv.Error as error:
+        raise InvalidRequest(f"the manifest {label} is not CSV: {error}") from error
+    if not names:
+        raise InvalidRequest(f"the manifest {label} is empty; expected a line that names its columns")
+    return names
+
+
+def _dialect(text: str) -> type[csv.Dialect]:
+    """Commas, or the semicolons or tabs that spreadsheets write in many countries."""
+    first = text.splitlines()[0] if text else ""
+
+    class Dialect(csv.excel):
+        delimiter = max(",;\t", key=first.count)
+        strict = True
+
+    return Dialect
+
+
+def _checked_rows(
+    reader: csv.DictReader[str], places: Sequence[_Place], said: dict[str, tuple[int, Person]], label: str
+) -> Iterator[Row]:
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InvalidRequest(f"the manifest {label}, line {reader.line_num}, is not CSV: {error}") from error
+        line = reader.line_num
+        image = (cells.get("image") or "").strip()
+        external_id = (cells.get("external_id") or "").strip()
+        try:
+            if cells.get(""):
+                raise InvalidRequest("it has more cells than the header")
+            person = _person(external_id, cells)
+            _check_same_person(person, line, said)
+            if not image:
+                raise InvalidRequest("it names no image")
+            yield Row(image, person, _find_image(image, places))
+        except RejectedImage as error:
+            yield _wrong(image, external_id, error.message, Reason(error.code))
+        except WhosthereError as error:
+            yield _wrong(image, external_id, f"line {line} of the manifest: {error.message}", Reason.INVALID_ROW)
+
+
+def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
+    def cell(name: str) -> str | None:
+        return (cells.get(name) or "").strip() or None
+
+    person = Person(
+        external_id,
+        cell("name"),
+        parse_time("valid_from", cell("valid_from")),
+        parse_time("valid_until", cell("valid_until"), end=True),
+        {k: v.strip() for k, v in cells.items() if k and k not in COLUMNS and v and v.strip()},
+    )
+    check_person(person)
+    return person
+
+
+def _check_same_person(person: Person, line: int, said: dict[str, tuple[int, Person]]) -> None:
+    """One id is one person: a second name or date for it is a mistake, and nobody knows which is right."""
+    first_line, first = said.setdefault(person.external_id, (line, person))
+    for what in ("name", "valid_from", "valid_until"):
+        before, here = getattr(first, what), getattr(person, what)
+        if before is not None and here is not None and before != here:
+            raise InvalidRequest(
+                f"duplicate external_id {person.external_id!r}: its {what} is {here} here "
+                f"and {before} in line {first_line}"
+            )
+
+
+def _find_image(image: str, places: Sequence[_Place]) -> Callable[[int], bytes]:
+    for place in places:
+        if place.folder is not None:
+            if (place.folder / image).is_file():
+                return place.reader(image)
+        elif image in place.known:
+            return place.reader(image)
+        elif _escapes(image):
+            raise InvalidRequest(f"its image {image!r} points out of the archive")
+    raise RejectedImage(f"there is no file {image!r} beside the manifest", code=Reason.UNREADABLE_IMAGE)
+
+
+def parse_time(what: str, value: str | None, end: bool = False) -> datetime | None:
+    """An ISO 8601 date or time as UTC; without a zone it is UTC. A date is its first moment, or with `end` the first
+    moment after it: valid until the 31st includes the 31st. Raises InvalidRequest."""
+    if value is None:
+        return None
+    try:
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
+            day = datetime.combine(date.fromisoformat(value), datetime.min.time(), UTC)
+            return day + timedelta(days=1) if end else day
+        time = datetime.fromisoformat(value)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(
+            f"{what} is {value!r}; expected a date like 2026-12-31 or a time like 2026-12-31T18:00:00+01:00"
+        ) from error

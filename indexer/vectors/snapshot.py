@@ -1,0 +1,63 @@
+"""An index on disk: written atomically, checked when read, worth nothing that SQL does not know."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from indexer.disk import write_atomically
+from indexer.errors import WhosthereError
+from indexer.vectors.faiss_index import FaissIndex
+
+MAGIC = b"whosthere-index-1\n"
+
+
+class DamagedSnapshot(WhosthereError):
+    """The file is not what was written. Its reader makes a new one from SQL."""
+
+    code = "damaged_snapshot"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a snapshot is of. `seq` is the last change in it."""
+
+    gallery_id: int
+    gallery_created: str
+    fingerprint: str
+    dim: int
+    seq: int
+    faces: int
+
+
+def write(path: Path, header: Header, index: FaissIndex) -> None:
+    """Replaces the file; readers and crashes see the old one or the new one. Raises OSError when the disk is full."""
+    head = json.dumps(asdict(header)).encode()
+    arrays = [memoryview(array.tobytes()) for array in index.contents() if len(array)]
+    parts: list[bytes | memoryview] = [MAGIC, len(head).to_bytes(4, "little"), head, *arrays]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    write_atomically(path, [*parts, digest.digest()])
+
+
+def read(path: Path) -> tuple[Header, FaissIndex]:
+    """Raises DamagedSnapshot unless every byte is what was written; FileNotFoundError where there is none."""
+    data = path.read_bytes()
+    body, digest = data[:-32], data[-32:]
+    if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
+        raise DamagedSnapshot(f"{path} is damaged")
+    start = len(MAGIC) + 4
+    length = int.from_bytes(body[len(MAGIC) : start], "little")
+    header = Header(**json.loads(body[start : start + length]))
+    n, offset = header.faces, start + length
+    face_ids = np.frombuffer(body, np.int64, n, offset)
+    identity_ids = np.frombuffer(body, np.int64, n, offset + 8 * n)
+    vectors = np.frombuffer(body, np.float32, n * header.dim, offset + 16 * n).reshape(n, header.dim)
+    index = FaissIndex(header.dim)
+    index.put(face_ids, identity_ids, vectors)
+    return header, index

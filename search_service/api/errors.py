@@ -1,0 +1,101 @@
+"""Domain errors -> HTTP, in one shape."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from indexer import errors
+from indexer.errors import WhosthereError
+from indexer.types import Reason
+from search_service.api.payloads import ErrorAnswer, ErrorBody
+
+log = logging.getLogger(__name__)
+
+STATUS: tuple[tuple[type[WhosthereError], int], ...] = (
+    (errors.RejectedImage, 422),
+    (errors.InvalidRequest, 400),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.Overloaded, 429),
+    (errors.ModelUnavailable, 503),
+    (errors.StorageUnavailable, 503),
+)
+"""The status of each kind of error; the first that fits. Everything else is 500."""
+
+RETRY_AFTER_SECONDS = 1
+
+
+class BodyTooLarge(WhosthereError):
+    """The request's body has more bytes than are allowed."""
+
+    code = "body_too_large"
+
+
+def status_of(error: WhosthereError) -> int:
+    if isinstance(error, BodyTooLarge) or error.code == Reason.IMAGE_TOO_LARGE:
+        return 413
+    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
+def request_id(request: Request) -> str:
+    """The id this request is known by: the caller's `X-Request-ID` where it is sane, else a new one."""
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get("x-request-id", "")
+        sane = 0 < len(given) <= 64 and given.isascii() and given.isprintable()
+        request.state.request_id = given if sane else uuid.uuid4().hex
+    value: str = request.state.request_id
+    return value
+
+
+def answer(request: Request, status: int, body: ErrorBody) -> JSONResponse:
+    known = request_id(request)
+    headers = {"X-Request-ID": known}
+    if status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    content = ErrorAnswer(error=body, request_id=known).model_dump(mode="json")
+    return JSONResponse(content, status, headers=headers)
+
+
+def domain_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, WhosthereError)  # noqa: S101 (how it is registered)
+    return answer(
+        request, status_of(error), ErrorBody(code=str(error.code), message=error.message, details=error.details)
+    )
+
+
+def invalid_request(request: Request, error: Exception) -> JSONResponse:
+    """What FastAPI found wrong with a request, naming the field."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    found = [{"field": ".".join(map(str, e["loc"])), "problem": e["msg"]} for e in error.errors()]
+    message = "; ".join(f"{f['field']}: {f['problem']}" for f in found)
+    return answer(request, 400, ErrorBody(code="invalid_request", message=message, details={"fields": found}))
+
+
+def http_error(request: Request, error: Exception) -> JSONResponse:
+    """What the framework itself answers: no such route, no such method."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return answer(
+        request,
+        error.status_code,
+        ErrorBody(code=code, message=f"{request.method} {request.url.path}: {error.detail}"),
+    )
+
+
+def unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.exception("request %s failed", request_id(request), exc_info=error)
+    message = "the service failed; its log has the details under this request id"
+    return answer(request, 500, ErrorBody(code="failed", message=message))
+
+
+def register(app: FastAPI) -> None:
+    app.add_exception_handler(WhosthereError, domain_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,267 @@
+"""What goes over the wire, for HTTP and for `--json` alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from indexer.errors import WhosthereError
+from indexer.types import Detection, Face, Quality, Reason
+from indexer.vision.pipeline import Seen
+from search_service.matching.decision import Decision
+from search_service.matching.ranking import Candidate
+from search_service.search import Answer, Comparison, FaceAnswer
+
+DECIMALS = 4
+"""Of cosines and scores: the fifth depends on the CPU."""
+
+
+class Payload(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorBody(Payload):
+    code: str = Field(examples=["no_face"])
+    message: str = Field(examples=["no face was found"])
+    details: dict[str, Any] = {}
+
+
+class ErrorAnswer(Payload):
+    """The one shape of every error."""
+
+    error: ErrorBody
+    request_id: str
+
+
+class QualityPayload(Payload):
+    size: float = Field(description="Pixels across in the original image.")
+    sharpness: float
+    yaw: float = Field(description="-1 to 1; 0 looks into the camera.")
+    brightness: float = Field(description="Mean luma, 0 to 255.")
+    contrast: float
+    reasons: list[Reason] = Field(description="Why this face should not be enrolled; empty when it may be.")
+
+
+class FacePayload(Payload):
+    """A face found in an image. Pixels of the upright original."""
+
+    box: list[float] | None = Field(description="Left, top, width, height.", examples=[[97.1, 52.3, 90.2, 118.0]])
+    landmarks: list[list[float]] | None = Field(
+        description="Right eye, left eye, nose tip, right and left mouth corner, as the subject has them."
+    )
+    detection_score: float | None
+    quality: QualityPayload | None
+
+
+class CandidatePayload(Payload):
+    rank: int
+    identity_id: int
+    external_id: str
+    name: str | None
+    metadata: dict[str, Any]
+    score: float = Field(description="Cosine similarity, -1 to 1.")
+    face_id: int
+
+
+class FaceAnswerPayload(FacePayload):
+    decision: Decision
+    threshold: float
+    fpir: float | None
+    candidates: list[CandidatePayload]
+
+
+class AnswerPayload(Payload):
+    """The answer to one probe."""
+
+    image: str | None
+    gallery: str
+    model: str
+    faces: list[FaceAnswerPayload]
+    error: ErrorBody | None
+
+
+class DetectPayload(Payload):
+    image: str | None
+    width: int
+    height: int
+    faces: list[FacePayload]
+
+
+class EmbeddedFacePayload(FacePayload):
+    embedding: list[float]
+
+
+class EmbedPayload(Payload):
+    image: str | None
+    model: str
+    dim: int
+    faces: list[EmbeddedFacePayload]
+
+
+class ComparePayload(Payload):
+    score: float
+    threshold: float
+    same: bool
+    faces: list[FacePayload]
+
+
+class GalleryPayload(Payload):
+    name: str
+    model: str
+    dim: int
+    identities: int
+    faces: int
+    created_at: datetime
+
+
+class IndexPayload(Payload):
+    kind: str
+    faces: int
+    seq: int
+    snapshot_seq: int | None
+
+
+class GalleryDetailPayload(GalleryPayload):
+    index: IndexPayload
+
+
+class GalleryList(Payload):
+    galleries: list[GalleryPayload]
+    cursor: str | None = Field(description="Give it back to get the next page; null at the end.")
+
+
+class NewGallery(Payload):
+    name: str = Field(examples=["staff"])
+    model: str | None = None
+
+
+class IdentityBody(Payload):
+    """What is said of a person. Dates without a zone are UTC; valid from `valid_from` on and before `valid_until`."""
+
+    name: str | None = None
+    metadata: dict[str, Any] = {}
+    valid_from: datetime | None = None
+    valid_until: datetime | None = None
+
+
+class NewIdentity(IdentityBody):
+    external_id: str = Field(examples=["e-1042"])
+
+
+class IdentityPayload(NewIdentity):
+    id: int
+    faces: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class IdentityList(Payload):
+    identities: list[IdentityPayload]
+    cursor: str | None
+
+
+class StoredFacePayload(FacePayload):
+    face_id: int
+    image_sha256: str
+    created_at: datetime
+
+
+class StoredFaceList(Payload):
+    faces: list[StoredFacePayload]
+    cursor: str | None
+
+
+class EnrolledPayload(Payload):
+    """What became of one image, as `whosthere enroll --json` tells it."""
+
+    image: str | None
+    external_id: str
+    outcome: str
+    reason: Reason | None
+    face_id: int | None
+    message: str | None = None
+
+
+class Deleted(Payload):
+    deleted: Annotated[str, Field(examples=["e-1042"])]
+    faces: int
+
+
+def error_body(error: WhosthereError) -> ErrorBody:
+    return ErrorBody(code=str(error.code), message=error.message, details=error.details)
+
+
+def face_payload(detection: Detection | None, quality: Quality | None) -> dict[str, Any]:
+    """The fields of FacePayload."""
+    return {
+        "box": [round(v, 2) for v in (detection.box.x, detection.box.y, detection.box.w, detection.box.h)]
+        if detection
+        else None,
+        "landmarks": [[round(float(v), 2) for v in point] for point in detection.landmarks] if detection else None,
+        "detection_score": round(detection.score, DECIMALS) if detection else None,
+        "quality": QualityPayload(**_quality(quality)) if quality else None,
+    }
+
+
+def answer_payload(answer: Answer, image: str | None) -> AnswerPayload:
+    return AnswerPayload(
+        image=image,
+        gallery=answer.gallery,
+        model=answer.model,
+        faces=[_face_answer(face) for face in answer.faces],
+        error=error_body(answer.error) if answer.error else None,
+    )
+
+
+def detect_payload(seen: Seen, image: str | None) -> DetectPayload:
+    faces = [FacePayload(**face_payload(face.detection, face.quality)) for face in seen.faces]
+    return DetectPayload(image=image, width=seen.width, height=seen.height, faces=faces)
+
+
+def embed_payload(seen: Seen, image: str | None, model: str, dim: int) -> EmbedPayload:
+    return EmbedPayload(image=image, model=model, dim=dim, faces=[_embedded(face) for face in seen.faces])
+
+
+def compare_payload(comparison: Comparison) -> ComparePayload:
+    return ComparePayload(
+        score=round(comparison.score, DECIMALS),
+        threshold=comparison.threshold,
+        same=comparison.same,
+        faces=[FacePayload(**face_payload(face.detection, face.quality)) for face in comparison.faces],
+    )
+
+
+def _face_answer(face: FaceAnswer) -> FaceAnswerPayload:
+    return FaceAnswerPayload(
+        **face_payload(face.detection, face.quality),
+        decision=face.decision,
+        threshold=face.threshold,
+        fpir=face.fpir,
+        candidates=[_candidate(candidate) for candidate in face.candidates],
+    )
+
+
+def _candidate(candidate: Candidate) -> CandidatePayload:
+    person = candidate.identity
+    return CandidatePayload(
+        rank=candidate.rank,
+        identity_id=person.id,
+        external_id=person.external_id,
+        name=person.name,
+        metadata=dict(person.metadata),
+        score=round(candidate.score, DECIMALS),
+        face_id=candidate.face_id,
+    )
+
+
+def _embedded(face: Face) -> EmbeddedFacePayload:
+    return EmbeddedFacePayload(
+        **face_payload(face.detection, face.quality), embedding=[float(v) for v in face.embedding]
+    )
+
+
+def _quality(quality: Quality) -> Mapping[str, Any]:
+    return {**quality.__dict__, "reasons": list(quality.reasons)}

@@ -1,0 +1,112 @@
+"""Probes that arrive together share a batch, and the event loop never waits for a network.
+
+One thread runs the networks. While it computes, arriving images wait; what waits when it is done is its next batch.
+Nobody waits for a batch to fill: alone, an image is computed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from indexer.errors import Overloaded
+from indexer.types import Pick
+from indexer.vision.pipeline import FacePipeline, Seen
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is to be done with an image; images of one kind share a batch."""
+
+    pick: Pick | None
+    embed: bool = True
+    gate: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    image: bytes
+    pipeline: FacePipeline
+    kind: Kind
+    future: asyncio.Future[Seen]
+    loop: asyncio.AbstractEventLoop
+
+
+class Batcher:
+    """Runs images through pipelines in batches of `max_batch`; refuses more than `max_waiting` at a time."""
+
+    def __init__(self, max_batch: int, max_waiting: int) -> None:
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._waiting: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="networks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finishes what was taken, then ends."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    async def describe(self, images: Sequence[bytes], pipeline: FacePipeline, kind: Kind) -> list[Seen]:
+        """One answer an image, in order. Raises Overloaded at once when too much is waiting already."""
+        loop = asyncio.get_running_loop()
+        taken = [_Waiting(image, pipeline, kind, loop.create_future(), loop) for image in images]
+        with self._changed:
+            if self._stopping or len(self._waiting) + len(taken) > self._max_waiting:
+                raise Overloaded(
+                    f"{len(self._waiting)} images are waiting already, {self._max_waiting} at most; try again soon"
+                )
+            self._waiting.extend(taken)
+            self._changed.notify()
+        return list(await asyncio.gather(*(one.future for one in taken)))
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                if not self._waiting:
+                    return
+                batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+            batch = [one for one in batch if not one.future.cancelled()]
+            ordered = sorted(batch, key=lambda one: (id(one.pipeline), str(one.kind)))
+            for _, group in groupby(ordered, key=lambda one: (id(one.pipeline), one.kind)):
+                _run(list(group))
+
+
+def _run(group: Sequence[_Waiting]) -> None:
+    images, first = [one.image for one in group], group[0]
+    try:
+        if first.kind.embed:
+            seen = first.pipeline.describe(images, first.kind.pick, first.kind.gate)
+        else:
+            seen = first.pipeline.detect(images)
+    except Exception as error:  # whatever went wrong is told to those who asked; the thread goes on
+        for one in group:
+            _tell(one, error)
+        return
+    for one, answer in zip(group, seen, strict=True):
+        _tell(one, answer)
+
+
+def _tell(one: _Waiting, answer: Seen | Exception) -> None:
+    def resolve() -> None:
+        if one.future.done():
+            return
+        if isinstance(answer, Exception):
+            one.future.set_exception(answer)
+        else:
+            one.future.set_result(answer)
+
+    if not one.loop.is_closed():
+        one.loop.call_soon_threadsafe(resolve)

@@ -1,0 +1,108 @@
+"""Looks over an installation: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from indexer.errors import WhosthereError
+from indexer.gallery.database import current_version, newest_version, storage_errors
+from indexer.home import Home
+from indexer.vision import runtime
+from indexer.vision.packs import find_pack
+
+MIN_FREE_BYTES = 1 * 2**30
+"""Room for the change log, snapshots and a database's own housekeeping."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `advice` says what to do where it is not `ok`."""
+
+    check: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def examine(home: Home) -> list[Finding]:
+    """Every check, also after one has failed."""
+    checks: tuple[Callable[[Home], Iterator[Finding]], ...] = (_runtime, _models, _disk, _database, _galleries)
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            findings += check(home)
+        except (WhosthereError, OSError) as error:
+            what = check.__name__.strip("_")
+            findings.append(Finding(what, False, str(error), "mend this first, then run doctor again"))
+    return findings
+
+
+def _runtime(home: Home) -> Iterator[Finding]:
+    installed = runtime.engines()
+    yield Finding("runtime", bool(installed), ", ".join(installed) or "none", "pip install openvino, or onnxruntime")
+
+
+def _models(home: Home) -> Iterator[Finding]:
+    for file in home.pack.files:
+        try:
+            yield Finding(f"model file {file.name}", True, home.files.state(file))
+        except WhosthereError as error:
+            advice = f"delete it if it is there; it is fetched from {file.url} at first use"
+            yield Finding(f"model file {file.name}", False, error.message, advice)
+
+
+def _disk(home: Home) -> Iterator[Finding]:
+    folder = home.settings.home
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    yield Finding(
+        "free disk",
+        free >= MIN_FREE_BYTES,
+        f"{free / 2**30:.1f} GiB at {folder}",
+        "make room, or move WHOSTHERE_HOME",
+    )
+
+
+def _database(home: Home) -> Iterator[Finding]:
+    with storage_errors():
+        home.engine.connect().close()
+        found, expected = current_version(home.engine), newest_version()
+    yield Finding("database", True, home.engine.url.render_as_string(hide_password=True))
+    yield Finding(
+        "migrations",
+        found in (None, expected),
+        f"at {found or 'nothing yet'}, newest is {expected}",
+        "any other command brings the tables up to date; a newer number than ours needs a newer whosthere",
+    )
+
+
+def _galleries(home: Home) -> Iterator[Finding]:
+    if current_version(home.engine) != newest_version():
+        return
+    for gallery in home.store.galleries():
+        name = f"gallery {gallery.name}"
+        try:
+            pack = find_pack(gallery.model)
+            bound = (pack.fingerprint, pack.dim) == (gallery.fingerprint, gallery.dim)
+        except WhosthereError:
+            bound = False
+        if not bound:
+            yield Finding(
+                name, False, f"bound to {gallery.model} {gallery.fingerprint}, which is not here", "enrol it anew"
+            )
+            continue
+        index = home.indexes.of(gallery).caught_up()
+        _, parts = home.store.all_vectors(gallery.id, gallery.dim)
+        truth = np.concatenate([np.empty(0, np.int64), *(part.face_ids for part in parts)])
+        same = np.array_equal(truth, index.face_ids())
+        yield Finding(
+            name,
+            same,
+            f"{len(truth)} faces in the database, {len(index)} in the index",
+            f"whosthere gallery rebuild {gallery.name}",
+        )

@@ -1,0 +1,162 @@
+"""Probe -> answer. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import InvalidRequest, RejectedImage
+from indexer.gallery.clock import now
+from indexer.home import Home
+from indexer.types import Detection, Face, Gallery, Pick, Quality, Vectors, check_vectors
+from indexer.vectors.base import VectorIndex
+from indexer.vision.packs import Pack, find_pack
+from indexer.vision.pipeline import Seen
+from search_service.matching.calibration import threshold_for
+from search_service.matching.decision import Decision, decide
+from search_service.matching.ranking import Candidate, rank
+
+MAX_TOP_K = 100
+
+SPARE = 4
+"""Identities asked of the index beyond those wanted: the runner-up, and a few that may be expired."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of a search. Without `fpir` or `threshold` the service's own FPIR is taken.
+
+    `pick` None means all faces. Raises InvalidRequest.
+    """
+
+    top_k: int = 5
+    fpir: float | None = None
+    threshold: float | None = None
+    pick: Pick | None = Pick.LARGEST
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= MAX_TOP_K:
+            raise InvalidRequest(f"top_k is {self.top_k}; expected 1 to {MAX_TOP_K}")
+        if self.fpir is not None and self.threshold is not None:
+            raise InvalidRequest("give fpir or threshold, not both")
+        if self.fpir is not None and not 0 < self.fpir < 1:
+            raise InvalidRequest(f"fpir is {self.fpir}; expected more than 0 and less than 1, as 0.01")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            raise InvalidRequest(f"threshold is {self.threshold}; expected a cosine, -1 to 1")
+
+
+@dataclass(frozen=True, eq=False)
+class FaceAnswer:
+    """Who one face is. An embedding searched as such has no detection and no quality."""
+
+    detection: Detection | None
+    quality: Quality | None
+    decision: Decision
+    threshold: float
+    fpir: float | None
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The answer to one probe; `error` says why there are no faces."""
+
+    gallery: str
+    model: str
+    faces: tuple[FaceAnswer, ...]
+    error: RejectedImage | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    score: float
+    threshold: float
+    same: bool
+    faces: tuple[Face, Face]
+
+
+class SearchService:
+    """Thread-safe."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def search(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[Answer]:
+        """One answer an image; what is wrong with one image is in its own answer."""
+        return self.search_seen(self._home.pipeline_of(gallery).describe(images, query.pick), gallery, query)
+
+    def search_seen(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> list[Answer]:
+        """The same for images whose faces are described already."""
+        faces = [face for one in seen for face in one.faces]
+        vectors = np.stack([face.embedding for face in faces]) if faces else np.empty((0, gallery.dim), np.float32)
+        found = iter(self._match(vectors, gallery, query, [bool(face.quality.reasons) for face in faces]))
+        return [
+            Answer(
+                gallery.name,
+                gallery.model,
+                tuple(_with_face(next(found), face) for face in one.faces),
+                one.rejection,
+            )
+            for one in seen
+        ]
+
+    def search_embeddings(self, values: object, gallery: Gallery, query: Query) -> Answer:
+        """For embeddings made elsewhere with the same pack: one (D,), or several (N, D). Raises InvalidVector."""
+        vectors = check_vectors(values, gallery.dim)  # type: ignore[arg-type]
+        faces = self._match(vectors, gallery, query, [False] * len(vectors))
+        return Answer(gallery.name, gallery.model, tuple(faces))
+
+    def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:
+        """Whether the largest faces of two images are one person. Raises RejectedImage that says which image."""
+        pack = find_pack(model) if model else self._home.pack
+        return compare_seen(self._home.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
+
+    def _match(self, vectors: Vectors, gallery: Gallery, query: Query, poor: Sequence[bool]) -> list[FaceAnswer]:
+        index = self._home.indexes.of(gallery).caught_up()
+        fpir = self._home.settings.fpir if query.fpir is None and query.threshold is None else query.fpir
+        threshold = query.threshold
+        if threshold is None and fpir is not None:
+            threshold = round(threshold_for(fpir, len(index), find_pack(gallery.model).tail), 4)
+        assert threshold is not None  # noqa: S101 (one of the two is always set)
+        return [
+            FaceAnswer(None, None, decide(candidates, threshold, is_poor), threshold, fpir, candidates[: query.top_k])
+            for candidates, is_poor in zip(self._candidates(index, vectors, query.top_k + 1), poor, strict=True)
+        ]
+
+    def _candidates(self, index: VectorIndex, vectors: Vectors, wanted: int) -> list[tuple[Candidate, ...]]:
+        """The best `wanted` identities that exist and are valid now, for each vector: more are asked of the index
+        until there are enough or no more."""
+        if len(vectors) == 0:
+            return []
+        asked, at = wanted + SPARE, now()
+        while True:
+            hits = index.nearest_identities(vectors, asked)
+            people = self._home.store.valid_identities({hit.identity_id for some in hits for hit in some}, at)
+            ranked = [rank(some, people, wanted) for some in hits]
+            if all(len(r) >= wanted or len(some) < asked for r, some in zip(ranked, hits, strict=True)):
+                return ranked
+            asked *= 4
+
+
+def compare_seen(seen: Sequence[Seen], pack: Pack) -> Comparison:
+    """The comparison of two described images."""
+    faces: list[Face] = []
+    for name, one in zip(("a", "b"), seen, strict=True):
+        if one.rejection is not None:
+            message = f"image {name}: {one.rejection.message}"
+            raise RejectedImage(message, code=one.rejection.code, details={"image": name})
+        faces.append(one.faces[0])
+    score = cosine(faces[0].embedding, faces[1].embedding)
+    return Comparison(score, pack.same_threshold, score >= pack.same_threshold, (faces[0], faces[1]))
+
+
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Of two vectors of unit length."""
+    return float(np.clip(np.dot(a, b), -1, 1))
+
+
+def _with_face(answer: FaceAnswer, face: Face) -> FaceAnswer:
+    return FaceAnswer(face.detection, face.quality, answer.decision, answer.threshold, answer.fpir, answer.candidates)
