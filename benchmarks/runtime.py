@@ -3,8 +3,11 @@
     python -m benchmarks.runtime [FOLDER]
 
 Times YuNet on 256 x 256 pixels and SFace on 112 x 112, at batches of 1, 8 and 16, with the threads that the service
-uses. The runtimes take turns within each round, so that a busy moment of the machine meets all of them; the median
-round counts. Embeddings in native precision are compared with those in float32 on faces of an LFW folder. Writes
+uses. The runtimes take turns, a few calls each, so that a busy moment of the machine meets all of them; the median
+counts. A pause before each turn, and a first call that does not count, let the other runtime's threads come to rest:
+they wait for work in a loop for a while.
+
+Embeddings in native precision are compared with those in float32 on faces of an LFW folder. Writes
 benchmarks/results/runtime.csv.
 """
 
@@ -30,23 +33,29 @@ from indexer.vision.runtime import Session, Threads
 BASE = ("onnxruntime", Precision.FLOAT32)
 WAYS = (("openvino", Precision.FLOAT32), ("openvino", Precision.NATIVE), BASE)
 BATCHES = (1, 8, 16)
-ROUNDS = 40
+ROUNDS = 10
+CALLS = 4
+"""Calls a turn that count."""
+PAUSE_SECONDS = 0.05
 WARM_UP = 3
 FACES = 200
 
 
 def median_ms(calls: list[Callable[[], object]]) -> list[float]:
     """The median time of each call, all of them taking turns for ROUNDS rounds."""
-    for _ in range(WARM_UP):
-        for call in calls:
+    for call in calls:
+        for _ in range(WARM_UP):
             call()
-    times = np.empty((ROUNDS, len(calls)))
+    times = np.empty((ROUNDS, len(calls), CALLS))
     for row in times:
-        for index, call in enumerate(calls):
-            begun = time.perf_counter()
+        for turn, call in zip(row, calls, strict=True):
+            time.sleep(PAUSE_SECONDS)
             call()
-            row[index] = 1000 * (time.perf_counter() - begun)
-    return [float(value) for value in np.median(times, axis=0)]
+            for index in range(CALLS):
+                begun = time.perf_counter()
+                call()
+                turn[index] = 1000 * (time.perf_counter() - begun)
+    return [float(value) for value in np.median(times, axis=(0, 2))]
 
 
 def time_network(name: str, model: bytes, side: int) -> list[dict[str, Cell]]:

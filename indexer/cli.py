@@ -44,10 +44,9 @@ def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command `--home` and, as its first argument, the opened Home."""
 
     @click.option("--home", type=click.Path(path_type=Path), help="Data folder (WHOSTHERE_HOME).")
-    @click.pass_context
     @wraps(command)
-    def opened(context: click.Context, *args: Any, home: Path | None, **kwargs: Any) -> Any:
-        given = home or (context.find_root().params.get("home") if context.find_root() is not context else None)
+    def opened(*args: Any, home: Path | None, **kwargs: Any) -> Any:
+        given = home or click.get_current_context().find_root().params.get("home")
         place = Home(read_settings(home=given))
         try:
             return command(place, *args, **kwargs)
@@ -72,10 +71,11 @@ def table(*columns: str) -> Table:
 
 def show(content: object) -> None:
     """To people: as wide as their terminal, or as it needs where there is none."""
-    console = Console()
+    # Names are data: neither "Ana [/IT]" nor ":x:" is markup.
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(width=200)
-    console.print(content, highlight=False)
+        console.width = 200
+    console.print(content)
 
 
 # enroll
@@ -300,8 +300,8 @@ def gallery_delete(home: Home, name: str, yes: bool) -> None:
     """Delete a gallery with everybody in it."""
     gallery = home.store.gallery(name)
     identities, faces = home.store.counts(gallery.id)
-    if not yes:
-        click.confirm(f"Delete gallery {name} with {identities} identities and {faces} faces?", abort=True)
+    if not yes and not click.confirm(f"Delete gallery {name} with {identities} identities and {faces} faces?"):
+        raise click.ClickException("nothing was deleted")
     home.store.delete_gallery(name)
     home.indexes.forget(gallery)
     click.echo(f"Gallery {name} deleted: {identities} identities, {faces} faces.")

@@ -80,6 +80,9 @@ class Box:
     def center(self) -> tuple[float, float]:
         return self.x + self.w / 2, self.y + self.h / 2
 
+    def contains(self, x: float, y: float) -> bool:
+        return self.x <= x <= self.x + self.w and self.y <= y <= self.y + self.h
+
 
 @dataclass(frozen=True, eq=False)
 class Detection:
@@ -206,14 +209,16 @@ def check_vectors(values: ArrayLike | Sequence[object], dim: int) -> Vectors:
         array = np.asarray(values)
         if array.dtype.kind not in "fiu":
             raise ValueError(f"its type is {array.dtype}")
-        array = np.ascontiguousarray(np.atleast_2d(array), dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+            array = np.ascontiguousarray(np.atleast_2d(array), dtype=np.float32)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidVector(f"an embedding must be {dim} numbers; {error}") from error
     if array.ndim != 2 or array.shape[1] != dim:
         raise InvalidVector(f"an embedding must have {dim} numbers; got an array of shape {array.shape}")
     if not np.isfinite(array).all():
         raise InvalidVector("an embedding holds a number that is not finite")
-    lengths = np.linalg.norm(array, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(array, axis=1, keepdims=True)
     if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
         worst = float(lengths.flat[int(np.abs(lengths - 1).argmax())])
         raise InvalidVector(f"an embedding must have length 1; got {worst:.4f}")
@@ -222,7 +227,8 @@ def check_vectors(values: ArrayLike | Sequence[object], dim: int) -> Vectors:
 
 def normalise(raw: NDArray[np.float32]) -> Vectors:
     """Rows of (N, D) brought to unit length. A row of zeros raises InvalidVector: it has no direction."""
-    lengths = np.linalg.norm(raw, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(raw, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
         raise InvalidVector("the network answered with an embedding that has no direction")
     return np.asarray(raw / lengths, dtype=np.float32)

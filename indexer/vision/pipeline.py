@@ -13,6 +13,7 @@ from indexer.types import Detection, Face, Pick, Pixels, Precision, Quality, Rea
 from indexer.vision import detection, quality, runtime
 from indexer.vision.align import SIZE, align
 from indexer.vision.decode import Limits, Photo, decode
+from indexer.vision.detection import Seek
 from indexer.vision.detectors.base import Detector
 from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.embedders.base import Embedder
@@ -27,13 +28,16 @@ PIXELS_AT_ONCE = 48_000_000
 FIRST_SIDE = 1000
 """A JPEG is first decoded to this longest side or more: a photo of 4032 x 3024 at a quarter."""
 
+SOUGHT = {None: Seek.ALL, Pick.ONLY: Seek.LARGEST, Pick.LARGEST: Seek.LARGEST, Pick.CENTER: Seek.CENTER}
+
 SECOND_FACE = 0.5
 """A second face counts from this share of the largest one's area (the public contract of `--pick only`)."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a pipeline runs. None of it changes what it answers, but `precision` by less than 0.001 of a cosine."""
+    """How a pipeline runs. None of it changes what it answers, but `precision`: scores by 0.001 on average and 0.012
+    at most (`benchmarks/runtime.py`)."""
 
     limits: Limits = field(default_factory=Limits)
     threads: Threads = field(default_factory=Threads)
@@ -85,14 +89,14 @@ class FacePipeline:
         wrong with one image is in its own answer.
         """
         answers: list[Seen] = []
-        for group in self._groups(images, thorough=pick in (None, Pick.CENTER)):
+        for group in self._groups(images, SOUGHT[pick]):
             answers += self._describe(group, pick, gate)
         return answers
 
     def detect(self, images: Sequence[bytes]) -> list[Seen]:
         """All faces of each image, largest first, measured but not embedded (their embeddings are empty)."""
         answers: list[Seen] = []
-        for group in self._groups(images, thorough=True):
+        for group in self._groups(images, Seek.ALL):
             self._crop(group, None)
             nothing = np.empty(0, np.float32)
             for item in group:
@@ -123,35 +127,35 @@ class FacePipeline:
         (file,) = (f for f in self.pack.files if f.name == name)
         return runtime.load(self._files.prepared(file), precision, self._options.threads)
 
-    def _groups(self, images: Sequence[bytes], thorough: bool) -> Iterator[list[_Image | RejectedImage]]:
+    def _groups(self, images: Sequence[bytes], seek: Seek) -> Iterator[list[_Image | RejectedImage]]:
         """Images decoded and looked at, in order, as many at a time as PIXELS_AT_ONCE allows."""
         group: list[_Image | RejectedImage] = []
         pixels = 0
         for data in images:
-            item = self._decode(data, thorough)
+            item = self._decode(data, seek)
             size = item.photo.pixels.size // 3 if isinstance(item, _Image) else 0
             if group and pixels + size > PIXELS_AT_ONCE:
-                yield self._find(group, thorough)
+                yield self._find(group, seek)
                 group, pixels = [], 0
             group.append(item)
             pixels += size
         if group:
-            yield self._find(group, thorough)
+            yield self._find(group, seek)
 
-    def _decode(self, data: bytes, thorough: bool) -> _Image | RejectedImage:
-        side = max(detection.LEVELS) if thorough else FIRST_SIDE
+    def _decode(self, data: bytes, seek: Seek) -> _Image | RejectedImage:
+        side = max(detection.LEVELS) if seek is Seek.ALL else FIRST_SIDE
         try:
             return _Image(data, decode(data, self._options.limits, side), [], [])
         except RejectedImage as rejection:
             return rejection
 
-    def _find(self, group: list[_Image | RejectedImage], thorough: bool) -> list[_Image | RejectedImage]:
+    def _find(self, group: list[_Image | RejectedImage], seek: Seek) -> list[_Image | RejectedImage]:
         detector, _ = self._load()
         read = [item for item in group if isinstance(item, _Image)]
-        for item, faces in zip(read, detection.find(detector, [i.photo for i in read], thorough), strict=True):
+        for item, faces in zip(read, detection.find(detector, [i.photo for i in read], seek), strict=True):
             item.detections = faces
         for item in read:
-            if not item.detections and item.photo.reduced and not thorough:
+            if not item.detections and item.photo.reduced and seek is not Seek.ALL:
                 try:
                     item.photo = decode(item.data, self._options.limits, max(detection.LEVELS))
                 except RejectedImage as rejection:
@@ -208,7 +212,12 @@ class FacePipeline:
         for item, photo in ready:
             item.chosen = sorted((next(again) for _ in item.chosen), key=lambda face: -face.box.area)
             for face in item.chosen:
-                crop = align(photo.pixels, face.landmarks / photo.scale)
+                try:
+                    crop = align(photo.pixels, face.landmarks / photo.scale)
+                except ValueError as error:
+                    item.rejection = RejectedImage(f"the face has no shape: {error}", code=Reason.DETECTION_UNSURE)
+                    item.chosen = []
+                    break
                 item.crops.append(crop)
                 item.qualities.append(quality.measure(face, crop))
 

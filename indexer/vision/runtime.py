@@ -1,7 +1,8 @@
 """The one place that runs ONNX networks on a CPU.
 
-OpenVINO where it is installed, else ONNX Runtime: on the two networks of the `sface` pack OpenVINO takes half
-of ONNX Runtime's time or less (`benchmarks/runtime.py`). Both have wheels for Linux and macOS on x86-64 and ARM.
+OpenVINO where it is installed, else ONNX Runtime: OpenVINO takes a third of ONNX Runtime's time for SFace in float32
+and less in bfloat16; for YuNet, a quarter of the work, both are about as fast (`benchmarks/results/runtime.csv`).
+Both have wheels for Linux on x86-64 and ARM and for macOS on ARM.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def test_a_mirrored_photo_mirrors_the_box(pipeline: FacePipeline) -> None:
     straight, mirrored = (face_of(s) for s in pipeline.describe([photos.astronaut(), png(astronaut()[:, ::-1])], None))
     assert straight.detection.box.center[0] + mirrored.detection.box.center[0] == pytest.approx(512, abs=4)
     flipped = mirrored.detection.landmarks[[1, 0, 2, 4, 3]] * (-1, 1) + (511, 0)
-    assert np.abs(straight.detection.landmarks - flipped).max() < 4
+    assert np.abs(straight.detection.landmarks - flipped).max() < 5
     assert cosine(straight, mirrored) > 0.95
 
 

@@ -1,0 +1,108 @@
+"""The open-set protocol of LFW through the program itself: enrolled by `whosthere enroll`, searched by SearchService.
+
+    python -m benchmarks.accuracy [FOLDER]
+
+Everyone with two photos or more is enrolled with the first, through the default quality gate; their other photos are
+mated probes, everyone with one photo is a non-mated probe. A mated probe is missed unless its own identity is the top
+candidate and above the threshold at which that FPIR is reached; so are the probes of those whose photo was rejected.
+Beside it, the same protocol over the embeddings alone, with parts of the flow left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.lfw import RESULTS, Cell, Shot, arguments, by_person, enrolled, list_shots, write_results
+from indexer.home import Home
+from indexer.settings import read_settings
+from indexer.types import Pick
+from search_service.search import Query, SearchService
+
+FPIRS = (0.1, 0.03, 0.01, 0.003)
+AT_ONCE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """The top candidate of each probe: whose it is, and its score (-1 where there is none)."""
+
+    right: NDArray[np.bool_]
+    score: NDArray[np.float64]
+
+
+def main() -> None:
+    shots = list_shots(arguments(__doc__).parse_args().folder)
+    groups = by_person(shots)
+    mated = [shot for photos in groups.values() if len(photos) > 1 for shot in photos[1:]]
+    non_mated = [photos[0] for photos in groups.values() if len(photos) == 1]
+    with tempfile.TemporaryDirectory() as folder:
+        summary = enroll(enrolled(shots), Path(folder))
+        home = Home(read_settings({}, home=Path(folder) / "home"))
+        found = search(home, [*mated, *non_mated])
+        home.close()
+    reasons = Counter(r["reason"] for r in summary["results"] if r["outcome"] == "rejected")
+    n = len(mated)
+    rows: list[dict[str, Cell]] = [
+        {"measure": "enrolled of", "value": summary["images"], "share": summary["enrolled"] / summary["images"]},
+        *({"measure": f"rejected: {reason}", "value": count} for reason, count in reasons.most_common()),
+        {"measure": "mated probes", "value": n},
+        {"measure": "non-mated probes", "value": len(non_mated)},
+        {"measure": "rank-1", "value": int(found.right[:n].sum()), "share": float(found.right[:n].mean())},
+    ]
+    strangers = np.sort(found.score[n:])[::-1]
+    for fpir in FPIRS:
+        threshold = float(strangers[int(fpir * len(strangers))])
+        missed = ~(found.right[:n] & (found.score[:n] > threshold))
+        rows.append(
+            {
+                "measure": f"FNIR at FPIR {fpir:g}",
+                "value": int(missed.sum()),
+                "share": float(missed.mean()),
+                "threshold": threshold,
+            }
+        )
+    write_results(RESULTS / "accuracy.csv", rows)
+
+
+def enroll(shots: Sequence[Shot], folder: Path) -> dict[str, list[dict[str, str]]]:
+    """What `whosthere enroll --json` answers."""
+    manifest = folder / "gallery.csv"
+    with manifest.open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "external_id"), *((shot.path, shot.person) for shot in shots)])
+    whosthere = Path(sys.executable).parent / "whosthere"
+    command = [whosthere, "enroll", "--gallery", "lfw", "--manifest", manifest, "--pick", "center", "--json"]
+    done = subprocess.run([*command, "--home", folder / "home"], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 3):
+        raise SystemExit(f"enroll ended with {done.returncode}")
+    answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout)
+    return answer
+
+
+def search(home: Home, shots: Sequence[Shot]) -> Searched:
+    service, gallery = SearchService(home), home.store.gallery("lfw")
+    query = Query(top_k=1, pick=Pick.CENTER)
+    right, scores = [], []
+    for start in range(0, len(shots), AT_ONCE):
+        some = shots[start : start + AT_ONCE]
+        for shot, answer in zip(some, service.search([s.path.read_bytes() for s in some], gallery, query), strict=True):
+            top = answer.faces[0].candidates[0] if answer.faces else None
+            right.append(top is not None and top.identity.external_id == shot.person)
+            scores.append(top.score if top is not None else -1.0)
+        if start % (AT_ONCE * 20) == 0:
+            print(f"{start}/{len(shots)} probes", file=sys.stderr, flush=True)
+    return Searched(np.array(right), np.array(scores))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The rival: the plain loop that OpenCV's documentation shows, one photo at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.types import Precision, Vectors, normalise
+from indexer.vision.align import align
+from indexer.vision.detectors.yunet import MAX_OVERLAP
+from indexer.vision.files import ModelFiles
+from indexer.vision.packs import SFACE
+from indexer.vision.runtime import Session, Threads, load
+
+MIN_SCORE = 0.6
+
+Embed = Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.float32]]
+
+
+class PlainLoop:
+    """`cv2.FaceDetectorYN` on the photo as it is, then SFace on the one crop, without mirroring, batches or a second
+    look. `embed` is OpenCV's own recognizer, or the same network in the runtime and precision that the product uses.
+    """
+
+    def __init__(self, detector: cv2.FaceDetectorYN, embed: Embed) -> None:
+        self._detector = detector
+        self._embed = embed
+
+    def describe(self, data: bytes) -> NDArray[np.float32] | None:
+        """The embedding (D,) of the largest face, or None."""
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            return None
+        self._detector.setInputSize((image.shape[1], image.shape[0]))
+        _, faces = self._detector.detect(image)
+        if faces is None or len(faces) == 0:
+            return None
+        largest = max(faces, key=lambda face: face[2] * face[3])
+        return self._embed(np.asarray(image, dtype=np.uint8), np.asarray(largest, dtype=np.float32))
+
+
+def opencv_loop() -> PlainLoop:
+    """OpenCV's detector and OpenCV's recognizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = ModelFiles(Path(folder))
+        detector = _detector(files, Path(folder))
+        path = Path(folder) / "sface.onnx"
+        path.write_bytes(files.prepared(SFACE.embedder))
+        recognizer = cv2.FaceRecognizerSF.create(str(path), "")
+
+    def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
+        return normalise(np.asarray(recognizer.feature(recognizer.alignCrop(image, face)), dtype=np.float32))[0]
+
+    return PlainLoop(detector, embed)
+
+
+def same_embedder_loop(precision: Precision) -> PlainLoop:
+    """OpenCV's detector and the product's embedder, one crop at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = ModelFiles(Path(folder))
+        detector = _detector(files, Path(folder))
+        session: Session = load(files.prepared(SFACE.embedder), precision, Threads())
+
+    def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
+        crop = align(np.ascontiguousarray(image[..., ::-1]), face[4:14].reshape(5, 2))
+        (raw,) = session.run(np.ascontiguousarray(crop.transpose(2, 0, 1)[None], dtype=np.float32))
+        return normalise(raw)[0]
+
+    return PlainLoop(detector, embed)
+
+
+def _detector(files: ModelFiles, folder: Path) -> cv2.FaceDetectorYN:
+    path = folder / "yunet.onnx"
+    path.write_bytes(files.read(SFACE.detector))
+    return cv2.FaceDetectorYN.create(str(path), "", (320, 320), MIN_SCORE, MAX_OVERLAP)
+
+
+class PlainGallery:
+    """Embeddings in one array; the answer is the best inner product."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        self._vectors = vectors
+
+    def best(self, vector: NDArray[np.float32]) -> int:
+        return int((self._vectors @ vector).argmax())
