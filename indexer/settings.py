@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from pydantic import Field, ValidationError, computed_field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, computed_field, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from indexer.errors import InvalidSetting
 from indexer.types import Precision
@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         default="",
+        repr=False,  # it may hold a password
         description="Where the truth lives: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. "
         "Without it, `whosthere.db` in the home folder.",
     )
@@ -65,6 +66,20 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         default=256, ge=1, description="How many images may wait for the networks before requests get 429."
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What `read_settings` gives, and nothing else."""
+        return (init_settings,)
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _expanded(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("expected a folder, got nothing")
+        return Path(value).expanduser() if isinstance(value, str | Path) else value
 
     def model_post_init(self, _: Any) -> None:
         if not self.database_url:

@@ -9,8 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from indexer.errors import InvalidSetting, StorageUnavailable
 
@@ -20,29 +29,51 @@ BUSY_SECONDS = 30
 MIGRATION_LOCK = 0x77686F73
 """Key of the PostgreSQL advisory lock under which one process migrates and the others wait."""
 
+REFUSED = {"42501", "42P01"}
+"""PostgreSQL's words for a role that may not, and for a table that is not there."""
+
 
 def open_database(url: str) -> Engine:
     """An engine for `sqlite:///FILE` or `postgresql://...`. Connects lazily. Raises InvalidSetting on another URL."""
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
-    except ArgumentError as error:
-        raise InvalidSetting(f"the database URL cannot be read: {error}") from error
+    except (ArgumentError, ValueError):  # which may quote a piece of the password
+        raise InvalidSetting(
+            "the database URL cannot be read; expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/NAME, "
+            "with `@`, `:` and `/` in the password written as %40, %3A and %2F"
+        ) from None
     if backend == "postgresql":
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        try:
-            return create_engine(parsed, pool_pre_ping=True)
-        except NoSuchModuleError as error:
-            raise InvalidSetting(f"the database URL names a driver that is not there: {error}") from error
+        engine = _create_engine(parsed, pool_pre_ping=True)
+        event.listen(engine, "connect", _prepare_postgresql)
+        return engine
     if backend == "sqlite":
         if parsed.database and parsed.database != ":memory:":
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+            folder = Path(parsed.database).parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageUnavailable(f"the folder of the database cannot be made: {error}") from error
+        engine = _create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     raise InvalidSetting(f"databases of kind {backend!r} are not supported; expected sqlite:///... or postgresql://...")
+
+
+def _create_engine(url: URL, **options: Any) -> Engine:
+    try:
+        return create_engine(url, **options)
+    except (NoSuchModuleError, ImportError) as error:
+        raise InvalidSetting(f"the database URL names a driver that is not there: {error}") from error
+
+
+def _prepare_postgresql(connection: Any, _: Any) -> None:
+    """Times come back in UTC: in the server's own zone, the last day of the year 9999 may be past what Python knows."""
+    connection.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
@@ -65,11 +96,19 @@ def storage_errors() -> Iterator[None]:
     """Database failures as StorageUnavailable."""
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, InterfaceError, InternalError) as error:
         raise StorageUnavailable(f"the database does not answer: {error.orig}") from error
+    except PoolTimeoutError as error:
+        raise StorageUnavailable(f"the database does not answer: {error}") from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise StorageUnavailable(f"the connection to the database was lost: {error.orig}") from error
+        if error.statement is None:
+            raise StorageUnavailable(f"the database cannot be used: {error.orig}") from error
+        if getattr(error.orig, "sqlstate", None) in REFUSED:
+            raise StorageUnavailable(f"the database refuses: {error.orig}") from error
+        if type(error) is DatabaseError:  # SQLite's word for a file that is damaged or no database
+            raise StorageUnavailable(f"the database cannot be read: {error.orig}") from error
         raise
 
 
@@ -79,13 +118,17 @@ def migrate(engine: Engine) -> None:
         if current_version(engine) == newest_version():
             return
         from alembic import command
+        from alembic.util import CommandError
 
         with engine.connect().execution_options(writing=True) as connection, connection.begin():
             if engine.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             config = _alembic_config()
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise StorageUnavailable(f"the database was made by another version of whosthere: {error}") from error
 
 
 def current_version(engine: Engine) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from indexer.types import (
     Reason,
     StoredFace,
     Vectors,
+    check_vectors,
     vector_to_bytes,
     vectors_from_bytes,
 )
@@ -211,6 +213,7 @@ class Store:
             check_person(person)
         with self._write() as session:
             last = changes.lock(session, gallery_id)
+            _check_dims(session, gallery_id, faces)
             known = _known_images(session, gallery_id, [new.image_sha256 for new in faces])
             ours, owners = _first_of_each_image(faces, known)
             welcome = [new.person for new in faces if owners[new.image_sha256] == new.person.external_id]
@@ -293,13 +296,35 @@ def check_name(what: str, value: str) -> None:
 
 
 def check_person(person: Person) -> None:
-    """Raises InvalidRequest on a bad id or name, or dates in the wrong order."""
+    """Raises InvalidRequest on a bad id or name, dates without a zone or in the wrong order, metadata not JSON."""
     check_name("an external_id", person.external_id)
+    if person.external_id in (".", ".."):
+        raise InvalidRequest(f"an external_id must not be {person.external_id!r}: no URL can name it")
     if person.name is not None:
         check_name("a name", person.name)
     start, end = person.valid_from, person.valid_until
+    for what, date in (("valid_from", start), ("valid_until", end)):
+        if date is None:
+            continue
+        if date.utcoffset() is None:
+            raise InvalidRequest(f"{what} ({date.isoformat()}) must have a time zone")
+        try:
+            date.astimezone(UTC)
+        except OverflowError as error:
+            raise InvalidRequest(f"{what} ({date.isoformat()}) is not in the years 1 to 9999 in UTC") from error
+    try:
+        json.dumps(dict(person.metadata), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the metadata of {person.external_id!r} must be JSON: {error}") from error
     if start is not None and end is not None and end <= start:
         raise InvalidRequest(f"valid_until ({end.isoformat()}) must be after valid_from ({start.isoformat()})")
+
+
+def _check_dims(session: Session, gallery_id: int, faces: Sequence[NewFace]) -> None:
+    """One embedding of another size would keep every index from being built."""
+    dim = session.scalar(select(GalleryRow.dim).where(GalleryRow.id == gallery_id)) or 0
+    for new in faces:
+        check_vectors(new.face.embedding, dim)
 
 
 def _known_images(session: Session, gallery_id: int, hashes: Iterable[str]) -> dict[str, Known]:
@@ -336,10 +361,12 @@ def _upsert(
     rows: dict[str, IdentityRow] = {}
     for some in _slices(list({person.external_id for person in people})):
         rows |= {r.external_id: r for r in session.scalars(query.where(IdentityRow.external_id.in_(some)))}
-    missing = list({p.external_id: p for p in needed if p.external_id not in rows}.values())
-    new_ids = _insert_all(session, IdentityRow, [_identity_values(gallery_id, person) for person in missing])
-    ids = {external_id: row.id for external_id, row in rows.items()}
-    ids |= {person.external_id: new_id for person, new_id in zip(missing, new_ids, strict=True)}
+    missing = {p.external_id: Person(p.external_id) for p in needed if p.external_id not in rows}
+    for person in people:
+        if person.external_id in missing:
+            missing[person.external_id] = _joined(missing[person.external_id], person)
+    new_ids = _insert_all(session, IdentityRow, [_identity_values(gallery_id, p) for p in missing.values()])
+    ids = {external_id: row.id for external_id, row in rows.items()} | dict(zip(missing, new_ids, strict=True))
     changed = dict.fromkeys(new_ids)
     for person in people:
         row = rows.get(person.external_id)
@@ -347,6 +374,17 @@ def _upsert(
             changed[row.id] = None
     session.flush()
     return ids, [Entry(Kind.IDENTITY_CHANGED, identity_id) for identity_id in changed]
+
+
+def _joined(before: Person, after: Person) -> Person:
+    """All that is said of one person; what is said later counts."""
+    return Person(
+        before.external_id,
+        after.name if after.name is not None else before.name,
+        after.valid_from if after.valid_from is not None else before.valid_from,
+        after.valid_until if after.valid_until is not None else before.valid_until,
+        {**before.metadata, **after.metadata},
+    )
 
 
 def _insert_all(session: Session, table: type[FaceRow | IdentityRow], rows: Sequence[Mapping[str, Any]]) -> list[int]:

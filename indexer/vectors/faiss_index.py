@@ -79,12 +79,17 @@ class FaissIndex:
         k = min(k, len(self._faces))
         if k == 0:
             return [[] for _ in queries]
-        scores, rows = self._flat.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        wanted = np.ascontiguousarray(queries, dtype=np.float32)
+        fetched = min(k + 1, len(self._faces))
+        scores, rows = self._flat.search(wanted, fetched)
+        while fetched < len(self._faces) and (scores[:, k - 1] == scores[:, -1]).any():  # equals beyond the last
+            fetched = min(2 * fetched, len(self._faces))
+            scores, rows = self._flat.search(wanted, fetched)
         return [
             sorted(
                 (Hit(int(self._identities[r]), int(self._faces[r]), float(s)) for s, r in zip(score, row, strict=True)),
                 key=lambda hit: (-hit.score, hit.face_id),
-            )
+            )[:k]
             for score, row in zip(scores, rows, strict=True)
         ]
 

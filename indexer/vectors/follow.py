@@ -44,23 +44,24 @@ class FollowedIndex:
         self._index: FaissIndex | None = None
         self._seq = 0
         self._snapshot_seq: int | None = None
+        self._tried_seq = 0
+        """The change at which a snapshot was last written or failed to be: a full disk is not asked at every search."""
 
     def caught_up(self) -> VectorIndex:
         """The index with every change in it that is committed now. Raises NotFound when the gallery is gone."""
         with self._lock:
-            last = self._store.last_change(self._gallery.id)
-            if last is None:
-                raise NotFound(f"there is no gallery {self._gallery.name!r}", code="gallery_not_found")
+            last = self._last_change()
             index = self._load(last) if self._index is None else self._index
             while self._seq < last:
                 self._apply(index, self._store.changes_since(self._gallery.id, self._seq))
-            if self._seq - (self._snapshot_seq or 0) >= SNAPSHOT_EVERY:
+            if self._seq - self._tried_seq >= SNAPSHOT_EVERY:
                 self._save(index)
             return index
 
     def rebuild(self) -> int:
-        """Makes the index anew from SQL and writes it down; how many faces are in it."""
+        """Makes the index anew from SQL and writes it down; how many faces are in it. Raises NotFound."""
         with self._lock:
+            self._last_change()
             index = self._build()
             self._save(index)
             return len(index)
@@ -80,6 +81,12 @@ class FollowedIndex:
             self._index = None
             self._path.unlink(missing_ok=True)
 
+    def _last_change(self) -> int:
+        last = self._store.last_change(self._gallery.id)
+        if last is None:
+            raise NotFound(f"there is no gallery {self._gallery.name!r}", code="gallery_not_found")
+        return last
+
     def _load(self, last: int) -> FaissIndex:
         try:
             header, index = snapshot.read(self._path)
@@ -91,20 +98,21 @@ class FollowedIndex:
         if self._header(header.seq, header.faces) != header or header.seq > last:
             log.warning("The index of gallery %s is made anew: its snapshot is of another state", self._gallery.name)
             return self._build()
-        self._index, self._seq, self._snapshot_seq = index, header.seq, header.seq
+        self._index, self._seq, self._snapshot_seq, self._tried_seq = index, header.seq, header.seq, header.seq
         return index
 
     def _build(self) -> FaissIndex:
         index = FaissIndex(self._gallery.dim)
-        self._seq, parts = self._store.all_vectors(self._gallery.id, self._gallery.dim)
+        seq, parts = self._store.all_vectors(self._gallery.id, self._gallery.dim)
         for part in parts:
             index.put(part.face_ids, part.identity_ids, part.vectors)
-        self._index, self._snapshot_seq = index, None
+        self._index, self._seq, self._snapshot_seq, self._tried_seq = index, seq, None, 0
         return index
 
     def _apply(self, index: FaissIndex, changes: Sequence[Change]) -> None:
         """Only the last thing that happened to a face counts: what came and went again is not fetched."""
         if not changes:
+            self._last_change()
             raise StorageUnavailable("the change log has a gap; `whosthere gallery rebuild` makes the index anew")
         last = {c.entry.face_id: c.entry.kind for c in changes if c.entry.face_id is not None}
         index.remove([face_id for face_id, kind in last.items() if kind is Kind.FACE_REMOVED])
@@ -115,6 +123,7 @@ class FollowedIndex:
         self._seq = changes[-1].seq
 
     def _save(self, index: FaissIndex) -> None:
+        self._tried_seq = self._seq
         try:
             snapshot.write(self._path, self._header(self._seq, len(index)), index)
             self._snapshot_seq = self._seq

@@ -1,0 +1,183 @@
+"""A database that is not there, or no database: a domain error that says so and keeps passwords to itself."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from indexer.errors import InvalidSetting, StorageUnavailable
+from indexer.gallery.database import current_version, migrate, open_database
+from indexer.gallery.store import Store
+from indexer.types import Person
+from tests.gallery.faces import DIM, enroll_one, make_gallery, new_face
+from tests.gallery.together import in_threads
+from tests.postgres import Database, Postgres, opened, running
+
+PASSWORD = "hunter2"
+
+
+def everything(store: Store, gallery_id: int) -> list[Callable[[], object]]:
+    return [
+        lambda: make_gallery(store, "another"),
+        lambda: store.gallery("staff"),
+        lambda: store.galleries(),
+        lambda: store.delete_gallery("staff"),
+        lambda: store.counts(gallery_id),
+        lambda: store.put_identity(gallery_id, Person("ana")),
+        lambda: store.identity(gallery_id, "ana"),
+        lambda: store.identities(gallery_id),
+        lambda: store.enroll(gallery_id, [new_face("ana", 1)]),
+        lambda: store.face(gallery_id, 1),
+        lambda: store.last_change(gallery_id),
+        lambda: store.changes_since(gallery_id, 0),
+        lambda: store.vectors_of(gallery_id, DIM, [1]),
+        lambda: store.all_vectors(gallery_id, DIM),
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "nonsense",
+        "whosthere.db",
+        f"mysql://me:{PASSWORD}@localhost/x",
+        f"postgres://me:{PASSWORD}@localhost/x",
+        f"postgresql+psycopg2://me:{PASSWORD}@localhost/x",
+        f"postgresql+nonsense://me:{PASSWORD}@localhost/x",
+        f"postgresql://me:{PASSWORD}@localhost:port/x",
+        f"postgresql://me:p@ss:{PASSWORD}@localhost/x",
+        "sqlite+aiosqlite:///x",
+    ],
+)
+def test_a_bad_url(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="database") as caught:
+        open_database(url)
+    assert caught.value.code == "invalid_setting"
+    assert PASSWORD not in "".join(traceback.format_exception_only(caught.value))
+    if caught.value.__cause__ is not None:
+        assert PASSWORD not in str(caught.value.__cause__)
+
+
+def test_nobody_listens() -> None:
+    engine = open_database(f"postgresql://me:{PASSWORD}@127.0.0.1:1/x")
+    for call in (lambda: migrate(engine), *everything(Store(engine), 1)):
+        with pytest.raises(StorageUnavailable, match="does not answer") as caught:
+            call()
+        assert caught.value.code == "storage_unavailable"
+        assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+    engine.dispose()
+
+
+def test_an_option_that_is_none() -> None:
+    engine = open_database(f"postgresql://me:{PASSWORD}@127.0.0.1:1/x?nonsense=1")
+    with pytest.raises(StorageUnavailable, match="nonsense") as caught:
+        migrate(engine)
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_wrong_password_and_a_missing_database(postgres: Postgres) -> None:
+    hba = postgres.folder / "pg_hba.conf"
+    hba.write_text("local all locked scram-sha-256\n" + hba.read_text())
+    postgres.run("SELECT pg_reload_conf()")
+    postgres.run("CREATE ROLE locked LOGIN PASSWORD 'right'")
+    url = postgres.migrated()
+    granted_nothing = url.replace("postgres:@", "locked:right@")
+    with opened(granted_nothing) as store, pytest.raises(StorageUnavailable, match="permission denied"):
+        store.galleries()
+    for bad in (url.replace("postgres:@", f"locked:{PASSWORD}@"), postgres.url("nowhere")):
+        with opened(bad) as store, pytest.raises(StorageUnavailable) as caught:
+            store.galleries()
+        assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_postgresql_stops_and_comes_back() -> None:
+    with running() as server, opened(server.migrated()) as store:
+        gallery = make_gallery(store)
+        face_id = enroll_one(store, gallery, new_face("ana", 1))
+        in_threads([lambda: store.counts(gallery.id)] * 4)  # several connections wait in the pool
+        server.stop()
+        for call in everything(store, gallery.id):
+            with pytest.raises(StorageUnavailable) as caught:
+                call()
+            assert caught.value.message
+        server.start()
+        assert store.gallery("staff").id == gallery.id
+        assert store.face(gallery.id, face_id).id == face_id
+        assert enroll_one(store, gallery, new_face("ana", 2)) > face_id
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageUnavailable, match="folder of the database"):
+        open_database(f"sqlite:///{tmp_path / 'file' / 'below' / 'x.db'}")
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.db").mkdir()
+    check_unusable(f"sqlite:///{tmp_path / 'x.db'}")
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"these are not the pages you are looking for\n" * 500)
+    check_unusable(f"sqlite:///{tmp_path / 'x.db'}")
+
+
+def check_unusable(url: str) -> None:
+    engine = open_database(url)
+    for call in (lambda: migrate(engine), *everything(Store(engine), 1)):
+        with pytest.raises(StorageUnavailable, match="the database"):
+            call()
+    engine.dispose()
+
+
+def test_a_damaged_database(tmp_path: Path, sqlite_template: Path) -> None:
+    """Its first page is whole; the others are not."""
+    path = tmp_path / "x.db"
+    shutil.copy(sqlite_template, path)
+    with opened(f"sqlite:///{path}") as store:
+        gallery = make_gallery(store)
+        store.enroll(gallery.id, [new_face(f"p{i}", i) for i in range(50)])
+    data = bytearray(path.read_bytes())
+    assert len(data) > 8 * 4096
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    path.write_bytes(data)
+    with opened(f"sqlite:///{path}") as store:
+        for call in (lambda: store.galleries(), lambda: store.enroll(gallery.id, [new_face("ana", 99)])):
+            with pytest.raises(StorageUnavailable, match="malformed"):
+                call()
+
+
+def test_a_database_without_tables(empty_database: Database) -> None:
+    missing = r"no such table|does not exist"
+    with opened(empty_database.url) as store, pytest.raises(StorageUnavailable, match=missing):
+        store.galleries()
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "not" / "there" / "yet.db"
+    engine = open_database(f"sqlite:///{path}")
+    migrate(engine)
+    engine.dispose()
+    assert path.is_file()
+
+
+def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path / 'x.db'}")
+    with engine.connect() as connection:
+        pragmas = [connection.execute(text(f"PRAGMA {p}")).scalar() for p in ("journal_mode", "synchronous")]
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    engine.dispose()
+    assert pragmas == ["wal", 2]
+
+
+def test_the_driver_need_not_be_named(database: Database) -> None:
+    url = database.url.replace("postgresql://", "postgresql+psycopg://")
+    engine = open_database(url)
+    assert current_version(engine) is not None
+    engine.dispose()

@@ -1,0 +1,46 @@
+"""Functions run at the same moment, in threads or in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
+from typing import Any, TypeVar
+
+Answer = TypeVar("Answer")
+
+SECONDS = 60
+"""Longer than any start of a process should take."""
+
+_barrier: list[Barrier] = []
+
+
+def in_threads(functions: Sequence[Callable[[], Answer]]) -> list[Answer]:
+    barrier = threading.Barrier(len(functions))
+
+    def call(function: Callable[[], Answer]) -> Answer:
+        barrier.wait(SECONDS)
+        return function()
+
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return list(pool.map(call, functions))
+
+
+def in_processes(function: Callable[..., Answer], arguments: Sequence[tuple[Any, ...]]) -> list[Answer]:
+    """What `function` answers for each of `arguments`, each in a fresh interpreter."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(len(arguments))
+    with ProcessPoolExecutor(len(arguments), mp_context=context, initializer=_keep, initargs=(barrier,)) as pool:
+        futures = [pool.submit(_call, function, some) for some in arguments]
+        return [future.result(SECONDS) for future in futures]
+
+
+def _keep(barrier: Barrier) -> None:
+    _barrier.append(barrier)
+
+
+def _call(function: Callable[..., Answer], arguments: tuple[Any, ...]) -> Answer:
+    _barrier[-1].wait(SECONDS)
+    return function(*arguments)

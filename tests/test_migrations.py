@@ -1,0 +1,174 @@
+"""The migrations make the tables of the models, by the program and by hand, once and at once."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, inspect, text
+
+from indexer.errors import StorageUnavailable
+from indexer.gallery.database import current_version, migrate, newest_version, open_database
+from indexer.gallery.schema import Base
+from indexer.gallery.store import Store
+from tests.gallery.faces import enroll_one, make_gallery, new_face
+from tests.gallery.together import in_processes, in_threads
+from tests.postgres import Database
+from tests.postgres import empty_database as empty_database
+from tests.postgres import postgres as postgres
+
+ROOT = Path(__file__).parent.parent
+TABLES = {"galleries", "identities", "faces", "changes", "alembic_version"}
+
+
+@pytest.fixture
+def engine(empty_database: Database) -> Iterator[Engine]:
+    engine = open_database(empty_database.url)
+    yield engine
+    engine.dispose()
+
+
+def tables(engine: Engine) -> set[str]:
+    return {name for name in inspect(engine).get_table_names() if not name.startswith("sqlite_")}
+
+
+def differences(engine: Engine) -> list[Any]:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": False})
+        return list(compare_metadata(context, Base.metadata))
+
+
+def downgrade(engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(importlib.resources.files("migrations")))
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+
+
+def test_an_empty_database_gets_every_table(engine: Engine) -> None:
+    assert current_version(engine) is None
+    assert tables(engine) == set()
+    migrate(engine)
+    assert tables(engine) == TABLES
+    assert current_version(engine) == newest_version()
+
+
+def test_the_tables_are_those_of_the_models(engine: Engine) -> None:
+    migrate(engine)
+    assert differences(engine) == []
+
+
+def test_a_difference_to_the_models_would_be_found(engine: Engine) -> None:
+    migrate(engine)
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.execute(text("DROP INDEX ix_faces_identity_id"))
+        connection.execute(text("ALTER TABLE identities ADD COLUMN shoe_size INTEGER"))
+    assert sorted(found[0] for found in differences(engine)) == ["add_index", "remove_column"]
+
+
+def test_constraints_carry_the_names_of_the_models(engine: Engine) -> None:
+    """`compare_metadata` does not look at these."""
+    migrate(engine)
+    inspector = inspect(engine)
+    for table in Base.metadata.sorted_tables:
+        if engine.dialect.name != "sqlite":  # whose key that counts up by itself has no name
+            assert inspector.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
+        assert inspector.get_pk_constraint(table.name)["constrained_columns"] == [c.name for c in table.primary_key]
+        found = {key["name"]: (key["referred_table"], key["options"]) for key in inspector.get_foreign_keys(table.name)}
+        assert found == {
+            key.name: (key.referred_table.name, {"ondelete": "CASCADE"}) for key in table.foreign_key_constraints
+        }
+    assert len(inspector.get_foreign_keys("faces")) == 2
+
+
+def test_ids_count_up_by_themselves_and_are_never_used_again(engine: Engine) -> None:
+    migrate(engine)
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            rows = connection.execute(text("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'"))
+            counting = set(rows.scalars())
+        else:
+            rows = connection.execute(
+                text("SELECT table_name FROM information_schema.columns WHERE column_default LIKE 'nextval(%'")
+            )
+            counting = set(rows.scalars())
+            wide = connection.execute(
+                text("SELECT DISTINCT data_type FROM information_schema.columns WHERE column_default LIKE 'nextval(%'")
+            )
+            assert set(wide.scalars()) == {"bigint"}
+    assert counting == {"galleries", "identities", "faces"}
+
+
+def test_down_to_nothing_and_up_again(engine: Engine) -> None:
+    migrate(engine)
+    downgrade(engine)
+    assert tables(engine) == {"alembic_version"}
+    assert current_version(engine) is None
+    migrate(engine)
+    assert tables(engine) == TABLES
+    assert differences(engine) == []
+
+
+def test_migrating_again_keeps_what_is_there(engine: Engine) -> None:
+    migrate(engine)
+    store = Store(engine)
+    gallery = make_gallery(store)
+    enroll_one(store, gallery, new_face("ana", 1))
+    migrate(engine)
+    assert store.counts(gallery.id) == (1, 1)
+
+
+def migrate_url(url: str) -> str | None:
+    engine = open_database(url)
+    try:
+        migrate(engine)
+        return current_version(engine)
+    finally:
+        engine.dispose()
+
+
+def test_four_processes_migrate_at_once(empty_database: Database, engine: Engine) -> None:
+    assert in_processes(migrate_url, [(empty_database.url,)] * 4) == [newest_version()] * 4
+    assert differences(engine) == []
+
+
+def test_four_threads_migrate_at_once(empty_database: Database, engine: Engine) -> None:
+    def one() -> str | None:
+        return migrate_url(empty_database.url)
+
+    assert in_threads([one] * 4) == [newest_version()] * 4
+    assert differences(engine) == []
+
+
+def test_by_hand_from_the_checkout(empty_database: Database, engine: Engine) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=ROOT,
+        env={**os.environ, "WHOSTHERE_DATABASE_URL": empty_database.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert current_version(engine) == newest_version()
+    assert differences(engine) == []
+
+
+def test_a_newer_programs_database_is_left_alone(engine: Engine) -> None:
+    migrate(engine)
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StorageUnavailable, match="9999"):
+        migrate(engine)
+    assert current_version(engine) == "9999"

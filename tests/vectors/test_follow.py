@@ -1,0 +1,560 @@
+"""Indexes follow their galleries: from a snapshot, from SQL, from the change log, whatever happens to the files."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from indexer.errors import NotFound, StorageUnavailable
+from indexer.gallery.changes import Change
+from indexer.gallery.store import FaceVectors, Store
+from indexer.types import Gallery, Hit, Outcome, Person
+from indexer.vectors import follow, snapshot
+from indexer.vectors.base import VectorIndex
+from indexer.vectors.faiss_index import FaissIndex
+from indexer.vectors.follow import FollowedIndex, Indexes
+from tests.gallery.faces import DIM, enroll_one, make_gallery, new_face, vector
+from tests.gallery.together import in_processes, in_threads
+from tests.postgres import Database, opened
+from tests.vectors.disks import limited_file_size
+
+FACES = 12
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "indexes"
+
+
+@pytest.fixture
+def gallery(store: Store) -> Gallery:
+    """Four people with three faces each: image i is person i // 3."""
+    gallery = make_gallery(store)
+    store.enroll(gallery.id, [new_face(f"p{image // 3}", image) for image in range(FACES)])
+    return gallery
+
+
+def top(index: VectorIndex, image: int) -> tuple[int, int]:
+    """Identity and face found for the embedding of that image, when it is found."""
+    [hits] = index.nearest_identities(vector(image)[None], 1)
+    return (hits[0].identity_id, hits[0].face_id) if hits and hits[0].score > 0.999 else (0, 0)
+
+
+def held(index: VectorIndex) -> dict[int, tuple[int, bytes]]:
+    assert isinstance(index, FaissIndex)
+    face_ids, owners, vectors = index.contents()
+    assert len(set(face_ids.tolist())) == len(face_ids)
+    return {f: (i, v.tobytes()) for f, i, v in zip(face_ids.tolist(), owners.tolist(), vectors, strict=True)}
+
+
+def truth(store: Store, gallery: Gallery) -> dict[int, tuple[int, bytes]]:
+    _, parts = store.all_vectors(gallery.id, gallery.dim)
+    return {
+        f: (i, v.tobytes())
+        for part in parts
+        for f, i, v in zip(part.face_ids.tolist(), part.identity_ids.tolist(), part.vectors, strict=True)
+    }
+
+
+def check_right(index: VectorIndex, store: Store, gallery: Gallery) -> None:
+    assert held(index) == truth(store, gallery)
+
+
+def test_the_first_time_it_is_built_from_sql(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder)
+    index = followed.caught_up()
+    assert len(index) == FACES
+    check_right(index, store, gallery)
+    for image in range(FACES):
+        identity_id, face_id = top(index, image)
+        assert identity_id == store.identity(gallery.id, f"p{image // 3}").id
+        assert face_id in {face.id for face in store.faces(gallery.id, f"p{image // 3}")}
+    assert followed.state() == follow.IndexState("exact", FACES, 16, None)
+
+
+def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder)
+    index = followed.caught_up()
+
+    new = enroll_one(store, gallery, new_face("new", 50))
+    assert top(index, 50) == (0, 0)
+    assert followed.caught_up() is index
+    assert top(index, 50) == (store.identity(gallery.id, "new").id, new)
+
+    store.delete_face(gallery.id, new)
+    assert top(followed.caught_up(), 50) == (0, 0)
+
+    store.delete_identity(gallery.id, "p0")
+    assert [top(followed.caught_up(), image) for image in range(3)] == [(0, 0)] * 3
+    assert len(index) == FACES - 3
+
+    store.put_identity(gallery.id, Person("p1", "Renamed"))
+    check_right(followed.caught_up(), store, gallery)
+    assert followed.state().seq == store.last_change(gallery.id)
+
+
+def test_what_came_and_went_between_two_looks(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder)
+    followed.caught_up()
+    gone = enroll_one(store, gallery, new_face("p0", 60))
+    store.delete_face(gallery.id, gone)
+    again = enroll_one(store, gallery, new_face("p1", 60))
+    brief = enroll_one(store, gallery, new_face("brief", 61))
+    store.delete_identity(gallery.id, "brief")
+    index = followed.caught_up()
+    assert top(index, 60) == (store.identity(gallery.id, "p1").id, again)
+    assert top(index, 61) == (0, 0)
+    assert not {gone, brief} & set(held(index))
+    check_right(index, store, gallery)
+
+
+def test_it_catches_up_in_several_steps(
+    store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = store.changes_since
+    limits: list[int] = []
+
+    def few(gallery_id: int, seq: int, limit: int = 0) -> list[Change]:
+        limits.append(seq)
+        return whole(gallery_id, seq, 5)
+
+    followed = FollowedIndex(store, gallery, folder)
+    followed.caught_up()
+    store.enroll(gallery.id, [new_face("many", 100 + i) for i in range(21)])
+    monkeypatch.setattr(store, "changes_since", few)
+    check_right(followed.caught_up(), store, gallery)
+    assert limits == [16, 21, 26, 31, 36]
+
+
+def test_snapshot_and_replay(store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = FollowedIndex(store, gallery, folder)
+    first.caught_up()
+    first.save()
+    assert first.state().snapshot_seq == 16
+    new = enroll_one(store, gallery, new_face("p9", 70))
+    store.delete_identity(gallery.id, "p0")
+
+    second = FollowedIndex(store, gallery, folder)
+    index = second.caught_up()
+    check_right(index, store, gallery)
+    assert top(index, 70)[1] == new
+    assert second.state() == follow.IndexState("exact", FACES - 2, 22, 16)
+    assert held(first.caught_up()) == held(index)
+    assert caplog.records == []
+
+
+def test_a_snapshot_is_really_used(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder)
+    followed.caught_up()
+    followed.save()
+    header, index = snapshot.read(folder / f"{gallery.id}.index")
+    index.put(np.array([777]), np.array([888]), vector(999)[None])
+    snapshot.write(folder / f"{gallery.id}.index", replace(header, faces=len(index)), index)
+    assert top(FollowedIndex(store, gallery, folder).caught_up(), 999) == (888, 777)
+
+
+def test_a_snapshot_of_an_empty_gallery(store: Store, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    gallery = make_gallery(store, "empty")
+    followed = FollowedIndex(store, gallery, folder)
+    assert len(followed.caught_up()) == 0
+    followed.save()
+    assert snapshot.read(folder / f"{gallery.id}.index")[0].faces == 0
+    again = FollowedIndex(store, gallery, folder)
+    assert len(again.caught_up()) == 0
+    enroll_one(store, gallery, new_face("ana", 1))
+    check_right(again.caught_up(), store, gallery)
+    assert caplog.records == []
+
+
+def test_rebuilding_makes_the_same(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder)
+    followed.caught_up()
+    store.delete_identity(gallery.id, "p1")
+    store.enroll(gallery.id, [new_face(f"q{i}", 200 + i) for i in range(5)])
+    replayed = followed.caught_up()
+    before = held(replayed)
+    queries = np.stack([vector(i) for i in (0, 3, 200, 500)])
+    answers = replayed.nearest_identities(queries, 5)
+    assert followed.rebuild() == FACES - 3 + 5
+    rebuilt = followed.caught_up()
+    assert rebuilt is not replayed
+    assert held(rebuilt) == before
+    assert rebuilt.nearest_identities(queries, 5) == answers
+    assert followed.state().snapshot_seq == store.last_change(gallery.id)
+
+
+def test_saving_happens_by_itself_after_many_changes(
+    store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 20)
+    followed = FollowedIndex(store, gallery, folder)
+    followed.caught_up()
+    assert not folder.exists()
+    store.enroll(gallery.id, [new_face("p0", 300 + i) for i in range(4)])
+    followed.caught_up()
+    assert snapshot.read(folder / f"{gallery.id}.index")[0].seq == 20
+    store.enroll(gallery.id, [new_face("p0", 400 + i) for i in range(19)])
+    followed.caught_up()
+    assert followed.state().snapshot_seq == 20
+    enroll_one(store, gallery, new_face("p0", 500))
+    followed.caught_up()
+    assert followed.state().snapshot_seq == 40
+
+
+def test_saving_again_without_a_change_writes_nothing(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder)
+    followed.save()
+    assert not folder.exists()
+    followed.caught_up()
+    followed.save()
+    path = folder / f"{gallery.id}.index"
+    written = path.stat().st_ino
+    followed.save()
+    assert path.stat().st_ino == written
+
+
+def _truncate(data: bytes) -> Iterator[bytes]:
+    for share in range(20):
+        yield data[: len(data) * share // 20]
+    yield data[:-1]
+
+
+def _flip(data: bytes) -> Iterator[bytes]:
+    for position in range(0, len(data), len(data) // 40):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << (position % 8)
+        yield bytes(damaged)
+
+
+def _other(data: bytes) -> Iterator[bytes]:
+    yield b""
+    yield b"whosthere-index-1\n"
+    yield b"\0" * len(data)
+    yield b"whosthere-index-9\n" + data[18:]
+    yield data + data
+    yield np.random.default_rng(3).bytes(len(data))
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip, _other])
+def test_every_damage_is_made_good(
+    store: Store,
+    gallery: Gallery,
+    folder: Path,
+    damage: Callable[[bytes], Iterator[bytes]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = FollowedIndex(store, gallery, folder)
+    first.caught_up()
+    first.save()
+    path = folder / f"{gallery.id}.index"
+    for damaged in damage(path.read_bytes()):
+        caplog.clear()
+        path.write_bytes(damaged)
+        followed = FollowedIndex(store, gallery, folder)
+        check_right(followed.caught_up(), store, gallery)
+        assert "is made anew" in caplog.text
+        assert followed.state().snapshot_seq is None
+    followed.save()
+    caplog.clear()
+    check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gallery_id": 4711},
+        {"gallery_created": "2020-01-01T00:00:00+00:00"},
+        {"fingerprint": "ffffffffffffffff"},
+        {"seq": 17},
+    ],
+)
+def test_a_snapshot_of_something_else_is_not_used(
+    store: Store, gallery: Gallery, folder: Path, change: dict[str, int | str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whole, but of another gallery, another model, or of changes that this database does not have."""
+    first = FollowedIndex(store, gallery, folder)
+    first.caught_up()
+    first.save()
+    path = folder / f"{gallery.id}.index"
+    header, index = snapshot.read(path)
+    index.put(np.array([777]), np.array([888]), vector(999)[None])
+    snapshot.write(path, replace(header, faces=len(index), **change), index)  # type: ignore[arg-type]
+    found = FollowedIndex(store, gallery, folder).caught_up()
+    assert top(found, 999) == (0, 0)
+    check_right(found, store, gallery)
+    assert "is made anew" in caplog.text
+
+
+def test_a_snapshot_of_another_width_is_not_used(store: Store, gallery: Gallery, folder: Path) -> None:
+    other = FaissIndex(4)
+    header = snapshot.Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, 4, 16, 0)
+    snapshot.write(folder / f"{gallery.id}.index", header, other)
+    check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+
+
+def test_a_folder_in_the_place_of_the_snapshot(
+    store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / f"{gallery.id}.index").mkdir(parents=True)
+    followed = FollowedIndex(store, gallery, folder)
+    check_right(followed.caught_up(), store, gallery)
+    followed.save()
+    assert "could not be written" in caplog.text
+    assert [path.name for path in folder.iterdir()] == [f"{gallery.id}.index"]
+
+
+def test_a_full_disk_costs_nothing_but_the_snapshot(
+    store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 20)
+    followed = FollowedIndex(store, gallery, folder)
+    followed.caught_up()
+    followed.save()
+    path = folder / f"{gallery.id}.index"
+    before = path.read_bytes()
+    store.enroll(gallery.id, [new_face(f"r{i}", 1000 + i) for i in range(40)])
+    with limited_file_size(2048):
+        check_right(followed.caught_up(), store, gallery)
+        followed.save()
+    assert caplog.text.count("could not be written") == 2
+    assert path.read_bytes() == before
+    assert [p.name for p in folder.iterdir()] == [path.name]
+    assert followed.state().snapshot_seq == 16
+
+    caplog.clear()
+    check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+    followed.save()
+    assert snapshot.read(path)[0].seq == store.last_change(gallery.id)
+    assert caplog.text == ""
+
+
+def test_a_full_disk_is_not_asked_at_every_search(
+    store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 10)
+    folder.parent.mkdir(exist_ok=True)
+    folder.write_text("not a folder")
+    followed = FollowedIndex(store, gallery, folder)
+    for _ in range(5):
+        check_right(followed.caught_up(), store, gallery)
+    assert caplog.text.count("could not be written") == 1
+    store.enroll(gallery.id, [new_face("p0", 300 + i) for i in range(10)])
+    followed.caught_up()
+    assert caplog.text.count("could not be written") == 2
+
+
+def test_a_deleted_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder)
+    followed.caught_up()
+    followed.save()
+    store.delete_gallery("staff")
+    for call in (followed.caught_up, followed.state, followed.rebuild, FollowedIndex(store, gallery, folder).caught_up):
+        with pytest.raises(NotFound, match="'staff'") as caught:
+            call()
+        assert caught.value.code == "gallery_not_found"
+    followed.delete()
+    assert list(folder.iterdir()) == []
+    followed.save()
+    assert list(folder.iterdir()) == []
+
+
+class DeletesItsGallery(Store):
+    """Somebody deletes the gallery between two queries of the same catching up."""
+
+    def changes_since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
+        with suppress(NotFound):
+            self.delete_gallery("staff")
+        return super().changes_since(gallery_id, seq, limit)
+
+
+def test_a_gallery_deleted_while_catching_up(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(DeletesItsGallery(store._readers), gallery, folder)
+    followed.caught_up()
+    enroll_one(store, gallery, new_face("ana", 1000))
+    with pytest.raises(NotFound):
+        followed.caught_up()
+
+
+class LosesItsConnection(Store):
+    """The database goes away in the middle of a rebuild."""
+
+    lost = False
+
+    def all_vectors(self, gallery_id: int, dim: int, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:
+        seq, parts = super().all_vectors(gallery_id, dim, at_once)
+
+        def some() -> Iterator[FaceVectors]:
+            yield from parts
+            if self.lost:
+                raise StorageUnavailable("the connection to the database was lost")
+
+        return seq, some()
+
+
+def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: Gallery, folder: Path) -> None:
+    losing = LosesItsConnection(store._readers)
+    followed = FollowedIndex(losing, gallery, folder)
+    followed.caught_up()
+    new = enroll_one(store, gallery, new_face("new", 1000))
+    store.delete_identity(gallery.id, "p0")
+    losing.lost = True
+    with pytest.raises(StorageUnavailable):
+        followed.rebuild()
+    losing.lost = False
+    index = followed.caught_up()
+    assert top(index, 1000)[1] == new
+    check_right(index, store, gallery)
+
+
+def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
+    store: Store, gallery: Gallery, folder: Path
+) -> None:
+    indexes = Indexes(store, folder)
+    assert len(indexes.of(gallery).caught_up()) == FACES
+    indexes.save()
+    store.delete_gallery("staff")
+    again = make_gallery(store)
+    assert len(indexes.of(again).caught_up()) == 0
+    enroll_one(store, again, new_face("eve", 900))
+    for followed in (indexes.of(again), Indexes(store, folder).of(again)):
+        index = followed.caught_up()
+        assert len(index) == 1
+        assert [top(index, image) for image in range(FACES)] == [(0, 0)] * FACES
+        assert top(index, 900) == (store.identity(again.id, "eve").id, store.faces(again.id, "eve")[0].id)
+
+
+def test_indexes_are_kept_one_a_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
+    other = make_gallery(store, "other")
+    enroll_one(store, other, new_face("ana", 1))
+    with Indexes(store, folder).saved_at_end() as indexes:
+        assert indexes.of(gallery) is indexes.of(store.gallery("staff"))
+        assert indexes.of(gallery) is not indexes.of(other)
+        indexes.of(gallery).caught_up()
+        indexes.of(other).caught_up()
+    assert {path.name for path in folder.iterdir()} == {f"{gallery.id}.index", f"{other.id}.index"}
+    indexes.forget(other)
+    assert {path.name for path in folder.iterdir()} == {f"{gallery.id}.index"}
+    indexes.forget(other)
+
+
+def follow_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[int, tuple[int, bytes]], int]:
+    """Searches, now and then saves, until that many faces are there; what the index holds then."""
+    with opened(url) as store:
+        gallery = store.gallery(name)
+        followed = FollowedIndex(store, gallery, Path(folder))
+        looks = 0
+        while len(index := followed.caught_up()) < until:
+            looks += 1
+            if looks % 5 == 0:
+                followed.save()
+        followed.save()
+        return held(index), looks
+
+
+def enroll_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[int, tuple[int, bytes]], int]:
+    with opened(url) as store:
+        gallery = store.gallery(name)
+        for image in range(2000, 2000 + until - FACES):
+            enroll_one(store, gallery, new_face(f"new{image}", image))
+        return truth(store, gallery), 0
+
+
+def _follow_or_enroll(enrolls: bool, *rest: object) -> tuple[dict[int, tuple[int, bytes]], int]:
+    return (enroll_by_url if enrolls else follow_by_url)(*rest)  # type: ignore[arg-type]
+
+
+def test_two_processes_follow_while_a_third_enrols(
+    store: Store, database: Database, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rest = (database.url, str(folder), gallery.name, FACES + 25)
+    one, two, enrolled = in_processes(_follow_or_enroll, [(False, *rest), (False, *rest), (True, *rest)])
+    assert one[0] == two[0] == enrolled[0] == truth(store, gallery)
+    assert len(one[0]) == FACES + 25
+    with caplog.at_level(logging.WARNING):
+        check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+    assert caplog.text == ""
+    assert [path.name for path in folder.iterdir()] == [f"{gallery.id}.index"]
+
+
+def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery, folder: Path) -> None:
+    """Every hit ever answered is a face that was enrolled, for the identity it was enrolled for, at its score; and
+    who was there all the time is always found."""
+    followed = FollowedIndex(store, gallery, folder)
+    done = threading.Event()
+    owners: dict[int, tuple[int, int]] = {f: (i, -1) for f, (i, _) in truth(store, gallery).items()}
+    for person in range(4):
+        for image, stored in zip(range(3 * person, 3 * person + 3), store.faces(gallery.id, f"p{person}"), strict=True):
+            owners[stored.id] = (stored.identity_id, image)
+    p3 = store.identity(gallery.id, "p3").id
+    recorded = threading.Lock()
+
+    def change(writer: int) -> list[tuple[int, list[Hit]]]:
+        for i in range(12):
+            image = 5000 + 100 * writer + i
+            [answer] = store.enroll(gallery.id, [new_face(f"w{writer}-{i % 3}", image)])
+            assert answer.outcome is Outcome.ENROLLED
+            with recorded:
+                owners[answer.face_id or 0] = (answer.identity_id or 0, image)
+            if i % 4 == 3:
+                store.delete_identity(gallery.id, f"w{writer}-{i % 3}")
+            elif i % 4 == 1:
+                store.delete_face(gallery.id, answer.face_id or 0)
+        return []
+
+    def search(seed: int) -> list[tuple[int, list[Hit]]]:
+        rng = np.random.default_rng(seed)
+        seen: list[tuple[int, list[Hit]]] = []
+        while not done.is_set() or len(seen) < 50:
+            image = int(rng.choice([*range(9, 12), *range(5000, 5012), *range(5100, 5112)]))
+            index = followed.caught_up()
+            [hits] = index.nearest_identities(vector(image)[None], 3)
+            seen.append((image, hits))
+        return seen
+
+    def changes() -> list[tuple[int, list[Hit]]]:
+        try:
+            in_threads([lambda: change(0), lambda: change(1)])
+        finally:
+            done.set()
+        return []
+
+    _, *answers = in_threads([changes, *(lambda s=s: search(s) for s in range(3))])
+    searched = [one for some in answers for one in some]
+    assert len(searched) >= 150
+    for image, hits in searched:
+        assert len(hits) == 3
+        assert len({hit.identity_id for hit in hits}) == 3
+        for hit in hits:
+            identity_id, of_image = owners[hit.face_id]
+            assert hit.identity_id == identity_id
+            assert hit.score == pytest.approx(float(vector(image) @ vector(of_image)), abs=1e-5)
+        if image < 12:
+            assert (hits[0].identity_id, owners[hits[0].face_id][1]) == (p3, image)
+    check_right(followed.caught_up(), store, gallery)
+
+
+def test_the_folder_of_the_index_may_vanish(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder)
+    followed.caught_up()
+    followed.save()
+    (folder / f"{gallery.id}.index").unlink()
+    folder.rmdir()
+    check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+    assert followed.rebuild() == FACES
+    assert (folder / f"{gallery.id}.index").is_file()
+
+
+def test_dimensions_are_the_gallerys(store: Store, folder: Path) -> None:
+    gallery = make_gallery(store, "narrow", dim=4)
+    enroll_one(store, gallery, new_face("ana", 1, embedding=vector(1, 4)))
+    index = FollowedIndex(store, gallery, folder).caught_up()
+    assert index.nearest_faces(vector(1, 4)[None], 1)[0][0].score == pytest.approx(1)
+    assert gallery.dim != DIM
