@@ -189,7 +189,7 @@ def _report(path: Path | None) -> Iterator[Callable[[Result], None]]:
         yield lambda result: None
         return
     try:
-        file: IO[str] = path.open("w", newline="", encoding="utf-8")
+        file: IO[str] = path.open("w", buffering=1, newline="", encoding="utf-8")
     except OSError as error:
         raise click.UsageError(f"the report {path} cannot be written: {error.strerror}") from error
     with file:

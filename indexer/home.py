@@ -8,6 +8,7 @@ from functools import cached_property
 from sqlalchemy import Engine
 
 from indexer.enrollment import Enroller, check_pack
+from indexer.errors import InvalidSetting, NotFound
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.store import Store
 from indexer.settings import Settings
@@ -21,10 +22,15 @@ from indexer.vision.runtime import Threads, usable_cores
 
 
 class Home:
-    """The database, the indexes, the model files and the networks of one home folder. Thread-safe."""
+    """The database, the indexes, the model files and the networks of one home folder. Thread-safe.
+
+    Raises InvalidSetting for what only the whole can tell to be wrong.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.pack = _pack(settings)
+        """The pack that new galleries are bound to."""
         self._lock = threading.Lock()
         self._pipelines: dict[str, FacePipeline] = {}
 
@@ -45,11 +51,6 @@ class Home:
     @cached_property
     def files(self) -> ModelFiles:
         return ModelFiles(self.settings.models_folder)
-
-    @property
-    def pack(self) -> Pack:
-        """The pack that new galleries are bound to."""
-        return find_pack(self.settings.model)
 
     @property
     def cores(self) -> int:
@@ -84,3 +85,10 @@ class Home:
             self.indexes.save()
         if "engine" in self.__dict__:
             self.engine.dispose()
+
+
+def _pack(settings: Settings) -> Pack:
+    try:
+        return find_pack(settings.model)
+    except NotFound as error:
+        raise InvalidSetting(f"WHOSTHERE_MODEL: {error.message}") from error

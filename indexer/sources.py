@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
 from indexer.gallery.store import check_person
@@ -84,7 +86,10 @@ def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
     if manifest is not None:
         if not manifest.is_file():
             raise InvalidRequest(f"there is no manifest {manifest}")
-        places = [_folder(manifest.parent), *(_place(path) for path in paths if path.is_dir() or _is_zip(path))]
+        for path in paths:
+            if not (path.is_dir() or _is_zip(path)):
+                raise InvalidRequest(f"with a manifest, paths are folders or ZIPs that hold its images; got {path}")
+        places = [_folder(manifest.parent), *(_place(path) for path in paths)]
         return _manifest_rows(_read_manifest(manifest), str(manifest), places)
     rows: list[Row] = []
     for path in paths:
@@ -143,18 +148,19 @@ def _file_reader(path: Path) -> Callable[[int], bytes]:
 def _zip(path: Path) -> _Place:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged directory of entries raises nearly anything
         raise InvalidRequest(f"{path} is not a ZIP that can be read: {error}") from error
-    entries = {e.filename: e for e in archive.infolist() if not e.is_dir()}
+    entries = {e.filename.replace("\\", "/"): e for e in archive.infolist() if not e.is_dir()}  # as old .NET wrote them
     unsafe = [name for name in entries if _escapes(name)]
     visible = [n for n in entries if n not in unsafe and not _hidden(PurePosixPath(n).parts)]
     root = _common_root(visible)
     names = {name.removeprefix(root): entries[name] for name in visible}
+    known = {name: entries[name] for name in visible} | names  # a manifest beside the ZIP may say either
 
     def reader(name: str) -> Callable[[int], bytes]:
-        return _entry_reader(archive, names[name])
+        return _entry_reader(archive, known[name])
 
-    return _Place(str(path), sorted(names), reader, unsafe=unsafe, known=frozenset(names))
+    return _Place(str(path), sorted(names), reader, unsafe=unsafe, known=frozenset(known))
 
 
 def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[[int], bytes]:
@@ -167,7 +173,7 @@ def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[
         try:
             with archive.open(entry) as file:
                 data = file.read(limit + 1)  # the header's size may lie
-        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        except Exception as error:  # damaged or encrypted entries raise nearly anything, zlib's own error too
             raise RejectedImage(f"the archive entry cannot be read: {error}", code=Reason.UNREADABLE_IMAGE) from error
         if len(data) > limit:
             raise too_large
@@ -180,6 +186,12 @@ def _escapes(name: str) -> bool:
     """Whether an entry's name points out of the archive."""
     plain = name.replace("\\", "/")
     return plain.startswith("/") or ".." in plain.split("/") or bool(re.match(r"^[A-Za-z]:", plain))
+
+
+def _text(name: str) -> str:
+    """A file name as text that can be printed and written: bytes that are no UTF-8, which old systems left in names,
+    become question marks."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _hidden(parts: Sequence[str]) -> bool:
@@ -230,7 +242,7 @@ def _row(image: str, person: Person, read: Callable[[int], bytes]) -> Row:
         check_person(person)
     except InvalidRequest as error:
         return _wrong(image, person.external_id, error.message, Reason.INVALID_ROW)
-    return Row(image, person, read)
+    return Row(_text(image), person, read)
 
 
 def _wrong(image: str, external_id: str, message: str, reason: Reason) -> Row:
@@ -239,7 +251,7 @@ def _wrong(image: str, external_id: str, message: str, reason: Reason) -> Row:
     def read(limit: int) -> bytes:
         raise rejection
 
-    return Row(image, Person(external_id), read, rejection)
+    return Row(_text(image), Person(_text(external_id)), read, rejection)
 
 
 # Manifests
@@ -278,10 +290,11 @@ def _manifest_rows(text: str, label: str, places: Sequence[_Place]) -> list[Row]
     for column in COLUMNS[:2]:
         if column not in header:
             raise InvalidRequest(f"the manifest {label} has no column {column!r}; it has {', '.join(header)}")
-    if len(set(header)) != len(header):
+    named = [name for name in header if name]  # spreadsheets leave unnamed columns behind
+    if len(set(named)) != len(named):
         raise InvalidRequest(f"the manifest {label} has two columns of one name: {', '.join(header)}")
     reader.fieldnames = header
-    said: dict[str, tuple[int, Person]] = {}
+    said: dict[tuple[str, str], tuple[int, object]] = {}
     return list(_checked_rows(reader, places, said, label))
 
 
@@ -307,7 +320,7 @@ def _dialect(text: str) -> type[csv.Dialect]:
 
 
 def _checked_rows(
-    reader: csv.DictReader[str], places: Sequence[_Place], said: dict[str, tuple[int, Person]], label: str
+    reader: csv.DictReader[str], places: Sequence[_Place], said: dict[tuple[str, str], tuple[int, object]], label: str
 ) -> Iterator[Row]:
     while True:
         try:
@@ -315,13 +328,15 @@ def _checked_rows(
         except StopIteration:
             return
         except csv.Error as error:
-            raise InvalidRequest(f"the manifest {label}, line {reader.line_num}, is not CSV: {error}") from error
+            raise InvalidRequest(f"the manifest {label}, line {reader.reader.line_num}, is not CSV: {error}") from error
+        if not any(cells.values()):
+            continue  # a line of commas, as spreadsheets leave them
         line = reader.line_num
         image = (cells.get("image") or "").strip()
         external_id = (cells.get("external_id") or "").strip()
         try:
-            if cells.get(""):
-                raise InvalidRequest("it has more cells than the header")
+            if _spare(cells):
+                raise InvalidRequest("it has more cells than the header names columns")
             person = _person(external_id, cells)
             _check_same_person(person, line, said)
             if not image:
@@ -331,6 +346,12 @@ def _checked_rows(
             yield _wrong(image, external_id, error.message, Reason(error.code))
         except WhosthereError as error:
             yield _wrong(image, external_id, f"line {line} of the manifest: {error.message}", Reason.INVALID_ROW)
+
+
+def _spare(cells: Mapping[str, Any]) -> bool:
+    """Whether anything stands in cells that no column names; empty ones are a spreadsheet's leftovers."""
+    rest = cells.get("") or ()
+    return any(cell.strip() for cell in ([rest] if isinstance(rest, str) else rest))
 
 
 def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
@@ -348,12 +369,14 @@ def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
     return person
 
 
-def _check_same_person(person: Person, line: int, said: dict[str, tuple[int, Person]]) -> None:
+def _check_same_person(person: Person, line: int, said: dict[tuple[str, str], tuple[int, object]]) -> None:
     """One id is one person: a second name or date for it is a mistake, and nobody knows which is right."""
-    first_line, first = said.setdefault(person.external_id, (line, person))
     for what in ("name", "valid_from", "valid_until"):
-        before, here = getattr(first, what), getattr(person, what)
-        if before is not None and here is not None and before != here:
+        here = getattr(person, what)
+        if here is None:
+            continue
+        first_line, before = said.setdefault((person.external_id, what), (line, here))
+        if before != here:
             raise InvalidRequest(
                 f"duplicate external_id {person.external_id!r}: its {what} is {here} here "
                 f"and {before} in line {first_line}"
@@ -363,7 +386,7 @@ def _check_same_person(person: Person, line: int, said: dict[str, tuple[int, Per
 def _find_image(image: str, places: Sequence[_Place]) -> Callable[[int], bytes]:
     for place in places:
         if place.folder is not None:
-            if (place.folder / image).is_file():
+            if os.path.isfile(place.folder / image):  # noqa: PTH113 (Path.is_file raises on a name that is too long)
                 return place.reader(image)
         elif image in place.known:
             return place.reader(image)
@@ -378,12 +401,22 @@ def parse_time(what: str, value: str | None, end: bool = False) -> datetime | No
     if value is None:
         return None
     try:
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", value):
-            day = datetime.combine(date.fromisoformat(value), datetime.min.time(), UTC)
-            return day + timedelta(days=1) if end else day
+        day = _date(value)
+        if day == date.max and end:  # what personnel systems write for ever
+            return datetime.max.replace(tzinfo=UTC)
+        if day is not None:
+            return datetime.combine(day, datetime.min.time(), UTC) + timedelta(days=end)
         time = datetime.fromisoformat(value)
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(
             f"{what} is {value!r}; expected a date like 2026-12-31 or a time like 2026-12-31T18:00:00+01:00"
         ) from error
+
+
+def _date(value: str) -> date | None:
+    """The date that `value` is in any form of ISO 8601, 20261231 too; None where it holds a time as well."""
+    try:
+        return date.fromisoformat(value)
+    except ValueError:
+        return None

@@ -94,12 +94,13 @@ def search(
             Answer(found.name, found.model, (), data) if isinstance(data, RejectedImage) else next(searched)
             for data in some
         ]
+    names = [click.format_filename(image) for image in images]
     if as_json:
         from search_service.api.payloads import answer_payload
 
-        print_json([answer_payload(a, str(i)).model_dump(mode="json") for a, i in zip(answers, images, strict=True)])
+        print_json([answer_payload(a, i).model_dump(mode="json") for a, i in zip(answers, names, strict=True)])
     else:
-        _print_answers(answers, [str(image) for image in images])
+        _print_answers(answers, names)
     if any(answer.error for answer in answers):
         sys.exit(SOME_REJECTED)
 

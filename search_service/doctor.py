@@ -34,7 +34,8 @@ def examine(home: Home) -> list[Finding]:
     findings: list[Finding] = []
     for check in checks:
         try:
-            findings += check(home)
+            with storage_errors():
+                findings += check(home)
         except (WhosthereError, OSError) as error:
             what = check.__name__.strip("_")
             findings.append(Finding(what, False, str(error), "mend this first, then run doctor again"))
@@ -69,9 +70,8 @@ def _disk(home: Home) -> Iterator[Finding]:
 
 
 def _database(home: Home) -> Iterator[Finding]:
-    with storage_errors():
-        home.engine.connect().close()
-        found, expected = current_version(home.engine), newest_version()
+    home.engine.connect().close()
+    found, expected = current_version(home.engine), newest_version()
     yield Finding("database", True, home.engine.url.render_as_string(hide_password=True))
     yield Finding(
         "migrations",
