@@ -63,7 +63,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         taken = [_Waiting(image, pipeline, kind, loop.create_future(), loop) for image in images]
         with self._changed:
-            if self._stopping or len(self._waiting) + len(taken) > self._max_waiting:
+            if self._stopping:
+                raise Overloaded("the service is stopping; ask another one, or again soon")
+            if self._waiting and len(self._waiting) + len(taken) > self._max_waiting:
                 raise Overloaded(
                     f"{len(self._waiting)} images are waiting already, {self._max_waiting} at most; try again soon"
                 )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
-from indexer.errors import WhosthereError
+from indexer.errors import NotFound, WhosthereError
 from indexer.home import Home
 from search_service.api import errors
 from search_service.api.limits import BodyLimit
+from search_service.api.paths import EncodedSlashes
 from search_service.api.payloads import ErrorAnswer
 from search_service.api.routes import faces, galleries, identities
 from search_service.api.state import State
@@ -39,7 +41,7 @@ def create_app(home: Home) -> FastAPI:
         await run_in_threadpool(loading.join)
         await run_in_threadpool(home.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="whosthere",
         version="1",
         summary="Who is this, out of the people we enrolled?",
@@ -50,10 +52,12 @@ def create_app(home: Home) -> FastAPI:
     errors.register(app)
     app.add_middleware(BodyLimit, max_bytes=home.settings.max_body_bytes)
     app.middleware("http")(_with_request_id)
+    app.add_middleware(EncodedSlashes)
     for routes in (galleries, identities, faces):
         app.include_router(routes.router)
-    app.add_api_route("/healthz", _alive, tags=["health"])
-    app.add_api_route("/readyz", readiness.answer, tags=["health"])
+    for path, told in (("/healthz", _alive), ("/readyz", readiness.answer)):
+        app.add_api_route(path, told, tags=["health"])
+        app.add_api_route(path, told, methods=["HEAD"], include_in_schema=False)  # as load balancers ask
     return app
 
 
@@ -70,7 +74,8 @@ class Readiness:
             self._home.pipeline(self._home.pack).load()
             for gallery in self._home.store.galleries():
                 self._home.pipeline_of(gallery).load()
-                self._home.indexes.of(gallery).caught_up()
+                with suppress(NotFound):  # somebody deleted it since
+                    self._home.indexes.of(gallery).caught_up()
             self._state = "ready"
         except WhosthereError as error:
             self._state, self._problem = "failed", error.message

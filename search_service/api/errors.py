@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from indexer import errors
 from indexer.errors import WhosthereError
@@ -29,6 +32,8 @@ STATUS: tuple[tuple[type[WhosthereError], int], ...] = (
 """The status of each kind of error; the first that fits. Everything else is 500."""
 
 RETRY_AFTER_SECONDS = 1
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class BodyTooLarge(WhosthereError):
@@ -72,20 +77,44 @@ def domain_error(request: Request, error: Exception) -> JSONResponse:
 def invalid_request(request: Request, error: Exception) -> JSONResponse:
     """What FastAPI found wrong with a request, naming the field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    found = [{"field": ".".join(map(str, e["loc"])), "problem": e["msg"]} for e in error.errors()]
+    found = [_problem(request, e) for e in error.errors()]
     message = "; ".join(f"{f['field']}: {f['problem']}" for f in found)
     return answer(request, 400, ErrorBody(code="invalid_request", message=message, details={"fields": found}))
+
+
+def _problem(request: Request, found: Mapping[str, Any]) -> dict[str, str]:
+    where, problem = found["loc"], str(found["msg"]).removeprefix("Value error, ")
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if found["type"] == "json_invalid":
+        where, problem = ("body",), f"is not JSON: {found['ctx']['error']} at character {found['loc'][-1]}"
+    elif where == ("body",) and kind != "application/json" and not kind.endswith("+json"):
+        problem = f"the content type is {kind or 'missing'}; expected application/json"
+    return {"field": ".".join(map(str, where)), "problem": problem}
 
 
 def http_error(request: Request, error: Exception) -> JSONResponse:
     """What the framework itself answers: no such route, no such method."""
     assert isinstance(error, HTTPException)  # noqa: S101
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return answer(
+    told = answer(
         request,
         error.status_code,
         ErrorBody(code=code, message=f"{request.method} {request.url.path}: {error.detail}"),
     )
+    told.headers.update(error.headers or {})
+    if error.status_code == 405:  # the framework names the methods of the first route of that path only
+        told.headers["Allow"] = ", ".join(sorted(_allowed(request)))
+    return told
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods that this path has."""
+    routes = request.app.routes
+    return {
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    }
 
 
 def unexpected(request: Request, error: Exception) -> JSONResponse:

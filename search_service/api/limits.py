@@ -19,7 +19,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started = replaced = False
         received = 0
         declared = dict(scope["headers"]).get(b"content-length", b"0")
 
@@ -32,9 +32,14 @@ class BodyLimit:
             return message
 
         async def watched(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
+            nonlocal started, replaced
+            if received > self._max_bytes and not started:  # FastAPI makes a 400 of whatever a body's reading raises
+                started = replaced = True
+                error = BodyTooLarge(self._explain())
+                await domain_error(Request(scope), error)(scope, receive, send)
+            if not replaced:
+                started = started or message["type"] == "http.response.start"
+                await send(message)
 
         try:
             if declared.isdigit() and int(declared) > self._max_bytes:

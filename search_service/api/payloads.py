@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from indexer.errors import WhosthereError
 from indexer.types import Detection, Face, Quality, Reason
@@ -17,6 +18,42 @@ from search_service.search import Answer, Comparison, FaceAnswer
 
 DECIMALS = 4
 """Of cosines and scores: the fifth depends on the CPU."""
+
+
+DEEPEST_METADATA = 32
+"""Lists and objects within each other in an identity's metadata."""
+
+
+def _utc(time: datetime) -> datetime:
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{time.isoformat()} is not within the years 1 to 9999 in UTC") from None
+
+
+def _keepable(value: Any, depth: int = 0) -> Any:
+    """Raises ValueError on what cannot be kept as JSON and sent again: it would spoil every answer it is part of."""
+    if depth > DEEPEST_METADATA:
+        raise ValueError(f"more than {DEEPEST_METADATA} lists and objects are within each other")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a JSON number")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{value!r} is not valid Unicode") from None
+    if isinstance(value, Mapping):
+        _keepable([*value.keys(), *value.values()], depth)
+    elif isinstance(value, list):
+        for one in value:
+            _keepable(one, depth + 1)
+    return value
+
+
+Utc = Annotated[datetime, AfterValidator(_utc)]
+"""Without a zone, a time is UTC."""
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_keepable)]
 
 
 class Payload(BaseModel):
@@ -142,9 +179,9 @@ class IdentityBody(Payload):
     """What is said of a person. Dates without a zone are UTC; valid from `valid_from` on and before `valid_until`."""
 
     name: str | None = None
-    metadata: dict[str, Any] = {}
-    valid_from: datetime | None = None
-    valid_until: datetime | None = None
+    metadata: Metadata = {}
+    valid_from: Utc | None = None
+    valid_until: Utc | None = None
 
 
 class NewIdentity(IdentityBody):

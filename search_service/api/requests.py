@@ -20,6 +20,12 @@ from search_service.search import Query
 MAX_PARTS = 100
 """Fields, and files, in one multipart body."""
 
+LONGEST_SHOWN = 100
+"""Characters of a bad value that an error repeats."""
+
+LARGEST_ID = 2**63 - 1
+"""What a database takes as an id."""
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -38,6 +44,8 @@ class Body:
 
     def image(self, name: str) -> Upload:
         """Raises InvalidRequest when it was not sent."""
+        if name in self.values:
+            raise InvalidRequest(f"{name} was sent as text; expected a file (with curl: -F {name}=@photo.jpg)")
         if name not in self.images:
             raise InvalidRequest(f"the body has no {name}; expected multipart with {name}, or JSON with it as base64")
         return self.images[name]
@@ -54,13 +62,13 @@ async def read_body(request: Request, *image_fields: str) -> Body:
     """The body as multipart/form-data or as JSON, in which `image_fields` are base64. Raises InvalidRequest."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _read_form(request)
+        return await _read_form(request, image_fields)
     if kind == "application/json":
         return _read_json(await request.body(), image_fields)
     raise InvalidRequest(f"the content type is {kind or 'missing'}; expected multipart/form-data or application/json")
 
 
-async def _read_form(request: Request) -> Body:
+async def _read_form(request: Request, image_fields: tuple[str, ...]) -> Body:
     images: dict[str, Upload] = {}
     values: dict[str, Any] = {}
     try:
@@ -69,6 +77,8 @@ async def _read_form(request: Request) -> Body:
                 if name in images or name in values:
                     raise InvalidRequest(f"the field {name!r} was sent twice")
                 if isinstance(value, UploadFile):
+                    if name not in image_fields:
+                        raise InvalidRequest(f"there is no file field {name!r}; expected {', '.join(image_fields)}")
                     images[name] = Upload(await value.read(), value.filename or None)
                 else:
                     values[name] = value
@@ -84,6 +94,7 @@ def _read_json(body: bytes, image_fields: tuple[str, ...]) -> Body:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise InvalidRequest("the body must be a JSON object")
+    values = {name: value for name, value in values.items() if value is not None}  # null is not said
     images = {name: Upload(_from_base64(name, values.pop(name)), None) for name in image_fields if name in values}
     return Body(images, values)
 
@@ -94,7 +105,7 @@ def _from_base64(name: str, value: object) -> bytes:
     _, comma, after = value.partition(",")
     text = after if comma and value.startswith("data:") else value
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # many encoders break lines
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"{name} is not base64: {error}") from error
 
@@ -115,7 +126,7 @@ def pick_of(values: Mapping[str, Any], default: Pick) -> Pick | None:
     if isinstance(every, str) and every.lower() in ("true", "false", "1", "0"):
         every = every.lower() in ("true", "1")
     if not isinstance(every, bool):
-        raise InvalidRequest(f"all_faces is {every!r}; expected true or false")
+        raise InvalidRequest(f"all_faces is {_short(every)}; expected true or false")
     wanted = values.get("pick")
     if every:
         if wanted is not None:
@@ -126,7 +137,7 @@ def pick_of(values: Mapping[str, Any], default: Pick) -> Pick | None:
     try:
         return Pick(wanted)
     except ValueError:
-        raise InvalidRequest(f"pick is {wanted!r}; expected {', '.join(Pick)}") from None
+        raise InvalidRequest(f"pick is {_short(wanted)}; expected {', '.join(Pick)}") from None
 
 
 def number(values: Mapping[str, Any], name: str) -> float | None:
@@ -137,8 +148,8 @@ def number(values: Mapping[str, Any], name: str) -> float | None:
         if isinstance(value, bool):
             raise ValueError
         return float(value)
-    except (TypeError, ValueError):
-        raise InvalidRequest(f"{name} is {value!r}; expected a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequest(f"{name} is {_short(value)}; expected a number") from None
 
 
 def whole(values: Mapping[str, Any], name: str, default: int) -> int:
@@ -146,8 +157,13 @@ def whole(values: Mapping[str, Any], name: str, default: int) -> int:
     if value is None:
         return default
     if not value.is_integer():
-        raise InvalidRequest(f"{name} is {values[name]!r}; expected a whole number")
+        raise InvalidRequest(f"{name} is {_short(values[name])}; expected a whole number")
     return int(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def cursor_after(cursor: str | None) -> int:
@@ -156,7 +172,7 @@ def cursor_after(cursor: str | None) -> int:
         return 0
     try:
         kind, value = base64.urlsafe_b64decode(cursor.encode()).decode().split(":")
-        if kind != "after":
+        if kind != "after" or not 0 <= int(value) <= LARGEST_ID:
             raise ValueError
         return int(value)
     except (ValueError, binascii.Error):

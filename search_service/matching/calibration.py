@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from indexer.vision.packs import ScoreTail
 
@@ -10,9 +11,13 @@ from indexer.vision.packs import ScoreTail
 def threshold_for(fpir: float, comparisons: int, tail: ScoreTail) -> float:
     """The cosine at which a stranger, compared with that many enrolled faces, is matched in `fpir` of the searches.
 
-    A stranger is let in when any comparison errs, so each may err at FMR = 1 - (1 - FPIR)^(1/N); the pack's tail
-    says where that is. Not below the tail's start: nothing is known of scores there, and a higher threshold errs on
-    the safe side.
+    A stranger is let in when any comparison errs, so each may err at FMR = 1 - (1 - FPIR)^(1/N); the pack's scores of
+    strangers say where that is. Not below the lowest score they tell of: a higher threshold errs on the safe side.
     """
     fmr = -math.expm1(math.log1p(-fpir) / max(comparisons, 1))
-    return max(tail.start, tail.start + tail.scale * math.log(tail.rate / fmr))
+    if fmr <= tail.rate:
+        return tail.start + tail.scale * math.log(tail.rate / fmr)
+    for (high, low_cosine), (low, high_cosine) in pairwise((*tail.before, (tail.rate, tail.start))):
+        if low <= fmr <= high:
+            return low_cosine + (high_cosine - low_cosine) * math.log(high / fmr) / math.log(high / low)
+    return tail.before[0][1] if tail.before else tail.start

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from indexer.errors import InvalidRequest
-from indexer.types import Pick
+from indexer.types import Pick, Reason
 from indexer.vision import packs
 from indexer.vision.packs import PACKS, find_pack
 from search_service.api.payloads import (
@@ -72,7 +72,7 @@ async def detect(service: Service, request: Request) -> Any:
     image = (await read_body(request, "image")).only("image").image("image")
     pipeline = service.home.pipeline(service.home.pack)
     (seen,) = await service.batcher.describe([image.data], pipeline, Kind(None, embed=False))
-    if seen.rejection is not None:
+    if seen.rejection is not None and seen.rejection.code != Reason.NO_FACE:
         raise seen.rejection
     return detect_payload(seen, image.name)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
+from pydantic import AfterValidator
 
 from indexer.cli import face_object, identity_object
 from indexer.enrollment import another_identity
 from indexer.errors import Conflict
 from indexer.gallery.store import NewFace
 from indexer.types import Outcome, Person, Pick, sha256
+from search_service.api.paths import with_slashes
 from search_service.api.payloads import (
     Deleted,
     EnrolledPayload,
@@ -22,13 +23,18 @@ from search_service.api.payloads import (
     StoredFaceList,
     StoredFacePayload,
 )
-from search_service.api.requests import cursor_after, cursor_for, pick_of, read_body
+from search_service.api.requests import LARGEST_ID, cursor_after, cursor_for, pick_of, read_body
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.routes.openapi import image_body
 from search_service.api.state import Service
 from search_service.batching import Kind
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["identities"])
+
+ExternalId = Annotated[
+    str, Path(description="The caller's key of the person, percent-encoded."), AfterValidator(with_slashes)
+]
+FaceId = Annotated[int, Path(le=LARGEST_ID)]
 
 
 @router.get("/identities", response_model=IdentityList)
@@ -61,7 +67,7 @@ async def create_identity(service: Service, gallery: str, new: NewIdentity) -> A
 
 
 @router.get("/identities/{external_id}", response_model=IdentityPayload)
-async def show_identity(service: Service, gallery: str, external_id: str) -> Any:
+async def show_identity(service: Service, gallery: str, external_id: ExternalId) -> Any:
     def show() -> dict[str, Any]:
         store = service.home.store
         return identity_object(store.identity(store.gallery(gallery).id, external_id))
@@ -70,7 +76,9 @@ async def show_identity(service: Service, gallery: str, external_id: str) -> Any
 
 
 @router.put("/identities/{external_id}", response_model=IdentityPayload)
-async def put_identity(service: Service, gallery: str, external_id: str, said: IdentityBody, response: Response) -> Any:
+async def put_identity(
+    service: Service, gallery: str, external_id: ExternalId, said: IdentityBody, response: Response
+) -> Any:
     """Makes the identity, or replaces all that is said of it; its faces stay."""
 
     def put() -> tuple[dict[str, Any], bool]:
@@ -84,7 +92,7 @@ async def put_identity(service: Service, gallery: str, external_id: str, said: I
 
 
 @router.delete("/identities/{external_id}", response_model=Deleted)
-async def delete_identity(service: Service, gallery: str, external_id: str) -> Any:
+async def delete_identity(service: Service, gallery: str, external_id: ExternalId) -> Any:
     """Deletes the person and all their faces. They are never returned again."""
 
     def delete() -> Deleted:
@@ -98,7 +106,7 @@ async def delete_identity(service: Service, gallery: str, external_id: str) -> A
 
 @router.get("/identities/{external_id}/faces", response_model=StoredFaceList)
 async def list_faces(
-    service: Service, gallery: str, external_id: str, limit: Limit = 100, cursor: Cursor = None
+    service: Service, gallery: str, external_id: ExternalId, limit: Limit = 100, cursor: Cursor = None
 ) -> Any:
     """The enrolled faces of a person, in the order of their enrolment."""
 
@@ -119,7 +127,9 @@ async def list_faces(
     response_model=EnrolledPayload,
     openapi_extra=image_body("image", fields={"pick": "`only` (the default), `largest` or `center`"}),
 )
-async def enroll_face(service: Service, gallery: str, external_id: str, request: Request, response: Response) -> Any:
+async def enroll_face(
+    service: Service, gallery: str, external_id: ExternalId, request: Request, response: Response
+) -> Any:
     """Enrols one photo of a person, making the identity where it is missing.
 
     201 enrolled, 200 unchanged (the same bytes are enrolled already), 422 rejected: the code says why.
@@ -154,7 +164,7 @@ async def enroll_face(service: Service, gallery: str, external_id: str, request:
 
 
 @router.get("/faces/{face_id}", response_model=StoredFacePayload)
-async def show_face(service: Service, gallery: str, face_id: int) -> Any:
+async def show_face(service: Service, gallery: str, face_id: FaceId) -> Any:
     def show() -> dict[str, Any]:
         store = service.home.store
         return face_object(store.face(store.gallery(gallery).id, face_id))
@@ -163,7 +173,7 @@ async def show_face(service: Service, gallery: str, face_id: int) -> Any:
 
 
 @router.delete("/faces/{face_id}", response_model=Deleted)
-async def delete_face(service: Service, gallery: str, face_id: int) -> Any:
+async def delete_face(service: Service, gallery: str, face_id: FaceId) -> Any:
     """Deletes one face; the identity stays."""
 
     def delete() -> Deleted:
@@ -180,10 +190,4 @@ def _enrolled(image: str | None, external_id: str, outcome: Outcome, face_id: in
 
 
 def _person(external_id: str, said: IdentityBody) -> Person:
-    return Person(external_id, said.name, _utc(said.valid_from), _utc(said.valid_until), said.metadata)
-
-
-def _utc(time: datetime | None) -> datetime | None:
-    if time is None:
-        return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    return Person(external_id, said.name, said.valid_from, said.valid_until, said.metadata)

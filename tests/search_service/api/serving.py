@@ -1,0 +1,169 @@
+"""Real servers for the tests: uvicorn in a thread of this process, and `whosthere serve` in one of its own."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from indexer.home import Home
+from search_service.api.app import create_app
+from search_service.batching import Batcher
+
+PATIENCE = 60.0
+"""Seconds that anything may take on a busy machine. Tests that pass do not wait for it."""
+
+WHOSTHERE = str(Path(sys.executable).with_name("whosthere"))
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("WHOSTHERE_")}
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    """Waits for it; an AssertionError when it does not become so."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, f"waited {PATIENCE:g} s for this: {what}"
+        time.sleep(0.005)
+
+
+class Running:
+    """`create_app` over a home, served on a free port of the loopback by a thread."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.app = create_app(home)
+        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, lifespan="on")
+        self.server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self.server.run, name="server")
+
+    def start(self) -> None:
+        self._thread.start()
+        until(lambda: self.server.started or not self._thread.is_alive(), "the server starts")
+        assert self.server.started
+        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    @property
+    def batcher(self) -> Batcher:
+        batcher: Batcher = self.app.state.service.batcher
+        return batcher
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+
+@contextmanager
+def running(home: Home) -> Iterator[Running]:
+    service = Running(home)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+class Serve:
+    """`whosthere serve` as a process of its own, on a free port that it tells in its log."""
+
+    def __init__(self, home: Path, log: Path) -> None:
+        self._log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [WHOSTHERE, "serve", "--port", "0", "--home", str(home)],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=ENVIRONMENT,
+            )
+        until(lambda: self._told() is not None or self.process.poll() is not None, "the server tells its port")
+        told = self._told()
+        assert told, self.log()
+        self.client = httpx.Client(base_url=told, timeout=PATIENCE)
+
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def _told(self) -> str | None:
+        found = re.search(r"running on (http://127\.0\.0\.1:\d+)", self.log())
+        return found[1] if found else None
+
+    def ready(self) -> Serve:
+        until(lambda: self.client.get("/readyz").status_code == 200, "the server is ready")
+        return self
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Ends the process, if it still runs; its exit code."""
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def serving(home: Path, log: Path) -> Iterator[Serve]:
+    serve = Serve(home, log)
+    try:
+        yield serve
+    finally:
+        serve.end(signal.SIGKILL)
+
+
+def command(home: Path, *arguments: str | Path) -> tuple[int, Any]:
+    """Runs `whosthere ... --json` to its end: its exit code, and what it printed."""
+    done = subprocess.run(
+        [WHOSTHERE, *map(str, arguments), "--home", str(home), "--json"],
+        capture_output=True,
+        env=ENVIRONMENT,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stdout, done.stderr.decode()
+    return done.returncode, json.loads(done.stdout)
+
+
+def image(data: bytes, name: str = "photo.jpg", field: str = "image") -> dict[str, tuple[str, bytes]]:
+    """`files=` of httpx for one image."""
+    return {field: (name, data)}
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The `error` of an answer, after everything that all errors have in common was checked."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error", "request_id"}
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"code", "message", "details"}
+    assert error["code"] == code, error
+    assert isinstance(error["message"], str)
+    assert len(error["message"]) > 5
+    assert isinstance(error["details"], dict)
+    assert body["request_id"] == response.headers["x-request-id"] != ""
+    return error
+
+
+def ok(response: httpx.Response, status: int = 200) -> Any:
+    """The body of an answer that is no error."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    return response.json()

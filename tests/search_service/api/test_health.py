@@ -1,0 +1,201 @@
+"""/healthz, /readyz, /docs, /openapi.json"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.openapi.models import OpenAPI
+
+from indexer.errors import ModelUnavailable
+from indexer.home import Home
+from indexer.settings import read_settings
+from indexer.types import Gallery
+from indexer.vision.files import ModelFiles
+from indexer.vision.packs import SFACE, Pack
+from indexer.vision.pipeline import FacePipeline
+from tests.search_service.api.serving import Running, ok, running, until
+
+ROUTES = {
+    "/v1/galleries": {"get", "post"},
+    "/v1/galleries/{gallery}": {"get", "delete"},
+    "/v1/galleries/{gallery}/identities": {"get", "post"},
+    "/v1/galleries/{gallery}/identities/{external_id}": {"get", "put", "delete"},
+    "/v1/galleries/{gallery}/identities/{external_id}/faces": {"get", "post"},
+    "/v1/galleries/{gallery}/faces/{face_id}": {"get", "delete"},
+    "/v1/galleries/{gallery}/search": {"post"},
+    "/v1/detect": {"post"},
+    "/v1/compare": {"post"},
+    "/v1/embed": {"post"},
+    "/v1/models": {"get"},
+    "/healthz": {"get"},
+    "/readyz": {"get"},
+}
+"""What the public contract promises and is there; more may be."""
+
+
+class SlowPipeline(FacePipeline):
+    """Loads when `go` is set, without any networks."""
+
+    def __init__(self, files: ModelFiles, problem: Exception | None) -> None:
+        super().__init__(SFACE, files)
+        self.go = threading.Event()
+        self.problem = problem
+
+    def load(self) -> None:
+        assert self.go.wait(60)
+        if self.problem is not None:
+            raise self.problem
+
+
+class SlowHome(Home):
+    def __init__(self, place: Path, problem: Exception | None = None) -> None:
+        super().__init__(read_settings({}, home=place))
+        self.slow = SlowPipeline(self.files, problem)
+        self.asked_for: list[str] = []
+
+    def pipeline(self, pack: Pack, streams: int = 1) -> FacePipeline:
+        return self.slow
+
+    def pipeline_of(self, gallery: Gallery) -> FacePipeline:
+        self.asked_for.append(gallery.name)
+        if gallery.name == "vanishing":
+            self.store.delete_gallery(gallery.name)
+        return self.slow
+
+
+@contextmanager
+def loading(home: SlowHome) -> Iterator[httpx.Client]:
+    """A client of a service whose networks load when `home.slow.go` is set."""
+    with running(home) as service, service.client() as client:
+        try:
+            yield client
+        finally:
+            home.slow.go.set()
+
+
+def test_it_is_alive_at_once_and_ready_when_everything_is_loaded(tmp_path: Path) -> None:
+    home = SlowHome(tmp_path)
+    with loading(home) as client:
+        for _ in range(2):
+            answer = client.get("/readyz")
+            assert (answer.status_code, answer.json()) == (503, {"status": "loading"})
+            assert ok(client.get("/healthz")) == {"status": "alive"}
+            assert ok(client.get("/v1/galleries")) == {"galleries": [], "cursor": None}
+        home.slow.go.set()
+        until(lambda: client.get("/readyz").status_code == 200, "it is ready")
+        assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_it_is_never_ready_without_its_models_and_says_why(tmp_path: Path) -> None:
+    home = SlowHome(tmp_path, ModelUnavailable("yunet.onnx is damaged"))
+    with loading(home) as client:
+        home.slow.go.set()
+        until(lambda: client.get("/readyz").json()["status"] == "failed", "it fails to load")
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["problem"]) == (503, "yunet.onnx is damaged")
+        assert ok(client.get("/healthz")) == {"status": "alive"}
+
+
+def test_a_gallery_deleted_while_it_loads_hurts_nobody(tmp_path: Path) -> None:
+    home = SlowHome(tmp_path)
+    for name in ("first", "vanishing", "last"):
+        home.store.create_gallery(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
+    with loading(home) as client:
+        home.slow.go.set()
+        until(lambda: client.get("/readyz").json()["status"] != "loading", "it is loaded")
+        assert client.get("/readyz").json() == {"status": "ready"}
+    assert home.asked_for == ["first", "vanishing", "last"]
+
+
+def test_load_balancers_may_ask_for_the_head(client: httpx.Client) -> None:
+    for path in ("/healthz", "/readyz"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.fixture(scope="module")
+def document(service: Running) -> Any:
+    with service.client() as client:
+        return ok(client.get("/openapi.json"))
+
+
+def test_the_openapi_document_is_valid(document: Any) -> None:
+    assert document["openapi"].startswith("3.")
+    OpenAPI.model_validate(document)
+    missing = [ref for ref in references(document) if not found(document, ref)]
+    assert missing == []
+    ids = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_route_of_the_contract_is_documented(document: Any) -> None:
+    documented = {path: set(methods) for path, methods in document["paths"].items()}
+    assert {path: methods & documented.get(path, set()) for path, methods in ROUTES.items()} == ROUTES
+    for path, method, operation in operations(document):
+        where = f"{method} {path}"
+        assert operation.get("summary"), where
+        assert operation.get("tags"), where
+        declared = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+        assert declared == {part[1:-1] for part in path.split("/") if part.startswith("{")}, where
+        assert set(operation["responses"]) & {"200", "201"}, where
+        if method in ("post", "put"):
+            assert operation["requestBody"]["content"], where
+        for status, response in operation["responses"].items():
+            if status.startswith("4"):
+                schema = response["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}, where
+
+
+def test_bodies_with_images_are_documented_in_both_forms(document: Any) -> None:
+    for path, images in (
+        ("/v1/galleries/{gallery}/search", {"image"}),
+        ("/v1/galleries/{gallery}/identities/{external_id}/faces", {"image"}),
+        ("/v1/detect", {"image"}),
+        ("/v1/embed", {"image"}),
+        ("/v1/compare", {"image_a", "image_b"}),
+    ):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        assert set(content) == {"multipart/form-data", "application/json"}
+        assert set(content["multipart/form-data"]["schema"]["required"]) == images
+        for form in content.values():
+            assert images <= set(form["schema"]["properties"])
+    search = document["paths"]["/v1/galleries/{gallery}/search"]["post"]["requestBody"]["content"]
+    wanted = {"image", "embedding", "top_k", "fpir", "threshold", "pick", "all_faces"}
+    assert set(search["application/json"]["schema"]["properties"]) == wanted
+    assert set(search["multipart/form-data"]["schema"]["properties"]) == wanted - {"embedding"}
+
+
+def test_the_docs_show_the_document(client: httpx.Client) -> None:
+    answer = client.get("/docs")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "/openapi.json" in answer.text
+
+
+def operations(document: Any) -> list[tuple[str, str, Any]]:
+    return [(path, method, op) for path, methods in document["paths"].items() for method, op in methods.items()]
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from references(one)
+
+
+def found(document: Any, reference: str) -> bool:
+    place = document
+    for part in reference.removeprefix("#/").split("/"):
+        if part not in place:
+            return False
+        place = place[part]
+    return True

@@ -1,0 +1,223 @@
+"""Many at a time: the event loop is never blocked, probes share batches, too many are told to come again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from indexer.home import Home
+from indexer.settings import read_settings
+from indexer.types import Pick
+from indexer.vision.packs import SFACE, Pack
+from indexer.vision.pipeline import FacePipeline, Seen
+from search_service.demo import PROBES
+from tests import photos as sources
+from tests.search_service.api.serving import PATIENCE, Running, base64_of, image, ok, refused, running
+
+
+class Held(FacePipeline):
+    """The real networks, which wait before each batch while `go` is not set; `sizes` are the batches'."""
+
+    def __init__(self, home: Home, loaded: FacePipeline) -> None:
+        super().__init__(SFACE, home.files)
+        self._networks = loaded._networks
+        self.go = threading.Event()
+        self.sizes: list[int] = []
+
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+        self._wait(images)
+        return super().describe(images, pick, gate)
+
+    def detect(self, images: Sequence[bytes]) -> list[Seen]:
+        self._wait(images)
+        return super().detect(images)
+
+    def _wait(self, images: Sequence[bytes]) -> None:
+        self.sizes.append(len(images))
+        assert self.go.wait(PATIENCE)
+
+
+class HeldHome(Home):
+    def __init__(self, place: Path, loaded: FacePipeline, **settings: object) -> None:
+        super().__init__(read_settings({}, home=place, **settings))
+        self.held = Held(self, loaded)
+
+    def pipeline(self, pack: Pack, streams: int = 1) -> FacePipeline:
+        return self.held
+
+
+@contextmanager
+def holding(place: Path, loaded: FacePipeline, **settings: object) -> Iterator[tuple[Running, Held]]:
+    """A service with the gallery `staff`, in which is `collins`; its networks are held from then on."""
+    home = HeldHome(place, loaded, **settings)
+    with running(home) as service:
+        try:
+            home.held.go.set()
+            with service.client() as client:
+                ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
+                path = "/v1/galleries/staff/identities/collins/faces"
+                ok(client.post(path, files=image(sources.astronaut())), 201)
+            home.held.go.clear()
+            home.held.sizes.clear()
+            yield service, home.held
+        finally:
+            home.held.go.set()
+
+
+def asked(service: Running, test: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=service.url, timeout=PATIENCE, limits=limits) as client:
+            await asyncio.wait_for(test(client), PATIENCE)
+
+    asyncio.run(bounded())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0.002)
+
+
+async def search(client: httpx.AsyncClient, data: bytes, **values: str) -> httpx.Response:
+    return await client.post("/v1/galleries/staff/search", files=image(data), data=values)
+
+
+def test_everything_else_answers_while_the_networks_are_busy(tmp_path: Path, pipeline: FacePipeline) -> None:
+    """Were anything of them on the event loop, the health check would wait for ever here."""
+    large = sources.encode(sources.enlarged(sources.pixels(sources.astronaut()), 3000, 3000), "JPEG")
+    other = sources.aligned_face()
+
+    with holding(tmp_path, pipeline) as (service, held):
+
+        async def test(client: httpx.AsyncClient) -> None:
+            face = {"image": base64_of(large)}
+            busy = [
+                asyncio.create_task(request)
+                for request in (
+                    search(client, large),
+                    search(client, large, all_faces="true"),
+                    client.post("/v1/galleries/staff/search", json=face),
+                    client.post("/v1/detect", json=face),
+                    client.post("/v1/embed", json=face),
+                    client.post("/v1/compare", json={"image_a": face["image"], "image_b": face["image"]}),
+                    client.post(
+                        "/v1/galleries/staff/identities/tom/faces", files=image(other), data={"pick": "largest"}
+                    ),
+                )
+            ]
+            await until(lambda: len(held.sizes) == 1 and len(service.batcher._waiting) == 8 - held.sizes[0])
+            for _ in range(3):
+                assert ok(await client.get("/healthz")) == {"status": "alive"}
+            assert ok(await client.get("/readyz")) == {"status": "ready"}
+            assert ok(await client.get("/v1/galleries/staff"))["faces"] == 1
+            assert ok(await client.put("/v1/galleries/staff/identities/ana", json={}), 201)["faces"] == 0
+            embedding = {"embedding": [1.0] + [0.0] * 127}
+            assert ok(await client.post("/v1/galleries/staff/search", json=embedding))["faces"][0]["decision"]
+            assert not any(task.done() for task in busy)
+            held.go.set()
+            answers = [await task for task in busy]
+            assert [answer.status_code for answer in answers[:6]] == [200] * 6
+            for answer in answers[:3]:
+                assert answer.json()["faces"][0]["candidates"][0]["external_id"] == "collins"
+            assert answers[5].json()["same"] is True
+            assert answers[6].status_code in (201, 422)
+
+        asked(service, test)
+
+
+def test_probes_that_arrive_together_share_a_batch(tmp_path: Path, pipeline: FacePipeline) -> None:
+    with holding(tmp_path, pipeline, max_batch=4) as (service, held):
+
+        async def test(client: httpx.AsyncClient) -> None:
+            tasks = [asyncio.create_task(search(client, sources.astronaut()))]
+            await until(lambda: held.sizes == [1])
+            tasks += [asyncio.create_task(search(client, sources.astronaut())) for _ in range(6)]
+            await until(lambda: len(service.batcher._waiting) == 6)
+            held.go.set()
+            answers = [ok(await task) for task in tasks]
+            assert all(answer == answers[0] for answer in answers)
+
+        asked(service, test)
+        assert held.sizes == [1, 4, 2]
+
+
+def test_too_many_are_told_to_come_again(tmp_path: Path, pipeline: FacePipeline) -> None:
+    with holding(tmp_path, pipeline, max_batch=1, max_waiting=2) as (service, held):
+
+        async def test(client: httpx.AsyncClient) -> None:
+            tasks = [asyncio.create_task(search(client, sources.astronaut()))]
+            await until(lambda: held.sizes == [1])
+            tasks += [asyncio.create_task(search(client, sources.astronaut())) for _ in range(2)]
+            await until(lambda: len(service.batcher._waiting) == 2)
+            two = {"image_a": ("a", sources.astronaut()), "image_b": ("b", sources.astronaut())}
+            for answer in (
+                await search(client, sources.astronaut()),
+                await client.post("/v1/detect", files=image(sources.astronaut())),
+                await client.post("/v1/compare", files=two),
+                await client.post("/v1/galleries/staff/identities/tom/faces", files=image(sources.aligned_face())),
+            ):
+                refused(answer, 429, "overloaded")
+                assert answer.headers["retry-after"] == "1"
+            assert not any(task.done() for task in tasks)
+            held.go.set()
+            for task in tasks:
+                assert ok(await task)["faces"][0]["decision"] == "match"
+            assert ok(await search(client, sources.astronaut()))["faces"][0]["decision"] == "match"
+            assert (await client.post("/v1/compare", files=two)).status_code == 200
+
+        asked(service, test)
+        assert held.sizes[:3] == [1, 1, 1]
+
+
+def test_a_caller_who_hangs_up_costs_the_others_nothing(tmp_path: Path, pipeline: FacePipeline) -> None:
+    with holding(tmp_path, pipeline) as (service, held):
+
+        async def test(client: httpx.AsyncClient) -> None:
+            gone = asyncio.create_task(search(client, sources.astronaut()))
+            await until(lambda: held.sizes == [1])
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            stays = asyncio.create_task(search(client, sources.astronaut()))
+            await until(lambda: len(service.batcher._waiting) == 1)
+            held.go.set()
+            assert ok(await stays)["faces"][0]["decision"] == "match"
+
+        asked(service, test)
+
+
+def test_sixty_four_at_once_are_answered_as_one_alone(
+    service: Running, client: httpx.Client, people: str, photos: Path
+) -> None:
+    probes = [(photos / "probes" / probe.file).read_bytes() for probe in PROBES]
+    alone = [ok(client.post(f"{people}/search", files=image(data))) for data in probes]
+
+    async def test(client: httpx.AsyncClient) -> None:
+        requests = (client.post(f"{people}/search", files=image(probes[n % len(probes)])) for n in range(64))
+        for n, answer in enumerate(await asyncio.gather(*requests)):
+            close(ok(answer), alone[n % len(probes)])
+
+    asked(service, test)
+
+
+def close(one: Any, other: Any) -> None:
+    """The same answer; numbers may differ by what a batch of another size rounds otherwise."""
+    if isinstance(other, dict):
+        assert set(one) == set(other)
+        for key in other:
+            close(one[key], other[key])
+    elif isinstance(other, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            close(a, b)
+    elif isinstance(other, float):
+        assert one == pytest.approx(other, abs=0.02, rel=0.01)
+    else:
+        assert one == other

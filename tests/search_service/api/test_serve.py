@@ -1,0 +1,191 @@
+"""`whosthere serve` as a process: the command line beside it, its end, and two of them over one home."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import photos as sources
+from tests.search_service.api.conftest import new_home
+from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, serving, until
+
+STAFF = "/v1/galleries/staff"
+
+
+@pytest.fixture
+def home(tmp_path: Path, models_folder: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    return new_home(tmp_path / "home", models_folder)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "serve.log"
+
+
+def enrol(serve: Serve, external_id: str, data: bytes) -> int:
+    files = image(data)
+    enrolled = ok(serve.client.post(f"{STAFF}/identities/{external_id}/faces", files=files), 201)
+    return int(enrolled["face_id"])
+
+
+def found(serve: Serve, data: bytes) -> list[str]:
+    """Whom a search matches: all candidates above the threshold."""
+    answer = ok(serve.client.post(f"{STAFF}/search", files=image(data)))
+    return above(answer)
+
+
+def above(answer: Any) -> list[str]:
+    return [
+        candidate["external_id"]
+        for face in answer["faces"]
+        for candidate in face["candidates"]
+        if candidate["score"] >= face["threshold"]
+    ]
+
+
+def test_the_command_line_beside_a_server(
+    service: Running, client: httpx.Client, gallery: str, tmp_path: Path, photos: Path
+) -> None:
+    """Both answer alike, and what one changes the other knows at once."""
+    place, name = service.home.settings.home, gallery.rpartition("/")[2]
+    contents = {
+        "six.jpg": sources.six_people(),
+        "astronaut.png": sources.astronaut(),
+        "nobody.jpg": sources.no_faces()[0],
+        "none.txt": b"no image",
+    }
+    files = [tmp_path / file for file in contents]
+    for file, data in zip(files, contents.values(), strict=True):
+        file.write_bytes(data)
+    astronaut = image(contents["astronaut.png"], "astronaut.png")
+
+    # Enrolled by the command: the server finds them at once.
+    assert above(ok(client.post(f"{gallery}/search", files=astronaut))) == []
+    code, summary = command(place, "enroll", photos / "photos", "--gallery", name)
+    assert (code, summary["enrolled"], summary["identities"]) == (0, 7, 7)
+    assert above(ok(client.post(f"{gallery}/search", files=astronaut))) == ["collins"]
+
+    # One answer for both.
+    code, told = command(place, "search", *files, "--gallery", name, "--all-faces", "--top-k", "3")
+    assert code == 3
+    for one, (named, data) in zip(told, contents.items(), strict=True):
+        assert one["image"] == str(tmp_path / named)
+        asked = {"all_faces": "true", "top_k": "3"}
+        answer = client.post(f"{gallery}/search", files=image(data, named), data=asked)
+        if one["error"] is None:
+            assert ok(answer)["image"] == named
+            assert {**answer.json(), "image": None} == {**one, "image": None}
+        else:
+            assert one["faces"] == []
+            assert refused(answer, 422, one["error"]["code"]) == one["error"]
+    assert len(told[0]["faces"]) == 6
+    assert [one["error"] and one["error"]["code"] for one in told] == [None, None, "no_face", "unreadable_image"]
+
+    # Deleted by the command: the server never returns them again. Deleted over HTTP: nor does the command.
+    code, deleted = command(place, "identity", "delete", "collins", "--gallery", name)
+    assert (code, deleted) == (0, {"external_id": "collins", "faces": 1})
+    assert above(ok(client.post(f"{gallery}/search", files=astronaut))) == []
+    assert ok(client.get(gallery))["index"]["faces"] == 6
+    ok(client.delete(f"{gallery}/identities/left-1"))
+    eileen = ok(client.post(f"{gallery}/identities/eileen/faces", files=astronaut), 201)["face_id"]
+    code, told = command(place, "search", *files[:2], "--gallery", name, "--all-faces", "--top-k", "100")
+    assert code == 0
+    everybody = [c["external_id"] for one in told for face in one["faces"] for c in face["candidates"]]
+    assert not {"left-1", "collins"} & set(everybody)
+    assert set(above(told[0])) == {"left-2", "left-3", "left-4", "left-6"}
+    best = told[1]["faces"][0]["candidates"][0]
+    assert (best["external_id"], best["face_id"]) == ("eileen", eileen)
+
+
+def test_comparisons_are_told_alike(service: Running, client: httpx.Client, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.png", tmp_path / "b.png"
+    a.write_bytes(sources.astronaut())
+    b.write_bytes(sources.aligned_face())
+    code, told = command(service.home.settings.home, "compare", a, b)
+    files = image(a.read_bytes(), field="image_a") | image(b.read_bytes(), field="image_b")
+    assert (code, told) == (0, ok(client.post("/v1/compare", files=files)))
+
+
+def test_two_servers_over_one_home(home: Path, log: Path, tmp_path: Path) -> None:
+    data = sources.astronaut()
+    with serving(home, log) as one, serving(home, tmp_path / "other.log") as other:
+        ok(one.client.post("/v1/galleries", json={"name": "staff"}), 201)
+        assert found(other, data) == []
+        for n in range(3):
+            here, there = (one, other) if n % 2 == 0 else (other, one)
+            face_id = enrol(here, f"person-{n}", data)
+            assert found(there, data) == [f"person-{n}"]
+            assert found(here, data) == [f"person-{n}"]
+            if n == 1:
+                ok(there.client.delete(f"{STAFF}/faces/{face_id}"))
+            else:
+                ok(there.client.delete(f"{STAFF}/identities/person-{n}"))
+            assert found(here, data) == []
+            assert found(there, data) == []
+        ok(one.client.delete(STAFF))
+        refused(other.client.post(f"{STAFF}/search", files=image(data)), 404, "gallery_not_found")
+        ok(other.client.post("/v1/galleries", json={"name": "staff"}), 201)
+        assert found(one, data) == []
+        enrol(other, "again", data)
+        assert found(one, data) == ["again"]
+
+
+def test_sigterm_lets_a_search_that_has_begun_end_and_writes_the_index_down(home: Path, log: Path) -> None:
+    data = sources.astronaut()
+    multipart = httpx.Request("POST", "http://x", files=image(data))
+    body = multipart.read()
+    stopping = threading.Event()
+
+    def slowly() -> Iterator[bytes]:
+        """The first half of a search; the second when the server has been told to stop."""
+        yield body[: len(body) // 2]
+        serve.process.send_signal(signal.SIGTERM)
+        until(lambda: "Shutting down" in serve.log(), "the server knows that it is to stop")
+        stopping.set()
+        yield body[len(body) // 2 :]
+
+    with serving(home, log) as serve:
+        ok(serve.client.post("/v1/galleries", json={"name": "staff"}), 201)
+        face_id = enrol(serve.ready(), "collins", data)
+        snapshots = home / "indexes"
+        assert not list(snapshots.glob("*.index"))
+        headers = {"Content-Type": multipart.headers["content-type"], "Content-Length": str(len(body))}
+        answer = serve.client.post(f"{STAFF}/search", content=slowly(), headers=headers)
+        assert stopping.is_set()
+        (face,) = ok(answer)["faces"]
+        assert [(c["external_id"], c["face_id"]) for c in face["candidates"]] == [("collins", face_id)]
+        assert serve.end() in (0, -signal.SIGTERM), (
+            serve.process.returncode
+        )  # uvicorn ends by the signal it was sent, as supervisors expect
+    assert "Application shutdown complete" in serve.log()
+    assert "Traceback" not in serve.log()
+    assert len(list(snapshots.glob("*.index"))) == 1
+    code, shown = command(home, "gallery", "show", "staff")
+    assert code == 0
+    assert shown["index"]["faces"] == 1
+    assert shown["index"]["snapshot_seq"] == shown["index"]["seq"] > 0  # read from the snapshot, not made anew
+
+
+def test_what_was_acknowledged_outlives_kill_9(home: Path, log: Path, tmp_path: Path) -> None:
+    data, other = sources.astronaut(), sources.aligned_face()
+    with serving(home, log) as serve:
+        ok(serve.client.post("/v1/galleries", json={"name": "staff"}), 201)
+        enrol(serve, "gone", other)
+        ok(serve.client.delete(f"{STAFF}/identities/gone"))
+        face_id = enrol(serve, "collins", data)
+        assert serve.end(signal.SIGKILL) == -signal.SIGKILL
+    assert not list((home / "indexes").glob("*.index"))
+    with serving(home, tmp_path / "again.log") as serve:
+        (face,) = ok(serve.client.post(f"{STAFF}/search", files=image(data)))["faces"]
+        assert [(c["external_id"], c["face_id"]) for c in face["candidates"]] == [("collins", face_id)]
+        assert face["decision"] == "match"
+        assert found(serve, other) == []
+        again = ok(serve.client.post(f"{STAFF}/identities/collins/faces", files=image(data)))
+        assert (again["outcome"], again["face_id"]) == ("unchanged", face_id)
