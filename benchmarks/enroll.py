@@ -94,7 +94,7 @@ def memory(shots: Sequence[Shot]) -> list[dict[str, Cell]]:
     whosthere = Path(sys.executable).parent / "whosthere"
     people = shots[0].path.parent.parent
     with tempfile.TemporaryDirectory() as folder:
-        command = [whosthere, "enroll", people, "--gallery", "all", "--pick", "center", "--home", folder]
+        command = [str(whosthere), "enroll", str(people), "--gallery", "all", "--pick", "center", "--home", folder]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         watched = psutil.Process(process.pid)
         samples = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ class PlainLoop:
         if image is None:
             return None
         self._detector.setInputSize((image.shape[1], image.shape[0]))
-        _, faces = self._detector.detect(image)
+        faces: Any = self._detector.detect(image)[1]  # None where there are none
         if faces is None or len(faces) == 0:
             return None
         largest = max(faces, key=lambda face: face[2] * face[3])
@@ -54,7 +55,8 @@ def opencv_loop() -> PlainLoop:
         recognizer = cv2.FaceRecognizerSF.create(str(path), "")
 
     def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
-        return normalise(np.asarray(recognizer.feature(recognizer.alignCrop(image, face)), dtype=np.float32))[0]
+        raw = np.asarray(recognizer.feature(recognizer.alignCrop(image, face)), dtype=np.float32)
+        return np.asarray(normalise(raw)[0], dtype=np.float32)
 
     return PlainLoop(detector, embed)
 
@@ -69,7 +71,7 @@ def same_embedder_loop(precision: Precision) -> PlainLoop:
     def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
         crop = align(np.ascontiguousarray(image[..., ::-1]), face[4:14].reshape(5, 2))
         (raw,) = session.run(np.ascontiguousarray(crop.transpose(2, 0, 1)[None], dtype=np.float32))
-        return normalise(raw)[0]
+        return np.asarray(normalise(raw)[0], dtype=np.float32)
 
     return PlainLoop(detector, embed)
 

@@ -99,7 +99,7 @@ def _plain(loop: PlainLoop, faces: int) -> Callable[[bytes], object]:
 def _serve(home: Path) -> tuple[subprocess.Popen[str], str]:
     """A server on a free port, ready."""
     whosthere = Path(sys.executable).parent / "whosthere"
-    command = [whosthere, "serve", "--port", "0", "--home", home]
+    command = [str(whosthere), "serve", "--port", "0", "--home", str(home)]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:

@@ -34,16 +34,29 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "indexer.cli",
         frozenset(
             f"indexer.{part}"
-            for part in "home enrollment sources settings vision vectors gallery types errors disk".split()
+            for part in [
+                "home",
+                "enrollment",
+                "sources",
+                "settings",
+                "vision",
+                "vectors",
+                "gallery",
+                "types",
+                "errors",
+                "disk",
+            ]
         ),
     ),
     (
         "indexer.home",
-        frozenset(f"indexer.{part}" for part in "enrollment settings vision vectors gallery types errors".split()),
+        frozenset(
+            f"indexer.{part}" for part in ["enrollment", "settings", "vision", "vectors", "gallery", "types", "errors"]
+        ),
     ),
     (
         "indexer.enrollment",
-        frozenset(f"indexer.{part}" for part in "sources vision vectors gallery types errors".split()),
+        frozenset(f"indexer.{part}" for part in ["sources", "vision", "vectors", "gallery", "types", "errors"]),
     ),
     ("indexer.sources", frozenset({"indexer.gallery", "indexer.types", "indexer.errors"})),
     ("indexer.settings", frozenset({"indexer.types", "indexer.errors"})),

@@ -30,14 +30,14 @@ class ModelFile:
 class ScoreTail:
     """How often two photos of different people score above t, far out: FMR(t) = rate * exp(-(t - start) / scale).
 
-    An exponential tail, fitted from `start` on by `benchmarks/thresholds.py` (measured on 20 million pairs, see
-    `benchmarks/results/thresholds_fmr.csv`): within 10 % of the measured rate from 1e-3 to 1e-5, and 30 % above it
-    at 1e-6. Below `start` it tells too high a rate, twice the measured one at 1e-2.
+    An exponential tail fitted over `start`; `before` it are measured points, each a rate and its cosine, rates falling.
+    Measured by `benchmarks/thresholds.py`.
     """
 
     start: float
     rate: float
     scale: float
+    before: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ SFACE = Pack(
     mean=0.0,  # the network subtracts 127.5 and divides by 128 itself
     scale=1.0,
     mirror=True,
-    same_threshold=0.3705,
-    tail=ScoreTail(start=0.3705, rate=1.103e-3, scale=0.02266),
+    same_threshold=0.3686,
+    tail=ScoreTail(start=0.3686, rate=1.129e-3, scale=0.02214, before=((0.1, 0.2111), (0.01, 0.302))),
     summary="YuNet and SFace, 128-d, float32 from int8 blocks; MIT and Apache-2.0, fit for commercial use",
 )
 

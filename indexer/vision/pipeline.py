@@ -199,18 +199,20 @@ class FacePipeline:
                 continue
             size = photo.pixels.size // 3
             if ready and pixels + size > PIXELS_AT_ONCE:
-                self._crop_faces(ready)
+                self._crop_faces(ready, pick)
                 ready, pixels = [], 0
             ready.append((item, photo))
             pixels += size
-        self._crop_faces(ready)
+        self._crop_faces(ready, pick)
 
-    def _crop_faces(self, ready: list[tuple[_Image, Photo]]) -> None:
+    def _crop_faces(self, ready: list[tuple[_Image, Photo]], pick: Pick | None) -> None:
         detector, _ = self._load()
         pairs = [(photo, face) for item, photo in ready for face in item.chosen]
         again = iter(detection.look_again(detector, pairs))
         for item, photo in ready:
             item.chosen = sorted((next(again) for _ in item.chosen), key=lambda face: -face.box.area)
+            if pick is Pick.LARGEST:
+                item.chosen = item.chosen[:1]
             for face in item.chosen:
                 try:
                     crop = align(photo.pixels, face.landmarks / photo.scale)
@@ -223,7 +225,8 @@ class FacePipeline:
 
 
 def choose(faces: Sequence[Detection], pick: Pick | None, photo: Photo) -> list[Detection]:
-    """The faces that `pick` names, largest first. Raises RejectedImage: `no_face`, `several_faces`."""
+    """The faces that `pick` names, largest first; for `largest` all of about that size, as the second look may tell
+    another order. Raises RejectedImage: `no_face`, `several_faces`."""
     if not faces:
         raise RejectedImage("no face was found", code=Reason.NO_FACE)
     ranked = sorted(faces, key=lambda face: -face.box.area)
@@ -232,14 +235,14 @@ def choose(faces: Sequence[Detection], pick: Pick | None, photo: Photo) -> list[
     if pick is Pick.CENTER:
         cx, cy = photo.width / 2, photo.height / 2
         return [min(ranked, key=lambda f: (f.box.center[0] - cx) ** 2 + (f.box.center[1] - cy) ** 2)]
-    rivals = sum(face.box.area >= SECOND_FACE * ranked[0].box.area for face in ranked)
-    if pick is Pick.ONLY and rivals > 1:
+    rivals = [face for face in ranked if face.box.area >= SECOND_FACE * ranked[0].box.area]
+    if pick is Pick.ONLY and len(rivals) > 1:
         raise RejectedImage(
-            f"{rivals} faces of similar size were found; expected one person, or --pick largest or center",
+            f"{len(rivals)} faces of similar size were found; expected one person, or --pick largest or center",
             code=Reason.SEVERAL_FACES,
-            details={"faces": rivals},
+            details={"faces": len(rivals)},
         )
-    return ranked[:1]
+    return rivals
 
 
 def _too_coarse(item: _Image) -> bool:

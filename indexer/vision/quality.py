@@ -82,14 +82,14 @@ def explain(reason: Reason, detection: Detection, quality: Quality) -> str:
 
 
 def _reasons(detection: Detection, quality: Quality) -> tuple[Reason, ...]:
-    """What is too little, gravest first."""
+    """What is too little; what the photographer can mend before the detector's doubt, which often follows from it."""
     found = (
-        (detection.score < MIN_DETECTION, Reason.DETECTION_UNSURE),
         (quality.size < MIN_SIZE, Reason.FACE_TOO_SMALL),
         (abs(quality.yaw) > MAX_YAW, Reason.FACE_TURNED_AWAY),
         (not MIN_BRIGHTNESS <= quality.brightness <= MAX_BRIGHTNESS, Reason.FACE_BADLY_LIT),
         (quality.contrast < MIN_CONTRAST, Reason.FACE_BADLY_LIT),
         (quality.sharpness < MIN_SHARPNESS, Reason.FACE_TOO_BLURRY),
+        (detection.score < MIN_DETECTION, Reason.DETECTION_UNSURE),
     )
     return tuple(dict.fromkeys(reason for poor, reason in found if poor))
 

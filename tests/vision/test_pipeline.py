@@ -127,7 +127,8 @@ def test_choose() -> None:
     photo = Photo(np.zeros((100, 1000, 3), np.uint8), 1000, 100)
     small, half, large = sized(20, x=490), sized(50, x=200), sized(100)
     assert choose([small, large, half], None, photo) == [large, half, small]
-    assert choose([small, large, half], Pick.LARGEST, photo) == [large]
+    assert choose([small, large, half], Pick.LARGEST, photo) == [large, half]  # the second look decides between them
+    assert choose([small, large, sized(49.9)], Pick.LARGEST, photo) == [large]
     assert choose([large, half, small], Pick.CENTER, photo) == [small]
     assert choose([small, large, sized(49.9)], Pick.ONLY, photo) == [large]
     with pytest.raises(RejectedImage) as caught:
@@ -138,6 +139,12 @@ def test_choose() -> None:
         with pytest.raises(RejectedImage) as caught:
             choose([], pick, photo)
         assert caught.value.code == Reason.NO_FACE
+
+
+def test_the_largest_is_the_first_of_all(pipeline: FacePipeline) -> None:
+    """Also where the first look tells another order than the second."""
+    (largest,), (every,) = (pipeline.describe([photos.six_people()], pick) for pick in (Pick.LARGEST, None))
+    assert iou(face_of(largest).detection.box, every.faces[0].detection.box) > 0.9
 
 
 def test_the_gate_rejects_what_is_too_poor(pipeline: FacePipeline) -> None:

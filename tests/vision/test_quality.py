@@ -109,7 +109,7 @@ def test_every_reason_alone() -> None:
     assert reasons(straight(), (crop * 0.1).astype(np.uint8))[0] == Reason.FACE_BADLY_LIT
     assert reasons(straight(), good_crop(blurred(7))) == (Reason.FACE_TOO_BLURRY,)
     both = replace(unsure, box=Box(0, 0, 5, 5))
-    assert reasons(both) == (Reason.DETECTION_UNSURE, Reason.FACE_TOO_SMALL)
+    assert reasons(both) == (Reason.FACE_TOO_SMALL, Reason.DETECTION_UNSURE)
     # Too dark and too flat is one reason, told once.
     assert reasons(straight(), np.zeros_like(crop)).count(Reason.FACE_BADLY_LIT) == 1
 

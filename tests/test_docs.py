@@ -1,0 +1,109 @@
+"""What the documentation says is true: its commands run, its settings exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from indexer.settings import PREFIX, Settings
+from indexer.types import Reason
+from search_service.demo import make_photos
+from tests import photos
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINES_SECONDS = 300
+
+
+def blocks(page: Path) -> list[str]:
+    """The commands of a page: its ```sh blocks. Other fences are for reading."""
+    return re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Path:
+    """A folder with everything that the commands name: photos, a probe, a group, a ZIP, a manifest."""
+    people, probes = make_photos(tmp_path / "demo")
+    folder = tmp_path / "office"
+    shutil.copytree(people, folder / "photos")
+    (folder / "photos" / "left-1").rename(folder / "photos" / "ana")
+    shutil.copy(probes / "left-1-small.jpg", folder / "probe.jpg")
+    (folder / "group.jpg").write_bytes(photos.six_people())
+    for number, name in enumerate(("left-2", "left-3"), 1):
+        shutil.copy(people / name / "1.jpg", folder / f"ana_{number}.jpg")
+    shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
+    rows = ["image,external_id,name,valid_until,department", "photos/ana/1.jpg,ana,Ana,2099-12-31,Sales"]
+    (folder / "staff.csv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_commands_run(page: Path, office: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith(PREFIX)},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "WHOSTHERE_HOME": str(office / "home"),
+        "WHOSTHERE_PORT": port,
+    }
+    for block in blocks(page):
+        # Exit code 3 says that some images were rejected, which is an answer: two photos here are one file's.
+        script = "set -e\n" + "".join(
+            f"{line} || [ $? = 3 ]\n" if line.startswith("whosthere enroll") else f"{line}\n"
+            for line in block.replace("8000", port).splitlines()
+        )
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=office,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LINES_SECONDS,
+            check=False,
+        )
+        assert done.returncode in (0, 143), f"{script}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_readme_shows_its_commands() -> None:
+    assert len(blocks(ROOT / "README.md")) >= 3
+
+
+def test_every_setting_is_documented() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    for name, field in Settings.model_fields.items():
+        assert f"`{PREFIX}{name.upper()}`" in page
+        assert field.description
+        assert field.description in page
+    told = set(re.findall(rf"`{PREFIX}([A-Z_]+)`", page))
+    assert told == {name.upper() for name in Settings.model_fields}
+
+
+def test_every_reason_is_documented() -> None:
+    page = (ROOT / "docs" / "enrolling.md").read_text()
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == set(Reason)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link.split("#")[0]).exists(), link
+
+
+def test_the_docker_files_pass_their_linters() -> None:
+    tools = Path(sys.executable).parent
+    for command in (
+        [tools / "hadolint", "docker/Dockerfile"],
+        [tools / "compose-lint", "docker/compose.yaml"],
+    ):
+        done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
