@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import cached_property
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 
@@ -13,12 +14,24 @@ from indexer.gallery.database import migrate, open_database
 from indexer.gallery.store import Store
 from indexer.settings import Settings
 from indexer.types import Gallery
+from indexer.vectors.faiss_index import FaissIndex
 from indexer.vectors.follow import Indexes
 from indexer.vision.decode import Limits
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import Pack, find_pack
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads, usable_cores
+
+Made = TypeVar("Made")
+
+
+class _made_once(cached_property[Made]):  # noqa: N801 (a decorator)
+    """A property of Home, made by whoever asks first while the others wait: `cached_property` alone, from Python 3.12
+    on, lets each of them make one."""
+
+    def __get__(self, home: Home, owner: type[Any] | None = None) -> Made:  # type: ignore[override]
+        with home.making:
+            return super().__get__(home, owner)
 
 
 class Home:
@@ -31,24 +44,24 @@ class Home:
         self.settings = settings
         self.pack = _pack(settings)
         """The pack that new galleries are bound to."""
-        self._lock = threading.Lock()
+        self.making = threading.RLock()
         self._pipelines: dict[str, FacePipeline] = {}
 
-    @cached_property
+    @_made_once
     def engine(self) -> Engine:
         return open_database(self.settings.database_url)
 
-    @cached_property
+    @_made_once
     def store(self) -> Store:
         """The truth, its tables brought up to date."""
         migrate(self.engine)
         return Store(self.engine)
 
-    @cached_property
+    @_made_once
     def indexes(self) -> Indexes:
-        return Indexes(self.store, self.settings.indexes_folder)
+        return Indexes(self.store, self.settings.indexes_folder, FaissIndex)
 
-    @cached_property
+    @_made_once
     def files(self) -> ModelFiles:
         return ModelFiles(self.settings.models_folder)
 
@@ -59,7 +72,7 @@ class Home:
     def pipeline(self, pack: Pack, streams: int = 1) -> FacePipeline:
         """The pack's networks for `streams` callers at a time; one that answers single probes uses every core."""
         key = f"{pack.name}/{streams}"
-        with self._lock:
+        with self.making:
             if key not in self._pipelines:
                 limits = Limits(self.settings.max_image_bytes, self.settings.max_image_pixels)
                 threads = Threads(streams, max(1, self.cores // streams))
@@ -81,10 +94,12 @@ class Home:
 
     def close(self) -> None:
         """Writes down what the indexes have learned and lets the database go."""
-        if "indexes" in self.__dict__:
-            self.indexes.save()
-        if "engine" in self.__dict__:
-            self.engine.dispose()
+        try:
+            if "indexes" in self.__dict__:
+                self.indexes.save()
+        finally:
+            if "engine" in self.__dict__:
+                self.engine.dispose()
 
 
 def _pack(settings: Settings) -> Pack:

@@ -30,8 +30,8 @@ class Settings(BaseSettings):
     database_url: str = Field(
         default="",
         repr=False,  # it may hold a password
-        description="Where the truth lives: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`. "
-        "Without it, `whosthere.db` in the home folder.",
+        description="Where the truth lives: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`, "
+        "`%` and `?` written as `%25` and `%3F`. Without it, `whosthere.db` in the home folder.",
     )
     model: str = Field(default="sface", description="Model pack that new galleries are bound to.")
     precision: Precision = Field(
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     )
     fpir: float = Field(
         default=0.01,
-        gt=0,
+        ge=1e-9,
         lt=1,
         description="False positive identification rate wanted where a search names neither `fpir` nor `threshold`: "
         "the share of strangers that may be answered with a match.",
@@ -65,6 +65,19 @@ class Settings(BaseSettings):
     )
     max_waiting: int = Field(
         default=256, ge=1, description="How many images may wait for the networks before requests get 429."
+    )
+    max_waiting_bytes: int = Field(
+        default=512 * 2**20,
+        ge=1024,
+        description="How many bytes the images that wait or are computed, and the bodies of requests not answered yet, "
+        "may each have together before requests get 429: a hundred photos of a phone, not 256 of the largest images "
+        "allowed, which are 8 GiB.",
+    )
+    allowed_hosts: str = Field(
+        default="",
+        description="Names, separated by commas, that callers may reach `serve` by, as `faces.example.com` behind a "
+        "reverse proxy (which must hand on `Host` as it came); `localhost` and loopback addresses always may. Without "
+        "it, only those where `serve` listens on loopback, and any name elsewhere.",
     )
 
     @classmethod
@@ -83,7 +96,10 @@ class Settings(BaseSettings):
 
     def model_post_init(self, _: Any) -> None:
         if not self.database_url:
-            object.__setattr__(self, "database_url", f"sqlite:///{self.home / 'whosthere.db'}")
+            path = str(self.home / "whosthere.db")
+            for sign in "%?#":  # in a URL they mean something else
+                path = path.replace(sign, f"%{ord(sign):02X}")
+            object.__setattr__(self, "database_url", f"sqlite:///{path}")
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -6,9 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from indexer.errors import WhosthereError
+from indexer.errors import NotFound, WhosthereError
 from indexer.gallery.database import current_version, newest_version, storage_errors
 from indexer.home import Home
 from indexer.vision import runtime
@@ -96,13 +94,14 @@ def _galleries(home: Home) -> Iterator[Finding]:
                 name, False, f"bound to {gallery.model} {gallery.fingerprint}, which is not here", "enrol it anew"
             )
             continue
-        index = home.indexes.of(gallery).caught_up()
-        _, parts = home.store.all_vectors(gallery.id, gallery.dim)
-        truth = np.concatenate([np.empty(0, np.int64), *(part.face_ids for part in parts)])
-        same = np.array_equal(truth, index.face_ids())
-        yield Finding(
-            name,
-            same,
-            f"{len(truth)} faces in the database, {len(index)} in the index",
-            f"whosthere gallery rebuild {gallery.name}",
-        )
+        try:
+            compared = home.indexes.of(gallery).compare()
+        except NotFound:  # somebody deleted it since
+            continue
+        advice = f"whosthere gallery rebuild {gallery.name}"
+        if compared.snapshot_problem is not None:
+            yield Finding(f"snapshot of {name}", False, compared.snapshot_problem, advice)
+        found = f"{compared.in_database} faces in the database, {compared.in_index} in the index"
+        if compared.different:
+            found += f", {compared.different} not the same"
+        yield Finding(name, not compared.different, found, advice)

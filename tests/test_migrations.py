@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,6 +164,16 @@ def test_by_hand_from_the_checkout(empty_database: Database, engine: Engine) -> 
     assert done.returncode == 0, done.stderr
     assert current_version(engine) == newest_version()
     assert differences(engine) == []
+
+
+def test_the_program_may_be_installed_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "50% off %(here)s"
+    shutil.copytree(ROOT / "migrations", folder)
+    monkeypatch.setattr(importlib.resources, "files", lambda _: folder)
+    engine = open_database(f"sqlite:///{tmp_path / 'x.db'}")
+    migrate(engine)
+    assert tables(engine) == TABLES
+    engine.dispose()
 
 
 def test_a_newer_programs_database_is_left_alone(engine: Engine) -> None:

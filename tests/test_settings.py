@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from indexer.errors import InvalidRequest, InvalidSetting
+from indexer.gallery.database import migrate, open_database
 from indexer.settings import PREFIX, Settings, read_settings
 from indexer.types import Precision
 
@@ -42,6 +43,15 @@ def test_the_environment(tmp_path: Path) -> None:
     assert settings.database_url == f"sqlite:///{tmp_path / 'whosthere.db'}"
     assert settings.models_folder == tmp_path / "models"
     assert settings.indexes_folder == tmp_path / "indexes"
+
+
+@pytest.mark.parametrize("name", ["what?", "no#1", "50%", "%41", "a b", "?mode=memory", "é:;@&=+"])
+def test_any_path_can_be_home(tmp_path: Path, name: str) -> None:
+    engine = open_database(read_settings({"WHOSTHERE_HOME": str(tmp_path / name)}).database_url)
+    migrate(engine)
+    engine.dispose()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "whosthere.db").is_file()
 
 
 def test_the_processs_own_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
+from typing import cast
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import and_, insert, select, update
 from sqlalchemy.orm import Session
 
 from indexer.errors import NotFound
@@ -35,6 +37,21 @@ class Entry:
 class Change:
     seq: int
     entry: Entry
+    at: datetime
+
+    @property
+    def mark(self) -> str:
+        """Tells this change from another one of the same number: after a backup was restored, numbers come again."""
+        return f"{self.at.isoformat()} {self.entry.kind} {self.entry.identity_id} {self.entry.face_id}"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a gallery's log stands: the number of its last change, and the mark of the change that was asked for."""
+
+    last: int
+    mark: str
+    """Empty where there is no change of that number."""
 
 
 def lock(session: Session, gallery_id: int) -> int:
@@ -88,4 +105,22 @@ def since(session: Session, gallery_id: int, seq: int, limit: int) -> list[Chang
         .order_by(ChangeRow.seq)
         .limit(limit)
     )
-    return [Change(r.seq, Entry(Kind(r.kind), r.identity_id, r.face_id)) for r in rows]
+    return [_change(row) for row in rows]
+
+
+def position(session: Session, gallery_id: int, seq: int | None) -> Position | None:
+    """The end of the log, and the mark of change `seq` or of the last one; None when the gallery is gone."""
+    wanted = GalleryRow.seq if seq is None else seq
+    found = session.execute(
+        select(GalleryRow.seq, ChangeRow)
+        .outerjoin(ChangeRow, and_(ChangeRow.gallery_id == GalleryRow.id, ChangeRow.seq == wanted))
+        .where(GalleryRow.id == gallery_id)
+    ).one_or_none()
+    if found is None:
+        return None
+    last, row = found[0], cast(ChangeRow | None, found[1])  # an outer join
+    return Position(last, _change(row).mark if row is not None else "")
+
+
+def _change(row: ChangeRow) -> Change:
+    return Change(row.seq, Entry(Kind(row.kind), row.identity_id, row.face_id), row.at)

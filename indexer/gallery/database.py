@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import (
@@ -50,6 +51,8 @@ def open_database(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_postgresql)
         return engine
     if backend == "sqlite":
+        file = unquote(url.partition(":///")[2].partition("?")[0])  # SQLAlchemy decodes it from 2.1 on
+        parsed = parsed.set(database=file or None)
         if parsed.database and parsed.database != ":memory:":
             folder = Path(parsed.database).parent
             try:
@@ -152,5 +155,6 @@ def _alembic_config() -> Any:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(importlib.resources.files("migrations")))
+    folder = str(importlib.resources.files("migrations"))
+    config.set_main_option("script_location", folder.replace("%", "%%"))  # an option is a template
     return config

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery import changes
-from indexer.gallery.changes import Change, Entry, Kind
+from indexer.gallery.changes import Change, Entry, Kind, Position
 from indexer.gallery.clock import now
 from indexer.gallery.database import storage_errors
 from indexer.gallery.schema import LONGEST_NAME, FaceRow, GalleryRow, IdentityRow
@@ -53,13 +53,15 @@ class NewFace:
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What became of a NewFace: its face, or whose image it was already."""
+    """What became of a NewFace: its face, whose image it was already, or what is wrong with what it says."""
 
     outcome: Outcome
     face_id: int | None
     identity_id: int | None
     owner: str | None = None
     """The external id of the other person that the same image is enrolled for."""
+    problem: str | None = None
+    """Why what is said of the person cannot be: it clashes with what was said of them before."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ class Store:
 
         What is said of a person (in `faces`, or in `people`, who get no new face) updates the identity where it
         differs; what is not said is kept. An image that is enrolled already changes nothing: `unchanged` for the
-        same person, `rejected` for another one.
+        same person, `rejected` for another one. So is, with a `problem`, whatever would let a person's validity end
+        before it begins; the others are enrolled. One answer for each of `faces`, then one for each of `people`.
         """
         for person in (*people, *(new.person for new in faces)):
             check_person(person)
@@ -215,9 +218,12 @@ class Store:
             last = changes.lock(session, gallery_id)
             _check_dims(session, gallery_id, faces)
             known = _known_images(session, gallery_id, [new.image_sha256 for new in faces])
-            ours, owners = _first_of_each_image(faces, known)
-            welcome = [new.person for new in faces if owners[new.image_sha256] == new.person.external_id]
-            ids, entries = _upsert(session, gallery_id, people, welcome)
+            there = _identity_rows(session, gallery_id, [*people, *(new.person for new in faces)])
+            told = _Told(there)
+            problems = [told.problem(person) for person in people]
+            ours, welcome, refused = _welcome(faces, known, told)
+            heard = [person for person, problem in zip(people, problems, strict=True) if problem is None]
+            ids, entries = _upsert(session, gallery_id, there, heard, welcome)
             rows = [_face_values(gallery_id, ids[new.person.external_id], new) for new in ours]
             face_ids = _insert_all(session, FaceRow, rows)
             made = {
@@ -226,8 +232,14 @@ class Store:
             }
             entries += [Entry(Kind.FACE_ADDED, face.identity_id, face.face_id) for face in made.values()]
             changes.record(session, gallery_id, last, entries)
-            firsts = {id(new) for new in ours}
-            return [_became(new, {**known, **made}[new.image_sha256], id(new) in firsts) for new in faces]
+            firsts, stored = {id(new) for new in ours}, {**known, **made}
+            return [
+                *(
+                    _refused(refused[i]) if i in refused else _became(new, stored[new.image_sha256], id(new) in firsts)
+                    for i, new in enumerate(faces)
+                ),
+                *(_heard(ids.get(p.external_id), problem) for p, problem in zip(people, problems, strict=True)),
+            ]
 
     def faces(self, gallery_id: int, external_id: str, after: int = 0, limit: int | None = None) -> list[StoredFace]:
         """A person's faces with an id above `after`, in the order of their enrolment. Raises NotFound."""
@@ -255,6 +267,11 @@ class Store:
         """Number of the gallery's last change; None when the gallery is gone."""
         with self._read() as session:
             return session.scalar(select(GalleryRow.seq).where(GalleryRow.id == gallery_id))
+
+    def position(self, gallery_id: int, seq: int | None = None) -> Position | None:
+        """Where the change log ends, and what change `seq` (or the last one) was; None when the gallery is gone."""
+        with self._read() as session:
+            return changes.position(session, gallery_id, seq)
 
     def changes_since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
         with self._read() as session:
@@ -340,27 +357,70 @@ def _known_images(session: Session, gallery_id: int, hashes: Iterable[str]) -> d
     return known
 
 
-def _first_of_each_image(faces: Sequence[NewFace], known: Mapping[str, Known]) -> tuple[list[NewFace], dict[str, str]]:
-    """The faces whose image is new, each image once; and whose every image is, by external id."""
+class _Told:
+    """The validity dates of people as they are told one after the other."""
+
+    def __init__(self, there: Mapping[str, IdentityRow]) -> None:
+        self._dates = {external_id: (row.valid_from, row.valid_until) for external_id, row in there.items()}
+
+    def problem(self, person: Person) -> str | None:
+        """Why this cannot be said of the person after all the rest; what can be is taken down."""
+        if person.valid_from is None and person.valid_until is None:
+            return None
+        before = self._dates.get(person.external_id, (None, None))
+        start, end = person.valid_from or before[0], person.valid_until or before[1]
+        if start is not None and end is not None and end <= start:
+            return (
+                f"{person.external_id!r} would be valid until {end.isoformat()}, which must be after "
+                f"{start.isoformat()}, from when they are valid; say both dates"
+            )
+        self._dates[person.external_id] = (start, end)
+        return None
+
+
+def _welcome(
+    faces: Sequence[NewFace], known: Mapping[str, Known], told: _Told
+) -> tuple[list[NewFace], list[Person], dict[int, str]]:
+    """The faces whose image is new, each image once; what is said that counts; and, by its place in `faces`, what is
+    wrong with the rest. Nothing that comes with another person's image counts."""
     owners = {sha: face.external_id for sha, face in known.items()}
     first: list[NewFace] = []
-    for new in faces:
+    said: list[Person] = []
+    refused: dict[int, str] = {}
+    for i, new in enumerate(faces):
+        me = new.person.external_id
+        if owners.get(new.image_sha256, me) != me:
+            continue
+        problem = told.problem(new.person)
+        if problem is not None:
+            refused[i] = problem
+            continue
+        said.append(new.person)
         if new.image_sha256 not in owners:
-            owners[new.image_sha256] = new.person.external_id
+            owners[new.image_sha256] = me
             first.append(new)
-    return first, owners
+    return first, said, refused
 
 
-def _upsert(
-    session: Session, gallery_id: int, there: Sequence[Person], needed: Sequence[Person]
-) -> tuple[dict[str, int], list[Entry]]:
-    """Updates the identities of `there` and `needed` and makes those of `needed` that are missing; ids by external
-    id, and what changed."""
-    people = (*there, *needed)
+def _identity_rows(session: Session, gallery_id: int, people: Iterable[Person]) -> dict[str, IdentityRow]:
+    """The rows of those that are there, by external id."""
     query = select(IdentityRow).where(IdentityRow.gallery_id == gallery_id)
     rows: dict[str, IdentityRow] = {}
     for some in _slices(list({person.external_id for person in people})):
         rows |= {r.external_id: r for r in session.scalars(query.where(IdentityRow.external_id.in_(some)))}
+    return rows
+
+
+def _upsert(
+    session: Session,
+    gallery_id: int,
+    rows: Mapping[str, IdentityRow],
+    there: Sequence[Person],
+    needed: Sequence[Person],
+) -> tuple[dict[str, int], list[Entry]]:
+    """Updates the identities of `there` and `needed`, whose rows are `rows`, and makes those of `needed` that are
+    missing; ids by external id, and what changed."""
+    people = (*there, *needed)
     missing = {p.external_id: Person(p.external_id) for p in needed if p.external_id not in rows}
     for person in people:
         if person.external_id in missing:
@@ -398,6 +458,15 @@ def _became(new: NewFace, stored: Known, is_new: bool) -> Enrolled:
     if stored.external_id != new.person.external_id:
         return Enrolled(Outcome.REJECTED, None, None, stored.external_id)
     return Enrolled(Outcome.ENROLLED if is_new else Outcome.UNCHANGED, stored.face_id, stored.identity_id)
+
+
+def _refused(problem: str) -> Enrolled:
+    return Enrolled(Outcome.REJECTED, None, None, problem=problem)
+
+
+def _heard(identity_id: int | None, problem: str | None) -> Enrolled:
+    """What became of what was said of a person without a new face."""
+    return Enrolled(Outcome.UNCHANGED, None, identity_id) if problem is None else _refused(problem)
 
 
 def _slices(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

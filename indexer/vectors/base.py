@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,11 @@ from indexer.types import Hit, Vectors
 
 class VectorIndex(Protocol):
     """The embeddings of one gallery, searchable by inner product. Thread-safe."""
+
+    @property
+    def kind(self) -> str:
+        """What people are told of how it searches: `exact`, ..."""
+        ...
 
     def __len__(self) -> int:
         """How many faces it holds."""
@@ -37,3 +42,11 @@ class VectorIndex(Protocol):
     def face_ids(self) -> NDArray[np.int64]:
         """All faces in it, ascending."""
         ...
+
+    def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
+        """Copies of everything in it, exactly as `put` took it, in any order."""
+        ...
+
+
+MakeIndex = Callable[[int], VectorIndex]
+"""Makes an empty index for embeddings of that many numbers."""

@@ -18,6 +18,8 @@ FIRST_FACES = 8
 class FaissIndex:
     """An `IndexFlatIP` whose rows lie beside the ids of their faces and identities."""
 
+    kind = "exact"
+
     def __init__(self, dim: int) -> None:
         self._flat = faiss.IndexFlatIP(dim)
         self._faces = np.empty(0, dtype=np.int64)
@@ -62,7 +64,6 @@ class FaissIndex:
             return np.sort(self._faces)
 
     def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
-        """Copies of everything in it, as `put` takes it."""
         with self._lock:
             vectors: Vectors = self._flat.reconstruct_n(0, self._flat.ntotal)
             return self._faces.copy(), self._identities.copy(), vectors

@@ -11,9 +11,9 @@ import numpy as np
 
 from indexer.disk import write_atomically
 from indexer.errors import WhosthereError
-from indexer.vectors.faiss_index import FaissIndex
+from indexer.vectors.base import MakeIndex, VectorIndex
 
-MAGIC = b"whosthere-index-1\n"
+MAGIC = b"whosthere-index-2\n"
 
 
 class DamagedSnapshot(WhosthereError):
@@ -24,17 +24,18 @@ class DamagedSnapshot(WhosthereError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a snapshot is of. `seq` is the last change in it."""
+    """What a snapshot is of. `seq` is the last change in it, and `mark` tells that change from others of its number."""
 
     gallery_id: int
     gallery_created: str
     fingerprint: str
     dim: int
     seq: int
+    mark: str
     faces: int
 
 
-def write(path: Path, header: Header, index: FaissIndex) -> None:
+def write(path: Path, header: Header, index: VectorIndex) -> None:
     """Replaces the file; readers and crashes see the old one or the new one. Raises OSError when the disk is full."""
     head = json.dumps(asdict(header)).encode()
     arrays = [memoryview(array.tobytes()) for array in index.contents() if len(array)]
@@ -45,7 +46,7 @@ def write(path: Path, header: Header, index: FaissIndex) -> None:
     write_atomically(path, [*parts, digest.digest()])
 
 
-def read(path: Path) -> tuple[Header, FaissIndex]:
+def read(path: Path, make: MakeIndex) -> tuple[Header, VectorIndex]:
     """Raises DamagedSnapshot unless every byte is what was written; FileNotFoundError where there is none."""
     data = path.read_bytes()
     body, digest = data[:-32], data[-32:]
@@ -58,6 +59,6 @@ def read(path: Path) -> tuple[Header, FaissIndex]:
     face_ids = np.frombuffer(body, np.int64, n, offset)
     identity_ids = np.frombuffer(body, np.int64, n, offset + 8 * n)
     vectors = np.frombuffer(body, np.float32, n * header.dim, offset + 16 * n).reshape(n, header.dim)
-    index = FaissIndex(header.dim)
+    index = make(header.dim)
     index.put(face_ids, identity_ids, vectors)
     return header, index

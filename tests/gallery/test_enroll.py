@@ -129,8 +129,52 @@ def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> No
 def test_people_without_a_new_face_are_updated_but_not_made(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, name="Ana"))
-    assert store.enroll(gallery.id, [], [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")]) == []
+    answers = store.enroll(gallery.id, [], [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
+    ana = store.identity(gallery.id, "ana").id
+    assert answers == [Enrolled(Outcome.UNCHANGED, None, ana), Enrolled(Outcome.UNCHANGED, None, None)]
     assert [(p.external_id, p.name, p.metadata) for p in store.identities(gallery.id)] == [("ana", "Ana", {"x": 1})]
+
+
+def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store) -> None:
+    gallery = make_gallery(store)
+    enroll_one(store, gallery, new_face("ana", 1, valid_until=NOON))
+    before = store.identity(gallery.id, "ana")
+    late = NOON + timedelta(days=1)
+    answers = store.enroll(
+        gallery.id,
+        [
+            new_face("ana", 2, name="Late", valid_from=late),
+            new_face("ana", 1, valid_from=NOON),  # unchanged, but for what it says
+            new_face("bob", 3),
+            new_face("new", 4, valid_from=late),
+            new_face("new", 5, valid_until=NOON),
+            new_face("eve", 5),
+            new_face("ana", 6),
+        ],
+        [Person("ana", valid_from=late), Person("ana", valid_from=NOON - timedelta(days=1))],
+    )
+    assert [a.outcome for a in answers] == [
+        *(Outcome.REJECTED, Outcome.REJECTED, Outcome.ENROLLED, Outcome.ENROLLED),
+        *(Outcome.REJECTED, Outcome.ENROLLED, Outcome.ENROLLED, Outcome.REJECTED, Outcome.UNCHANGED),
+    ]
+    assert [i for i, a in enumerate(answers) if a.problem] == [0, 1, 4, 7]
+    for i, who in ((0, "ana"), (4, "new")):
+        problem = answers[i].problem or ""
+        assert all(word in problem for word in (repr(who), NOON.isoformat(), late.isoformat()))
+        assert (answers[i].face_id, answers[i].owner) == (None, None)
+    ana, new = store.identity(gallery.id, "ana"), store.identity(gallery.id, "new")
+    assert (ana.name, ana.valid_from, ana.valid_until) == (before.name, NOON - timedelta(days=1), NOON)
+    assert (ana.faces, new.faces, new.valid_from, new.valid_until) == (2, 1, late, None)
+    assert store.identity(gallery.id, "eve").faces == 1
+
+
+def test_a_person_whose_every_face_is_refused_is_not_made(store: Store) -> None:
+    gallery = make_gallery(store)
+    people = [Person("ana", valid_from=NOON)]
+    [answer, _] = store.enroll(gallery.id, [new_face("ana", 1, valid_until=NOON)], people)
+    assert answer.problem is not None
+    assert store.identities(gallery.id) == []
+    assert store.last_change(gallery.id) == 0
 
 
 def test_nothing_to_enrol(store: Store) -> None:

@@ -168,8 +168,17 @@ def test_a_damaged_snapshot_mends_itself(staff: Command) -> None:
     whole = snapshot.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
         snapshot.write_bytes(damaged)
-        staff.ok("doctor")
+        told = staff("doctor", "--json")
+        assert told.code == 1
+        (wrong,) = (finding for finding in told.json if not finding["ok"])
+        assert wrong == {
+            "check": "snapshot of gallery staff",
+            "ok": False,
+            "found": f"{snapshot} is damaged",
+            "advice": "whosthere gallery rebuild staff",
+        }
         assert snapshot.read_bytes() == whole
+        staff.ok("doctor")
     snapshot.unlink()
     assert staff.ok("gallery", "show", "staff", "--json").json["index"]["faces"] == 7
     assert snapshot.read_bytes() == whole
@@ -184,7 +193,7 @@ def test_an_index_out_of_step_is_reported_and_rebuild_mends_it(staff: Command) -
     assert wrong == {
         "check": "gallery staff",
         "ok": False,
-        "found": "6 faces in the database, 7 in the index",
+        "found": "6 faces in the database, 7 in the index, 1 not the same",
         "advice": "whosthere gallery rebuild staff",
     }
     told = staff("doctor")
@@ -193,6 +202,26 @@ def test_an_index_out_of_step_is_reported_and_rebuild_mends_it(staff: Command) -
     assert "whosthere gallery rebuild staff" in told.out
     assert staff.ok("gallery", "rebuild", "staff", "--json").json == {"gallery": "staff", "faces": 6}
     staff.ok("doctor")
+
+
+@pytest.mark.parametrize("change", ["embedding = (SELECT embedding FROM faces WHERE id = 2)", "identity_id = 2"])
+def test_doctor_compares_more_than_ids(staff: Command, change: str) -> None:
+    with staff.database() as database:
+        database.execute(f"UPDATE faces SET {change} WHERE id = 3")
+    ran = staff("doctor", "--json")
+    (wrong,) = (finding for finding in ran.json if not finding["ok"])
+    assert wrong["found"] == "7 faces in the database, 7 in the index, 1 not the same"
+    staff.ok("gallery", "rebuild", "staff")
+    staff.ok("doctor")
+
+
+def test_doctor_tells_of_a_restored_backup(staff: Command) -> None:
+    with staff.database() as database:
+        database.execute("UPDATE changes SET at = '2020-01-01 00:00:00.000000'")
+    ran = staff("doctor", "--json")
+    (wrong,) = (finding for finding in ran.json if not finding["ok"])
+    assert wrong["check"] == "snapshot of gallery staff"
+    assert wrong["found"].endswith("is of another gallery, model or database")
 
 
 def test_doctor_tells_of_a_gallery_of_another_pack(staff: Command) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from sqlalchemy import event
 
 from indexer.errors import NotFound, StorageUnavailable
 from indexer.gallery.changes import Change
 from indexer.gallery.store import FaceVectors, Store
-from indexer.types import Gallery, Hit, Outcome, Person
+from indexer.types import Gallery, Hit, Outcome, Person, Vectors
 from indexer.vectors import follow, snapshot
 from indexer.vectors.base import VectorIndex
 from indexer.vectors.faiss_index import FaissIndex
@@ -68,7 +73,7 @@ def check_right(index: VectorIndex, store: Store, gallery: Gallery) -> None:
 
 
 def test_the_first_time_it_is_built_from_sql(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     index = followed.caught_up()
     assert len(index) == FACES
     check_right(index, store, gallery)
@@ -80,7 +85,7 @@ def test_the_first_time_it_is_built_from_sql(store: Store, gallery: Gallery, fol
 
 
 def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     index = followed.caught_up()
 
     new = enroll_one(store, gallery, new_face("new", 50))
@@ -101,7 +106,7 @@ def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder:
 
 
 def test_what_came_and_went_between_two_looks(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.caught_up()
     gone = enroll_one(store, gallery, new_face("p0", 60))
     store.delete_face(gallery.id, gone)
@@ -125,7 +130,7 @@ def test_it_catches_up_in_several_steps(
         limits.append(seq)
         return whole(gallery_id, seq, 5)
 
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.caught_up()
     store.enroll(gallery.id, [new_face("many", 100 + i) for i in range(21)])
     monkeypatch.setattr(store, "changes_since", few)
@@ -134,39 +139,39 @@ def test_it_catches_up_in_several_steps(
 
 
 def test_snapshot_and_replay(store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = FollowedIndex(store, gallery, folder)
+    first = FollowedIndex(store, gallery, folder, FaissIndex)
     first.caught_up()
     first.save()
     assert first.state().snapshot_seq == 16
     new = enroll_one(store, gallery, new_face("p9", 70))
     store.delete_identity(gallery.id, "p0")
 
-    second = FollowedIndex(store, gallery, folder)
+    second = FollowedIndex(store, gallery, folder, FaissIndex)
     index = second.caught_up()
     check_right(index, store, gallery)
     assert top(index, 70)[1] == new
-    assert second.state() == follow.IndexState("exact", FACES - 2, 22, 16)
+    assert second.state() == follow.IndexState("exact", FACES - 2, 22, None)
     assert held(first.caught_up()) == held(index)
     assert caplog.records == []
 
 
 def test_a_snapshot_is_really_used(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.caught_up()
     followed.save()
-    header, index = snapshot.read(folder / f"{gallery.id}.index")
+    header, index = snapshot.read(folder / f"{gallery.id}.index", FaissIndex)
     index.put(np.array([777]), np.array([888]), vector(999)[None])
     snapshot.write(folder / f"{gallery.id}.index", replace(header, faces=len(index)), index)
-    assert top(FollowedIndex(store, gallery, folder).caught_up(), 999) == (888, 777)
+    assert top(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), 999) == (888, 777)
 
 
 def test_a_snapshot_of_an_empty_gallery(store: Store, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     gallery = make_gallery(store, "empty")
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     assert len(followed.caught_up()) == 0
     followed.save()
-    assert snapshot.read(folder / f"{gallery.id}.index")[0].faces == 0
-    again = FollowedIndex(store, gallery, folder)
+    assert snapshot.read(folder / f"{gallery.id}.index", FaissIndex)[0].faces == 0
+    again = FollowedIndex(store, gallery, folder, FaissIndex)
     assert len(again.caught_up()) == 0
     enroll_one(store, gallery, new_face("ana", 1))
     check_right(again.caught_up(), store, gallery)
@@ -174,7 +179,7 @@ def test_a_snapshot_of_an_empty_gallery(store: Store, folder: Path, caplog: pyte
 
 
 def test_rebuilding_makes_the_same(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.caught_up()
     store.delete_identity(gallery.id, "p1")
     store.enroll(gallery.id, [new_face(f"q{i}", 200 + i) for i in range(5)])
@@ -194,12 +199,12 @@ def test_saving_happens_by_itself_after_many_changes(
     store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 20)
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.caught_up()
     assert not folder.exists()
     store.enroll(gallery.id, [new_face("p0", 300 + i) for i in range(4)])
     followed.caught_up()
-    assert snapshot.read(folder / f"{gallery.id}.index")[0].seq == 20
+    assert snapshot.read(folder / f"{gallery.id}.index", FaissIndex)[0].seq == 20
     store.enroll(gallery.id, [new_face("p0", 400 + i) for i in range(19)])
     followed.caught_up()
     assert followed.state().snapshot_seq == 20
@@ -209,7 +214,7 @@ def test_saving_happens_by_itself_after_many_changes(
 
 
 def test_saving_again_without_a_change_writes_nothing(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.save()
     assert not folder.exists()
     followed.caught_up()
@@ -250,20 +255,20 @@ def test_every_damage_is_made_good(
     damage: Callable[[bytes], Iterator[bytes]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    first = FollowedIndex(store, gallery, folder)
+    first = FollowedIndex(store, gallery, folder, FaissIndex)
     first.caught_up()
     first.save()
     path = folder / f"{gallery.id}.index"
     for damaged in damage(path.read_bytes()):
         caplog.clear()
         path.write_bytes(damaged)
-        followed = FollowedIndex(store, gallery, folder)
+        followed = FollowedIndex(store, gallery, folder, FaissIndex)
         check_right(followed.caught_up(), store, gallery)
         assert "is made anew" in caplog.text
         assert followed.state().snapshot_seq is None
     followed.save()
     caplog.clear()
-    check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
     assert caplog.text == ""
 
 
@@ -274,20 +279,21 @@ def test_every_damage_is_made_good(
         {"gallery_created": "2020-01-01T00:00:00+00:00"},
         {"fingerprint": "ffffffffffffffff"},
         {"seq": 17},
+        {"mark": "2020-01-01T00:00:00+00:00 face_added 1 1"},
     ],
 )
 def test_a_snapshot_of_something_else_is_not_used(
     store: Store, gallery: Gallery, folder: Path, change: dict[str, int | str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whole, but of another gallery, another model, or of changes that this database does not have."""
-    first = FollowedIndex(store, gallery, folder)
+    first = FollowedIndex(store, gallery, folder, FaissIndex)
     first.caught_up()
     first.save()
     path = folder / f"{gallery.id}.index"
-    header, index = snapshot.read(path)
+    header, index = snapshot.read(path, FaissIndex)
     index.put(np.array([777]), np.array([888]), vector(999)[None])
     snapshot.write(path, replace(header, faces=len(index), **change), index)  # type: ignore[arg-type]
-    found = FollowedIndex(store, gallery, folder).caught_up()
+    found = FollowedIndex(store, gallery, folder, FaissIndex).caught_up()
     assert top(found, 999) == (0, 0)
     check_right(found, store, gallery)
     assert "is made anew" in caplog.text
@@ -295,16 +301,16 @@ def test_a_snapshot_of_something_else_is_not_used(
 
 def test_a_snapshot_of_another_width_is_not_used(store: Store, gallery: Gallery, folder: Path) -> None:
     other = FaissIndex(4)
-    header = snapshot.Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, 4, 16, 0)
+    header = snapshot.Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, 4, 16, "", 0)
     snapshot.write(folder / f"{gallery.id}.index", header, other)
-    check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
 
 
 def test_a_folder_in_the_place_of_the_snapshot(
     store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / f"{gallery.id}.index").mkdir(parents=True)
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     check_right(followed.caught_up(), store, gallery)
     followed.save()
     assert "could not be written" in caplog.text
@@ -315,7 +321,7 @@ def test_a_full_disk_costs_nothing_but_the_snapshot(
     store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 20)
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.caught_up()
     followed.save()
     path = folder / f"{gallery.id}.index"
@@ -330,9 +336,9 @@ def test_a_full_disk_costs_nothing_but_the_snapshot(
     assert followed.state().snapshot_seq == 16
 
     caplog.clear()
-    check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
     followed.save()
-    assert snapshot.read(path)[0].seq == store.last_change(gallery.id)
+    assert snapshot.read(path, FaissIndex)[0].seq == store.last_change(gallery.id)
     assert caplog.text == ""
 
 
@@ -342,7 +348,7 @@ def test_a_full_disk_is_not_asked_at_every_search(
     monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 10)
     folder.parent.mkdir(exist_ok=True)
     folder.write_text("not a folder")
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     for _ in range(5):
         check_right(followed.caught_up(), store, gallery)
     assert caplog.text.count("could not be written") == 1
@@ -352,11 +358,16 @@ def test_a_full_disk_is_not_asked_at_every_search(
 
 
 def test_a_deleted_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.caught_up()
     followed.save()
     store.delete_gallery("staff")
-    for call in (followed.caught_up, followed.state, followed.rebuild, FollowedIndex(store, gallery, folder).caught_up):
+    for call in (
+        followed.caught_up,
+        followed.state,
+        followed.rebuild,
+        FollowedIndex(store, gallery, folder, FaissIndex).caught_up,
+    ):
         with pytest.raises(NotFound, match="'staff'") as caught:
             call()
         assert caught.value.code == "gallery_not_found"
@@ -376,7 +387,7 @@ class DeletesItsGallery(Store):
 
 
 def test_a_gallery_deleted_while_catching_up(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(DeletesItsGallery(store._readers), gallery, folder)
+    followed = FollowedIndex(DeletesItsGallery(store._readers), gallery, folder, FaissIndex)
     followed.caught_up()
     enroll_one(store, gallery, new_face("ana", 1000))
     with pytest.raises(NotFound):
@@ -401,7 +412,7 @@ class LosesItsConnection(Store):
 
 def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: Gallery, folder: Path) -> None:
     losing = LosesItsConnection(store._readers)
-    followed = FollowedIndex(losing, gallery, folder)
+    followed = FollowedIndex(losing, gallery, folder, FaissIndex)
     followed.caught_up()
     new = enroll_one(store, gallery, new_face("new", 1000))
     store.delete_identity(gallery.id, "p0")
@@ -417,14 +428,14 @@ def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: 
 def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
     store: Store, gallery: Gallery, folder: Path
 ) -> None:
-    indexes = Indexes(store, folder)
+    indexes = Indexes(store, folder, FaissIndex)
     assert len(indexes.of(gallery).caught_up()) == FACES
     indexes.save()
     store.delete_gallery("staff")
     again = make_gallery(store)
     assert len(indexes.of(again).caught_up()) == 0
     enroll_one(store, again, new_face("eve", 900))
-    for followed in (indexes.of(again), Indexes(store, folder).of(again)):
+    for followed in (indexes.of(again), Indexes(store, folder, FaissIndex).of(again)):
         index = followed.caught_up()
         assert len(index) == 1
         assert [top(index, image) for image in range(FACES)] == [(0, 0)] * FACES
@@ -434,11 +445,12 @@ def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
 def test_indexes_are_kept_one_a_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
     other = make_gallery(store, "other")
     enroll_one(store, other, new_face("ana", 1))
-    with Indexes(store, folder).saved_at_end() as indexes:
-        assert indexes.of(gallery) is indexes.of(store.gallery("staff"))
-        assert indexes.of(gallery) is not indexes.of(other)
-        indexes.of(gallery).caught_up()
-        indexes.of(other).caught_up()
+    indexes = Indexes(store, folder, FaissIndex)
+    assert indexes.of(gallery) is indexes.of(store.gallery("staff"))
+    assert indexes.of(gallery) is not indexes.of(other)
+    indexes.of(gallery).caught_up()
+    indexes.of(other).caught_up()
+    indexes.save()
     assert {path.name for path in folder.iterdir()} == {f"{gallery.id}.index", f"{other.id}.index"}
     indexes.forget(other)
     assert {path.name for path in folder.iterdir()} == {f"{gallery.id}.index"}
@@ -449,7 +461,7 @@ def follow_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[in
     """Searches, now and then saves, until that many faces are there; what the index holds then."""
     with opened(url) as store:
         gallery = store.gallery(name)
-        followed = FollowedIndex(store, gallery, Path(folder))
+        followed = FollowedIndex(store, gallery, Path(folder), FaissIndex)
         looks = 0
         while len(index := followed.caught_up()) < until:
             looks += 1
@@ -479,7 +491,7 @@ def test_two_processes_follow_while_a_third_enrols(
     assert one[0] == two[0] == enrolled[0] == truth(store, gallery)
     assert len(one[0]) == FACES + 25
     with caplog.at_level(logging.WARNING):
-        check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+        check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
     assert caplog.text == ""
     assert [path.name for path in folder.iterdir()] == [f"{gallery.id}.index"]
 
@@ -487,7 +499,7 @@ def test_two_processes_follow_while_a_third_enrols(
 def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery, folder: Path) -> None:
     """Every hit ever answered is a face that was enrolled, for the identity it was enrolled for, at its score; and
     who was there all the time is always found."""
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     done = threading.Event()
     owners: dict[int, tuple[int, int]] = {f: (i, -1) for f, (i, _) in truth(store, gallery).items()}
     for person in range(4):
@@ -542,12 +554,12 @@ def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery,
 
 
 def test_the_folder_of_the_index_may_vanish(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder)
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
     followed.caught_up()
     followed.save()
     (folder / f"{gallery.id}.index").unlink()
     folder.rmdir()
-    check_right(FollowedIndex(store, gallery, folder).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
     assert followed.rebuild() == FACES
     assert (folder / f"{gallery.id}.index").is_file()
 
@@ -555,6 +567,245 @@ def test_the_folder_of_the_index_may_vanish(store: Store, gallery: Gallery, fold
 def test_dimensions_are_the_gallerys(store: Store, folder: Path) -> None:
     gallery = make_gallery(store, "narrow", dim=4)
     enroll_one(store, gallery, new_face("ana", 1, embedding=vector(1, 4)))
-    index = FollowedIndex(store, gallery, folder).caught_up()
+    index = FollowedIndex(store, gallery, folder, FaissIndex).caught_up()
     assert index.nearest_faces(vector(1, 4)[None], 1)[0][0].score == pytest.approx(1)
     assert gallery.dim != DIM
+
+
+# A restored backup
+
+
+@pytest.fixture
+def restored(tmp_path: Path, sqlite_template: Path) -> Iterator[tuple[Store, Gallery, Callable[[int], None]]]:
+    """A gallery on SQLite, and what puts back its backup of one face and goes another way for some faces."""
+    live, backup = tmp_path / "live.db", tmp_path / "backup.db"
+    shutil.copy(sqlite_template, live)
+    with opened(f"sqlite:///{live}") as store:
+        gallery = make_gallery(store)
+        enroll_one(store, gallery, new_face("first", 1))
+
+        def copy(source: Path, target: Path) -> None:
+            with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+                one.backup(other)
+
+        copy(live, backup)
+
+        def restore(faces: int) -> None:
+            copy(backup, live)
+            for i in range(faces):
+                enroll_one(store, gallery, new_face(f"after{i}", 200 + i))
+
+        enroll_one(store, gallery, new_face("lost", 100))
+        yield store, gallery, restore
+
+
+@pytest.mark.parametrize("faces", [0, 1, 5], ids=["behind", "at the same number", "beyond"])
+def test_a_snapshot_of_before_a_restored_backup_is_not_used(
+    restored: tuple[Store, Gallery, Callable[[int], None]], folder: Path, faces: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, gallery, restore = restored
+    before = FollowedIndex(store, gallery, folder, FaissIndex)
+    assert len(before.caught_up()) == 2
+    before.save()
+    restore(faces)
+    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
+    assert "another gallery, model or database" in caplog.text
+
+
+@pytest.mark.parametrize("faces", [0, 1, 5], ids=["behind", "at the same number", "beyond"])
+def test_a_running_index_sees_that_a_backup_was_restored(
+    restored: tuple[Store, Gallery, Callable[[int], None]], folder: Path, faces: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, gallery, restore = restored
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    assert top(followed.caught_up(), 100) != (0, 0)
+    followed.save()
+    restore(faces)
+    index = followed.caught_up()
+    assert top(index, 100) == (0, 0)
+    check_right(index, store, gallery)
+    assert "was restored" in caplog.text
+    assert not (folder / f"{gallery.id}.index").exists()
+    caplog.clear()
+    assert followed.caught_up() is index
+    assert caplog.text == ""
+
+
+def test_following_costs_one_query(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed.caught_up()
+    queries: list[str] = []
+    event.listen(store._readers, "before_cursor_execute", lambda _c, _u, sql, *_: queries.append(sql))
+    followed.caught_up()
+    assert [sql.split()[0] for sql in queries if sql != "BEGIN"] == ["SELECT"]
+
+
+def test_a_number_given_to_another_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
+    """As after a restored backup: the same number, made at another time."""
+    indexes = Indexes(store, folder, FaissIndex)
+    followed = indexes.of(gallery)
+    assert indexes.of(replace(gallery, created_at=gallery.created_at + timedelta(1))) is not followed
+
+
+# What must not stay on the disk
+
+
+def test_a_removed_face_leaves_the_disk_at_the_next_look(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed.caught_up()
+    followed.save()
+    path = folder / f"{gallery.id}.index"
+    face_id = store.faces(gallery.id, "p0")[0].id
+    assert vector(0).tobytes() in path.read_bytes()
+    store.delete_face(gallery.id, face_id)
+    followed.caught_up()
+    assert not path.exists()
+    assert followed.state().snapshot_seq is None
+    followed.save()
+    assert vector(0).tobytes() not in path.read_bytes()
+    assert vector(1).tobytes() in path.read_bytes()
+
+
+def test_saving_writes_nothing_that_was_removed_meanwhile(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed.caught_up()
+    store.delete_identity(gallery.id, "p0")
+    followed.save()
+    assert vector(0).tobytes() not in (folder / f"{gallery.id}.index").read_bytes()
+
+
+def test_saving_does_not_bring_back_a_gallery_deleted_elsewhere(store: Store, gallery: Gallery, folder: Path) -> None:
+    indexes = Indexes(store, folder, FaissIndex)
+    followed = indexes.of(gallery)
+    followed.caught_up()
+    followed.save()
+    enroll_one(store, gallery, new_face("new", 50))
+    followed.caught_up()
+    store.delete_gallery("staff")
+    followed.save()
+    assert list(folder.iterdir()) == []
+    (folder / f"{gallery.id}.index").write_bytes(b"an old one")
+    (folder / f"{gallery.id}.index1x2y.tmp").write_bytes(b"what a crash left")
+    (folder / "notes.txt").write_text("not ours")
+    indexes.save()
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert indexes._followed == {}
+
+
+def test_a_gallery_deleted_while_its_snapshot_is_written(
+    store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = snapshot.write
+
+    def slowly(path: Path, header: snapshot.Header, index: VectorIndex) -> None:
+        store.delete_gallery("staff")
+        write(path, header, index)
+
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed.caught_up()
+    monkeypatch.setattr(snapshot, "write", slowly)
+    followed.save()
+    assert list(folder.iterdir()) == []
+
+
+def test_indexes_of_deleted_galleries_are_not_kept(store: Store, gallery: Gallery, folder: Path) -> None:
+    indexes = Indexes(store, folder, FaissIndex)
+    for i in range(5):
+        made = make_gallery(store, f"brief{i}")
+        indexes.of(made).caught_up()
+        indexes.of(made).rebuild()
+        store.delete_gallery(made.name)
+    indexes.of(gallery).caught_up()
+    assert len(indexes._followed) == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_without_the_database_nothing_is_written(
+    store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost() -> list[Gallery]:
+        raise StorageUnavailable("the database does not answer")
+
+    indexes = Indexes(store, folder, FaissIndex)
+    indexes.of(gallery).caught_up()
+    monkeypatch.setattr(store, "galleries", lost)
+    indexes.save()
+    assert not folder.exists()
+    assert "not written: the database does not answer" in caplog.text
+
+
+# Another engine
+
+
+class Reversed(FaissIndex):
+    """Another engine, with an order of its own."""
+
+    kind = "reversed"
+
+    def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
+        face_ids, identity_ids, vectors = super().contents()
+        return face_ids[::-1], identity_ids[::-1], vectors[::-1]
+
+
+def test_another_engine_can_be_plugged_in(store: Store, gallery: Gallery, folder: Path) -> None:
+    for _ in range(2):  # built, then read
+        indexes = Indexes(store, folder, Reversed)
+        followed = indexes.of(gallery)
+        index = followed.caught_up()
+        assert isinstance(index, Reversed)
+        assert followed.state().kind == "reversed"
+        check_right(index, store, gallery)
+        assert followed.compare() == follow.Comparison(FACES, FACES, 0, None)
+        indexes.save()
+
+
+# Comparing with SQL
+
+
+def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    index = followed.caught_up()
+    assert followed.compare() == follow.Comparison(FACES, FACES, 0, None)
+    faces = [store.faces(gallery.id, f"p{person}")[0] for person in range(3)]
+    index.put(np.array([faces[0].id]), np.array([faces[0].identity_id]), vector(999)[None])  # another vector
+    index.put(np.array([faces[1].id]), np.array([4711]), vector(3)[None])  # another person
+    index.put(np.array([4712]), np.array([4711]), vector(998)[None])  # nobody's
+    index.remove([faces[2].id])
+    assert followed.compare() == follow.Comparison(FACES, FACES, 4, None)
+
+
+def test_comparing_while_others_enrol_and_delete(store: Store, gallery: Gallery, folder: Path) -> None:
+    class Moving(Store):
+        def all_vectors(self, gallery_id: int, dim: int, at_once: int = 3) -> tuple[int, Iterator[FaceVectors]]:
+            seq, parts = super().all_vectors(gallery_id, dim, at_once)
+
+            def moving() -> Iterator[FaceVectors]:
+                for i, part in enumerate(parts):
+                    if i < 3:
+                        enroll_one(store, gallery, new_face("p9", 300 + i))
+                        store.delete_identity(gallery.id, f"p{3 - i}")
+                    yield part
+
+            return seq, moving()
+
+    FollowedIndex(store, gallery, folder, FaissIndex).rebuild()
+    followed = FollowedIndex(Moving(store._readers), gallery, folder, FaissIndex)
+    assert followed.compare().different == 0
+
+
+def test_a_gallery_deleted_while_comparing(store: Store, gallery: Gallery, folder: Path) -> None:
+    followed = FollowedIndex(DeletesItsGallery(store._readers), gallery, folder, FaissIndex)
+    index = followed.caught_up()
+    index.remove(index.face_ids().tolist()[:1])  # so that the log is asked
+    with pytest.raises(NotFound):
+        followed.compare()
+
+
+def test_comparing_tells_of_a_snapshot_of_no_use(store: Store, gallery: Gallery, folder: Path) -> None:
+    FollowedIndex(store, gallery, folder, FaissIndex).rebuild()
+    path = folder / f"{gallery.id}.index"
+    path.write_bytes(path.read_bytes()[:-1])
+    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    assert followed.compare() == follow.Comparison(FACES, FACES, 0, f"{path} is damaged")
+    followed.save()
+    assert followed.compare().snapshot_problem is None

@@ -18,7 +18,7 @@ def make(faces: int) -> tuple[Header, FaissIndex]:
     index = FaissIndex(DIM)
     vectors = np.random.default_rng(1).standard_normal((faces, DIM)).astype(np.float32)
     index.put(np.arange(faces)[::-1] + 2**40, np.arange(faces) % 3 + 1, vectors)
-    return Header(4, "2026-03-01T12:00:00+00:00", "0123456789abcdef", DIM, 17, faces), index
+    return Header(4, "2026-03-01T12:00:00+00:00", "0123456789abcdef", DIM, 17, "mark", faces), index
 
 
 @pytest.mark.parametrize("faces", [0, 1, 57])
@@ -26,7 +26,7 @@ def test_round_trip(tmp_path: Path, faces: int) -> None:
     header, index = make(faces)
     path = tmp_path / "new" / "4.index"
     snapshot.write(path, header, index)
-    found, read = snapshot.read(path)
+    found, read = snapshot.read(path, FaissIndex)
     assert found == header
     assert len(read) == faces
     for was, now in zip(index.contents(), read.contents(), strict=True):
@@ -41,7 +41,7 @@ def test_round_trip(tmp_path: Path, faces: int) -> None:
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        snapshot.read(tmp_path / "4.index")
+        snapshot.read(tmp_path / "4.index", FaissIndex)
 
 
 def test_every_truncation_is_seen(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_every_truncation_is_seen(tmp_path: Path) -> None:
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(DamagedSnapshot, match="damaged"):
-            snapshot.read(path)
+            snapshot.read(path, FaissIndex)
 
 
 def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(damaged)
         with pytest.raises(DamagedSnapshot, match="damaged"):
-            snapshot.read(path)
+            snapshot.read(path, FaissIndex)
 
 
 def test_more_than_was_written_is_seen(tmp_path: Path) -> None:
@@ -71,4 +71,4 @@ def test_more_than_was_written_is_seen(tmp_path: Path) -> None:
     snapshot.write(path, *make(2))
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(DamagedSnapshot):
-        snapshot.read(path)
+        snapshot.read(path, FaissIndex)

@@ -1,0 +1,36 @@
+"""A home makes each of its parts once, however many ask for it at the same moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from indexer import home as module
+from indexer.gallery.database import open_database
+from indexer.home import Home
+from indexer.settings import read_settings
+from tests.gallery.together import in_threads
+
+
+def test_every_part_is_made_once_and_under_the_homes_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 on, `cached_property` has no lock of its own."""
+    free: list[bool] = []
+
+    def slowly(url: str) -> Engine:
+        time.sleep(0.05)
+        thread = threading.Thread(target=lambda: free.append(home.making.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+        return open_database(url)
+
+    monkeypatch.setattr(module, "open_database", slowly)
+    home = Home(read_settings({}, home=tmp_path))
+    stores = in_threads([lambda: home.store] * 8)
+    indexes = in_threads([lambda: home.indexes] * 8)
+    home.close()
+    assert free == [False]
+    assert len({id(part) for part in (*stores, *indexes)}) == 2
