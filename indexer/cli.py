@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
@@ -184,7 +184,8 @@ def _print_summary(summary: dict[str, Any], results: Sequence[Result], report: P
 
 @contextmanager
 def _report(path: Path | None) -> Iterator[Callable[[Result], None]]:
-    """Writes results row by row, so that the report of a run that ended early is true as far as it goes."""
+    """Writes results row by row, so that the report of a run that ended early is true as far as it goes. A disk that
+    is full ends the report, not the run."""
     if path is None:
         yield lambda result: None
         return
@@ -192,14 +193,26 @@ def _report(path: Path | None) -> Iterator[Callable[[Result], None]]:
         file: IO[str] = path.open("w", buffering=1, newline="", encoding="utf-8")
     except OSError as error:
         raise click.UsageError(f"the report {path} cannot be written: {error.strerror}") from error
-    with file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "external_id", "outcome", "reason", "face_id", "message"])
+    writer = csv.writer(file)
 
-        def write(r: Result) -> None:
-            writer.writerow([r.image, r.external_id, r.outcome, r.reason or "", r.face_id or "", r.message or ""])
+    def attempt(write: Callable[..., object], *arguments: object) -> None:
+        if file.closed:
+            return
+        try:
+            write(*arguments)
+        except OSError as error:
+            with suppress(OSError):
+                file.close()
+            click.echo(f"Warning: the report {path} ends early, enrolling goes on: {error.strerror}", err=True)
 
-        yield write
+    attempt(writer.writerow, ["image", "external_id", "outcome", "reason", "face_id", "message"])
+    try:
+        yield lambda r: attempt(
+            writer.writerow,
+            [r.image, r.external_id, r.outcome, r.reason or "", r.face_id or "", r.message or ""],
+        )
+    finally:
+        attempt(file.close)
 
 
 @contextmanager
@@ -295,16 +308,21 @@ def gallery_show(home: Home, name: str, as_json: bool) -> None:
 @gallery_group.command("delete", epilog=examples("whosthere gallery delete staff --yes"))
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 @with_home
-def gallery_delete(home: Home, name: str, yes: bool) -> None:
+def gallery_delete(home: Home, name: str, yes: bool, as_json: bool) -> None:
     """Delete a gallery with everybody in it."""
     gallery = home.store.gallery(name)
     identities, faces = home.store.counts(gallery.id)
-    if not yes and not click.confirm(f"Delete gallery {name} with {identities} identities and {faces} faces?"):
+    question = f"Delete gallery {name} with {identities} identities and {faces} faces?"
+    if not yes and not click.confirm(question, err=as_json):
         raise click.ClickException("nothing was deleted")
     home.store.delete_gallery(name)
     home.indexes.forget(gallery)
-    click.echo(f"Gallery {name} deleted: {identities} identities, {faces} faces.")
+    if as_json:
+        print_json({"gallery": name, "identities": identities, "faces": faces})
+    else:
+        click.echo(f"Gallery {name} deleted: {identities} identities, {faces} faces.")
 
 
 @gallery_group.command("rebuild", epilog=examples("whosthere gallery rebuild staff"))

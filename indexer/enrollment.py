@@ -11,15 +11,20 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from indexer.errors import Conflict, NotFound, RejectedImage
+from indexer.errors import Conflict, InvalidVector, NotFound, RejectedImage, WhosthereError
 from indexer.gallery.store import Enrolled, NewFace, Store
 from indexer.sources import Row
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision.packs import Pack
-from indexer.vision.pipeline import FacePipeline
+from indexer.vision.pipeline import FacePipeline, Seen
 
 CHUNK = 16
 """Photos that one worker takes at a time, and that are committed together."""
+
+BYTES_AT_ONCE = 64 * 2**20
+"""Bytes of photo files that one worker holds at a time, or one photo where that is larger. With the pixels that
+`pipeline.PIXELS_AT_ONCE` lets it decode at a time, 144 MB, or one photo of 300 MB (`decode.Limits`), this bounds what
+a worker holds, and there is one worker a core. Chunks that wait to be committed hold embeddings alone."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +79,26 @@ class Enroller:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, rows: Sequence[Row], pick: Pick) -> list[_Prepared]:
-        read = [self._read(row) for row in rows]
-        images = [image for image in read if isinstance(image, bytes)]
+        """Reads and looks at the photos, as many at a time as BYTES_AT_ONCE allows."""
+        prepared: list[_Prepared] = []
+        batch: list[tuple[Row, bytes | RejectedImage]] = []
+        for row in rows:
+            batch.append((row, self._read(row)))
+            held = sum(len(image) for _, image in batch if isinstance(image, bytes))
+            if held + self._max_bytes > BYTES_AT_ONCE:  # the next photo may be as large as they come
+                prepared += self._look(batch, pick)
+                batch = []
+        return prepared + self._look(batch, pick)
+
+    def _look(self, batch: Sequence[tuple[Row, bytes | RejectedImage]], pick: Pick) -> list[_Prepared]:
+        images = [image for _, image in batch if isinstance(image, bytes)]
         hashes = [sha256(image) for image in images]
         known = self._store.known_images(self._gallery.id, hashes)
-        seen = iter(
-            self._pipeline.describe(
-                [image for image, sha in zip(images, hashes, strict=True) if sha not in known], pick, gate=True
-            )
-        )
+        new = [image for image, sha in zip(images, hashes, strict=True) if sha not in known]
+        seen = iter(self._describe(new, pick))
         shas = iter(hashes)
         prepared = []
-        for row, image in zip(rows, read, strict=True):
+        for row, image in batch:
             if isinstance(image, RejectedImage):
                 prepared.append(_Prepared(row, rejection=image))
                 continue
@@ -100,6 +113,19 @@ class Enroller:
                 prepared.append(_Prepared(row, sha, rejection=another_identity(there.external_id)))
         return prepared
 
+    def _describe(self, images: Sequence[bytes], pick: Pick) -> list[Seen]:
+        """What the pipeline sees. An image that it fails on is rejected, or the run would end there every time;
+        errors that no image is to blame for are raised."""
+        try:
+            return self._pipeline.describe(images, pick, gate=True)
+        except Exception as error:
+            if isinstance(error, WhosthereError) and not isinstance(error, InvalidVector):
+                raise
+            if len(images) > 1:
+                return [seen for image in images for seen in self._describe([image], pick)]
+            message = f"the image cannot be processed: {type(error).__name__}: {error}"
+            return [Seen(rejection=RejectedImage(message, code=Reason.UNREADABLE_IMAGE))]
+
     def _read(self, row: Row) -> bytes | RejectedImage:
         try:
             return row.read(self._max_bytes)
@@ -113,15 +139,19 @@ class Enroller:
             if p.face is not None and p.rejection is None
         ]
         there = [p.row.person for p in prepared if p.known_face is not None]
-        became = iter(self._store.enroll(self._gallery.id, new, there) if new or any(map(_says, there)) else ())
+        if new or any(map(_says, there)):
+            became = self._store.enroll(self._gallery.id, new, there)
+        else:
+            became = [Enrolled(Outcome.UNCHANGED, None, None) for _ in there]
+        of_new, of_there = iter(became[: len(new)]), iter(became[len(new) :])
         results = []
         for p in prepared:
             if p.rejection is not None:
                 results.append(_rejected(p.row, p.rejection))
             elif p.known_face is not None:
-                results.append(_result(p.row, Outcome.UNCHANGED, p.known_face))
+                results.append(_answered(p.row, next(of_there), p.known_face))
             else:
-                results.append(_enrolled(p.row, next(became)))
+                results.append(_answered(p.row, next(of_new)))
         return results
 
 
@@ -172,17 +202,15 @@ def _says(person: Person) -> bool:
     return any((person.name, person.valid_from, person.valid_until, person.metadata))
 
 
-def _result(row: Row, outcome: Outcome, face_id: int | None) -> Result:
-    return Result(row.image, row.person.external_id, outcome, face_id=face_id)
-
-
 def _rejected(row: Row, rejection: RejectedImage) -> Result:
     return Result(
         row.image, row.person.external_id, Outcome.REJECTED, Reason(rejection.code), message=rejection.message
     )
 
 
-def _enrolled(row: Row, became: Enrolled) -> Result:
+def _answered(row: Row, became: Enrolled, known_face: int | None = None) -> Result:
+    if became.problem is not None:
+        return _rejected(row, RejectedImage(became.problem, code=Reason.INVALID_ROW))
     if became.outcome is Outcome.REJECTED:
         return _rejected(row, another_identity(became.owner or ""))
-    return _result(row, became.outcome, became.face_id)
+    return Result(row.image, row.person.external_id, became.outcome, face_id=known_face or became.face_id)

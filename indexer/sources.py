@@ -49,16 +49,19 @@ COLUMNS = ("image", "external_id", "name", "valid_from", "valid_until")
 MAX_MANIFEST_BYTES = 64 * 2**20
 """A million rows of 60 characters."""
 
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How the entries of a ZIP may be packed: the two that `ZipExtFile.read(n)` unpacks no further than `n` bytes. Of
+bzip2, LZMA and Zstandard it unpacks all that a piece of the file holds, whatever size the entry claims."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """`image` is how people know the photo. `read` returns its bytes, at most the given number; it raises
-    RejectedImage. `wrong` is set instead when there is nothing to read."""
+    """`image` is how people know the photo. `read` returns its bytes, at most the given number, or raises
+    RejectedImage, also when the row itself is wrong."""
 
     image: str
     person: Person
     read: Callable[[int], bytes]
-    wrong: RejectedImage | None = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,9 @@ def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
     it, then in `paths`. Raises InvalidRequest: a path that is not there, a ZIP or manifest that cannot be read.
     """
     for path in paths:
-        if not path.exists():
-            raise InvalidRequest(f"there is no {path}; expected a folder, an image or a ZIP")
+        _check_there(path, str(path), "; expected a folder, an image or a ZIP")
     if manifest is not None:
-        if not manifest.is_file():
-            raise InvalidRequest(f"there is no manifest {manifest}")
+        _check_there(manifest, f"manifest {manifest}")
         for path in paths:
             if not (path.is_dir() or _is_zip(path)):
                 raise InvalidRequest(f"with a manifest, paths are folders or ZIPs that hold its images; got {path}")
@@ -105,6 +106,15 @@ def identity_of_stem(stem: str) -> str:
 # Places
 
 
+def _check_there(path: Path, label: str, expected: str = "") -> None:
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise InvalidRequest(f"there is no {label}{expected}") from error
+    except OSError as error:  # a name that is too long, a loop of links, a folder that is closed to us
+        raise InvalidRequest(f"{label} cannot be read: {error.strerror}{expected}") from error
+
+
 def _is_zip(path: Path) -> bool:
     return path.suffix.lower() == ".zip"
 
@@ -121,11 +131,22 @@ def _folder(root: Path) -> _Place:
 
 
 def _folder_names(root: Path) -> list[str]:
-    return sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_NAMES and not _hidden(path.relative_to(root).parts) and path.is_file()
-    )
+    """The photos below `root`, through links too; only a link to a folder that it lies in leads nowhere."""
+    names: list[str] = []
+    above: dict[str, frozenset[str]] = {}  # the real paths of the folders that each folder lies in
+    for folder, inner, files in os.walk(root, followlinks=True):
+        here, outer = os.path.realpath(folder), above.pop(folder, frozenset())
+        if here in outer:
+            inner.clear()
+            continue
+        inner[:] = [name for name in inner if not _hidden([name])]
+        above |= {os.path.join(folder, name): outer | {here} for name in inner}  # noqa: PTH118 (the key of os.walk)
+        names += [Path(folder, name).relative_to(root).as_posix() for name in files if not _hidden([name])]
+    return sorted(name for name in names if _is_photo(root / name))
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_NAMES and os.path.isfile(path)  # noqa: PTH113 (Path.is_file may raise)
 
 
 def _file_reader(path: Path) -> Callable[[int], bytes]:
@@ -168,6 +189,11 @@ def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[
         too_large = RejectedImage(
             f"the archive entry unpacks to more than the {limit:,} bytes allowed", code=Reason.IMAGE_TOO_LARGE
         )
+        if entry.compress_type not in COMPRESSIONS:
+            raise RejectedImage(
+                f"the archive entry is packed by method {entry.compress_type}; expected 0 (stored) or 8 (deflated)",
+                code=Reason.UNREADABLE_IMAGE,
+            )
         if entry.file_size > limit:
             raise too_large
         try:
@@ -251,7 +277,7 @@ def _wrong(image: str, external_id: str, message: str, reason: Reason) -> Row:
     def read(limit: int) -> bytes:
         raise rejection
 
-    return Row(_text(image), Person(_text(external_id)), read, rejection)
+    return Row(_text(image), Person(_text(external_id)), read)
 
 
 # Manifests
@@ -260,7 +286,7 @@ def _wrong(image: str, external_id: str, message: str, reason: Reason) -> Row:
 def _manifest_of(place: _Place) -> str | None:
     if place.folder is not None:
         path = place.folder / MANIFEST
-        return _read_manifest(path) if path.is_file() else None
+        return _read_manifest(path) if os.path.isfile(path) else None  # noqa: PTH113 (Path.is_file may raise)
     if MANIFEST not in place.known:
         return None
     try:
@@ -270,9 +296,12 @@ def _manifest_of(place: _Place) -> str | None:
 
 
 def _read_manifest(path: Path) -> str:
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise InvalidRequest(f"the manifest {path} has more than {MAX_MANIFEST_BYTES:,} bytes")
-    return _decode_manifest(path.read_bytes(), str(path))
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise InvalidRequest(f"the manifest {path} has more than {MAX_MANIFEST_BYTES:,} bytes")
+        return _decode_manifest(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InvalidRequest(f"the manifest {path} cannot be read: {error.strerror}") from error
 
 
 def _decode_manifest(data: bytes, label: str) -> str:

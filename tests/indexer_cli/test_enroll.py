@@ -13,6 +13,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from indexer.types import vectors_from_bytes
+from indexer import enrollment
+from indexer.errors import InvalidVector, ModelUnavailable, StorageUnavailable, WhosthereError
+from indexer.types import Pick, vectors_from_bytes
+from indexer.vision.pipeline import FacePipeline, Seen
 from tests import photos
 from tests.indexer_cli.command import Command, reasons
 from tests.indexer_cli.conftest import Demo
@@ -151,6 +155,31 @@ def test_a_manifest_says_who_people_are_and_later_more(empty: Command, demo: Dem
     assert (second["unchanged"], second["faces"]) == (1, 2)
     hanks = empty.ok("identity", "show", "e-2", "--gallery", "staff", "--json").json
     assert (hanks["name"], hanks["metadata"], len(hanks["faces"])) == ("Tom Hanks", {"Floor": "3"}, 1)
+
+
+def test_dates_that_clash_with_what_was_said_before_are_the_rows_error(
+    empty: Command, demo: Demo, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "staff.csv"
+    manifest.write_text(f"image,external_id,valid_from\n{demo.photo('collins')},e-1,2030-01-01\n")
+    empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
+    with Image.open(demo.photo("collins")) as picture:
+        (tmp_path / "new.jpg").write_bytes(jpeg(picture.convert("RGB"), 71))
+    manifest.write_text(
+        "image,external_id,valid_until\n"
+        f"new.jpg,e-1,2029-12-30\n{demo.photo('collins')},e-1,2029-12-30\n{demo.photo('hanks')},e-2,2029-12-30\n"
+    )
+    ran = empty("enroll", "--manifest", manifest, "--gallery", "staff", "--json")
+    assert ran.code == 3
+    new, known, hanks = ran.json["results"]
+    for row in (new, known):
+        assert (row["outcome"], row["reason"], row["face_id"]) == ("rejected", "invalid_row", None)
+        assert "2029-12-31" in row["message"]
+        assert "2030-01-01" in row["message"]
+    assert hanks["outcome"] == "enrolled"
+    assert ran.json["faces"] == 2
+    collins = empty.ok("identity", "show", "e-1", "--gallery", "staff", "--json").json
+    assert (collins["valid_until"], len(collins["faces"])) == (None, 1)
 
 
 def test_names_are_no_markup(empty: Command, demo: Demo, tmp_path: Path) -> None:
@@ -351,6 +380,88 @@ def test_a_gallery_of_another_pack_is_refused(staff: Command, demo: Demo) -> Non
         assert ran.out == ""
         assert "Error: gallery 'staff' was made with sface 0123456789abcdef" in ran.err
     assert staff.query("SELECT count(*) FROM faces") == [(7,)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_costs_the_report_and_not_the_run(empty: Command, demo: Demo) -> None:
+    ran = empty("enroll", demo.photos, "--gallery", "staff", "--report", "/dev/full", "--json")
+    assert ran.code == 0, ran
+    assert ran.json["enrolled"] == 7
+    assert ran.err == ("Warning: the report /dev/full ends early, enrolling goes on: No space left on device\n")
+
+
+def test_gallery_delete_as_json(staff: Command) -> None:
+    deleted = staff.ok("gallery", "delete", "staff", "--yes", "--json").json
+    assert deleted == {"gallery": "staff", "identities": 7, "faces": 7}
+    assert staff("gallery", "show", "staff").code == 1
+
+
+# What the pipeline is given, and what becomes of its failures
+
+
+Describe = Callable[[Sequence[bytes]], None]
+
+
+def watch_describe(monkeypatch: pytest.MonkeyPatch, before: Describe) -> None:
+    """Calls `before` with the images of each call of the real `describe`."""
+    describe = FacePipeline.describe
+
+    def watched(self: FacePipeline, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+        before(images)
+        return describe(self, images, pick, gate)
+
+    monkeypatch.setattr(FacePipeline, "describe", watched)
+
+
+def test_few_bytes_are_held_at_a_time(empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [path.stat().st_size for path in sorted(demo.photos.glob("*/1.jpg"))]
+    at_once = 3 * max(sizes)
+    given: list[list[int]] = []
+    watch_describe(monkeypatch, lambda images: given.append([len(image) for image in images]))
+    monkeypatch.setattr(enrollment, "BYTES_AT_ONCE", at_once)
+    monkeypatch.setenv("WHOSTHERE_MAX_IMAGE_BYTES", str(max(sizes)))
+    summary = empty.ok("enroll", demo.photos, "--gallery", "staff", "--json").json
+    assert [row["external_id"] for row in summary["results"]] == sorted(p.name for p in demo.photos.iterdir())
+    assert summary["enrolled"] == 7
+    assert [size for sizes in given for size in sizes] == sizes
+    assert max(map(sum, given)) <= at_once
+    assert max(map(len, given)) > 1
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), InvalidVector("it has no direction")])
+def test_a_photo_that_the_pipeline_fails_on_is_rejected_alone(
+    empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    culprit = demo.photo("hanks").read_bytes()
+
+    def fail(images: Sequence[bytes]) -> None:
+        if culprit in images:
+            raise error
+
+    watch_describe(monkeypatch, fail)
+    for photos_of_it, enrolled in ((demo.photos, 6), (demo.photo("hanks"), 0)):
+        ran = empty("enroll", photos_of_it, "--gallery", "staff", "--json")
+        assert ran.code == 3, ran
+        assert ran.json["enrolled"] == enrolled
+        (rejected,) = (row for row in ran.json["results"] if row["outcome"] == "rejected")
+        assert (Path(rejected["image"]), rejected["reason"]) == (demo.photo("hanks"), "unreadable_image")
+        assert rejected["message"] == f"the image cannot be processed: {type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("error", [ModelUnavailable("the model is gone"), StorageUnavailable("the disk is gone")])
+def test_what_no_photo_is_to_blame_for_ends_the_run(
+    empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch, error: WhosthereError
+) -> None:
+    calls: list[int] = []
+
+    def fail(images: Sequence[bytes]) -> None:
+        calls.append(len(images))
+        raise error
+
+    watch_describe(monkeypatch, fail)
+    ran = empty("enroll", demo.photos, "--gallery", "staff", "--json")
+    assert (ran.code, ran.out, ran.err) == (1, "", f"Error: {error.message}\n")
+    assert calls == [7]
 
 
 # EXIF
