@@ -10,10 +10,11 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
-from indexer.errors import Overloaded
+from indexer.errors import Overloaded, WhosthereError
 from indexer.types import Pick
 from indexer.vision.pipeline import FacePipeline, Seen
 
@@ -37,12 +38,17 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs images through pipelines in batches of `max_batch`; refuses more than `max_waiting` at a time."""
+    """Runs images through pipelines in batches of `max_batch`.
 
-    def __init__(self, max_batch: int, max_waiting: int) -> None:
+    Refuses more than `max_waiting` images at a time, and more than `max_bytes` of those that wait and are computed.
+    """
+
+    def __init__(self, max_batch: int, max_waiting: int, max_bytes: int) -> None:
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._max_bytes = max_bytes
         self._waiting: deque[_Waiting] = deque()
+        self._bytes = 0
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="networks", daemon=True)
@@ -62,6 +68,7 @@ class Batcher:
         """One answer an image, in order. Raises Overloaded at once when too much is waiting already."""
         loop = asyncio.get_running_loop()
         taken = [_Waiting(image, pipeline, kind, loop.create_future(), loop) for image in images]
+        size = sum(map(len, images))
         with self._changed:
             if self._stopping:
                 raise Overloaded("the service is stopping; ask another one, or again soon")
@@ -69,6 +76,11 @@ class Batcher:
                 raise Overloaded(
                     f"{len(self._waiting)} images are waiting already, {self._max_waiting} at most; try again soon"
                 )
+            if self._bytes and self._bytes + size > self._max_bytes:
+                raise Overloaded(
+                    f"images of {self._bytes:,} bytes are waiting already, {self._max_bytes:,} at most; try again soon"
+                )
+            self._bytes += size
             self._waiting.extend(taken)
             self._changed.notify()
         return list(await asyncio.gather(*(one.future for one in taken)))
@@ -80,20 +92,35 @@ class Batcher:
                 if not self._waiting:
                     return
                 batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-            batch = [one for one in batch if not one.future.cancelled()]
-            ordered = sorted(batch, key=lambda one: (id(one.pipeline), str(one.kind)))
-            for _, group in groupby(ordered, key=lambda one: (id(one.pipeline), one.kind)):
-                _run(list(group))
+            size = sum(len(one.image) for one in batch)
+            _run_all(batch)
+            batch.clear()  # its images are not kept until the next one comes
+            with self._changed:
+                self._bytes -= size
+
+
+def _run_all(batch: Sequence[_Waiting]) -> None:
+    wanted = [one for one in batch if not one.future.cancelled()]
+    ordered = sorted(wanted, key=lambda one: (id(one.pipeline), str(one.kind)))
+    for _, group in groupby(ordered, key=lambda one: (id(one.pipeline), one.kind)):
+        _run(list(group))
 
 
 def _run(group: Sequence[_Waiting]) -> None:
+    """Whatever goes wrong is told to those who asked, and the thread goes on."""
     images, first = [one.image for one in group], group[0]
     try:
         if first.kind.embed:
             seen = first.pipeline.describe(images, first.kind.pick, first.kind.gate)
         else:
             seen = first.pipeline.detect(images)
-    except Exception as error:  # whatever went wrong is told to those who asked; the thread goes on
+        if len(seen) != len(group):
+            raise RuntimeError(f"the pipeline answered {len(seen)} times to {len(group)} images")
+    except Exception as error:
+        if len(group) > 1 and not isinstance(error, WhosthereError):  # one image's fault is not the others'
+            for one in group:
+                _run([one])
+            return
         for one in group:
             _tell(one, error)
         return
@@ -110,5 +137,5 @@ def _tell(one: _Waiting, answer: Seen | Exception) -> None:
         else:
             one.future.set_result(answer)
 
-    if not one.loop.is_closed():
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
         one.loop.call_soon_threadsafe(resolve)

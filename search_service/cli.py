@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -142,7 +142,9 @@ def serve(context: click.Context, host: str | None, port: int | None, home: Path
 
     settings = read_settings(home=home or context.find_root().params.get("home"), host=host, port=port)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    uvicorn.run(create_app(Home(settings)), host=settings.host, port=settings.port, log_level="info")
+    opened = Home(settings)
+    _ = opened.store  # a database that does not answer is one line and exit code 1, as for every other command
+    uvicorn.run(create_app(opened), host=settings.host, port=settings.port, log_level="info")
 
 
 @click.command(epilog=examples("whosthere doctor"))
@@ -242,7 +244,7 @@ for _command in (*COMMANDS, search, compare, serve, doctor, demo):
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """The `whosthere` command: domain errors become one line and an exit code."""
+    """The `whosthere` command: what went wrong becomes one line and an exit code."""
     try:
         whosthere.main(args=arguments, prog_name="whosthere", standalone_mode=False)
     except click.exceptions.Abort:
@@ -251,7 +253,15 @@ def main(arguments: list[str] | None = None) -> Any:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (InvalidRequest, WhosthereError) as error:
+    except WhosthereError as error:
         usage = isinstance(error, InvalidRequest) and not isinstance(error, RejectedImage)
-        click.echo(f"Error: {error.message}", err=True)
-        sys.exit(WRONG_USAGE if usage else FAILED)
+        _fail(error.message, WRONG_USAGE if usage else FAILED)
+    except OSError as error:  # a full disk, a folder that may not be written; click has dealt with closed pipes
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", FAILED)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Databases explain themselves in several lines; people and logs get one."""
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -21,6 +21,9 @@ from search_service.matching.ranking import Candidate, rank
 
 MAX_TOP_K = 100
 
+MIN_FPIR = 1e-9
+"""One stranger in a billion: far beyond what any pack's scores were measured for."""
+
 SPARE = 4
 """Identities asked of the index beyond those wanted: the runner-up, and a few that may be expired."""
 
@@ -42,8 +45,8 @@ class Query:
             raise InvalidRequest(f"top_k is {self.top_k}; expected 1 to {MAX_TOP_K}")
         if self.fpir is not None and self.threshold is not None:
             raise InvalidRequest("give fpir or threshold, not both")
-        if self.fpir is not None and not 0 < self.fpir < 1:
-            raise InvalidRequest(f"fpir is {self.fpir}; expected more than 0 and less than 1, as 0.01")
+        if self.fpir is not None and not MIN_FPIR <= self.fpir < 1:
+            raise InvalidRequest(f"fpir is {self.fpir}; expected {MIN_FPIR} or more and less than 1, as 0.01")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             raise InvalidRequest(f"threshold is {self.threshold}; expected a cosine, -1 to 1")
 
@@ -103,10 +106,9 @@ class SearchService:
             for one in seen
         ]
 
-    def search_embeddings(self, values: object, gallery: Gallery, query: Query) -> Answer:
-        """For embeddings made elsewhere with the same pack: one (D,), or several (N, D). Raises InvalidVector."""
-        vectors = check_vectors(values, gallery.dim)  # type: ignore[arg-type]
-        faces = self._match(vectors, gallery, query, [False] * len(vectors))
+    def search_embedding(self, values: Sequence[float], gallery: Gallery, query: Query) -> Answer:
+        """For one embedding (D,) made elsewhere with the same pack. Raises InvalidVector."""
+        faces = self._match(check_vectors(values, gallery.dim), gallery, query, [False])
         return Answer(gallery.name, gallery.model, tuple(faces))
 
     def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:

@@ -20,7 +20,22 @@ from search_service.api.payloads import ErrorAnswer, ErrorBody
 
 log = logging.getLogger(__name__)
 
+
+class BodyTooLarge(WhosthereError):
+    """The request's body has more bytes than are allowed."""
+
+    code = "body_too_large"
+
+
+class Forbidden(WhosthereError):
+    """Whoever asks, or by whatever name, is not answered."""
+
+    code = "forbidden"
+
+
 STATUS: tuple[tuple[type[WhosthereError], int], ...] = (
+    (BodyTooLarge, 413),
+    (Forbidden, 403),
     (errors.RejectedImage, 422),
     (errors.InvalidRequest, 400),
     (errors.NotFound, 404),
@@ -36,14 +51,8 @@ RETRY_AFTER_SECONDS = 1
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
-class BodyTooLarge(WhosthereError):
-    """The request's body has more bytes than are allowed."""
-
-    code = "body_too_large"
-
-
 def status_of(error: WhosthereError) -> int:
-    if isinstance(error, BodyTooLarge) or error.code == Reason.IMAGE_TOO_LARGE:
+    if error.code == Reason.IMAGE_TOO_LARGE:
         return 413
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from indexer.errors import Overloaded, WhosthereError
 from search_service.api.errors import BodyTooLarge, domain_error
 
 
 class BodyLimit:
-    """ASGI middleware: answers 413 as soon as a body is known to have more than `max_bytes`."""
+    """ASGI middleware: answers 413 as soon as a body is known to have more than `max_bytes`, and 429 when it and those
+    of the other requests that are not answered yet have more than `max_together`."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_together: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_together = max_together
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -21,34 +25,43 @@ class BodyLimit:
             return
         started = replaced = False
         received = 0
+        refusal: WhosthereError | None = None
         declared = dict(scope["headers"]).get(b"content-length", b"0")
 
         async def bounded() -> Message:
-            nonlocal received
+            nonlocal received, refusal
             message = await receive()
-            received += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            received += size
+            self._held += size
             if received > self._max_bytes:
-                raise BodyTooLarge(self._explain())
+                refusal = self._too_large()
+            elif size and received < self._held > self._max_together:  # one alone is always taken
+                refusal = Overloaded(f"requests of {self._held:,} bytes are being answered already; try again soon")
+            if refusal is not None:
+                raise refusal
             return message
 
         async def watched(message: Message) -> None:
             nonlocal started, replaced
-            if received > self._max_bytes and not started:  # FastAPI makes a 400 of whatever a body's reading raises
+            if refusal is not None and not started:  # FastAPI makes a 400 of whatever a body's reading raises
                 started = replaced = True
-                error = BodyTooLarge(self._explain())
-                await domain_error(Request(scope), error)(scope, receive, send)
+                await domain_error(Request(scope), refusal)(scope, receive, send)
             if not replaced:
                 started = started or message["type"] == "http.response.start"
                 await send(message)
 
         try:
             if declared.isdigit() and int(declared) > self._max_bytes:
-                raise BodyTooLarge(self._explain())
+                refusal = self._too_large()
+                raise refusal
             await self._app(scope, bounded, watched)
-        except BodyTooLarge as error:
-            if started:
+        except WhosthereError as error:
+            if started or error is not refusal:
                 raise
             await domain_error(Request(scope), error)(scope, receive, send)
+        finally:
+            self._held -= received
 
-    def _explain(self) -> str:
-        return f"the request's body has more than the {self._max_bytes:,} bytes allowed"
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request's body has more than the {self._max_bytes:,} bytes allowed")

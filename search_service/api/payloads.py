@@ -202,6 +202,7 @@ class IdentityList(Payload):
 
 class StoredFacePayload(FacePayload):
     face_id: int
+    external_id: str
     image_sha256: str
     created_at: datetime
 

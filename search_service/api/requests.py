@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from indexer.errors import InvalidRequest
+from indexer.errors import InvalidRequest, InvalidVector
 from indexer.types import Pick
 from search_service.search import Query
 
@@ -22,6 +23,9 @@ MAX_PARTS = 100
 
 LONGEST_SHOWN = 100
 """Characters of a bad value that an error repeats."""
+
+PROBE_PICKS = (Pick.LARGEST, Pick.CENTER)
+"""What a search may pick: a probe with several faces is no reason to refuse it."""
 
 LARGEST_ID = 2**63 - 1
 """What a database takes as an id."""
@@ -64,7 +68,7 @@ async def read_body(request: Request, *image_fields: str) -> Body:
     if kind == "multipart/form-data":
         return await _read_form(request, image_fields)
     if kind == "application/json":
-        return _read_json(await request.body(), image_fields)
+        return await run_in_threadpool(_read_json, await request.body(), image_fields)
     raise InvalidRequest(f"the content type is {kind or 'missing'}; expected multipart/form-data or application/json")
 
 
@@ -116,12 +120,30 @@ def query_of(values: Mapping[str, Any]) -> Query:
         top_k=whole(values, "top_k", Query.top_k),
         fpir=number(values, "fpir"),
         threshold=number(values, "threshold"),
-        pick=pick_of(values, Pick.LARGEST),
+        pick=pick_of(values, Pick.LARGEST, PROBE_PICKS),
     )
 
 
-def pick_of(values: Mapping[str, Any], default: Pick) -> Pick | None:
-    """The face asked for; None for all of them."""
+def embedding_of(value: object, dim: int) -> list[float]:
+    """One embedding as it was sent. Raises InvalidVector unless it is `dim` numbers."""
+    wanted = f"embedding must be a list of {dim} numbers"
+    if not isinstance(value, list):
+        raise InvalidVector(f"{wanted}; got {_short(value)}")
+    for number in value:
+        if isinstance(number, list):
+            raise InvalidVector(f"{wanted}; got a list of lists (a request holds one embedding)")
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise InvalidVector(f"{wanted}; got {_short(number)} among them")
+    if len(value) != dim:
+        raise InvalidVector(f"{wanted}; got {len(value)}")
+    try:
+        return [float(number) for number in value]
+    except OverflowError:
+        raise InvalidVector(f"{wanted}; one of them is too large") from None
+
+
+def pick_of(values: Mapping[str, Any], default: Pick, choices: tuple[Pick, ...] = tuple(Pick)) -> Pick | None:
+    """The face asked for, one of `choices`; None for all of them."""
     every = values.get("all_faces", False)
     if isinstance(every, str) and every.lower() in ("true", "false", "1", "0"):
         every = every.lower() in ("true", "1")
@@ -134,10 +156,9 @@ def pick_of(values: Mapping[str, Any], default: Pick) -> Pick | None:
         return None
     if wanted is None:
         return default
-    try:
-        return Pick(wanted)
-    except ValueError:
-        raise InvalidRequest(f"pick is {_short(wanted)}; expected {', '.join(Pick)}") from None
+    if wanted not in choices:
+        raise InvalidRequest(f"pick is {_short(wanted)}; expected {', '.join(choices)}")
+    return Pick(wanted)
 
 
 def number(values: Mapping[str, Any], name: str) -> float | None:

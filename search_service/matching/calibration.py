@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import pairwise
 
 from indexer.vision.packs import ScoreTail
@@ -13,10 +14,11 @@ def threshold_for(fpir: float, comparisons: int, tail: ScoreTail) -> float:
 
     A stranger is let in when any comparison errs, so each may err at FMR = 1 - (1 - FPIR)^(1/N); the pack's scores of
     strangers say where that is. Not below the lowest score they tell of: a higher threshold errs on the safe side.
+    Not above 1, which no cosine is.
     """
-    fmr = -math.expm1(math.log1p(-fpir) / max(comparisons, 1))
+    fmr = max(-math.expm1(math.log1p(-fpir) / max(comparisons, 1)), sys.float_info.min)  # 0 has no logarithm
     if fmr <= tail.rate:
-        return tail.start + tail.scale * math.log(tail.rate / fmr)
+        return min(tail.start + tail.scale * math.log(tail.rate / fmr), 1.0)
     for (high, low_cosine), (low, high_cosine) in pairwise((*tail.before, (tail.rate, tail.start))):
         if low <= fmr <= high:
             return low_cosine + (high_cosine - low_cosine) * math.log(high / fmr) / math.log(high / low)

@@ -65,7 +65,7 @@ def held() -> Iterator[Held]:
 
 @pytest.fixture
 def batcher() -> Iterator[Batcher]:
-    yield from started(Batcher(max_batch=16, max_waiting=100))
+    yield from started(Batcher(max_batch=16, max_waiting=100, max_bytes=2**24))
 
 
 def started(batcher: Batcher) -> Iterator[Batcher]:
@@ -138,7 +138,7 @@ def test_no_images_are_no_answers(batcher: Batcher, held: Held) -> None:
 
 
 def test_a_batch_has_max_batch_images_at_most(held: Held) -> None:
-    for batcher in started(Batcher(max_batch=4, max_waiting=100)):
+    for batcher in started(Batcher(max_batch=4, max_waiting=100, max_bytes=2**24)):
 
         async def test(batcher: Batcher = batcher) -> None:
             first = await computing(batcher, held)
@@ -250,7 +250,7 @@ def test_a_batch_of_which_everything_was_cancelled_is_no_call(batcher: Batcher, 
 
 
 def test_more_than_max_waiting_is_refused_at_once_and_whole(held: Held) -> None:
-    for batcher in started(Batcher(max_batch=2, max_waiting=3)):
+    for batcher in started(Batcher(max_batch=2, max_waiting=3, max_bytes=2**24)):
 
         async def test(batcher: Batcher = batcher) -> None:
             first = await computing(batcher, held)
@@ -271,14 +271,73 @@ def test_more_than_max_waiting_is_refused_at_once_and_whole(held: Held) -> None:
     assert [images for _, images in held.calls] == [[b"first"], [b"a", b"b"], [b"e"], [b"again"]]
 
 
+def test_more_than_max_bytes_is_refused_at_once_and_whole(held: Held) -> None:
+    """Those being computed count too: they are in memory."""
+    for batcher in started(Batcher(max_batch=2, max_waiting=100, max_bytes=10)):
+
+        async def test(batcher: Batcher = batcher) -> None:
+            first = await computing(batcher, held, b"x" * 4)
+            taken = asyncio.create_task(batcher.describe([b"x" * 3, b"x" * 2], held, LARGEST))
+            await waiting(batcher, 2)
+            with pytest.raises(Overloaded, match="images of 9 bytes are waiting already, 10 at most"):
+                await batcher.describe([b"x", b"x"], held, LARGEST)
+            last = asyncio.create_task(batcher.describe([b"x"], held, LARGEST))
+            await waiting(batcher, 3)
+            last.cancel()  # is in memory until its turn comes
+            with pytest.raises(Overloaded, match="images of 10 bytes"):
+                await batcher.describe([b"x"], held, LARGEST)
+            held.go.set()
+            await asyncio.gather(first, taken)
+            await until(lambda: batcher._bytes == 0)
+            assert (await batcher.describe([b"x" * 11], held, LARGEST))[0].width == 11  # else never
+
+        run(test)
+
+
+def test_only_what_fails_unexpectedly_gets_the_error(batcher: Batcher) -> None:
+    held = Fragile()
+
+    async def test() -> None:
+        first = await computing(batcher, held)
+        tasks = [asyncio.create_task(batcher.describe([data], held, LARGEST)) for data in (b"a", b"bad", b"ccc")]
+        await waiting(batcher, 3)
+        held.go.set()
+        one, bad, three = await asyncio.gather(*tasks, return_exceptions=True)
+        await first
+        assert isinstance(bad, ZeroDivisionError)
+        assert [seen[0].width for seen in (one, three) if isinstance(seen, list)] == [1, 3]
+
+    run(test)
+    assert held.sizes == [1, 3, 1, 1, 1]
+
+
+def test_too_few_answers_are_a_failure_and_the_networks_go_on(batcher: Batcher) -> None:
+    held = Fragile()
+
+    async def test() -> None:
+        with pytest.raises(RuntimeError, match="answered 0 times to 1"):
+            await batcher.describe([b"short"], held, LARGEST)
+        assert (await batcher.describe([b"on"], held, LARGEST))[0].width == 2
+
+    run(test)
+
+
+class Fragile(Held):
+    """Fails on the image `bad`, and forgets the image `short`."""
+
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+        seen = super().describe([image for image in images if image != b"short"], pick, gate)
+        return [Seen(width=1 // (image != b"bad") * one.width) for image, one in zip(images, seen, strict=False)]
+
+
 def test_two_images_are_taken_where_one_may_wait_and_none_does(held: Held) -> None:
     """Else a comparison would be refused for ever."""
-    for batcher in started(Batcher(max_batch=16, max_waiting=1)):
+    for batcher in started(Batcher(max_batch=16, max_waiting=1, max_bytes=2**24)):
         assert len(run(lambda batcher=batcher: batcher.describe([b"a", b"b"], held, LARGEST))) == 2  # type: ignore[misc]
 
 
 def test_stop_finishes_what_was_taken_and_takes_nothing_more(held: Held) -> None:
-    batcher = Batcher(max_batch=2, max_waiting=100)
+    batcher = Batcher(max_batch=2, max_waiting=100, max_bytes=2**24)
     batcher.start()
 
     async def test() -> None:
@@ -300,9 +359,9 @@ def test_stop_finishes_what_was_taken_and_takes_nothing_more(held: Held) -> None
 
 
 def test_stop_is_patient_with_who_calls_it_twice_or_never_started() -> None:
-    never = Batcher(max_batch=1, max_waiting=1)
+    never = Batcher(max_batch=1, max_waiting=1, max_bytes=2**24)
     never.stop()
-    twice = Batcher(max_batch=1, max_waiting=1)
+    twice = Batcher(max_batch=1, max_waiting=1, max_bytes=2**24)
     twice.start()
     twice.stop()
     twice.stop()

@@ -81,8 +81,14 @@ def test_stricter_and_larger_galleries_need_higher_thresholds(a: float, b: float
 def test_tiny_rates_do_not_vanish() -> None:
     """1 - (1 - FPIR)^(1/N) in floating point would be 0 here."""
     assert 1 - (1 - 1e-9) ** (1 / 10**9) == 0
-    expected = TAIL.start + TAIL.scale * math.log(TAIL.rate / 1e-18)
-    assert threshold_for(1e-9, 10**9, TAIL) == pytest.approx(expected, abs=1e-9)
+    narrow = ScoreTail(start=0.3, rate=1e-2, scale=0.01)
+    expected = narrow.start + narrow.scale * math.log(narrow.rate / 1e-18)
+    assert threshold_for(1e-9, 10**9, narrow) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("fpir", "comparisons"), [(5e-324, 1), (5e-324, 2), (1e-300, 10), (1e-9, 10**9)])
+def test_no_threshold_is_above_any_cosine(fpir: float, comparisons: int) -> None:
+    assert threshold_for(fpir, comparisons, TAIL) == 1
 
 
 # Ranking

@@ -20,27 +20,39 @@ from search_service.api.payloads import (
     detect_payload,
     embed_payload,
 )
-from search_service.api.requests import pick_of, query_of, read_body
-from search_service.api.routes.openapi import image_body
+from search_service.api.requests import PROBE_PICKS, embedding_of, pick_of, query_of, read_body
+from search_service.api.routes.openapi import ALL_FACES, MODEL, failures, image_body, pick_field
 from search_service.api.state import Service
 from search_service.batching import Kind
-from search_service.search import compare_seen
+from search_service.search import MAX_TOP_K, MIN_FPIR, compare_seen
 
 router = APIRouter(prefix="/v1", tags=["faces"])
 
-WHICH = {"pick": "`largest` (the default), `center` or `only`", "all_faces": "true for every face"}
+IMAGE_FAILURES = failures(413, 429)
 
 
 @router.post(
     "/galleries/{gallery}/search",
     response_model=AnswerPayload,
+    responses=failures(409, 413, 429),
     openapi_extra=image_body(
         "image",
         fields={
-            "top_k": "How many identities to return (5).",
-            "fpir": "Share of strangers that may be answered with a match (0.01).",
-            "threshold": "Or the cosine itself.",
-            **WHICH,
+            "top_k": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": MAX_TOP_K,
+                "description": "How many identities to return (5).",
+            },
+            "fpir": {
+                "type": "number",
+                "minimum": MIN_FPIR,
+                "exclusiveMaximum": 1,
+                "description": "Share of strangers that may be answered with a match (0.01).",
+            },
+            "threshold": {"type": "number", "minimum": -1, "maximum": 1, "description": "Or the cosine itself."},
+            "pick": pick_field(PROBE_PICKS, Pick.LARGEST),
+            "all_faces": ALL_FACES,
         },
         embedding=True,
     ),
@@ -54,8 +66,8 @@ async def search(service: Service, gallery: str, request: Request) -> Any:
     if "embedding" in body.values:
         if body.images:
             raise InvalidRequest("give image or embedding, not both")
-        values = body.values["embedding"]
-        answer = await service.off_loop(service.search.search_embeddings, values, found, query)
+        values = embedding_of(body.values["embedding"], found.dim)
+        answer = await service.off_loop(service.search.search_embedding, values, found, query)
         return answer_payload(answer, None)
     image = body.image("image")
     pipeline = service.home.pipeline_of(found)
@@ -66,7 +78,7 @@ async def search(service: Service, gallery: str, request: Request) -> Any:
     return answer_payload(answer, image.name)
 
 
-@router.post("/detect", response_model=DetectPayload, openapi_extra=image_body("image"))
+@router.post("/detect", response_model=DetectPayload, responses=IMAGE_FAILURES, openapi_extra=image_body("image"))
 async def detect(service: Service, request: Request) -> Any:
     """All faces of an image, largest first, with their quality; none is an empty list."""
     image = (await read_body(request, "image")).only("image").image("image")
@@ -78,7 +90,12 @@ async def detect(service: Service, request: Request) -> Any:
 
 
 @router.post(
-    "/embed", response_model=EmbedPayload, openapi_extra=image_body("image", fields={"model": "Model pack.", **WHICH})
+    "/embed",
+    response_model=EmbedPayload,
+    responses=IMAGE_FAILURES,
+    openapi_extra=image_body(
+        "image", fields={"model": MODEL, "pick": pick_field(Pick, Pick.LARGEST), "all_faces": ALL_FACES}
+    ),
 )
 async def embed(service: Service, request: Request) -> Any:
     """The embeddings of an image's faces, to be searched or kept elsewhere."""
@@ -94,7 +111,8 @@ async def embed(service: Service, request: Request) -> Any:
 @router.post(
     "/compare",
     response_model=ComparePayload,
-    openapi_extra=image_body("image_a", "image_b", fields={"model": "Model pack."}),
+    responses=IMAGE_FAILURES,
+    openapi_extra=image_body("image_a", "image_b", fields={"model": MODEL}),
 )
 async def compare(service: Service, request: Request) -> Any:
     """Whether the largest faces of two images are one person, at a false match rate of 1 in 1,000."""

@@ -12,6 +12,7 @@ from indexer.types import Gallery
 from indexer.vision.packs import find_pack
 from search_service.api.payloads import Deleted, GalleryDetailPayload, GalleryList, GalleryPayload, NewGallery
 from search_service.api.requests import cursor_after, cursor_for
+from search_service.api.routes.openapi import failures
 from search_service.api.state import Service, State
 
 router = APIRouter(prefix="/v1/galleries", tags=["galleries"])
@@ -34,7 +35,7 @@ async def list_galleries(service: Service, limit: Limit = 100, cursor: Cursor = 
     return await service.off_loop(page)
 
 
-@router.post("", status_code=201, response_model=GalleryPayload)
+@router.post("", status_code=201, response_model=GalleryPayload, responses=failures(409, 413))
 async def create_gallery(service: Service, new: NewGallery) -> Any:
     """Makes an empty gallery, bound for life to one model pack."""
 

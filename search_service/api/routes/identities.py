@@ -9,9 +9,9 @@ from pydantic import AfterValidator
 
 from indexer.cli import face_object, identity_object
 from indexer.enrollment import another_identity
-from indexer.errors import Conflict
+from indexer.errors import Conflict, NotFound
 from indexer.gallery.store import NewFace
-from indexer.types import Outcome, Person, Pick, sha256
+from indexer.types import Outcome, Person, Pick, StoredFace, sha256
 from search_service.api.paths import with_slashes
 from search_service.api.payloads import (
     Deleted,
@@ -25,7 +25,7 @@ from search_service.api.payloads import (
 )
 from search_service.api.requests import LARGEST_ID, cursor_after, cursor_for, pick_of, read_body
 from search_service.api.routes.galleries import Cursor, Limit
-from search_service.api.routes.openapi import image_body
+from search_service.api.routes.openapi import failures, image_body, pick_field
 from search_service.api.state import Service
 from search_service.batching import Kind
 
@@ -34,7 +34,7 @@ router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["identities"])
 ExternalId = Annotated[
     str, Path(description="The caller's key of the person, percent-encoded."), AfterValidator(with_slashes)
 ]
-FaceId = Annotated[int, Path(le=LARGEST_ID)]
+FaceId = Annotated[int, Path(ge=1, le=LARGEST_ID)]
 
 
 @router.get("/identities", response_model=IdentityList)
@@ -52,7 +52,7 @@ async def list_identities(service: Service, gallery: str, limit: Limit = 100, cu
     return await service.off_loop(page)
 
 
-@router.post("/identities", status_code=201, response_model=IdentityPayload)
+@router.post("/identities", status_code=201, response_model=IdentityPayload, responses=failures(409, 413))
 async def create_identity(service: Service, gallery: str, new: NewIdentity) -> Any:
     """Makes an identity, without faces yet."""
 
@@ -75,7 +75,7 @@ async def show_identity(service: Service, gallery: str, external_id: ExternalId)
     return await service.off_loop(show)
 
 
-@router.put("/identities/{external_id}", response_model=IdentityPayload)
+@router.put("/identities/{external_id}", response_model=IdentityPayload, responses=failures(413))
 async def put_identity(
     service: Service, gallery: str, external_id: ExternalId, said: IdentityBody, response: Response
 ) -> Any:
@@ -114,7 +114,7 @@ async def list_faces(
         store = service.home.store
         found = store.faces(store.gallery(gallery).id, external_id, cursor_after(cursor), limit + 1)
         return {
-            "faces": [face_object(face) for face in found[:limit]],
+            "faces": [_face(face, external_id) for face in found[:limit]],
             "cursor": cursor_for(found[limit - 1].id) if len(found) > limit else None,
         }
 
@@ -125,7 +125,8 @@ async def list_faces(
     "/identities/{external_id}/faces",
     status_code=201,
     response_model=EnrolledPayload,
-    openapi_extra=image_body("image", fields={"pick": "`only` (the default), `largest` or `center`"}),
+    responses=failures(409, 413, 429),
+    openapi_extra=image_body("image", fields={"pick": pick_field(Pick, Pick.ONLY)}),
 )
 async def enroll_face(
     service: Service, gallery: str, external_id: ExternalId, request: Request, response: Response
@@ -165,9 +166,16 @@ async def enroll_face(
 
 @router.get("/faces/{face_id}", response_model=StoredFacePayload)
 async def show_face(service: Service, gallery: str, face_id: FaceId) -> Any:
+    """One enrolled face, and whose it is."""
+
     def show() -> dict[str, Any]:
         store = service.home.store
-        return face_object(store.face(store.gallery(gallery).id, face_id))
+        found = store.gallery(gallery)
+        face = store.face(found.id, face_id)
+        owner = store.known_images(found.id, [face.image_sha256]).get(face.image_sha256)
+        if owner is None:  # deleted this moment
+            raise NotFound(f"there is no face {face_id} in this gallery", code="face_not_found")
+        return _face(face, owner.external_id)
 
     return await service.off_loop(show)
 
@@ -183,6 +191,10 @@ async def delete_face(service: Service, gallery: str, face_id: FaceId) -> Any:
         return Deleted(deleted=str(face_id), faces=1)
 
     return await service.off_loop(delete)
+
+
+def _face(face: StoredFace, external_id: str) -> dict[str, Any]:
+    return {**face_object(face), "external_id": external_id}
 
 
 def _enrolled(image: str | None, external_id: str, outcome: Outcome, face_id: int | None) -> EnrolledPayload:

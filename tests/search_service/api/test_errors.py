@@ -225,7 +225,7 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_arrives(service: 
     host, port = service.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(
-            b"POST /v1/galleries HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/galleries HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"X-Request-ID: early\r\nContent-Length: 99999999999\r\n\r\n"
         )
         told = b""

@@ -126,6 +126,7 @@ def test_faces_are_listed_in_pages_shown_and_deleted(client: httpx.Client, galle
     assert [face["image_sha256"] for face in faces] == [hashlib.sha256(one).hexdigest() for one in data]
     for face in faces:
         assert ok(client.get(f"{gallery}/faces/{face['face_id']}")) == face
+        assert face["external_id"] == "collins"
         assert len(face["box"]) == 4
         assert np.shape(face["landmarks"]) == (5, 2)
         assert 0.5 < face["detection_score"] <= 1
@@ -157,7 +158,7 @@ def test_a_face_belongs_to_its_gallery(client: httpx.Client, gallery: str, peopl
     assert ok(client.get(f"{people}/faces/{face['face_id']}")) == face
 
 
-@pytest.mark.parametrize("face_id", ["one", "1.5", "9" * 30, "%31x"])
+@pytest.mark.parametrize("face_id", ["one", "1.5", "9" * 30, "%31x", "0", "-1", f"-{'9' * 18}", f"-{'9' * 30}"])
 def test_a_face_id_that_is_none_is_refused(client: httpx.Client, gallery: str, face_id: str) -> None:
     for answer in (client.get(f"{gallery}/faces/{face_id}"), client.delete(f"{gallery}/faces/{face_id}")):
         error = refused(answer, 400, "invalid_request")

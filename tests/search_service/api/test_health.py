@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,14 @@ import httpx
 import pytest
 from fastapi.openapi.models import OpenAPI
 
-from indexer.errors import ModelUnavailable
+from indexer.errors import ModelUnavailable, StorageUnavailable
 from indexer.home import Home
 from indexer.settings import read_settings
 from indexer.types import Gallery
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE, Pack
 from indexer.vision.pipeline import FacePipeline
+from search_service.api import app
 from tests.search_service.api.serving import Running, ok, running, until
 
 ROUTES = {
@@ -102,6 +104,46 @@ def test_it_is_never_ready_without_its_models_and_says_why(tmp_path: Path) -> No
         assert ok(client.get("/healthz")) == {"status": "alive"}
 
 
+def test_it_is_ready_when_what_was_missing_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "FIRST_RETRY_SECONDS", 0.01)
+    for problem in (StorageUnavailable("the database does not answer"), ValueError("a bug")):
+        home = SlowHome(tmp_path, problem)
+        with loading(home) as client:
+            home.slow.go.set()
+            until(lambda client=client: client.get("/readyz").json()["status"] == "failed", "it fails to load")  # type: ignore[misc]
+            assert "a bug" not in client.get("/readyz").text
+            home.slow.problem = None
+            until(lambda client=client: client.get("/readyz").status_code == 200, "it is ready")  # type: ignore[misc]
+            assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "FIRST_RETRY_SECONDS", 50.0)
+    home = SlowHome(tmp_path, ModelUnavailable("yunet.onnx is damaged"))
+    with loading(home) as client:
+        home.slow.go.set()
+        until(lambda: client.get("/readyz").json()["status"] == "failed", "it fails to load")
+        start = time.monotonic()
+    assert time.monotonic() - start < 20
+
+
+def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: Path, models_folder: Path) -> None:
+    (tmp_path / "models").symlink_to(models_folder)
+    home = Home(read_settings({}, home=tmp_path))
+    home.store.create_gallery("old", SFACE.name, "an-older-print", SFACE.dim)
+    home.store.create_gallery("strange", "arcface", "x", 512)
+    home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
+    with running(home) as service, service.client() as client:
+        until(lambda: client.get("/readyz").status_code == 200, "it is ready")
+        told = client.get("/readyz").json()
+        assert set(told["galleries"]) == {"old", "strange"}
+        assert "an-older-print" in told["galleries"]["old"]
+        assert "'arcface'" in told["galleries"]["strange"]
+        for name in told["galleries"]:
+            ok(client.delete(f"/v1/galleries/{name}"))
+        assert client.get("/readyz").json() == {"status": "ready"}
+
+
 def test_a_gallery_deleted_while_it_loads_hurts_nobody(tmp_path: Path) -> None:
     home = SlowHome(tmp_path)
     for name in ("first", "vanishing", "last"):
@@ -169,6 +211,38 @@ def test_bodies_with_images_are_documented_in_both_forms(document: Any) -> None:
     wanted = {"image", "embedding", "top_k", "fpir", "threshold", "pick", "all_faces"}
     assert set(search["application/json"]["schema"]["properties"]) == wanted
     assert set(search["multipart/form-data"]["schema"]["properties"]) == wanted - {"embedding"}
+
+
+def test_the_plain_fields_of_image_bodies_have_types(document: Any) -> None:
+    kinds = {"top_k": "integer", "fpir": "number", "threshold": "number", "pick": "string", "all_faces": "boolean"}
+    for path, _, operation in operations(document):
+        for form in operation.get("requestBody", {}).get("content", {}).values():
+            for name, schema in form["schema"].get("properties", {}).items():
+                assert schema["type"] == kinds.get(name, schema["type"]), (path, name)
+    posts = {path: methods["post"] for path, methods in document["paths"].items() if "post" in methods}
+    picks = {
+        path: post["requestBody"]["content"]["application/json"]["schema"].get("properties", {}).get("pick", {})
+        for path, post in posts.items()
+    }
+    assert picks["/v1/galleries/{gallery}/search"]["enum"] == ["largest", "center"]
+    assert picks["/v1/galleries/{gallery}/identities/{external_id}/faces"]["enum"] == ["only", "largest", "center"]
+
+
+def test_the_errors_of_each_route_are_documented(document: Any) -> None:
+    image = {"400", "403", "413", "422", "429", "503"}
+    for path, method, expected in (
+        ("/v1/galleries", "get", {"400", "403", "503"}),
+        ("/v1/galleries", "post", {"400", "403", "409", "413", "503"}),
+        ("/v1/galleries/{gallery}/identities", "post", {"400", "403", "404", "409", "413", "503"}),
+        ("/v1/galleries/{gallery}/identities/{external_id}", "put", {"400", "404", "413", "503"}),
+        ("/v1/galleries/{gallery}/identities/{external_id}/faces", "post", image | {"404", "409"}),
+        ("/v1/galleries/{gallery}/search", "post", image | {"404", "409"}),
+        ("/v1/detect", "post", image),
+        ("/v1/embed", "post", image),
+        ("/v1/compare", "post", image),
+    ):
+        assert expected <= set(document["paths"][path][method]["responses"]), (path, method)
+    assert "429" not in document["paths"]["/v1/galleries"]["post"]["responses"]
 
 
 def test_the_docs_show_the_document(client: httpx.Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,13 @@ from indexer.settings import read_settings
 from indexer.types import Pick
 from indexer.vision.packs import SFACE, Pack
 from indexer.vision.pipeline import FacePipeline, Seen
+from search_service.api import requests
+from search_service.api.limits import BodyLimit
 from search_service.demo import PROBES
 from tests import photos as sources
 from tests.search_service.api.serving import PATIENCE, Running, base64_of, image, ok, refused, running
+
+JSON = {"Content-Type": "application/json"}
 
 
 class Held(FacePipeline):
@@ -83,6 +87,13 @@ def asked(service: Running, test: Callable[[httpx.AsyncClient], Awaitable[None]]
 async def until(true: Callable[[], bool]) -> None:
     while not true():
         await asyncio.sleep(0.002)
+
+
+def bodies(service: Running) -> BodyLimit:
+    layer: Any = service.app.middleware_stack
+    while not isinstance(layer, BodyLimit):
+        layer = layer.__dict__.get("_app") or layer.app
+    return layer
 
 
 async def search(client: httpx.AsyncClient, data: bytes, **values: str) -> httpx.Response:
@@ -174,6 +185,54 @@ def test_too_many_are_told_to_come_again(tmp_path: Path, pipeline: FacePipeline)
 
         asked(service, test)
         assert held.sizes[:3] == [1, 1, 1]
+
+
+def test_too_many_bytes_are_told_to_come_again(tmp_path: Path, pipeline: FacePipeline) -> None:
+    """Also while their bodies are still read: nothing of them is with the networks yet."""
+    data = sources.astronaut()
+    with holding(tmp_path, pipeline, max_waiting_bytes=5 * len(data) // 2) as (service, held):
+
+        async def test(client: httpx.AsyncClient) -> None:
+            sent = asyncio.Event()
+
+            async def slowly() -> AsyncIterator[bytes]:
+                yield bytes(len(data) + 1)
+                await sent.wait()
+
+            tasks = [asyncio.create_task(search(client, data))]
+            await until(lambda: held.sizes == [1])
+            slow = asyncio.create_task(client.post("/v1/galleries", content=slowly(), headers=JSON))
+            await until(lambda: bodies(service)._held > 2 * len(data))
+            for answer in (
+                await search(client, data),
+                await client.post("/v1/detect", json={"image": base64_of(data)}),
+                await client.post("/v1/galleries", content=bytes(len(data)), headers=JSON),
+            ):
+                assert "bytes" in refused(answer, 429, "overloaded")["message"]
+                assert answer.headers["retry-after"] == "1"
+            assert ok(await client.put("/v1/galleries/staff/identities/ana", json={}), 201)
+            sent.set()
+            refused(await slow, 400, "invalid_request")
+            held.go.set()
+            for task in tasks:
+                assert ok(await task)["faces"][0]["decision"] == "match"
+            assert ok(await search(client, data))["faces"][0]["decision"] == "match"
+            assert ok(await search(client, data + bytes(2 * len(data))))["faces"][0]["decision"] == "match"
+
+        asked(service, test)
+
+
+def test_json_is_read_off_the_event_loop(client: httpx.Client, people: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, threads = requests._read_json, []
+
+    def noted(body: bytes, fields: tuple[str, ...]) -> requests.Body:
+        threads.append(threading.current_thread().name)
+        return read(body, fields)
+
+    monkeypatch.setattr(requests, "_read_json", noted)
+    ok(client.post(f"{people}/search", json={"image": base64_of(sources.astronaut())}))
+    assert len(threads) == 1
+    assert threads != ["server"]
 
 
 def test_a_caller_who_hangs_up_costs_the_others_nothing(tmp_path: Path, pipeline: FacePipeline) -> None:
