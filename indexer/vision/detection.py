@@ -31,7 +31,7 @@ class Seek(Enum):
     """The one nearest to the middle."""
 
 
-LEVELS = (160, 320, 1280)
+LEVELS: tuple[int, ...] = (160, 320, 1280)
 """Longest sides, in pixels, at which a photo is looked at in turn; YuNet finds faces of 10 to 300 pixels."""
 
 ALL_LEVELS = LEVELS[1:]
@@ -50,8 +50,9 @@ LOOK_FACE = 200
 """A second look is a square of LOOK_SIDE pixels in which the face is LOOK_FACE across. Of the sizes tried on LFW this
 placed landmarks best: FNIR at FPIR 1 % was 2.9 %, with 256 and 160 3.2 %, without a second look 3.6 %."""
 
-CANVAS_PIXELS = 1_700_000
-"""Pixels run through the detector at a time: one square of 1280. Larger batches are no faster on a CPU."""
+CANVAS_PIXELS = 4 * LOOK_SIDE**2
+"""Pixels run through the detector at a time: four squares of 320 fit a core's cache, of sixteen each takes a quarter
+longer."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,10 @@ def _canvas(detector: Detector, index: int, photo: Photo, level: int) -> _Canvas
     w, h = max(1, round(width * factor)), max(1, round(height * factor))
     small = photo.pixels
     if (w, h) != (width, height):
-        small = np.asarray(cv2.resize(small, (w, h), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    # Sides in steps of twice the stride: a runtime prepares itself anew for each shape it meets.
-    step = detector.stride * 2
+        # Averaging costs six times as much as sampling four pixels, which skips none down to a half.
+        shrink = cv2.INTER_AREA if factor <= 0.5 else cv2.INTER_LINEAR
+        small = np.asarray(cv2.resize(small, (w, h), interpolation=shrink), dtype=np.uint8)
+    step = detector.stride
     canvas = np.zeros((-(-h // step) * step, -(-w // step) * step, 3), dtype=np.uint8)
     canvas[:h, :w] = small
     return _Canvas(index, canvas, photo.width / w, photo.height / h)

@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,13 +44,13 @@ class ModelFiles:
         raise ModelUnavailable(f"{file.name} is not on this machine; it is fetched from {file.url} at first use")
 
     def prepared(self, file: ModelFile) -> bytes:
-        """The file made fit for every runtime. Made once; the cached copy carries its own hash."""
-        target = self.folder / "prepared" / f"{file.sha256[:16]}-v{prepare.VERSION}.onnx"
-        seal = target.with_suffix(".sha256")
+        """The file made fit for every runtime. Made once: a copy is kept in the models folder, and used as long as its
+        own hash is the one the pack knows."""
+        target = self.folder / "prepared" / f"{file.prepared_sha256}.onnx"
         try:
-            cached = target.read_bytes()
-            if sha256(cached).encode() == seal.read_bytes().strip():
-                return cached
+            kept = target.read_bytes()
+            if sha256(kept) == file.prepared_sha256:
+                return kept
         except OSError:
             pass  # not made yet
         original = self.read(file)
@@ -57,11 +58,9 @@ class ModelFiles:
             model = prepare.prepare(original, file.free_sides)
         except Exception as error:  # a file of the right hash that is no ONNX model raises nearly anything
             raise ModelUnavailable(f"{file.name} is not an ONNX model that can be prepared: {error}") from error
-        try:
-            write_atomically(target, [model])
-            write_atomically(seal, [sha256(model).encode()])
-        except OSError:
-            pass  # a read-only or full disk costs the time to prepare again, nothing else
+        if sha256(model) == file.prepared_sha256:  # another version of onnx may write the same model in other bytes
+            with suppress(OSError):  # a read-only or full disk costs the time to prepare again, nothing else
+                write_atomically(target, [model])
         return model
 
     def _places(self, file: ModelFile) -> list[Path]:

@@ -24,6 +24,10 @@ class ModelFile:
     origin: str
     free_sides: bool
     """Whether preparing frees height and width: see `prepare.prepare`."""
+    prepared_sha256: str
+    """Of what `prepare.prepare` makes of it, with the locked version of onnx."""
+    engines: tuple[str, ...]
+    """Runtimes, the fastest for this network first (`benchmarks/results/runtime.csv`)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ SFACE = Pack(
         licence="MIT",
         origin="OpenCV Zoo, face_detection_yunet; Shiqi Yu et al.",
         free_sides=True,
+        prepared_sha256="819cb9fd98fea7e61d5458bb1de95195bca4310461eb7ba9bb6daba3a0af186b",
+        engines=("onnxruntime", "openvino"),
     ),
     embedder=ModelFile(
         name="face_recognition_sface_2021dec_int8bq.onnx",
@@ -97,6 +103,8 @@ SFACE = Pack(
         licence="Apache-2.0",
         origin="OpenCV Zoo, face_recognition_sface; Yaoyao Zhong, Weihong Deng et al.",
         free_sides=False,
+        prepared_sha256="295fa608fb96ae391975fa114907e5233a1abf905629abf048f795a7fac36758",
+        engines=("openvino", "onnxruntime"),
     ),
     dim=128,
     mean=0.0,  # the network subtracts 127.5 and divides by 128 itself

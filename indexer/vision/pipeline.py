@@ -125,7 +125,8 @@ class FacePipeline:
 
     def _session(self, name: str, precision: Precision) -> runtime.Session:
         (file,) = (f for f in self.pack.files if f.name == name)
-        return runtime.load(self._files.prepared(file), precision, self._options.threads)
+        engine = next(iter(runtime.engines(file.engines)), None)
+        return runtime.load(self._files.prepared(file), precision, self._options.threads, engine)
 
     def _groups(self, images: Sequence[bytes], seek: Seek) -> Iterator[list[_Image | RejectedImage]]:
         """Images decoded and looked at, in order, as many at a time as PIXELS_AT_ONCE allows."""

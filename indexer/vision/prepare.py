@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1
-"""Raise it when `prepare` changes what it writes: prepared files are cached under it."""
-
 
 def prepare(model: bytes, free_sides: bool) -> bytes:
     """Dequantised weights become plain float32, inputs lose the initialisers, the batch becomes free.

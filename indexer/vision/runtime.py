@@ -1,8 +1,8 @@
 """The one place that runs ONNX networks on a CPU.
 
-OpenVINO where it is installed, else ONNX Runtime: OpenVINO takes a third of ONNX Runtime's time for SFace in float32
-and less in bfloat16; for YuNet, a quarter of the work, both are about as fast (`benchmarks/results/runtime.csv`).
-Both have wheels for Linux on x86-64 and ARM and for macOS on ARM.
+OpenVINO and ONNX Runtime, whichever is faster for a network (`packs.ModelFile.engines`, measured by
+`benchmarks/runtime.py`), or the other where that is not installed. Both have wheels for Linux on x86-64 and ARM and for
+macOS on ARM.
 """
 
 from __future__ import annotations
@@ -56,9 +56,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def engines() -> list[str]:
-    """The runtimes installed here, best first."""
-    return [name for name in ("openvino", "onnxruntime") if importlib.util.find_spec(name)]
+ENGINES = ("openvino", "onnxruntime")
+
+
+def engines(preferred: Sequence[str] = ENGINES) -> list[str]:
+    """Those of `preferred` that are installed here, in that order."""
+    return [name for name in preferred if importlib.util.find_spec(name)]
 
 
 def load(model: bytes, precision: Precision, threads: Threads, engine: str | None = None) -> Session:
@@ -89,6 +92,8 @@ class _OpenVino:
             "NUM_STREAMS": threads.streams,
             "INFERENCE_NUM_THREADS": threads.streams * threads.per_stream,
         }
+        if threads.streams > 1:  # a pinned stream waits for whatever else runs on its core
+            config["ENABLE_CPU_PINNING"] = False
         if precision is Precision.FLOAT32:
             config["INFERENCE_PRECISION_HINT"] = "f32"
         self._model = core.compile_model(core.read_model(model), "CPU", config)
@@ -113,6 +118,7 @@ class _OnnxRuntime:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads.per_stream
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to other threads
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
