@@ -27,8 +27,8 @@ from indexer.settings import read_settings
 from indexer.sources import rows_of
 from indexer.types import Pick, Precision
 
-PHOTOS = 320
-ROUNDS = 3
+PHOTOS = 640
+ROUNDS = 5
 SAMPLE_EVERY_SECONDS = 0.5
 WARM_UP = 0.2
 """Share of a run after which memory should not grow any more."""

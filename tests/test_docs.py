@@ -77,6 +77,11 @@ def test_the_readme_shows_its_commands() -> None:
     assert len(blocks(ROOT / "README.md")) >= 3
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    assert not re.search(r"@@|TODO|FIXME|XXX", page.read_text())
+
+
 def test_every_setting_is_documented() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     for name, field in Settings.model_fields.items():
