@@ -2,10 +2,11 @@
 
     python -m benchmarks.runtime [FOLDER]
 
-Times YuNet on 256 x 256 pixels and SFace on 112 x 112, at batches of 1, 8 and 16, with the threads that the service
-uses. The runtimes take turns, a few calls each, so that a busy moment of the machine meets all of them; the median
-counts. A pause before each turn, and a first call that does not count, let the other runtime's threads come to rest:
-they wait for work in a loop for a while.
+Times YuNet on 160 x 160 and 320 x 320 pixels (first and second look) and SFace on 112 x 112, at batches of 1, 4 and 16,
+with one thread, as each stream of an enrolment has, and with one for each core, as the service has. The runtimes take
+turns, a few calls each, so that a busy moment of the machine meets all of them; the median counts. A pause before each
+turn, and a first call that does not count, let the other runtime's threads come to rest: they wait for work in a loop for
+a while.
 
 Embeddings in native precision are compared with those in float32 on faces of an LFW folder. Writes
 benchmarks/results/runtime.csv.
@@ -32,7 +33,7 @@ from indexer.vision.runtime import Session, Threads
 
 BASE = ("onnxruntime", Precision.FLOAT32)
 WAYS = (("openvino", Precision.FLOAT32), ("openvino", Precision.NATIVE), BASE)
-BATCHES = (1, 8, 16)
+BATCHES = (1, 4, 16)
 ROUNDS = 10
 CALLS = 4
 """Calls a turn that count."""
@@ -58,11 +59,11 @@ def median_ms(calls: list[Callable[[], object]]) -> list[float]:
     return [float(value) for value in np.median(times, axis=(0, 2))]
 
 
-def time_network(name: str, model: bytes, side: int) -> list[dict[str, Cell]]:
+def time_network(name: str, model: bytes, side: int, threads: Threads) -> list[dict[str, Cell]]:
     """Each runtime and batch, on noise: the time does not depend on what is seen."""
     installed = runtime.engines()
     ways = [way for way in WAYS if way[0] in installed]
-    sessions = [runtime.load(model, precision, Threads(), engine) for engine, precision in ways]
+    sessions = [runtime.load(model, precision, threads, engine) for engine, precision in ways]
     rows: list[dict[str, Cell]] = []
     for batch in BATCHES:
         noise = np.random.default_rng(0).integers(0, 256, (batch, 3, side, side)).astype(np.float32)
@@ -72,6 +73,7 @@ def time_network(name: str, model: bytes, side: int) -> list[dict[str, Cell]]:
             rows.append(
                 {
                     "what": f"{name} {side} x {side}",
+                    "threads": threads.per_stream,
                     "runtime": engine,
                     "precision": str(precision),
                     "batch": batch,
@@ -112,11 +114,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as models:
         files = ModelFiles(Path(models))
         networks: tuple[tuple[str, ModelFile, int], ...] = (
-            ("YuNet", SFACE.detector, 256),
+            ("YuNet", SFACE.detector, 160),
+            ("YuNet", SFACE.detector, 320),
             ("SFace", SFACE.embedder, 112),
         )
         for name, file, side in networks:
-            rows += time_network(name, files.prepared(file), side)
+            for threads in (Threads(each=1), Threads()):
+                rows += time_network(name, files.prepared(file), side, threads)
     lfw.write_results(lfw.RESULTS / "runtime.csv", rows + compare_precisions(folder))
 
 

@@ -100,7 +100,7 @@ def _serve(home: Path) -> tuple[subprocess.Popen[str], str]:
     """A server on a free port, ready."""
     whosthere = Path(sys.executable).parent / "whosthere"
     command = [str(whosthere), "serve", "--port", "0", "--home", str(home)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:
         if "running on" in line:

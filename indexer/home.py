@@ -34,6 +34,11 @@ class _made_once(cached_property[Made]):  # noqa: N801 (a decorator)
             return super().__get__(home, owner)
 
 
+SPARE_WORKERS = 2
+"""Workers beyond one a core: while they read, decode or wait for each other's Python, every core still has a batch to
+compute."""
+
+
 class Home:
     """The database, the indexes, the model files and the networks of one home folder. Thread-safe.
 
@@ -86,11 +91,13 @@ class Home:
         return self.pipeline(pack)
 
     def enroller(self, gallery: Gallery) -> Enroller:
-        """One worker a core, each with a stream of its own: no core waits for another's photo."""
+        """A stream a core, and workers enough to keep them all computing."""
         pack = find_pack(gallery.model)
         check_pack(gallery, pack)
         pipeline = self.pipeline(pack, streams=self.cores)
-        return Enroller(self.store, pipeline, gallery, self.settings.max_image_bytes, workers=self.cores)
+        return Enroller(
+            self.store, pipeline, gallery, self.settings.max_image_bytes, workers=self.cores + SPARE_WORKERS
+        )
 
     def close(self) -> None:
         """Writes down what the indexes have learned and lets the database go."""

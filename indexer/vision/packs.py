@@ -110,8 +110,8 @@ SFACE = Pack(
     mean=0.0,  # the network subtracts 127.5 and divides by 128 itself
     scale=1.0,
     mirror=True,
-    same_threshold=0.3686,
-    tail=ScoreTail(start=0.3686, rate=1.129e-3, scale=0.02214, before=((0.1, 0.2111), (0.01, 0.302))),
+    same_threshold=0.3687,
+    tail=ScoreTail(start=0.3687, rate=1.128e-3, scale=0.02221, before=((0.1, 0.2114), (0.01, 0.3022))),
     summary="YuNet and SFace, 128-d, float32 from int8 blocks; MIT and Apache-2.0, fit for commercial use",
 )
 

@@ -36,13 +36,13 @@ SECOND_FACE = 0.5
 
 @dataclass(frozen=True)
 class Options:
-    """How a pipeline runs. None of it changes what it answers, but `precision`: scores by 0.001 on average and 0.012
+    """How a pipeline runs. None of it changes what it answers, but `precision`: scores by 0.001 on average and 0.016
     at most (`benchmarks/runtime.py`)."""
 
     limits: Limits = field(default_factory=Limits)
     threads: Threads = field(default_factory=Threads)
     precision: Precision = Precision.NATIVE
-    """Of the embedder. The detector always computes in float32: bfloat16 moves landmarks by 0.4 pixels."""
+    """Of the embedder. The detector always computes in float32: bfloat16 moves landmarks."""
 
 
 @dataclass(frozen=True, eq=False)
