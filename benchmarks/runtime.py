@@ -5,8 +5,8 @@
 Times YuNet on 160 x 160 and 320 x 320 pixels (first and second look) and SFace on 112 x 112, at batches of 1, 4 and 16,
 with one thread, as each stream of an enrolment has, and with one for each core, as the service has. The runtimes take
 turns, a few calls each, so that a busy moment of the machine meets all of them; the median counts. A pause before each
-turn, and a first call that does not count, let the other runtime's threads come to rest: they wait for work in a loop for
-a while.
+turn, and a first call that does not count, let the other runtime's threads come to rest: they wait for work in a loop
+for a while.
 
 Embeddings in native precision are compared with those in float32 on faces of an LFW folder. Writes
 benchmarks/results/runtime.csv.
