@@ -17,14 +17,15 @@ from typing import IO, Any, TypeVar
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from indexer.enrollment import Result, open_gallery
 from indexer.errors import WhosthereError
 from indexer.home import Home
+from indexer.objects import face_object, gallery_object, identity_object
 from indexer.settings import read_settings
 from indexer.sources import rows_of
-from indexer.types import Gallery, Identity, Outcome, Pick, StoredFace
+from indexer.types import Gallery, Outcome, Pick
 from indexer.vision import packs
 from indexer.vision.packs import PACKS, find_pack
 
@@ -66,7 +67,7 @@ def print_json(value: object) -> None:
 
 
 def table(*columns: str) -> Table:
-    return Table(*columns, box=None, header_style="bold", pad_edge=False)
+    return Table(*(Column(name, overflow="fold") for name in columns), box=None, header_style="bold", pad_edge=False)
 
 
 def show(content: object) -> None:
@@ -268,7 +269,7 @@ def gallery_create(home: Home, name: str, model: str | None, as_json: bool) -> N
     pack = find_pack(model) if model else home.pack
     gallery = home.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
     if as_json:
-        print_json(gallery_object(home, gallery))
+        print_json(gallery_object(home.store, gallery))
     else:
         click.echo(f"Gallery {gallery.name} made, bound to model pack {gallery.model}.")
 
@@ -278,7 +279,7 @@ def gallery_create(home: Home, name: str, model: str | None, as_json: bool) -> N
 @with_home
 def gallery_list(home: Home, as_json: bool) -> None:
     """List the galleries."""
-    objects = [gallery_object(home, gallery) for gallery in home.store.galleries()]
+    objects = [gallery_object(home.store, gallery) for gallery in home.store.galleries()]
     if as_json:
         print_json(objects)
         return
@@ -295,7 +296,7 @@ def gallery_list(home: Home, as_json: bool) -> None:
 def gallery_show(home: Home, name: str, as_json: bool) -> None:
     """Show a gallery and the state of its index."""
     gallery = home.store.gallery(name)
-    shown = gallery_object(home, gallery) | {"index": asdict(home.indexes.of(gallery).state())}
+    shown = gallery_object(home.store, gallery) | {"index": asdict(home.indexes.of(gallery).state())}
     if as_json:
         print_json(shown)
         return
@@ -337,18 +338,6 @@ def gallery_rebuild(home: Home, name: str, as_json: bool) -> None:
         print_json({"gallery": name, "faces": faces})
     else:
         click.echo(f"The index of gallery {name} was made anew from {faces} faces.")
-
-
-def gallery_object(home: Home, gallery: Gallery) -> dict[str, Any]:
-    identities, faces = home.store.counts(gallery.id)
-    return {
-        "name": gallery.name,
-        "model": gallery.model,
-        "dim": gallery.dim,
-        "identities": identities,
-        "faces": faces,
-        "created_at": gallery.created_at.isoformat(),
-    }
 
 
 # identity
@@ -410,35 +399,6 @@ def identity_delete(home: Home, external_id: str, gallery: str, as_json: bool) -
         print_json({"external_id": external_id, "faces": faces})
     else:
         click.echo(f"Identity {external_id} deleted with {faces} faces.")
-
-
-def identity_object(person: Identity) -> dict[str, Any]:
-    """The identity as the command line and HTTP tell it."""
-    return {
-        "id": person.id,
-        "external_id": person.external_id,
-        "name": person.name,
-        "metadata": dict(person.metadata),
-        "valid_from": person.valid_from.isoformat() if person.valid_from else None,
-        "valid_until": person.valid_until.isoformat() if person.valid_until else None,
-        "faces": person.faces,
-        "created_at": person.created_at.isoformat(),
-        "updated_at": person.updated_at.isoformat(),
-    }
-
-
-def face_object(face: StoredFace) -> dict[str, Any]:
-    """The enrolled face as the command line and HTTP tell it."""
-    box = face.detection.box
-    return {
-        "face_id": face.id,
-        "image_sha256": face.image_sha256,
-        "box": [box.x, box.y, box.w, box.h],
-        "landmarks": [[round(float(v), 2) for v in point] for point in face.detection.landmarks],
-        "detection_score": face.detection.score,
-        "quality": asdict(face.quality),
-        "created_at": face.created_at.isoformat(),
-    }
 
 
 def _day(time: Any) -> str:

@@ -117,8 +117,6 @@ SFACE = Pack(
 
 PACKS = {pack.name: pack for pack in (SFACE,)}
 
-DEFAULT = "sface"
-
 
 def find_pack(name: str) -> Pack:
     """Raises NotFound with the names there are."""

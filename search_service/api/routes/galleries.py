@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from indexer.cli import gallery_object
+from indexer.objects import gallery_object
 from indexer.types import Gallery
 from indexer.vision.packs import find_pack
 from search_service.api.payloads import Deleted, GalleryDetailPayload, GalleryList, GalleryPayload, NewGallery
@@ -28,7 +28,7 @@ async def list_galleries(service: Service, limit: Limit = 100, cursor: Cursor = 
     def page() -> dict[str, Any]:
         found = service.home.store.galleries(cursor_after(cursor), limit + 1)
         return {
-            "galleries": [gallery_object(service.home, gallery) for gallery in found[:limit]],
+            "galleries": [gallery_object(service.home.store, gallery) for gallery in found[:limit]],
             "cursor": cursor_for(found[limit - 1].id) if len(found) > limit else None,
         }
 
@@ -42,7 +42,7 @@ async def create_gallery(service: Service, new: NewGallery) -> Any:
     def create() -> dict[str, Any]:
         pack = find_pack(new.model) if new.model else service.home.pack
         return gallery_object(
-            service.home, service.home.store.create_gallery(new.name, pack.name, pack.fingerprint, pack.dim)
+            service.home.store, service.home.store.create_gallery(new.name, pack.name, pack.fingerprint, pack.dim)
         )
 
     return await service.off_loop(create)
@@ -70,4 +70,4 @@ async def delete_gallery(service: Service, gallery: str) -> Any:
 
 def _detail(service: State, name: str) -> dict[str, Any]:
     gallery: Gallery = service.home.store.gallery(name)
-    return gallery_object(service.home, gallery) | {"index": asdict(service.home.indexes.of(gallery).state())}
+    return gallery_object(service.home.store, gallery) | {"index": asdict(service.home.indexes.of(gallery).state())}

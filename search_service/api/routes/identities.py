@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator
 
-from indexer.cli import face_object, identity_object
 from indexer.enrollment import another_identity
 from indexer.errors import Conflict, NotFound
 from indexer.gallery.store import NewFace
+from indexer.objects import face_object, identity_object
 from indexer.types import Outcome, Person, Pick, StoredFace, sha256
 from search_service.api.paths import with_slashes
 from search_service.api.payloads import (
