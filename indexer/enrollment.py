@@ -24,7 +24,7 @@ CHUNK = 16
 BYTES_AT_ONCE = 64 * 2**20
 """Bytes of photo files that one worker holds at a time, or one photo where that is larger. With the pixels that
 `pipeline.PIXELS_AT_ONCE` lets it decode at a time, 144 MB, or one photo of 300 MB (`decode.Limits`), this bounds what
-a worker holds, and there is one worker a core. Chunks that wait to be committed hold embeddings alone."""
+a worker holds; there are two workers more than cores. Chunks that wait to be committed hold embeddings alone."""
 
 
 @dataclass(frozen=True)
