@@ -16,6 +16,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from indexer.errors import StorageUnavailable
@@ -183,3 +184,10 @@ def test_a_newer_programs_database_is_left_alone(engine: Engine) -> None:
     with pytest.raises(StorageUnavailable, match="9999"):
         migrate(engine)
     assert current_version(engine) == "9999"
+
+
+def test_the_newest_version_is_alembic_s_head() -> None:
+    """Which is read from the files' names, to start sooner."""
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    assert ScriptDirectory.from_config(config).get_heads() == [newest_version()]
