@@ -86,15 +86,11 @@ class Home:
 
     def pipeline_of(self, gallery: Gallery) -> FacePipeline:
         """Raises Conflict when this program's pack is not the one the gallery was made with."""
-        pack = find_pack(gallery.model)
-        check_pack(gallery, pack)
-        return self.pipeline(pack)
+        return self.pipeline(pack_of(gallery))
 
     def enroller(self, gallery: Gallery) -> Enroller:
         """A stream a core, and workers enough to keep them all computing."""
-        pack = find_pack(gallery.model)
-        check_pack(gallery, pack)
-        pipeline = self.pipeline(pack, streams=self.cores)
+        pipeline = self.pipeline(pack_of(gallery), streams=self.cores)
         return Enroller(
             self.store, pipeline, gallery, self.settings.max_image_bytes, workers=self.cores + SPARE_WORKERS
         )
@@ -107,6 +103,13 @@ class Home:
         finally:
             if "engine" in self.__dict__:
                 self.engine.dispose()
+
+
+def pack_of(gallery: Gallery) -> Pack:
+    """The pack that the gallery was made with. Raises Conflict or NotFound when this program does not have it."""
+    pack = find_pack(gallery.model)
+    check_pack(gallery, pack)
+    return pack
 
 
 def _pack(settings: Settings) -> Pack:

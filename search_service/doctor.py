@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from indexer.errors import NotFound, WhosthereError
 from indexer.gallery.database import current_version, newest_version, storage_errors
-from indexer.home import Home
+from indexer.home import Home, pack_of
 from indexer.vision import runtime
-from indexer.vision.packs import find_pack
 
 MIN_FREE_BYTES = 1 * 2**30
 """Room for the change log, snapshots and a database's own housekeeping."""
@@ -85,14 +84,9 @@ def _galleries(home: Home) -> Iterator[Finding]:
     for gallery in home.store.galleries():
         name = f"gallery {gallery.name}"
         try:
-            pack = find_pack(gallery.model)
-            bound = (pack.fingerprint, pack.dim) == (gallery.fingerprint, gallery.dim)
-        except WhosthereError:
-            bound = False
-        if not bound:
-            yield Finding(
-                name, False, f"bound to {gallery.model} {gallery.fingerprint}, which is not here", "enrol it anew"
-            )
+            pack_of(gallery)
+        except WhosthereError as error:
+            yield Finding(name, False, error.message, "enrol it anew")
             continue
         try:
             compared = home.indexes.of(gallery).compare()

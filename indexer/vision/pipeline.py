@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.errors import RejectedImage
 from indexer.types import Detection, Face, Pick, Pixels, Precision, Quality, Reason
@@ -19,7 +21,7 @@ from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.embedders.base import Embedder
 from indexer.vision.embedders.onnx import OnnxEmbedder
 from indexer.vision.files import ModelFiles
-from indexer.vision.packs import Pack
+from indexer.vision.packs import ModelFile, Pack
 from indexer.vision.runtime import Threads
 
 PIXELS_AT_ONCE = 48_000_000
@@ -98,23 +100,16 @@ class FacePipeline:
         answers: list[Seen] = []
         for group in self._groups(images, Seek.ALL):
             self._crop(group, None)
-            nothing = np.empty(0, np.float32)
-            for item in group:
-                faces = (
-                    [Face(d, q, nothing) for d, q in zip(item.chosen, item.qualities, strict=True)]
-                    if isinstance(item, _Image)
-                    else []
-                )
-                answers.append(_seen(item, faces))
+            answers += _answers(group, repeat(np.empty(0, np.float32)))
         return answers
 
     def _load(self) -> tuple[Detector, Embedder]:
         with self._lock:
             if self._networks is None:
                 pack, options = self.pack, self._options
-                detector = YuNet(self._session(pack.detector.name, Precision.FLOAT32))
+                detector = YuNet(self._session(pack.detector, Precision.FLOAT32))
                 embedder = OnnxEmbedder(
-                    self._session(pack.embedder.name, options.precision),
+                    self._session(pack.embedder, options.precision),
                     pack.dim,
                     pack.mean,
                     pack.scale,
@@ -123,8 +118,7 @@ class FacePipeline:
                 self._networks = detector, embedder
             return self._networks
 
-    def _session(self, name: str, precision: Precision) -> runtime.Session:
-        (file,) = (f for f in self.pack.files if f.name == name)
+    def _session(self, file: ModelFile, precision: Precision) -> runtime.Session:
         engine = next(iter(runtime.engines(file.engines)), None)
         return runtime.load(self._files.prepared(file), precision, self._options.threads, engine)
 
@@ -173,14 +167,8 @@ class FacePipeline:
             if gate and image.rejection is None:
                 image.rejection = _gate(image)
         crops = [crop for image in read if image.rejection is None for crop in image.crops]
-        vectors = iter(embedder.embed(np.stack(crops) if crops else np.empty((0, SIZE, SIZE, 3), np.uint8)))
-        answers = []
-        for item in group:
-            faces = []
-            if isinstance(item, _Image) and item.rejection is None:
-                faces = [Face(d, q, next(vectors)) for d, q in zip(item.chosen, item.qualities, strict=True)]
-            answers.append(_seen(item, faces))
-        return answers
+        vectors = embedder.embed(np.stack(crops) if crops else np.empty((0, SIZE, SIZE, 3), np.uint8))
+        return _answers(group, iter(vectors))
 
     def _crop(self, group: list[_Image | RejectedImage], pick: Pick | None) -> None:
         """Chooses faces, looks at them again, aligns and measures them; whole photos as many at a time as
@@ -263,7 +251,15 @@ def _gate(item: _Image) -> RejectedImage | None:
     )
 
 
-def _seen(item: _Image | RejectedImage, faces: list[Face]) -> Seen:
-    if isinstance(item, RejectedImage):
-        return Seen(rejection=item)
-    return Seen(tuple(faces), item.rejection, item.photo.width, item.photo.height)
+def _answers(group: Sequence[_Image | RejectedImage], vectors: Iterator[NDArray[np.float32]]) -> list[Seen]:
+    """One answer an item; the faces of those that are not rejected take their embeddings from `vectors`, in order."""
+    answers = []
+    for item in group:
+        if isinstance(item, RejectedImage):
+            answers.append(Seen(rejection=item))
+            continue
+        faces: tuple[Face, ...] = ()
+        if item.rejection is None:
+            faces = tuple(Face(d, q, next(vectors)) for d, q in zip(item.chosen, item.qualities, strict=True))
+        answers.append(Seen(faces, item.rejection, item.photo.width, item.photo.height))
+    return answers

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -15,8 +15,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from indexer.errors import InvalidRequest, InvalidVector
-from indexer.types import Pick
+from indexer.types import Gallery, Identity, Pick, StoredFace
 from search_service.search import Query
+
+Listed = TypeVar("Listed", Gallery, Identity, StoredFace)
 
 MAX_PARTS = 100
 """Fields, and files, in one multipart body."""
@@ -200,5 +202,8 @@ def cursor_after(cursor: str | None) -> int:
         raise InvalidRequest(f"the cursor {cursor!r} was not given out here") from None
 
 
-def cursor_for(last_id: int) -> str:
-    return base64.urlsafe_b64encode(f"after:{last_id}".encode()).decode()
+def page_of(found: Sequence[Listed], limit: int) -> tuple[Sequence[Listed], str | None]:
+    """The first `limit` of `found`, of which one more was asked for, and the cursor of the page after it, if any."""
+    if len(found) <= limit:
+        return found, None
+    return found[:limit], base64.urlsafe_b64encode(f"after:{found[limit - 1].id}".encode()).decode()

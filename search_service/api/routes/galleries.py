@@ -11,7 +11,7 @@ from indexer.objects import gallery_object
 from indexer.types import Gallery
 from indexer.vision.packs import find_pack
 from search_service.api.payloads import Deleted, GalleryDetailPayload, GalleryList, GalleryPayload, NewGallery
-from search_service.api.requests import cursor_after, cursor_for
+from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service, State
 
@@ -27,9 +27,10 @@ async def list_galleries(service: Service, limit: Limit = 100, cursor: Cursor = 
 
     def page() -> dict[str, Any]:
         found = service.home.store.galleries(cursor_after(cursor), limit + 1)
+        shown, following = page_of(found, limit)
         return {
-            "galleries": [gallery_object(service.home.store, gallery) for gallery in found[:limit]],
-            "cursor": cursor_for(found[limit - 1].id) if len(found) > limit else None,
+            "galleries": [gallery_object(service.home.store, gallery) for gallery in shown],
+            "cursor": following,
         }
 
     return await service.off_loop(page)

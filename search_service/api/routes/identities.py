@@ -23,7 +23,7 @@ from search_service.api.payloads import (
     StoredFaceList,
     StoredFacePayload,
 )
-from search_service.api.requests import LARGEST_ID, cursor_after, cursor_for, pick_of, read_body
+from search_service.api.requests import LARGEST_ID, cursor_after, page_of, pick_of, read_body
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.routes.openapi import failures, image_body, pick_field
 from search_service.api.state import Service
@@ -44,10 +44,8 @@ async def list_identities(service: Service, gallery: str, limit: Limit = 100, cu
     def page() -> dict[str, Any]:
         store = service.home.store
         found = store.identities(store.gallery(gallery).id, cursor_after(cursor), limit + 1)
-        return {
-            "identities": [identity_object(person) for person in found[:limit]],
-            "cursor": cursor_for(found[limit - 1].id) if len(found) > limit else None,
-        }
+        shown, following = page_of(found, limit)
+        return {"identities": [identity_object(person) for person in shown], "cursor": following}
 
     return await service.off_loop(page)
 
@@ -113,10 +111,8 @@ async def list_faces(
     def page() -> dict[str, Any]:
         store = service.home.store
         found = store.faces(store.gallery(gallery).id, external_id, cursor_after(cursor), limit + 1)
-        return {
-            "faces": [_face(face, external_id) for face in found[:limit]],
-            "cursor": cursor_for(found[limit - 1].id) if len(found) > limit else None,
-        }
+        shown, following = page_of(found, limit)
+        return {"faces": [_face(face, external_id) for face in shown], "cursor": following}
 
     return await service.off_loop(page)
 
