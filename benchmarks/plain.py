@@ -16,7 +16,7 @@ from indexer.vision.align import align
 from indexer.vision.detectors.yunet import MAX_OVERLAP
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE
-from indexer.vision.runtime import Session, Threads, load
+from indexer.vision.runtime import Feed, Session, Threads, load
 
 MIN_SCORE = 0.6
 
@@ -66,11 +66,11 @@ def same_embedder_loop(precision: Precision) -> PlainLoop:
     with tempfile.TemporaryDirectory() as folder:
         files = ModelFiles(Path(folder))
         detector = _detector(files, Path(folder))
-        session: Session = load(files.prepared(SFACE.embedder), precision, Threads())
+        session: Session = load(files.prepared(SFACE.embedder), Feed(), precision, Threads())
 
     def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
         crop = align(np.ascontiguousarray(image[..., ::-1]), face[4:14].reshape(5, 2))
-        (raw,) = session.run(np.ascontiguousarray(crop.transpose(2, 0, 1)[None], dtype=np.float32))
+        (raw,) = session.run(crop[None])
         return np.asarray(normalise(raw)[0], dtype=np.float32)
 
     return PlainLoop(detector, embed)

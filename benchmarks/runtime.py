@@ -21,15 +21,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell
 from indexer.types import Precision
 from indexer.vision import runtime
+from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE, ModelFile
 from indexer.vision.pipeline import Options
-from indexer.vision.runtime import Session, Threads
+from indexer.vision.runtime import Feed, Session, Threads
 
 BASE = ("onnxruntime", Precision.FLOAT32)
 WAYS = (("openvino", Precision.FLOAT32), ("openvino", Precision.NATIVE), BASE)
@@ -59,14 +61,14 @@ def median_ms(calls: list[Callable[[], object]]) -> list[float]:
     return [float(value) for value in np.median(times, axis=(0, 2))]
 
 
-def time_network(name: str, model: bytes, side: int, threads: Threads) -> list[dict[str, Cell]]:
+def time_network(name: str, model: bytes, feed: Feed, side: int, threads: Threads) -> list[dict[str, Cell]]:
     """Each runtime and batch, on noise: the time does not depend on what is seen."""
     installed = runtime.engines()
     ways = [way for way in WAYS if way[0] in installed]
-    sessions = [runtime.load(model, precision, threads, engine) for engine, precision in ways]
+    sessions = [runtime.load(model, feed, precision, threads, engine) for engine, precision in ways]
     rows: list[dict[str, Cell]] = []
     for batch in BATCHES:
-        noise = np.random.default_rng(0).integers(0, 256, (batch, 3, side, side)).astype(np.float32)
+        noise = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
         times = median_ms([_call(session, noise) for session in sessions])
         base = times[ways.index(BASE)]
         for (engine, precision), taken in zip(ways, times, strict=True):
@@ -86,7 +88,7 @@ def time_network(name: str, model: bytes, side: int, threads: Threads) -> list[d
     return rows
 
 
-def _call(session: Session, batch: runtime.Tensor) -> Callable[[], object]:
+def _call(session: Session, batch: NDArray[np.uint8]) -> Callable[[], object]:
     return lambda: session.run(batch)
 
 
@@ -113,14 +115,14 @@ def main() -> None:
     rows: list[dict[str, Cell]] = []
     with tempfile.TemporaryDirectory() as models:
         files = ModelFiles(Path(models))
-        networks: tuple[tuple[str, ModelFile, int], ...] = (
-            ("YuNet", SFACE.detector, 160),
-            ("YuNet", SFACE.detector, 320),
-            ("SFace", SFACE.embedder, 112),
+        networks: tuple[tuple[str, ModelFile, Feed, int], ...] = (
+            ("YuNet", SFACE.detector, YuNet.feed, 160),
+            ("YuNet", SFACE.detector, YuNet.feed, 320),
+            ("SFace", SFACE.embedder, Feed(), 112),
         )
-        for name, file, side in networks:
+        for name, file, feed, side in networks:
             for threads in (Threads(each=1), Threads()):
-                rows += time_network(name, files.prepared(file), side, threads)
+                rows += time_network(name, files.prepared(file), feed, side, threads)
     lfw.write_results(lfw.RESULTS / "runtime.csv", rows + compare_precisions(folder))
 
 

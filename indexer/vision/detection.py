@@ -38,9 +38,8 @@ ALL_LEVELS = LEVELS[1:]
 """The levels for Seek.ALL: the first one finds nothing that they do not."""
 
 PLAIN_FACE = 40
-PLAIN_SCORE = 0.8
-"""A face that a level shows this large (in its pixels) and this surely is the photo's main one: what that level misses
-is a third as large at most, so a finer level can only add bystanders."""
+"""A face that a level shows this large (in its pixels) and as surely as `Detector.plain` is the photo's main one: what
+that level misses is a third as large at most, so a finer level can only add bystanders."""
 
 SAME_FACE = 0.4
 """Overlap (intersection over union) from which two boxes are one face seen twice."""
@@ -78,7 +77,7 @@ def find(detector: Detector, photos: Sequence[Photo], seek: Seek = Seek.ALL) -> 
             i
             for i in left
             if max(photos[i].pixels.shape[:2]) > level
-            and (seek is Seek.ALL or not _plain(photos[i], found[i], level, seek))
+            and (seek is Seek.ALL or not _plain(photos[i], found[i], level, seek, detector.plain))
         ]
     return [_merge(faces) for faces in found]
 
@@ -138,11 +137,11 @@ def _canvas(detector: Detector, index: int, photo: Photo, level: int) -> _Canvas
     return _Canvas(index, canvas, photo.width / w, photo.height / h)
 
 
-def _plain(photo: Photo, faces: Sequence[Detection], level: int, seek: Seek) -> bool:
+def _plain(photo: Photo, faces: Sequence[Detection], level: int, seek: Seek, sure: float) -> bool:
     """Whether one of `faces` is surely the one sought. A face that covers the middle is the nearest to it."""
     per_pixel = max(photo.width, photo.height) / level
     return any(
-        face.score >= PLAIN_SCORE
+        face.score >= sure
         and face.box.size / per_pixel >= PLAIN_FACE
         and (seek is Seek.LARGEST or face.box.contains(photo.width / 2, photo.height / 2))
         for face in faces

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.vision.align import SIZE
+
 
 def prepare(model: bytes, free_sides: bool) -> bytes:
     """Dequantised weights become plain float32, inputs lose the initialisers, the batch becomes free.
 
-    `free_sides` frees height and width as well, for networks that are convolutions to the end.
+    `free_sides` frees height and width as well, for networks that are convolutions to the end. Raises ValueError
+    where the input is not one picture: of three channels, and of SIZE x SIZE where the sides stay.
     """
     import onnx
     from onnx import numpy_helper
@@ -31,6 +34,10 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
                 constants[node.input[1]] = np.concatenate([[0], shape[1:]]).astype(np.int64)
     used = {name for node in nodes for name in node.input}
     inputs = [i for i in graph.input if i.name in used and i.name not in constants]
+    _check(inputs, free_sides)
+    if free_sides:
+        for node in nodes:
+            _put_batch_first(node)
     _replace(graph.node, nodes)
     _replace(graph.initializer, [numpy_helper.from_array(v, k) for k, v in constants.items() if k in used])
     _replace(graph.input, inputs)
@@ -42,11 +49,38 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
             dims[2].dim_param, dims[3].dim_param = "height", "width"
     for value in graph.output:
         dims = value.type.tensor_type.shape.dim
+        if free_sides and len(dims) == 2:  # SCRFD's: the cells of all images, one image after the other
+            dims[0].dim_param = f"cells_{value.name}"
+            continue
         dims[0].dim_param = "batch"
         if free_sides:
             dims[1].dim_param = f"cells_{value.name}"
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString())
+
+
+def _check(inputs: list[Any], free_sides: bool) -> None:
+    shapes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in inputs]
+    expected = "N x 3 x height x width" if free_sides else f"N x 3 x {SIZE} x {SIZE}"
+    sides = () if free_sides else (SIZE, SIZE)
+    if (
+        len(shapes) != 1
+        or len(shapes[0]) != 4
+        or shapes[0][1] != 3
+        or any(
+            isinstance(found, int) and found not in (0, side) for found, side in zip(shapes[0][2:], sides, strict=False)
+        )
+    ):
+        told = ", ".join(" x ".join(map(str, shape)) for shape in shapes) or "nothing"
+        raise ValueError(f"it takes {told}; expected one input of {expected}")
+
+
+def _put_batch_first(node: Any) -> None:
+    """SCRFD's export moves the batch behind the cells before it flattens both, which leaves the rows of several images
+    mixed. Before the cells it gives the same rows for one image, and image after image for more."""
+    for attribute in node.attribute:
+        if node.op_type == "Transpose" and attribute.name == "perm" and list(attribute.ints) == [2, 3, 0, 1]:
+            attribute.ints[:] = [0, 2, 3, 1]
 
 
 def _fold(node: Any, constants: dict[str, NDArray[Any]]) -> bool:

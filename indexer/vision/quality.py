@@ -34,10 +34,6 @@ MAX_BRIGHTNESS = 240.0
 MIN_CONTRAST = 5.0
 """Standard deviation of the luma. 4 to 5: 44 % missed; 5 to 6: 26 %; 8 to 10: 10 %; from 30 on no more than usual."""
 
-MIN_DETECTION = 0.9
-"""The detector's score at the second look. Of photos made worse 51 % are missed from 0.89 to 0.9, 40 % from 0.9 to
-0.91; of LFW's probes as they are two of the eight from 0.9 to 0.91 are missed, which says one in four."""
-
 INNER = slice(24, 104), slice(24, 88)
 """The part of the aligned crop that is face in every pose: eyes to chin, between the temples."""
 
@@ -50,8 +46,9 @@ NOSE_DEPTH = 1.14
 3.15 cm in MediaPipe's `canonical_face_model.obj`."""
 
 
-def measure(detection: Detection, crop: Pixels) -> Quality:
-    """`detection` in pixels of the original image, `crop` its aligned (112, 112, 3) RGB."""
+def measure(detection: Detection, crop: Pixels, sure: float) -> Quality:
+    """`detection` in pixels of the original image, `crop` its aligned (112, 112, 3) RGB; `sure` is the score from which
+    its detector's faces may be enrolled."""
     whole = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
     smooth = np.asarray(cv2.GaussianBlur(whole.astype(np.float32), (0, 0), SMOOTHING), dtype=np.float32)
     grey = whole[INNER]
@@ -62,15 +59,15 @@ def measure(detection: Detection, crop: Pixels) -> Quality:
         brightness=round(float(grey.mean()), 1),
         contrast=round(float(grey.std()), 1),
     )
-    reasons = _reasons(detection, quality)
+    reasons = _reasons(detection, quality, sure)
     return Quality(**{**quality.__dict__, "reasons": reasons}) if reasons else quality
 
 
-def explain(reason: Reason, detection: Detection, quality: Quality) -> str:
+def explain(reason: Reason, detection: Detection, quality: Quality, sure: float) -> str:
     """What was measured for `reason`, and what was expected."""
     return {
         Reason.DETECTION_UNSURE: f"the detector is only {detection.score:.2f} sure of the face; "
-        f"expected {MIN_DETECTION} or more",
+        f"expected {sure} or more",
         Reason.FACE_TOO_SMALL: f"the face is {quality.size:.0f} pixels across; expected {MIN_SIZE:.0f} or more",
         Reason.FACE_TURNED_AWAY: f"the face is turned by about {abs(quality.yaw) * 90:.0f} degrees; "
         f"expected {MAX_YAW * 90:.0f} or less",
@@ -81,7 +78,7 @@ def explain(reason: Reason, detection: Detection, quality: Quality) -> str:
     }[reason]
 
 
-def _reasons(detection: Detection, quality: Quality) -> tuple[Reason, ...]:
+def _reasons(detection: Detection, quality: Quality, sure: float) -> tuple[Reason, ...]:
     """What is too little; what the photographer can mend before the detector's doubt, which often follows from it."""
     found = (
         (quality.size < MIN_SIZE, Reason.FACE_TOO_SMALL),
@@ -89,7 +86,7 @@ def _reasons(detection: Detection, quality: Quality) -> tuple[Reason, ...]:
         (not MIN_BRIGHTNESS <= quality.brightness <= MAX_BRIGHTNESS, Reason.FACE_BADLY_LIT),
         (quality.contrast < MIN_CONTRAST, Reason.FACE_BADLY_LIT),
         (quality.sharpness < MIN_SHARPNESS, Reason.FACE_TOO_BLURRY),
-        (detection.score < MIN_DETECTION, Reason.DETECTION_UNSURE),
+        (detection.score < sure, Reason.DETECTION_UNSURE),
     )
     return tuple(dict.fromkeys(reason for poor, reason in found if poor))
 

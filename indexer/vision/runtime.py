@@ -1,4 +1,4 @@
-"""The one place that runs ONNX networks on a CPU.
+"""The one place that runs ONNX networks, on a CPU or, by ONNX Runtime, on a GPU.
 
 OpenVINO and ONNX Runtime, whichever is faster for a network (`packs.ModelFile.engines`, measured by
 `benchmarks/runtime.py`), or the other where that is not installed. Both have wheels for Linux on x86-64 and ARM and for
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,12 +24,28 @@ from indexer.types import Precision
 
 Tensor = NDArray[np.float32]
 
+CPU_BATCH = 16
+"""A face takes the same time in batches of 8, 16 or more (`benchmarks/runtime.py`)."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How a network wants its pixels: (x - mean) * scale, x being 0..255, the channels as RGB or BGR."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """In the order of the network's channels."""
+    scale: float = 1.0
+    bgr: bool = False
+
 
 class Session(Protocol):
     """A loaded network with one input. Safe to call from several threads."""
 
-    def run(self, batch: Tensor) -> list[Tensor]:
-        """All outputs, in the order of the file, for `batch` (N, C, H, W)."""
+    batch: int
+    """Aligned crops worth running at a time."""
+
+    def run(self, canvases: NDArray[np.uint8]) -> list[Tensor]:
+        """All outputs, in the order of the file, for (N, H, W, 3) RGB uint8."""
         ...
 
 
@@ -44,10 +62,15 @@ class Threads:
         return self.each or max(1, usable_cores() // self.streams)
 
 
-def to_blob(canvases: NDArray[np.uint8], swap: bool) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, 0..255; with `swap`, RGB becomes BGR."""
-    ordered = canvases[..., ::-1] if swap else canvases
-    return np.ascontiguousarray(ordered.transpose(0, 3, 1, 2), dtype=np.float32)
+def to_blob(canvases: NDArray[np.uint8], feed: Feed) -> Tensor:
+    """(N, H, W, 3) RGB uint8 -> (N, 3, H, W) float32 as `feed` says."""
+    ordered = canvases[..., ::-1] if feed.bgr else canvases
+    blob = np.ascontiguousarray(ordered.transpose(0, 3, 1, 2), dtype=np.float32)
+    if any(feed.mean):
+        blob -= np.array(feed.mean, dtype=np.float32)[:, None, None]
+    if feed.scale != 1.0:
+        blob *= np.float32(feed.scale)
+    return blob
 
 
 def usable_cores() -> int:
@@ -58,31 +81,72 @@ def usable_cores() -> int:
 
 ENGINES = ("openvino", "onnxruntime")
 
+ON_CUDA = "onnxruntime on CUDA"
+
 
 def engines(preferred: Sequence[str] = ENGINES) -> list[str]:
     """Those of `preferred` that are installed here, in that order."""
     return [name for name in preferred if importlib.util.find_spec(name)]
 
 
-def load(model: bytes, precision: Precision, threads: Threads, engine: str | None = None) -> Session:
-    """Loads an ONNX model. Raises ModelUnavailable when no runtime is installed or the model does not load."""
+def load(model: bytes, feed: Feed, precision: Precision, threads: Threads, engine: str | None = None) -> Session:
+    """Loads an ONNX model that is fed as `feed` says.
+
+    Raises ModelUnavailable when no runtime is installed or the model does not load.
+    """
     installed = engines()
     engine = engine or (installed[0] if installed else "openvino")
-    if engine not in installed:
+    if engine not in (*installed, ON_CUDA):
         raise ModelUnavailable(f"the runtime {engine} is not installed; expected openvino or onnxruntime")
     try:
         if engine == "openvino":
-            return _OpenVino(model, precision, threads)
-        return _OnnxRuntime(model, threads)
+            return _OpenVino(model, feed, precision, threads)
+        return _OnnxRuntime(model, feed, threads, _CUDA if engine == ON_CUDA else _CPU)
     except Exception as error:  # each runtime raises errors of its own
         raise ModelUnavailable(f"{engine} cannot load the model: {error}") from error
+
+
+def cuda_problem() -> str | None:
+    """Why ONNX networks cannot run on a GPU here; None where they can."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed: pip install onnxruntime-gpu"
+    with no_telemetry():
+        import onnxruntime
+
+    if _CUDA in onnxruntime.get_available_providers():
+        return None
+    return "this onnxruntime is built without CUDA: pip install onnxruntime-gpu in its place"
+
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+@contextmanager
+def no_telemetry() -> Iterator[None]:
+    """For importing OpenVINO, NNCF and ONNX Runtime, which report to their makers that they are used, and leave files
+    in the home folder for it. OpenVINO and NNCF (to Google Analytics) do so unless the package `openvino_telemetry` is
+    not installed, which meanwhile it is not; ONNX Runtime 1.32 (to Microsoft) unless the environment says no when it is
+    imported, which it does from now on."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    name = "openvino_telemetry"
+    there = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if there is not None:
+            sys.modules[name] = there
 
 
 class _OpenVino:
     """Requests are made as threads ask for them and kept for the next: one computes one batch at a time."""
 
-    def __init__(self, model: bytes, precision: Precision, threads: Threads) -> None:
-        import openvino
+    batch = CPU_BATCH
+
+    def __init__(self, model: bytes, feed: Feed, precision: Precision, threads: Threads) -> None:
+        with no_telemetry():
+            import openvino
 
         # OpenVINO (2026.4) fills its table of element types at first use, with the GIL held on and off: two threads
         # whose first inferences meet there wait for each other for ever. One use before there are threads mends it.
@@ -94,18 +158,20 @@ class _OpenVino:
         }
         if threads.streams > 1:  # a pinned stream waits for whatever else runs on its core
             config["ENABLE_CPU_PINNING"] = False
-        if precision is Precision.FLOAT32:
+        if precision is not Precision.NATIVE:
             config["INFERENCE_PRECISION_HINT"] = "f32"
         self._model = core.compile_model(core.read_model(model), "CPU", config)
+        self._feed = feed
         self._outputs = range(len(self._model.outputs))
         self._idle: list[Any] = []
         self._lock = threading.Lock()
 
-    def run(self, batch: Tensor) -> list[Tensor]:
+    def run(self, canvases: NDArray[np.uint8]) -> list[Tensor]:
+        batch = to_blob(canvases, self._feed)
         with self._lock:
             request = self._idle.pop() if self._idle else self._model.create_infer_request()
         try:
-            request.infer([np.ascontiguousarray(batch)], share_inputs=True)
+            request.infer([batch], share_inputs=True)
             return [request.get_output_tensor(i).data.copy() for i in self._outputs]
         finally:
             with self._lock:
@@ -113,16 +179,22 @@ class _OpenVino:
 
 
 class _OnnxRuntime:
-    def __init__(self, model: bytes, threads: Threads) -> None:
-        import onnxruntime
+    batch = CPU_BATCH
 
+    def __init__(self, model: bytes, feed: Feed, threads: Threads, provider: str) -> None:
+        with no_telemetry():
+            import onnxruntime
+
+        self._feed = feed
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads.per_stream
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to other threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(model, options, providers=[provider])
+        if provider not in self._session.get_providers():  # it falls back to the CPU without an error
+            raise RuntimeError(f"{provider} could not be started; is there a GPU, and its driver?")
         self._input = self._session.get_inputs()[0].name
 
-    def run(self, batch: Tensor) -> list[Tensor]:
-        outputs: Sequence[Any] = self._session.run(None, {self._input: batch})
+    def run(self, canvases: NDArray[np.uint8]) -> list[Tensor]:
+        outputs: Sequence[Any] = self._session.run(None, {self._input: to_blob(canvases, self._feed)})
         return [np.asarray(output, dtype=np.float32) for output in outputs]

@@ -23,7 +23,7 @@ from tests import photos
 @pytest.fixture(scope="module")
 def detector(models_folder: Path) -> YuNet:
     model = ModelFiles(models_folder).prepared(SFACE.detector)
-    return YuNet(runtime.load(model, Precision.FLOAT32, Threads()))
+    return YuNet(runtime.load(model, YuNet.feed, Precision.FLOAT32, Threads()))
 
 
 def whole(pixels: Pixels) -> Photo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,20 @@ from onnx.reference import ReferenceEvaluator
 from indexer.types import Precision
 from indexer.vision import prepare, runtime
 from indexer.vision.files import ModelFiles
-from indexer.vision.packs import SFACE, ModelFile
-from indexer.vision.runtime import Session, Threads
+from indexer.vision.packs import DETECTORS, SFACE, ModelFile
+from indexer.vision.runtime import Feed, Session, Threads
 
 FILES = [SFACE.detector, SFACE.embedder]
 IDS = ["yunet", "sface"]
 
 
 def session(models_folder: Path, file: ModelFile, engine: str) -> Session:
-    return runtime.load(ModelFiles(models_folder).prepared(file), Precision.FLOAT32, Threads(), engine)
+    return runtime.load(ModelFiles(models_folder).prepared(file), Feed(), Precision.FLOAT32, Threads(), engine)
 
 
-def batch(count: int, height: int, width: int) -> NDArray[np.float32]:
+def batch(count: int, height: int, width: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(count)
-    coarse = rng.uniform(0, 255, (count, 3, height // 8, width // 8))
-    return coarse.repeat(8, 2).repeat(8, 3).astype(np.float32)
+    return rng.integers(0, 256, (count, height // 8, width // 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
 
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)
@@ -40,7 +38,7 @@ def test_the_graph_is_plain(models_folder: Path, file: ModelFile) -> None:
     assert len(model.graph.input) == 1
     (image,) = model.graph.input
     sides = [dim.dim_value or dim.dim_param for dim in image.type.tensor_type.shape.dim]
-    assert sides == (["batch", 3, "height", "width"] if file.free_sides else ["batch", 3, 112, 112])
+    assert sides == (["batch", 3, "height", "width"] if file.network in DETECTORS else ["batch", 3, 112, 112])
     assert not {node.op_type for node in model.graph.node} & {"DequantizeLinear", "QuantizeLinear"}
     weights = {i.name: i.data_type for i in model.graph.initializer}
     assert onnx.TensorProto.INT8 not in weights.values()
@@ -53,7 +51,7 @@ def test_the_graph_is_plain(models_folder: Path, file: ModelFile) -> None:
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_preparing_a_prepared_file_changes_nothing(models_folder: Path, file: ModelFile) -> None:
     once = ModelFiles(models_folder).prepared(file)
-    twice = prepare.prepare(once, file.free_sides)
+    twice = prepare.prepare(once, file.network in DETECTORS)
     a, b = onnx.load_model_from_string(once), onnx.load_model_from_string(twice)
     assert list(a.graph.node) == list(b.graph.node)
     assert list(a.graph.initializer) == list(b.graph.initializer)
@@ -71,11 +69,13 @@ def smaller(model: Any, height: int, width: int) -> Any:
 def test_computes_what_the_original_says(models_folder: Path, file: ModelFile, engine: str) -> None:
     """Against ONNX' own reference implementation, which runs the quantised file as it is."""
     original = onnx.load_model_from_string(ModelFiles(models_folder).read(file))
-    height, width = (160, 192) if file.free_sides else (112, 112)
+    height, width = (160, 192) if file.network in DETECTORS else (112, 112)
     blob = batch(1, height, width)
-    expected = ReferenceEvaluator(smaller(original, height, width)).run(None, {original.graph.input[0].name: blob})
+    expected = ReferenceEvaluator(smaller(original, height, width)).run(
+        None, {original.graph.input[0].name: runtime.to_blob(blob, Feed())}
+    )
     found = session(models_folder, file, engine).run(blob)
-    assert len(found) == len(expected) == (12 if file.free_sides else 1)
+    assert len(found) == len(expected) == (12 if file.network in DETECTORS else 1)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert ours.dtype == np.float32
@@ -85,7 +85,7 @@ def test_computes_what_the_original_says(models_folder: Path, file: ModelFile, e
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_runtimes_agree(models_folder: Path, file: ModelFile) -> None:
     assert runtime.engines() == ["openvino", "onnxruntime"]
-    blob = batch(3, 224, 320) if file.free_sides else batch(3, 112, 112)
+    blob = batch(3, 224, 320) if file.network in DETECTORS else batch(3, 112, 112)
     answers = [session(models_folder, file, engine).run(blob) for engine in runtime.engines()]
     for a, b in zip(*answers, strict=True):
         assert a.shape == b.shape
@@ -97,7 +97,7 @@ def test_runtimes_agree(models_folder: Path, file: ModelFile) -> None:
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_a_batch_equals_its_parts(models_folder: Path, file: ModelFile, engine: str) -> None:
     network = session(models_folder, file, engine)
-    blob = batch(5, 96, 160) if file.free_sides else batch(5, 112, 112)
+    blob = batch(5, 96, 160) if file.network in DETECTORS else batch(5, 112, 112)
     together = network.run(blob)
     for n in range(5):
         for whole, alone in zip(together, network.run(blob[n : n + 1]), strict=True):
@@ -105,8 +105,7 @@ def test_a_batch_equals_its_parts(models_folder: Path, file: ModelFile, engine: 
     assert np.abs(together[0][0] - together[0][1]).max() > 1e-3
 
 
-def test_free_sides_can_stay_fixed(models_folder: Path) -> None:
-    fixed = replace(SFACE.detector, free_sides=False)
-    model = onnx.load_model_from_string(prepare.prepare(ModelFiles(models_folder).read(fixed), False))
-    (image,) = model.graph.input
-    assert [d.dim_value or d.dim_param for d in image.type.tensor_type.shape.dim] == ["batch", 3, 640, 640]
+def test_an_embedder_of_another_input_size_is_refused(models_folder: Path) -> None:
+    detector = ModelFiles(models_folder).read(SFACE.detector)
+    with pytest.raises(ValueError, match=r"1 x 3 x 640 x 640; expected one input of N x 3 x 112 x 112"):
+        prepare.prepare(detector, free_sides=False)

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from indexer.types import Box, Detection, Face, Pick, Pixels, Quality, Reason
 from indexer.vision import quality
 from indexer.vision.align import TEMPLATE, align
+from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.pipeline import FacePipeline
 from tests import photos
+
+SURE = YuNet.enrolled
 
 
 def astronaut() -> Pixels:
@@ -95,12 +98,12 @@ def test_a_spoilt_photo_is_rejected_for_its_reason(
 
 def test_every_reason_alone() -> None:
     crop = good_crop()
-    assert quality.measure(straight(), crop).reasons == ()
+    assert quality.measure(straight(), crop, SURE).reasons == ()
 
     def reasons(detection: Detection, picture: Pixels = crop) -> tuple[Reason, ...]:
-        return quality.measure(detection, picture).reasons
+        return quality.measure(detection, picture, SURE).reasons
 
-    unsure = straight(score=quality.MIN_DETECTION - 0.01)
+    unsure = straight(score=SURE - 0.01)
     assert reasons(unsure) == (Reason.DETECTION_UNSURE,)
     assert reasons(straight(size=quality.MIN_SIZE - 0.1)) == (Reason.FACE_TOO_SMALL,)
     assert reasons(straight(size=quality.MIN_SIZE)) == ()
@@ -117,24 +120,24 @@ def test_every_reason_alone() -> None:
 def test_sharpness_falls_with_blur_and_not_with_light() -> None:
     crop = good_crop()
     sharpness = [
-        quality.measure(straight(), np.asarray(cv2.GaussianBlur(crop, (0, 0), sigma), np.uint8)).sharpness
+        quality.measure(straight(), np.asarray(cv2.GaussianBlur(crop, (0, 0), sigma), np.uint8), SURE).sharpness
         for sigma in (0.5, 1, 2, 4, 8)
     ]
     assert sharpness == sorted(sharpness, reverse=True)
     assert sharpness[0] > 4 * sharpness[-1]
-    plain = quality.measure(straight(), crop).sharpness
-    dim = quality.measure(straight(), (crop * 0.5).round().astype(np.uint8)).sharpness
+    plain = quality.measure(straight(), crop, SURE).sharpness
+    dim = quality.measure(straight(), (crop * 0.5).round().astype(np.uint8), SURE).sharpness
     assert dim == pytest.approx(plain, rel=0.1)
-    assert quality.measure(straight(), np.full_like(crop, 77)).sharpness == 0
+    assert quality.measure(straight(), np.full_like(crop, 77), SURE).sharpness == 0
 
 
 def test_light_is_measured_on_the_face() -> None:
     crop = np.full((112, 112, 3), 250, np.uint8)
     crop[quality.INNER] = 60
-    measured = quality.measure(straight(), crop)
+    measured = quality.measure(straight(), crop, SURE)
     assert (measured.brightness, measured.contrast) == (60, 0)
     crop[quality.INNER][::2] = 100
-    measured = quality.measure(straight(), crop)
+    measured = quality.measure(straight(), crop, SURE)
     assert (measured.brightness, measured.contrast) == (80, 20)
 
 
@@ -149,7 +152,7 @@ def head(degrees: float) -> NDArray[np.float64]:
 
 def test_yaw() -> None:
     def yaw(landmarks: NDArray[np.float64]) -> float:
-        return quality.measure(straight(landmarks), good_crop()).yaw
+        return quality.measure(straight(landmarks), good_crop(), SURE).yaw
 
     for degrees in (-80, -45, -10, 0, 20, 45, 60):
         assert yaw(head(degrees)) == pytest.approx(degrees / 90, abs=2e-3)
@@ -189,7 +192,7 @@ def test_yaw_of_a_photo_and_its_mirror_image(pipeline: FacePipeline) -> None:
 )
 def test_explain_says_what_was_measured_and_expected(reason: Reason) -> None:
     measured = Quality(size=12, sharpness=3, yaw=-0.91, brightness=17, contrast=5)
-    message = quality.explain(reason, straight(score=0.61), measured)
+    message = quality.explain(reason, straight(score=0.61), measured, SURE)
     value = {
         Reason.DETECTION_UNSURE: "0.61",
         Reason.FACE_TOO_SMALL: "12 pixels",

@@ -15,14 +15,14 @@ from indexer.types import Precision
 from indexer.vision import runtime
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE
-from indexer.vision.runtime import Threads
+from indexer.vision.runtime import Feed, Threads
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("model", [b"", b"garbage" * 100, bytes(1000)], ids=["empty", "garbage", "zeros"])
 def test_a_model_that_is_none(engine: str, model: bytes) -> None:
     with pytest.raises(ModelUnavailable, match=f"{engine} cannot load the model") as caught:
-        runtime.load(model, Precision.FLOAT32, Threads(), engine)
+        runtime.load(model, Feed(), Precision.FLOAT32, Threads(), engine)
     assert caught.value.code == "model_unavailable"
 
 
@@ -30,36 +30,37 @@ def test_a_model_that_is_none(engine: str, model: bytes) -> None:
 def test_a_model_that_is_cut_short(engine: str, models_folder: Path) -> None:
     model = ModelFiles(models_folder).prepared(SFACE.detector)
     with pytest.raises(ModelUnavailable):
-        runtime.load(model[: len(model) // 2], Precision.FLOAT32, Threads(), engine)
+        runtime.load(model[: len(model) // 2], Feed(), Precision.FLOAT32, Threads(), engine)
 
 
 def test_an_engine_that_is_not_installed() -> None:
     with pytest.raises(ModelUnavailable, match="tensorrt is not installed; expected openvino or onnxruntime"):
-        runtime.load(b"", Precision.FLOAT32, Threads(), "tensorrt")
+        runtime.load(b"", Feed(), Precision.FLOAT32, Threads(), "tensorrt")
 
 
 def test_no_engine_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert runtime.engines() == []
     with pytest.raises(ModelUnavailable, match="not installed"):
-        runtime.load(b"", Precision.FLOAT32, Threads())
+        runtime.load(b"", Feed(), Precision.FLOAT32, Threads())
 
 
 def test_the_other_engine_takes_over(monkeypatch: pytest.MonkeyPatch, models_folder: Path) -> None:
     model = ModelFiles(models_folder).prepared(SFACE.embedder)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
-    session = runtime.load(model, Precision.NATIVE, Threads())
+    session = runtime.load(model, Feed(), Precision.NATIVE, Threads())
     assert "OnnxRuntime" in type(session).__name__
-    assert session.run(np.zeros((1, 3, 112, 112), np.float32))[0].shape == (1, 128)
+    assert session.run(np.zeros((1, 112, 112, 3), np.uint8))[0].shape == (1, 128)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("threads", [Threads(), Threads(streams=2), Threads(streams=1, each=1)])
 def test_many_threads_get_their_own_answers(engine: str, threads: Threads, models_folder: Path) -> None:
-    session = runtime.load(ModelFiles(models_folder).prepared(SFACE.embedder), Precision.FLOAT32, threads, engine)
+    model = ModelFiles(models_folder).prepared(SFACE.embedder)
+    session = runtime.load(model, Feed(), Precision.FLOAT32, threads, engine)
     rng = np.random.default_rng(0)
-    blobs = [rng.uniform(0, 255, (1 + n % 3, 3, 112, 112)).astype(np.float32) for n in range(12)]
+    blobs = [rng.integers(0, 256, (1 + n % 3, 112, 112, 3), np.uint8) for n in range(12)]
     alone = [session.run(blob)[0] for blob in blobs]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda blob: session.run(blob)[0], blobs))
@@ -69,22 +70,25 @@ def test_many_threads_get_their_own_answers(engine: str, threads: Threads, model
 
 
 def test_answers_outlive_the_next_run(models_folder: Path) -> None:
-    session = runtime.load(ModelFiles(models_folder).prepared(SFACE.embedder), Precision.FLOAT32, Threads())
-    (first,) = session.run(np.zeros((1, 3, 112, 112), np.float32))
+    session = runtime.load(ModelFiles(models_folder).prepared(SFACE.embedder), Feed(), Precision.FLOAT32, Threads())
+    (first,) = session.run(np.zeros((1, 112, 112, 3), np.uint8))
     kept = first.copy()
-    session.run(np.full((1, 3, 112, 112), 200, np.float32))
+    session.run(np.full((1, 112, 112, 3), 200, np.uint8))
     assert np.array_equal(first, kept)
 
 
 def test_to_blob() -> None:
     canvases = np.zeros((2, 4, 6, 3), np.uint8)
     canvases[1, 2, 5] = (10, 20, 255)
-    blob = runtime.to_blob(canvases, swap=False)
+    blob = runtime.to_blob(canvases, Feed())
     assert blob.shape == (2, 3, 4, 6)
     assert blob.dtype == np.float32
     assert blob.flags.c_contiguous
     assert blob[1, :, 2, 5].tolist() == [10, 20, 255]
-    assert runtime.to_blob(canvases, swap=True)[1, :, 2, 5].tolist() == [255, 20, 10]
+    assert runtime.to_blob(canvases, Feed(bgr=True))[1, :, 2, 5].tolist() == [255, 20, 10]
+    fed = runtime.to_blob(canvases, Feed((5, 10, 15), 0.5, bgr=True))
+    assert fed[1, :, 2, 5].tolist() == [125, 5, -2.5]
+    assert fed[0, :, 0, 0].tolist() == [-2.5, -5, -7.5]
     assert blob.sum() == 285
 
 

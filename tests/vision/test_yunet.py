@@ -21,7 +21,7 @@ from tests import photos
 @pytest.fixture(scope="module", params=runtime.engines())
 def yunet(request: pytest.FixtureRequest, models_folder: Path) -> YuNet:
     model = ModelFiles(models_folder).prepared(SFACE.detector)
-    return YuNet(runtime.load(model, Precision.FLOAT32, Threads(), request.param))
+    return YuNet(runtime.load(model, YuNet.feed, Precision.FLOAT32, Threads(), request.param))
 
 
 @pytest.fixture(scope="module")

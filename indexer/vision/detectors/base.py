@@ -16,6 +16,10 @@ class Detector(Protocol):
 
     stride: int
     """Heights and widths must be multiples of this."""
+    plain: float
+    """From this score on a face is surely one: see `detection.PLAIN_FACE`."""
+    enrolled: float
+    """From this score on, at the second look, a face may be enrolled."""
 
     def detect(self, canvases: NDArray[np.uint8]) -> list[list[Detection]]:
         """Faces in each of (N, H, W, 3) RGB canvases, in their pixels, best first, overlaps suppressed."""
