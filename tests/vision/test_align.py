@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from indexer.vision.align import SIZE, TEMPLATE, align, similarity
 from tests import photos
+from tests.vision import upstream
 
 EYES_ON_ASTRONAUT = np.array([[202, 112], [246, 109], [226, 133], [208, 150], [246, 148]], np.float32)
 
@@ -48,6 +49,29 @@ def test_similarity_undoes_a_similarity(degrees: float, scale: float) -> None:
     matrix = similarity(turned(TEMPLATE, degrees, scale, 300, -40))
     moved = turned(TEMPLATE, degrees, scale, 300, -40) @ matrix[:, :2].T + matrix[:, 2]
     assert np.allclose(moved, TEMPLATE, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:`estimate` is deprecated:FutureWarning")  # scikit-image, of InsightFace
+@pytest.mark.parametrize("exact", [False, True])
+def test_it_crops_as_insightface(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit where InsightFace is given the template and the landmarks in float64. By itself it computes in
+    float32, which moves the matrix in its last digits and here and there a pixel by one grey level."""
+    theirs = upstream.face_align()
+    assert np.array_equal(theirs.arcface_dst, TEMPLATE.astype(np.float32))
+    if exact:
+        monkeypatch.setattr(theirs, "arcface_dst", TEMPLATE)
+    photo = photos.pixels(photos.astronaut())
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scale = rng.uniform(0.4, 1.9)  # larger faces are averaged down first, which InsightFace does not
+        points = turned(TEMPLATE - SIZE / 2, rng.uniform(-180, 180), scale, *rng.uniform(100, 400, 2))
+        points = (points + rng.normal(0, 3 * scale, (5, 2))).astype(np.float64 if exact else np.float32)
+        matrix = similarity(points)
+        assert np.hypot(*matrix[:, 0]) > 0.5
+        assert np.abs(matrix - theirs.estimate_norm(points)).max() < (1e-9 if exact else 1e-3)
+        difference = np.abs(align(photo, points).astype(int) - theirs.norm_crop(photo, points))
+        assert difference.max() <= (0 if exact else 1)
+        assert (difference > 0).mean() < 0.002
 
 
 @pytest.mark.parametrize("value", [0.0, 17.5, np.nan, np.inf])

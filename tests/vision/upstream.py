@@ -1,0 +1,65 @@
+"""InsightFace's own code, one file of it at a time: the package is installed without what its `__init__` imports."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def scrfd() -> Any:
+    """The module `insightface.model_zoo.scrfd`. Skips the test where it cannot be imported."""
+    with _bare("insightface", "insightface.model_zoo"):
+        return _imported("insightface.model_zoo.scrfd")
+
+
+def face_align() -> Any:
+    """The module `insightface.utils.face_align`, with scikit-image's real similarity transform in it. Skips the test
+    where it cannot be imported."""
+    with _bare("skimage", "skimage.transform", "skimage._shared", "insightface", "insightface.utils") as packages:
+        geometric = _imported("skimage.transform._geometric")
+        packages["skimage.transform"].__dict__["SimilarityTransform"] = geometric.SimilarityTransform
+        return _imported("insightface.utils.face_align")
+
+
+@contextmanager
+def _bare(*names: str) -> Iterator[dict[str, ModuleType]]:
+    """Packages that are folders and nothing else, while they are needed."""
+    before = dict(sys.modules)
+    packages = {}
+    for name in names:
+        packages[name] = ModuleType(name)
+        packages[name].__path__ = [str(_folder(name))]
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(packages[parent], child, packages[name])
+    sys.modules.update(packages)
+    try:
+        yield packages
+    finally:
+        roots = {name.split(".")[0] for name in names}
+        for name in [name for name in sys.modules if name.split(".")[0] in roots]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _folder(name: str) -> Path:
+    root, *below = name.split(".")
+    spec = importlib.util.find_spec(root)
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip(f"{root} is not installed (tests/photos.txt)")
+    return Path(spec.submodule_search_locations[0], *below)
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"{name} cannot be imported: {error}")
