@@ -1,0 +1,287 @@
+"""Embedding aligned crops: faces a second of each network, device, runtime and precision beside plain PyTorch.
+
+    python -m benchmarks.embed [FOLDER]
+
+The networks are SFace, as it is published, and IR-50 with made weights (those of `tests/vision/golden.py`): its time
+does not depend on them, but its cosines are not those of the published weights. The crops are faces of an LFW folder.
+All ways of running a network take turns; the median counts. `times_as_fast` compares with plain PyTorch as it comes, on
+the same device and at the same batch; for SFace, which is no PyTorch network, with ONNX Runtime. Cosines are those of
+the same faces' embeddings to that way's.
+
+`threads` says how many batches are computed side by side, on how many threads each. On a GPU, batches go up to 1024.
+The whole path takes JPEG bytes to embeddings, two looks and mirrored crops included: YuNet on the CPU, IR-50 on the
+device.
+
+Writes benchmarks/results/embed.csv.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks import lfw
+from benchmarks.lfw import Cell
+from indexer.types import Pick, Precision, Vectors, normalise
+from indexer.vision import cuda, runtime
+from indexer.vision.checkpoints import module
+from indexer.vision.cuda import CudaSession
+from indexer.vision.embedders.base import Embedder
+from indexer.vision.embedders.iresnet import iresnet50
+from indexer.vision.files import ModelFiles
+from indexer.vision.packs import CHECKPOINTS, IR50, SFACE, Pack
+from indexer.vision.pipeline import FacePipeline
+from indexer.vision.quantize import quantise
+from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, to_blob, usable_cores
+from tests.vision import golden
+
+ROUNDS = 5
+PAUSE_SECONDS = 0.05
+"""Before each turn: the threads of another runtime wait for work in a loop for a while."""
+FACES = 180
+"""A third of them checks int8, and all ways."""
+PHOTOS = 256
+"""On the whole path."""
+DESCRIBED = 32
+"""Photos described at a time."""
+GPU_BATCHES = (1, 16, 64, 256, 1024)
+
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""(N, 112, 112, 3) RGB uint8 -> (N, D), not normalised."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of running a network."""
+
+    runtime: str
+    precision: str
+    run: Run
+    batch: int = CPU_BATCH
+    streams: int = 1
+    base: bool = False
+    """The one the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What a PyTorch program does without thinking about speed, or with the one thing that is often advised."""
+
+    network: nn.Module
+    feed: Feed
+    device: str = "cpu"
+    layout: torch.memory_format = torch.contiguous_format
+
+    def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            blob = torch.from_numpy(to_blob(crops, self.feed)).to(self.device, memory_format=self.layout)
+            output: torch.Tensor = self.network(blob)
+            return np.asarray(output.cpu().numpy(), np.float32)
+
+
+def main() -> None:
+    folder = lfw.arguments(__doc__).parse_args().folder
+    images = [shot.path.read_bytes() for shot in lfw.list_shots(folder)]
+    images = images[:: max(1, len(images) // max(FACES, PHOTOS))]
+    rows: list[dict[str, Cell]] = []
+    with tempfile.TemporaryDirectory() as models:
+        files = ModelFiles(Path(models))
+        crops = faces_of(images[:FACES], files)
+        for pack in (SFACE, made_pack(files)):
+            say(f"{pack.name}: quantising")
+            quantise(pack, files, crops)
+            for threads in (Threads(), Threads(streams=usable_cores())):
+                rows += measure(pack.name, "CPU", cpu_ways(pack, files, threads), crops, threads.streams)
+            rows += on_gpu(pack, files, crops)
+        rows += whole_paths(made_pack(files), files, images[:PHOTOS])
+    lfw.write_results(lfw.RESULTS / "embed.csv", rows)
+
+
+def say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+def faces_of(images: Sequence[bytes], files: ModelFiles) -> NDArray[np.uint8]:
+    """(N, 112, 112, 3) the central face of each photo that has one."""
+    seen = lfw.describe_all(FacePipeline(SFACE, files), images, len(images))
+    return np.stack([face.crop for answer in seen for face in answer.faces if face.crop is not None])
+
+
+def made_pack(files: ModelFiles) -> Pack:
+    """`ir50` with an embedder of made weights, written to the models folder once."""
+    name = "made.pt"
+    if not (files.folder / name).exists():
+        buffer = io.BytesIO()
+        torch.save(golden.fill(iresnet50()).state_dict(), buffer)
+        (files.folder / name).write_bytes(buffer.getvalue())
+    return replace(IR50, name="ir50, made weights", embedder=replace(IR50.embedder, name=name))
+
+
+def cpu_ways(pack: Pack, files: ModelFiles, threads: Threads) -> list[Way]:
+    """Plain PyTorch only with the threads it takes itself."""
+    feed, streams = Feed((pack.mean,) * 3, pack.scale), threads.streams
+    exact, int8 = files.prepared(pack.embedder), files.quantised(pack.embedder)
+    ways = [
+        Way(
+            engine,
+            str(precision),
+            first_output(
+                runtime.load(int8 if precision is Precision.INT8 else exact, feed, precision, threads, engine)
+            ),
+            streams=streams,
+            base=engine == "onnxruntime" and pack.embedder.network not in CHECKPOINTS,
+        )
+        for engine, precision in (
+            *(("openvino", precision) for precision in Precision),
+            ("onnxruntime", Precision.FLOAT32),
+        )
+        if engine in runtime.engines()
+    ]
+    if pack.embedder.network in CHECKPOINTS:
+        network = module(files.read(pack.embedder), pack.embedder)
+        ways.insert(0, Way("pytorch", "float32", Plain(network, feed), base=True))
+        if streams == 1:
+            last = torch.channels_last
+            network = module(files.read(pack.embedder), pack.embedder).to(memory_format=last)  # type: ignore[call-overload]
+            ways.append(Way("pytorch, channels last", "float32", Plain(network, feed, layout=last)))
+    return ways
+
+
+def first_output(session: Session) -> Run:
+    return lambda crops: session.run(crops)[0]
+
+
+def on_gpu(pack: Pack, files: ModelFiles, crops: NDArray[np.uint8]) -> list[dict[str, Cell]]:
+    if pack.embedder.network not in CHECKPOINTS or cuda.problem() is not None:
+        say(f"{pack.name}: not on a GPU: {cuda.problem() or 'it is no PyTorch network'}")
+        return []
+    feed = Feed((pack.mean,) * 3, pack.scale)
+    network, *others = (module(files.read(pack.embedder), pack.embedder) for _ in range(3))
+    plain = Plain(network.cuda(), feed, "cuda")
+    sessions = {
+        precision: CudaSession(other, feed, precision is not Precision.FLOAT32)
+        for precision, other in zip((Precision.FLOAT32, Precision.NATIVE), others, strict=True)
+    }
+    rows: list[dict[str, Cell]] = []
+    for batch in GPU_BATCHES:
+        ways = [Way("pytorch", "float32", plain, batch, base=True)]
+        ways += [Way("whosthere", str(p), first_output(session), batch) for p, session in sessions.items()]
+        rows += measure(pack.name, torch.cuda.get_device_name(), ways, crops)
+    return rows
+
+
+def measure(
+    network: str, device: str, ways: Sequence[Way], crops: NDArray[np.uint8], streams: int = 1
+) -> list[dict[str, Cell]]:
+    """Each way's speed, all of them taking turns, and its agreement with the base."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    batches = {way.batch: np.resize(crops, (way.batch, *crops.shape[1:])) for way in ways}
+    with ThreadPoolExecutor(streams) as pool:
+        for number in range(ROUNDS + 1):
+            for way, taken in zip(ways, seconds, strict=True):
+                time.sleep(PAUSE_SECONDS)
+                compute(way, batches[way.batch], pool)
+                begun = time.perf_counter()
+                compute(way, batches[way.batch], pool)
+                if number:  # the first round warms up
+                    taken.append((time.perf_counter() - begun) / (way.streams * way.batch))
+            say(f"{network}, {device}, {streams} streams: round {number}/{ROUNDS}")
+    medians = [statistics.median(taken) for taken in seconds]
+    (base,) = (index for index, way in enumerate(ways) if way.base)
+    vectors = [embed(way, crops) for way in ways]
+    rows: list[dict[str, Cell]] = []
+    for way, median, found in zip(ways, medians, vectors, strict=True):
+        cosines = (found * vectors[base]).sum(1)
+        rows.append(
+            {
+                "what": network,
+                "device": device,
+                "runtime": way.runtime,
+                "precision": way.precision,
+                "threads": f"{way.streams} x {usable_cores() // way.streams}",
+                "batch": way.batch,
+                "faces_a_second": 1 / median,
+                "ms_a_face": 1000 * median,
+                "times_as_fast": medians[base] / median,
+                "cosine_mean": float(cosines.mean()),
+                "cosine_min": float(cosines.min()),
+            }
+        )
+    return rows
+
+
+def compute(way: Way, batch: NDArray[np.uint8], pool: ThreadPoolExecutor) -> None:
+    """One batch, or one in each stream."""
+    if way.streams == 1:
+        way.run(batch)
+    else:
+        list(pool.map(way.run, [batch] * way.streams))
+
+
+def embed(way: Way, crops: NDArray[np.uint8]) -> Vectors:
+    """Of the faces that int8 was not calibrated on."""
+    held = crops[2::3]
+    return normalise(np.concatenate([way.run(held[i : i + way.batch]) for i in range(0, len(held), way.batch)]))
+
+
+def whole_paths(pack: Pack, files: ModelFiles, images: Sequence[bytes]) -> list[dict[str, Cell]]:
+    """JPEG bytes to embeddings, on the CPU and, where there is one, on a GPU."""
+    feed, streams = Feed((pack.mean,) * 3, pack.scale), usable_cores()
+    threads = Threads(streams=streams)
+    sessions: list[tuple[str, str, str, Session]] = [
+        ("CPU", "openvino", "native", runtime.load(files.prepared(pack.embedder), feed, Precision.NATIVE, threads))
+    ]
+    if cuda.problem() is None:
+        network = module(files.read(pack.embedder), pack.embedder)
+        device = torch.cuda.get_device_name()
+        sessions.append((device, "whosthere", "native", CudaSession(network, feed, half=True)))
+    rows: list[dict[str, Cell]] = []
+    for device, name, precision, session in sessions:
+        rate = describe_rate(pack, files, session, images, streams)
+        rows.append(
+            {
+                "what": f"{pack.name}, whole path from JPEG",
+                "device": device,
+                "runtime": name,
+                "precision": precision,
+                "threads": f"{streams} x 1",
+                "batch": DESCRIBED,
+                "faces_a_second": rate,
+                "ms_a_face": 1000 / rate,
+            }
+        )
+        say(f"whole path, {device}: done")
+    return rows
+
+
+def describe_rate(pack: Pack, files: ModelFiles, session: Session, images: Sequence[bytes], streams: int) -> float:
+    """Photos a second: the median of ROUNDS, each core with a thread that describes its share."""
+    pipeline = FacePipeline(SFACE, files)
+    pipeline.load()
+    detector, _ = pipeline._load()
+    pipeline._networks = detector, Embedder(session, pack.dim, pack.mirror)
+    shares = [images[i : i + DESCRIBED] for i in range(0, len(images), DESCRIBED)]
+    taken = []
+    with ThreadPoolExecutor(streams) as pool:
+        for number in range(ROUNDS + 1):
+            begun = time.perf_counter()
+            list(pool.map(lambda share: pipeline.describe(share, Pick.CENTER), shares))
+            if number:
+                taken.append(time.perf_counter() - begun)
+    return len(images) / statistics.median(taken)
+
+
+if __name__ == "__main__":
+    main()
