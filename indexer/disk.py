@@ -1,11 +1,18 @@
-"""Writing files so that readers, and whoever looks after a crash, see the old one or the new one, whole."""
+"""Writing files so that readers, and whoever looks after a crash, see the old one or the new one, whole; and locks."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 
 def write_atomically(target: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -23,10 +30,10 @@ def write_atomically(target: Path, parts: Iterable[bytes | memoryview]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes the new name itself survive a power cut, where the system offers that."""
     if os.name != "posix":
         return
@@ -35,3 +42,29 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_lock(path: Path) -> int | None:
+    """Locks the file, making it where needed: a descriptor, to be given to `unlock`; None while someone else holds it.
+    The system lets go of it when a process ends, in whatever way. Raises OSError."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), path.stat()):
+            return lock
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(lock)
+        raise
+    os.close(lock)
+    return None
+
+
+def unlock(path: Path, lock: int) -> None:
+    with suppress(OSError):  # Windows removes no open file
+        path.unlink()  # while it is held: who waits for it sees that it is gone, and makes another
+    os.close(lock)
