@@ -52,10 +52,30 @@ class Reason(StrEnum):
 
 
 class Precision(StrEnum):
-    """How a network computes. `NATIVE` lets the CPU use bfloat16 where its instructions are made for it."""
+    """How an embedder computes."""
 
     FLOAT32 = "float32"
     NATIVE = "native"
+    """bfloat16 on a CPU whose instructions are made for it, half precision on a GPU."""
+    INT8 = "int8"
+    """On the CPU, what `models quantize` made of the network."""
+
+
+class Tier(StrEnum):
+    """How an index searches. `AUTO` is exact while that is fast, compressed beyond."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    COMPRESSED = "compressed"
+    GPU = "gpu"
+
+
+class Device(StrEnum):
+    """What networks run on. `AUTO` is a CUDA GPU where there is one that the pack can use, else the CPU."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 @dataclass(frozen=True)
@@ -131,6 +151,8 @@ class Face:
     quality: Quality
     embedding: NDArray[np.float32]
     """(D,) float32 of unit length."""
+    crop: Pixels | None = None
+    """(112, 112, 3) RGB, what was embedded; None where nobody cut it out."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +193,16 @@ class Identity:
     faces: int
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Named:
+    """An identity as answers name it."""
+
+    id: int
+    external_id: str
+    name: str | None
+    metadata: Mapping[str, object]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,67 +1,140 @@
-"""Model files on disk: found, checked against their hash, fetched, prepared once and kept."""
+"""Model files on disk: found, checked against their hash, prepared once and kept."""
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
-import urllib.error
-import urllib.request
+import json
+import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from indexer.disk import write_atomically
 from indexer.errors import ModelUnavailable
 from indexer.types import sha256
 from indexer.vision import prepare
-from indexer.vision.packs import ModelFile
+from indexer.vision.packs import BUILT_IN, CHECKPOINTS, DETECTORS, ModelFile
 
-FETCH_TIMEOUT_SECONDS = 30.0
+PREPARED = 1
+"""Raise it when preparing makes other networks of the same files."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The models folder and the other places a file may come from."""
+    """The models folder and the other places a file may come from. Thread-safe."""
 
     folder: Path
+    _lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
+    """Held while a file is prepared: it takes seconds and a gigabyte, and who asks meanwhile needs the same."""
+
+    def path(self, file: ModelFile) -> Path | None:
+        """Where the file lies: in the models folder, else in a package; None where it does not."""
+        return next((path for path in self._places(file) if path.is_file()), None)
 
     def read(self, file: ModelFile) -> bytes:
-        """The file's bytes, from the models folder, else a package's data, else its URL; its hash is right.
-
-        Raises ModelUnavailable: a file in the models folder that is damaged, or none that can be had.
-        """
-        for path in self._places(file):
-            if path.is_file():
-                return _checked(path.read_bytes(), file, str(path))
-        return self._fetch(file)
+        """The file's bytes; its hash is right. Raises ModelUnavailable: a damaged file, or none."""
+        path = self.path(file)
+        if path is None:
+            raise ModelUnavailable(f"{file.name} is not in {self.folder}; `whosthere models pull` fetches it")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error
+        known = self.known(file)
+        if not known.sha256:
+            self.record(file, sha256(data))
+            return data
+        return checked(data, known, str(path))
 
     def state(self, file: ModelFile) -> str:
-        """Where the file lies and whether it is sound, for people: a path, or why there is none. Fetches nothing."""
-        for path in self._places(file):
-            if path.is_file():
-                _checked(path.read_bytes(), file, str(path))
-                return str(path)
-        raise ModelUnavailable(f"{file.name} is not on this machine; it is fetched from {file.url} at first use")
+        """Where the file lies, for people. Raises ModelUnavailable where it does not, or is not sound."""
+        self.read(file)
+        return str(self.path(file))
+
+    def known(self, file: ModelFile) -> ModelFile:
+        """The file with the hash that was recorded at its first use, where its pack does not name one."""
+        if file.sha256:
+            return file
+        with suppress(OSError):
+            return replace(file, sha256=(self._record(file).read_text().split() or [""])[0])
+        return file
+
+    def record(self, file: ModelFile, found: str) -> None:
+        """Writes down the hash that the file must have from now on, as `sha256sum` does. Raises ModelUnavailable."""
+        try:
+            write_atomically(self._record(file), [f"{found}  {file.name}\n".encode()])
+        except OSError as error:
+            raise ModelUnavailable(f"the hash of {file.name} cannot be written to {self.folder}: {error}") from error
 
     def prepared(self, file: ModelFile) -> bytes:
-        """The file made fit for every runtime. Made once: a copy is kept in the models folder, and used as long as its
-        own hash is the one the pack knows."""
-        target = self.folder / "prepared" / f"{file.prepared_sha256}.onnx"
+        """The network as an ONNX model that every runtime takes. Made once: a copy is kept in the models folder, and
+        used as long as its own hash is the one that the pack knows or that was written down beside it.
+
+        Raises ModelUnavailable.
+        """
+        with self._lock:
+            file = self.known(file)
+            if not file.sha256:
+                self.read(file)
+                file = self.known(file)
+            target = self.folder / "prepared" / f"{file.prepared_sha256 or f'{file.sha256}-{PREPARED}'}.onnx"
+            kept = ModelFile(f"prepared/{target.name}", file.network, "", "", sha256=file.prepared_sha256)
+            expected = self.known(kept).sha256
+            with suppress(OSError):  # not made yet
+                data = target.read_bytes()
+                if expected and sha256(data) == expected:
+                    return data
+            model = self._prepare(file, self.read(file))
+            if file.prepared_sha256 and sha256(model) != file.prepared_sha256:
+                return model  # another version of onnx may write the same model in other bytes
+            with suppress(OSError, ModelUnavailable):  # a read-only or full disk costs the time to do it again
+                write_atomically(target, [model])
+                if not file.prepared_sha256:
+                    self.record(kept, sha256(model))
+            return model
+
+    def quantised(self, file: ModelFile) -> bytes:
+        """The int8 model that `quantize.quantise` made of this very file. Raises ModelUnavailable where it made none,
+        made it of another file, or the model is damaged."""
+        target = self.quantised_path(file)
         try:
-            kept = target.read_bytes()
-            if sha256(kept) == file.prepared_sha256:
-                return kept
-        except OSError:
-            pass  # not made yet
-        original = self.read(file)
+            model, about = target.read_bytes(), target.with_suffix(".json").read_bytes()
+        except FileNotFoundError as error:
+            raise ModelUnavailable(f"{file.name} has no int8 form here; {_quantise_again(file)}") from error
+        except OSError as error:
+            raise ModelUnavailable(f"{target} cannot be read: {error.strerror}") from error
+        if not self.known(file).sha256:
+            self.read(file)
         try:
-            model = prepare.prepare(original, file.free_sides)
+            report = json.loads(about)
+            source, expected = str(report["source_sha256"]), str(report["sha256"])
+        except (ValueError, TypeError, KeyError) as error:
+            place = target.with_suffix(".json")
+            raise ModelUnavailable(f"{place} is damaged; {_quantise_again(file)}") from error
+        if source != self.known(file).sha256:
+            raise ModelUnavailable(
+                f"{target} was made of another {file.name}: expected one with SHA-256 {self.known(file).sha256}, "
+                f"found {source}; {_quantise_again(file)}"
+            )
+        if sha256(model) != expected:
+            raise ModelUnavailable(
+                f"{target} is damaged: expected SHA-256 {expected}, found {len(model)} bytes with {sha256(model)}; "
+                f"{_quantise_again(file)}"
+            )
+        return model
+
+    def quantised_path(self, file: ModelFile) -> Path:
+        """Where the file's int8 form is kept; what is known of it lies beside as JSON."""
+        return self.folder / "int8" / f"{file.name}.int8.onnx"
+
+    def _prepare(self, file: ModelFile, original: bytes) -> bytes:
+        if file.network in CHECKPOINTS:
+            return bytes(checkpoints_for(file).to_onnx(original, file))
+        try:
+            return prepare.prepare(original, free_sides=file.network in DETECTORS)
         except Exception as error:  # a file of the right hash that is no ONNX model raises nearly anything
             raise ModelUnavailable(f"{file.name} is not an ONNX model that can be prepared: {error}") from error
-        if sha256(model) == file.prepared_sha256:  # another version of onnx may write the same model in other bytes
-            with suppress(OSError):  # a read-only or full disk costs the time to prepare again, nothing else
-                write_atomically(target, [model])
-        return model
 
     def _places(self, file: ModelFile) -> list[Path]:
         places = [self.folder / file.name]
@@ -70,29 +143,32 @@ class ModelFiles:
             places += [Path(root) / file.package_path for root in spec.submodule_search_locations or ()]
         return places
 
-    def _fetch(self, file: ModelFile) -> bytes:
-        try:
-            with urllib.request.urlopen(file.url, timeout=FETCH_TIMEOUT_SECONDS) as answer:  # noqa: S310 (packs name https)
-                data: bytes = answer.read(file.size + 1)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()  # it is the answer too, and holds the connection
-            raise ModelUnavailable(
-                f"{file.name} is not in {self.folder} and cannot be fetched from {file.url}: {error}"
-            ) from error
-        _checked(data, file, file.url)
-        try:
-            write_atomically(self.folder / file.name, [data])
-        except OSError as error:
-            raise ModelUnavailable(f"{file.name} cannot be written to {self.folder}: {error}") from error
-        return data
+    def _record(self, file: ModelFile) -> Path:
+        return self.folder / f"{file.name}.sha256"
 
 
-def _checked(data: bytes, file: ModelFile, place: str) -> bytes:
+def checkpoints_for(file: ModelFile) -> Any:
+    """The module `checkpoints`, which needs PyTorch. Raises ModelUnavailable where that is not installed."""
+    try:
+        from indexer.vision import checkpoints
+    except ImportError as error:
+        raise ModelUnavailable(
+            f"{file.name} is a PyTorch checkpoint, and PyTorch is not installed: pip install 'whosthere[torch]'"
+        ) from error
+    return checkpoints
+
+
+def _quantise_again(file: ModelFile) -> str:
+    name = next((pack.name for pack in BUILT_IN if pack.embedder.name == file.name), "PACK")
+    return f"`whosthere models quantize {name} --calibrate FOLDER` makes it"
+
+
+def checked(data: bytes, file: ModelFile, place: str) -> bytes:
+    """`data`, which was found at `place`. Raises ModelUnavailable when it is not that file."""
     found = sha256(data)
     if found != file.sha256:
         raise ModelUnavailable(
-            f"{place} is not {file.name}: expected {file.size} bytes with SHA-256 {file.sha256}, "
-            f"found {len(data)} bytes with {found}"
+            f"{place} is not {file.name}: expected {f'{file.size} bytes with ' if file.size else ''}SHA-256 "
+            f"{file.sha256}, found {len(data)} bytes with {found}"
         )
     return data

@@ -11,17 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import RejectedImage
-from indexer.types import Detection, Face, Pick, Pixels, Precision, Quality, Reason
-from indexer.vision import detection, quality, runtime
+from indexer.types import Detection, Device, Face, Pick, Pixels, Precision, Quality, Reason, Vectors
+from indexer.vision import detection, networks, quality
 from indexer.vision.align import SIZE, align
 from indexer.vision.decode import Limits, Photo, decode
 from indexer.vision.detection import Seek
 from indexer.vision.detectors.base import Detector
-from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.embedders.base import Embedder
-from indexer.vision.embedders.onnx import OnnxEmbedder
 from indexer.vision.files import ModelFiles
-from indexer.vision.packs import ModelFile, Pack
+from indexer.vision.packs import Pack
 from indexer.vision.runtime import Threads
 
 PIXELS_AT_ONCE = 48_000_000
@@ -43,8 +41,9 @@ class Options:
 
     limits: Limits = field(default_factory=Limits)
     threads: Threads = field(default_factory=Threads)
+    device: Device = Device.AUTO
     precision: Precision = Precision.NATIVE
-    """Of the embedder. The detector always computes in float32: bfloat16 moves landmarks."""
+    """Of the embedder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +94,11 @@ class FacePipeline:
             answers += self._describe(group, pick, gate)
         return answers
 
+    def embed(self, crops: NDArray[np.uint8]) -> Vectors:
+        """(N, 112, 112, 3) RGB uint8 aligned crops -> (N, D) float32 of unit length. Raises ModelUnavailable."""
+        _, embedder = self._load()
+        return embedder.embed(crops)
+
     def detect(self, images: Sequence[bytes]) -> list[Seen]:
         """All faces of each image, largest first, measured but not embedded (their embeddings are empty)."""
         answers: list[Seen] = []
@@ -106,21 +110,11 @@ class FacePipeline:
     def _load(self) -> tuple[Detector, Embedder]:
         with self._lock:
             if self._networks is None:
-                pack, options = self.pack, self._options
-                detector = YuNet(self._session(pack.detector, Precision.FLOAT32))
-                embedder = OnnxEmbedder(
-                    self._session(pack.embedder, options.precision),
-                    pack.dim,
-                    pack.mean,
-                    pack.scale,
-                    pack.mirror,
+                options = self._options
+                self._networks = networks.load(
+                    self.pack, self._files, options.device, options.precision, options.threads
                 )
-                self._networks = detector, embedder
             return self._networks
-
-    def _session(self, file: ModelFile, precision: Precision) -> runtime.Session:
-        engine = next(iter(runtime.engines(file.engines)), None)
-        return runtime.load(self._files.prepared(file), precision, self._options.threads, engine)
 
     def _groups(self, images: Sequence[bytes], seek: Seek) -> Iterator[list[_Image | RejectedImage]]:
         """Images decoded and looked at, in order, as many at a time as PIXELS_AT_ONCE allows."""
@@ -160,12 +154,12 @@ class FacePipeline:
         return group
 
     def _describe(self, group: list[_Image | RejectedImage], pick: Pick | None, gate: bool) -> list[Seen]:
-        _, embedder = self._load()
+        detector, embedder = self._load()
         self._crop(group, pick)
         read = [item for item in group if isinstance(item, _Image)]
         for image in read:
             if gate and image.rejection is None:
-                image.rejection = _gate(image)
+                image.rejection = _gate(image, detector.enrolled)
         crops = [crop for image in read if image.rejection is None for crop in image.crops]
         vectors = embedder.embed(np.stack(crops) if crops else np.empty((0, SIZE, SIZE, 3), np.uint8))
         return _answers(group, iter(vectors))
@@ -210,7 +204,7 @@ class FacePipeline:
                     item.chosen = []
                     break
                 item.crops.append(crop)
-                item.qualities.append(quality.measure(face, crop))
+                item.qualities.append(quality.measure(face, crop, detector.enrolled))
 
 
 def choose(faces: Sequence[Detection], pick: Pick | None, photo: Photo) -> list[Detection]:
@@ -240,12 +234,12 @@ def _too_coarse(item: _Image) -> bool:
     return min(face.box.size for face in item.chosen) / max(sx, sy) < detection.LOOK_FACE
 
 
-def _gate(item: _Image) -> RejectedImage | None:
+def _gate(item: _Image, sure: float) -> RejectedImage | None:
     reasons = item.qualities[0].reasons
     if not reasons:
         return None
     return RejectedImage(
-        quality.explain(reasons[0], item.chosen[0], item.qualities[0]),
+        quality.explain(reasons[0], item.chosen[0], item.qualities[0], sure),
         code=reasons[0],
         details={"reasons": [str(reason) for reason in reasons]},
     )
@@ -260,6 +254,7 @@ def _answers(group: Sequence[_Image | RejectedImage], vectors: Iterator[NDArray[
             continue
         faces: tuple[Face, ...] = ()
         if item.rejection is None:
-            faces = tuple(Face(d, q, next(vectors)) for d, q in zip(item.chosen, item.qualities, strict=True))
+            found = zip(item.chosen, item.qualities, item.crops, strict=True)
+            faces = tuple(Face(d, q, next(vectors), crop) for d, q, crop in found)
         answers.append(Seen(faces, item.rejection, item.photo.width, item.photo.height))
     return answers

@@ -1,0 +1,237 @@
+"""The model packs that can be had: those built in, and those that small files in `packs/` describe."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from indexer.disk import write_atomically
+from indexer.errors import InvalidRequest, ModelUnavailable, NotFound
+from indexer.types import Device, Precision, sha256
+from indexer.vision import networks
+from indexer.vision.align import SIZE
+from indexer.vision.files import ModelFiles, checked
+from indexer.vision.packs import BUILT_IN, DETECTORS, EMBEDDERS, SFACE, ModelFile, Network, Pack, ScoreTail
+from indexer.vision.runtime import Threads
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileDescription(_Strict):
+    """One file of a pack of the user's own; the fields are `packs.ModelFile`'s."""
+
+    file: str = Field(pattern=r"^[^/\\]+$")
+    network: Network
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    size: int = Field(default=0, ge=0)
+    licence: str = ""
+    origin: str = ""
+    url: str = ""
+    member: str = ""
+
+    def model(self) -> ModelFile:
+        return ModelFile(
+            self.file, self.network, self.licence, self.origin, self.sha256, self.size, self.url, self.member
+        )
+
+
+class PackDescription(_Strict):
+    """A pack of the user's own, `packs/NAME.json` in the models folder; the fields are `packs.Pack`'s.
+
+    `detector` may be the name of another pack, whose detector is then used. Without `same_threshold` and `tail` the
+    pack takes those of `sface`.
+    """
+
+    detector: str | FileDescription
+    embedder: FileDescription
+    dim: int = Field(ge=1, le=65_536)
+    mean: float = 127.5
+    scale: float = Field(default=1 / 127.5, gt=0)
+    mirror: bool = True
+    same_threshold: float | None = Field(default=None, ge=-1, le=1)
+    tail: ScoreTail | None = None
+    summary: str = ""
+    terms: str = ""
+
+
+class Catalogue:
+    """Asks the disk each time: what was pulled or added meanwhile is there. Thread-safe."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self._files = files
+
+    def find(self, name: str) -> Pack:
+        """The pack, with the hashes of its files as far as they are known.
+
+        Raises NotFound with the names there are, and ModelUnavailable where its description cannot be read.
+        """
+        found = next((pack for pack in BUILT_IN if pack.name == name), None)
+        if found is None:
+            if not NAME.fullmatch(name) or not self._description(name).is_file():
+                names = ", ".join(self.names())
+                raise NotFound(f"there is no model pack {name!r}; expected one of {names}", code="model_not_found")
+            found = self._described(name)
+        return replace(found, detector=self._known(found.detector), embedder=self._known(found.embedder))
+
+    def names(self) -> list[str]:
+        """The built-in packs, the best first, then the user's own."""
+        own = sorted(path.stem for path in (self._files.folder / "packs").glob("*.json") if NAME.fullmatch(path.stem))
+        built_in = [pack.name for pack in BUILT_IN]
+        return built_in + [name for name in own if name not in built_in]
+
+    def installed(self, pack: Pack) -> bool:
+        """Whether its files are there."""
+        return all(self._files.path(file) for file in pack.files)
+
+    def usable(self, name: str) -> Pack:
+        """The pack, whose files are there. Raises NotFound and ModelUnavailable."""
+        pack = self.find(name)
+        if not self.installed(pack):
+            missing = ", ".join(file.name for file in pack.files if not self._files.path(file))
+            raise ModelUnavailable(
+                f"model pack {name} is not installed: {missing} is not in {self._files.folder}; "
+                f"`whosthere models pull {name}` fetches it"
+            )
+        return pack
+
+    def best(self) -> Pack:
+        """The best of the built-in packs whose files are there."""
+        best = next((pack for pack in BUILT_IN if self.installed(pack)), SFACE)
+        return self.usable(best.name)
+
+    def take(self, name: str, detector: Path, embedder: Path) -> Pack:
+        """Puts files that are there already in their places in a built-in pack.
+
+        Raises ModelUnavailable where one is not the file that the pack asks for.
+        """
+        pack = self.find(name)
+        for file, path in ((pack.detector, detector), (pack.embedder, embedder)):
+            data = _read(path)
+            if file.sha256:
+                checked(data, file, str(path))
+            self._write(file.name, data)
+            if not file.sha256:
+                self._files.record(file, sha256(data))
+        return self.tried(self.find(name))
+
+    def add(self, name: str, description: PackDescription, detector: Path | None, embedder: Path) -> Pack:
+        """Makes a pack of files that are there already; they are copied. `description` names them as they will be
+        called in the models folder; its `dim` is put right, and hashes and sizes are filled in.
+
+        Raises InvalidRequest for a name that is taken or none, and ModelUnavailable, leaving nothing, where the files
+        are not the networks that they are said to be.
+        """
+        if not NAME.fullmatch(name):
+            raise InvalidRequest(f"{name!r} cannot name a model pack; expected {NAME.pattern}")
+        if name in self.names():
+            raise InvalidRequest(f"there is a model pack {name!r} already")
+        said = description.model_dump()
+        placed: list[str] = []
+        try:
+            for key, path in (("detector", detector), ("embedder", embedder)):
+                if path is None:
+                    continue
+                data = _read(path)
+                self._write(said[key]["file"], data)
+                placed.append(said[key]["file"])
+                said[key] |= {"sha256": sha256(data), "size": len(data)}
+            pack = self.tried(self._pack(name, PackDescription(**said)))
+            self._write(f"packs/{name}.json", json.dumps(said | {"dim": pack.dim}, indent=2).encode() + b"\n")
+            return self.find(name)
+        except BaseException:
+            for file in placed:
+                with suppress(OSError):
+                    (self._files.folder / file).unlink(missing_ok=True)
+            raise
+
+    def tried(self, pack: Pack) -> Pack:
+        """The pack after its networks have run once, its `dim` as they answer. Raises ModelUnavailable."""
+        try:
+            detector, embedder = networks.load(pack, self._files, Device.CPU, Precision.FLOAT32, Threads())
+            noise = np.random.default_rng(0)  # what a network makes of it does not matter, that it answers does
+            detector.detect(noise.integers(0, 256, (2, 8 * detector.stride, 8 * detector.stride, 3), np.uint8))
+            vectors = embedder.embed(noise.integers(0, 256, (2, SIZE, SIZE, 3), np.uint8))
+        except ModelUnavailable:
+            raise
+        except Exception as error:  # a network of another kind fails anywhere in its decoding
+            raise ModelUnavailable(
+                f"the files of {pack.name} do not work as {pack.detector.network} and {pack.embedder.network}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if vectors.ndim != 2:
+            raise ModelUnavailable(
+                f"{pack.embedder.name} answers with an array of shape {vectors.shape}; expected one embedding a crop"
+            )
+        return replace(pack, dim=vectors.shape[1])
+
+    def _known(self, file: ModelFile) -> ModelFile:
+        """The file with its hash. One that lies there for the first time is read, and its hash written down."""
+        known = self._files.known(file)
+        if not known.sha256 and self._files.path(file) is not None:
+            self._files.read(file)
+            known = self._files.known(file)
+        return known
+
+    def _described(self, name: str) -> Pack:
+        path = self._description(name)
+        try:
+            description = PackDescription.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise ModelUnavailable(f"{path} does not describe a model pack: {where}: {first['msg']}") from error
+        return self._pack(name, description)
+
+    def _pack(self, name: str, said: PackDescription) -> Pack:
+        if isinstance(said.detector, str):
+            if said.detector == name:
+                raise ModelUnavailable(f"model pack {name} names itself as the pack of its detector")
+            detector = self.find(said.detector).detector
+        else:
+            detector = said.detector.model()
+        embedder = said.embedder.model()
+        for file, kinds, what in ((detector, DETECTORS, "detector"), (embedder, EMBEDDERS, "embedder")):
+            if file.network not in kinds:
+                raise ModelUnavailable(f"{file.name} is a {file.network}; expected a {what}: {', '.join(kinds)}")
+        return Pack(
+            name=name,
+            detector=detector,
+            embedder=embedder,
+            dim=said.dim,
+            mean=said.mean,
+            scale=said.scale,
+            mirror=said.mirror,
+            same_threshold=SFACE.same_threshold if said.same_threshold is None else said.same_threshold,
+            tail=said.tail or SFACE.tail,
+            measured=said.same_threshold is not None and said.tail is not None,
+            summary=said.summary or f"{detector.network} and {embedder.network}, {said.dim}-d, added here",
+            terms=said.terms,
+        )
+
+    def _description(self, name: str) -> Path:
+        return self._files.folder / "packs" / f"{name}.json"
+
+    def _write(self, name: str, data: bytes) -> None:
+        try:
+            write_atomically(self._files.folder / name, [data])
+        except OSError as error:
+            raise ModelUnavailable(f"{name} cannot be written to {self._files.folder}: {error.strerror}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error

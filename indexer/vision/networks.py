@@ -1,0 +1,71 @@
+"""A pack's files -> its networks, loaded on the device that was asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from indexer.errors import ModelUnavailable
+from indexer.types import Device, Precision
+from indexer.vision import runtime
+from indexer.vision.detectors.base import Detector
+from indexer.vision.detectors.retinaface import RetinaFace
+from indexer.vision.detectors.scrfd import Scrfd
+from indexer.vision.detectors.yunet import YuNet
+from indexer.vision.embedders.base import Embedder
+from indexer.vision.files import ModelFiles, checkpoints_for
+from indexer.vision.packs import CHECKPOINTS, ModelFile, Network, Pack
+from indexer.vision.runtime import Feed, Session, Threads
+
+DETECTORS: dict[Network, type[YuNet] | type[Scrfd] | type[RetinaFace]] = {
+    Network.YUNET: YuNet,
+    Network.SCRFD: Scrfd,
+    Network.RETINAFACE: RetinaFace,
+}
+
+
+def load(
+    pack: Pack, files: ModelFiles, device: Device, precision: Precision, threads: Threads
+) -> tuple[Detector, Embedder]:
+    """Raises ModelUnavailable: a file that is missing or wrong, or a device that is not there, and why."""
+    cuda = uses_cuda(pack, device)
+    build = DETECTORS[pack.detector.network]
+    # The detector always computes in float32 on the CPU: bfloat16 moves landmarks.
+    detector = build(_session(pack.detector, files, build.feed, cuda, Precision.FLOAT32, threads))
+    feed = Feed((pack.mean,) * 3, pack.scale)
+    return detector, Embedder(_session(pack.embedder, files, feed, cuda, precision, threads), pack.dim, pack.mirror)
+
+
+def uses_cuda(pack: Pack, device: Device) -> bool:
+    """Whether the pack's networks run on the GPU. Raises ModelUnavailable when `cuda` was asked for and cannot be."""
+    if device is Device.CPU:
+        return False
+    problem = next(filter(None, (cuda_problem(file) for file in pack.files)), None)
+    if problem is not None and device is Device.CUDA:
+        raise ModelUnavailable(f"pack {pack.name} cannot run on CUDA here: {problem}", code="device_unavailable")
+    return problem is None
+
+
+def cuda_problem(file: ModelFile) -> str | None:
+    """Why this network cannot run on a GPU here; None where it can."""
+    if file.network not in CHECKPOINTS:
+        return runtime.cuda_problem()
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed: pip install 'whosthere[torch]'"
+    from indexer.vision import cuda
+
+    return cuda.problem()
+
+
+def _session(
+    file: ModelFile, files: ModelFiles, feed: Feed, cuda: bool, precision: Precision, threads: Threads
+) -> Session:
+    if not cuda:
+        model = files.quantised(file) if precision is Precision.INT8 else files.prepared(file)
+        engine = next(iter(runtime.engines(file.engines)), None)
+        return runtime.load(model, feed, precision, threads, engine)
+    if file.network not in CHECKPOINTS:
+        return runtime.load(files.prepared(file), feed, precision, threads, runtime.ON_CUDA)
+    from indexer.vision.cuda import CudaSession
+
+    half = precision is not Precision.FLOAT32
+    return CudaSession(checkpoints_for(file).module(files.read(file), file), feed, half)

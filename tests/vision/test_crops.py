@@ -1,0 +1,39 @@
+"""Kept crops come back pixel by pixel, or not at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from indexer.errors import InvalidRequest
+from indexer.types import Pick
+from indexer.vision import crops
+from indexer.vision.pipeline import FacePipeline
+from tests.photos import aligned_face, astronaut, encode, pixels
+
+
+def test_a_face_s_crop_comes_back_exactly(pipeline: FacePipeline) -> None:
+    [seen] = pipeline.describe([astronaut()], Pick.LARGEST)
+    crop = seen.faces[0].crop
+    assert crop is not None
+    file = crops.write(crop)
+    back = crops.read(file)
+    assert back.dtype == np.uint8
+    assert np.array_equal(back, crop)
+    assert len(file) < 0.6 * crop.nbytes
+    assert np.array_equal(pipeline.embed(back[None]), pipeline.embed(crop[None]))
+
+
+def test_the_hardest_pixels_come_back_too() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
+    for crop in (noise, np.zeros_like(noise), np.full_like(noise, 255)):
+        assert np.array_equal(crops.read(crops.write(crop)), crop)
+
+
+def test_what_is_no_crop_is_refused() -> None:
+    file = crops.write(pixels(aligned_face()))
+    for data in (b"", b"nonsense", file[:-100], file[:30], aligned_face()):
+        with pytest.raises(InvalidRequest, match="expected a WebP file"):
+            crops.read(data)
+    with pytest.raises(InvalidRequest, match="512x512; expected 112x112"):
+        crops.read(encode(pixels(astronaut()), "WEBP"))
