@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from indexer.errors import Conflict, InvalidVector, NotFound, RejectedImage, WhosthereError
+from indexer.errors import Conflict, InvalidVector, RejectedImage, WhosthereError
 from indexer.gallery.store import Enrolled, NewFace, Store
 from indexer.sources import Row
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
+from indexer.vision import crops
 from indexer.vision.packs import Pack
 from indexer.vision.pipeline import FacePipeline, Seen
 
@@ -24,7 +25,8 @@ CHUNK = 16
 BYTES_AT_ONCE = 64 * 2**20
 """Bytes of photo files that one worker holds at a time, or one photo where that is larger. With the pixels that
 `pipeline.PIXELS_AT_ONCE` lets it decode at a time, 144 MB, or one photo of 300 MB (`decode.Limits`), this bounds what
-a worker holds; there are two workers more than cores. Chunks that wait to be committed hold embeddings alone."""
+a worker holds; there are two workers more than cores. Chunks that wait to be committed hold embeddings alone, and
+crops (15 kB each) where they are kept."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,38 @@ class _Prepared:
     gallery has the image already."""
 
     row: Row
-    image_sha256: str = ""
-    face: Face | None = None
+    new: NewFace | None = None
     rejection: RejectedImage | None = None
     known_face: int | None = None
 
 
 class Enroller:
-    """Enrols rows into one gallery. `workers` chunks are on their way at a time."""
+    """Enrols rows into one gallery. `workers` chunks are on their way at a time.
+
+    With `keep_crops` the aligned crops are kept beside the embeddings, so that others can be made of them.
+    """
 
     def __init__(
-        self, store: Store, pipeline: FacePipeline, gallery: Gallery, max_image_bytes: int, workers: int
+        self,
+        store: Store,
+        pipeline: FacePipeline,
+        gallery: Gallery,
+        max_image_bytes: int,
+        workers: int,
+        keep_crops: bool = False,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
         self._gallery = gallery
         self._max_bytes = max_image_bytes
         self._workers = workers
+        self._keep_crops = keep_crops
 
     def enroll(self, rows: Sequence[Row], pick: Pick = Pick.ONLY) -> Generator[Result]:
-        """One result a row, in order, each yielded after it is committed. Close the iterator to stop early."""
+        """One result a row, in order, each yielded after it is committed. Close the iterator to stop early.
+
+        Raises Conflict when the gallery is re-embedded meanwhile; run again, it goes on with the other pack.
+        """
         self._pipeline.load()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="enroll")
         waiting: deque[Future[list[_Prepared]]] = deque()
@@ -106,11 +120,12 @@ class Enroller:
             there = known.get(sha)
             if there is None:
                 answer = next(seen)
-                prepared.append(_Prepared(row, sha, next(iter(answer.faces), None), answer.rejection))
+                ready = [new_face(row.person, sha, face, self._keep_crops) for face in answer.faces[:1]]
+                prepared.append(_Prepared(row, next(iter(ready), None), answer.rejection))
             elif there.external_id == row.person.external_id:
-                prepared.append(_Prepared(row, sha, known_face=there.face_id))
+                prepared.append(_Prepared(row, known_face=there.face_id))
             else:
-                prepared.append(_Prepared(row, sha, rejection=another_identity(there.external_id)))
+                prepared.append(_Prepared(row, rejection=another_identity(there.external_id)))
         return prepared
 
     def _describe(self, images: Sequence[bytes], pick: Pick) -> list[Seen]:
@@ -133,14 +148,10 @@ class Enroller:
             return rejection
 
     def _commit(self, prepared: Sequence[_Prepared]) -> list[Result]:
-        new = [
-            NewFace(p.row.person, p.image_sha256, p.face)
-            for p in prepared
-            if p.face is not None and p.rejection is None
-        ]
+        new = [p.new for p in prepared if p.new is not None and p.rejection is None]
         there = [p.row.person for p in prepared if p.known_face is not None]
         if new or any(map(_says, there)):
-            became = self._store.enroll(self._gallery.id, new, there)
+            became = self._store.enroll(self._gallery, new, there)
         else:
             became = [Enrolled(Outcome.UNCHANGED, None, None) for _ in there]
         of_new, of_there = iter(became[: len(new)]), iter(became[len(new) :])
@@ -155,28 +166,10 @@ class Enroller:
         return results
 
 
-def open_gallery(store: Store, name: str, pack: Pack | None, default: Pack, create: bool) -> Gallery:
-    """The gallery of that name, made with `pack` (or `default`) where it is missing and `create` is set.
-
-    Raises NotFound, and Conflict when it is bound to another pack than the one asked for.
-    """
-    try:
-        gallery = store.gallery(name)
-    except NotFound:
-        if not create:
-            raise
-        chosen = pack or default
-        try:
-            return store.create_gallery(name, chosen.name, chosen.fingerprint, chosen.dim)
-        except Conflict:  # somebody else made it this moment
-            gallery = store.gallery(name)
-    if pack is not None and gallery.model != pack.name:
-        raise Conflict(
-            f"gallery {name!r} is bound to model pack {gallery.model!r}, and {pack.name!r} was asked for; "
-            "a gallery never mixes packs",
-            code="model_mismatch",
-        )
-    return gallery
+def new_face(person: Person, image_sha256: str, face: Face, keep_crop: bool) -> NewFace:
+    """The face of an image, ready to be enrolled, with its crop as a file where that is to be kept."""
+    crop = crops.write(face.crop) if keep_crop and face.crop is not None else None
+    return NewFace(person, image_sha256, replace(face, crop=None), crop)
 
 
 def check_pack(gallery: Gallery, pack: Pack) -> None:

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -23,14 +25,15 @@ from indexer.errors import StorageUnavailable
 from indexer.gallery.database import current_version, migrate, newest_version, open_database
 from indexer.gallery.schema import Base
 from indexer.gallery.store import Store
-from tests.gallery.faces import enroll_one, make_gallery, new_face
+from indexer.types import vector_to_bytes
+from tests.gallery.faces import enroll_one, image_hash, make_gallery, new_face, vector
 from tests.gallery.together import in_processes, in_threads
 from tests.postgres import Database
 from tests.postgres import empty_database as empty_database
 from tests.postgres import postgres as postgres
 
 ROOT = Path(__file__).parent.parent
-TABLES = {"galleries", "identities", "faces", "changes", "alembic_version"}
+TABLES = {table.name for table in Base.metadata.sorted_tables} | {"alembic_version"}
 
 
 @pytest.fixture
@@ -51,11 +54,7 @@ def differences(engine: Engine) -> list[Any]:
 
 
 def downgrade(engine: Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(importlib.resources.files("migrations")))
-    with engine.connect().execution_options(writing=True) as connection, connection.begin():
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+    to(engine, "base", command.downgrade)
 
 
 def test_an_empty_database_gets_every_table(engine: Engine) -> None:
@@ -129,6 +128,57 @@ def test_migrating_again_keeps_what_is_there(engine: Engine) -> None:
     enroll_one(store, gallery, new_face("ana", 1))
     migrate(engine)
     assert store.counts(gallery.id) == (1, 1)
+
+
+def to(engine: Engine, revision: str, move: Callable[[Config, str], None] = command.upgrade) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(importlib.resources.files("migrations")))
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        move(config, revision)
+
+
+def test_embeddings_of_before_they_had_a_table_of_their_own(engine: Engine) -> None:
+    """Those of 0001 are found by the store, to the bit, beside everything else; and go back."""
+    to(engine, "0001")
+    galleries = {1: ("staff", "0123456789abcdef", 32), 2: ("guests", "fedcba9876543210", 8)}
+    faces = {1: [1, 2, 3], 2: [4]}
+    at = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        for gallery_id, (name, fingerprint, dim) in galleries.items():
+            made = "INSERT INTO galleries VALUES (:id, :name, 'sface', :fingerprint, :dim, 7, :at)"
+            named = {"id": gallery_id, "name": name, "fingerprint": fingerprint, "dim": dim, "at": at}
+            connection.execute(text(made), named)
+            person = "INSERT INTO identities VALUES (:id, :id, 'ana', NULL, '{}', NULL, NULL, :at, :at)"
+            connection.execute(text(person), {"id": gallery_id, "at": at})
+            for face_id in faces[gallery_id]:
+                connection.execute(
+                    text(
+                        "INSERT INTO faces VALUES (:id, :g, :g, :sha, '[1, 2, 3, 4]', '[]', 1, '{}', :embedding, :at)"
+                    ),
+                    {
+                        "id": face_id,
+                        "g": gallery_id,
+                        "sha": image_hash(face_id),
+                        "embedding": vector_to_bytes(vector(face_id, dim)),
+                        "at": at,
+                    },
+                )
+    migrate(engine)
+    assert differences(engine) == []
+    store = Store(engine)
+    for gallery_id, (name, fingerprint, dim) in galleries.items():
+        gallery = store.gallery(name)
+        assert (gallery.id, gallery.fingerprint, gallery.dim, gallery.seq) == (gallery_id, fingerprint, dim, 7)
+        found = store.vectors_of(gallery, [1, 2, 3, 4])
+        assert found.face_ids.tolist() == faces[gallery_id]
+        assert found.vectors.tobytes() == np.stack([vector(i, dim) for i in faces[gallery_id]]).tobytes()
+    to(engine, "0001", command.downgrade)
+    with engine.connect() as connection:
+        back = connection.execute(text("SELECT embedding FROM faces ORDER BY id")).scalars().all()
+    assert [bytes(one) for one in back] == [vector_to_bytes(vector(i, 32 if i < 4 else 8)) for i in (1, 2, 3, 4)]
+    migrate(engine)
+    assert len(store.vectors_of(store.gallery("staff"), [1, 2, 3]).face_ids) == 3
 
 
 def migrate_url(url: str) -> str | None:

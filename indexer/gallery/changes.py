@@ -11,9 +11,10 @@ from typing import cast
 from sqlalchemy import and_, insert, select, update
 from sqlalchemy.orm import Session
 
-from indexer.errors import NotFound
+from indexer.errors import Conflict, NotFound
 from indexer.gallery.clock import now
 from indexer.gallery.schema import ChangeRow, GalleryRow
+from indexer.types import Gallery
 
 
 class Kind(StrEnum):
@@ -22,6 +23,8 @@ class Kind(StrEnum):
     IDENTITY_CHANGED = "identity_changed"
     """It is new, or its name, metadata or dates are."""
     IDENTITY_REMOVED = "identity_removed"
+    REEMBEDDED = "reembedded"
+    """Every face has an embedding by another pack now. It concerns no identity: its `identity_id` is 0."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Position:
     last: int
     mark: str
     """Empty where there is no change of that number."""
+    fingerprint: str
+    """Of the pack that the gallery's embeddings are by."""
 
 
 def lock(session: Session, gallery_id: int) -> int:
@@ -60,16 +65,37 @@ def lock(session: Session, gallery_id: int) -> int:
     So changes are committed in the order of their numbers: whoever reads change N has N - 1 as well.
     Raises NotFound when the gallery was deleted meanwhile.
     """
-    seq = session.scalar(
+    return _lock(session, gallery_id)[0]
+
+
+def lock_as(session: Session, gallery: Gallery) -> int:
+    """As `lock`; raises Conflict when the gallery's embeddings are no longer by the pack that `gallery` names."""
+    seq, fingerprint = _lock(session, gallery.id)
+    check_pack_is(gallery, fingerprint)
+    return seq
+
+
+def check_pack_is(gallery: Gallery, fingerprint: str) -> None:
+    """Raises Conflict unless `fingerprint`, the gallery's now, is the one that `gallery` was read with."""
+    if fingerprint != gallery.fingerprint:
+        raise Conflict(
+            f"gallery {gallery.name!r} was re-embedded meanwhile: this was begun with {gallery.model} "
+            f"{gallery.fingerprint}, and its embeddings are by {fingerprint} now; run it again",
+            code="model_mismatch",
+        )
+
+
+def _lock(session: Session, gallery_id: int) -> tuple[int, str]:
+    found = session.execute(
         update(GalleryRow)
         .where(GalleryRow.id == gallery_id)
         .values(seq=GalleryRow.seq)
-        .returning(GalleryRow.seq)
+        .returning(GalleryRow.seq, GalleryRow.fingerprint)
         .execution_options(synchronize_session=False)
-    )
-    if seq is None:
+    ).one_or_none()
+    if found is None:
         raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
-    return seq
+    return found.seq, found.fingerprint
 
 
 def record(session: Session, gallery_id: int, last: int, entries: Sequence[Entry]) -> None:
@@ -112,14 +138,14 @@ def position(session: Session, gallery_id: int, seq: int | None) -> Position | N
     """The end of the log, and the mark of change `seq` or of the last one; None when the gallery is gone."""
     wanted = GalleryRow.seq if seq is None else seq
     found = session.execute(
-        select(GalleryRow.seq, ChangeRow)
+        select(GalleryRow.seq, GalleryRow.fingerprint, ChangeRow)
         .outerjoin(ChangeRow, and_(ChangeRow.gallery_id == GalleryRow.id, ChangeRow.seq == wanted))
         .where(GalleryRow.id == gallery_id)
     ).one_or_none()
     if found is None:
         return None
-    last, row = found[0], cast(ChangeRow | None, found[1])  # an outer join
-    return Position(last, _change(row).mark if row is not None else "")
+    row = cast(ChangeRow | None, found[2])  # an outer join
+    return Position(found.seq, _change(row).mark if row is not None else "", found.fingerprint)
 
 
 def _change(row: ChangeRow) -> Change:

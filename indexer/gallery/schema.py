@@ -107,9 +107,47 @@ class FaceRow(Base):
     landmarks: Mapped[list[list[float]]] = mapped_column(JSON)
     detection_score: Mapped[float] = mapped_column(Float)
     quality: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class EmbeddingRow(Base):
+    """A face's embedding by one pack. Each face has one by its gallery's pack, from the transaction that makes the
+    face on; others lie beside it while the gallery is re-embedded, and after."""
+
+    __tablename__ = "embeddings"
+
+    face_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("faces.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Of the pack."""
     embedding: Mapped[bytes] = mapped_column(LargeBinary)
     """Little-endian float32: `types.vector_to_bytes`."""
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class CropRow(Base):
+    """A face's aligned crop, where crops are kept."""
+
+    __tablename__ = "crops"
+
+    face_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("faces.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    image: Mapped[bytes] = mapped_column(LargeBinary)
+    """A file: `vision.crops` writes and reads it."""
+
+
+class ReembeddingRow(Base):
+    """A pack other than the gallery's own whose embeddings lie beside: one that is being built, or a former one."""
+
+    __tablename__ = "reembeddings"
+
+    gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    dim: Mapped[int] = mapped_column(Integer)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    """When its embeddings came to lie beside: the start of the building, or the moment it became a former one."""
 
 
 class ChangeRow(Base):

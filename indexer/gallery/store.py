@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,10 +17,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
-from indexer.gallery import changes
+from indexer.gallery import changes, embeddings
 from indexer.gallery.changes import Change, Entry, Kind, Position
 from indexer.gallery.clock import now
 from indexer.gallery.database import storage_errors
+from indexer.gallery.embeddings import Beside, Lacking, Switch
 from indexer.gallery.schema import LONGEST_NAME, FaceRow, GalleryRow, IdentityRow
 from indexer.types import (
     Box,
@@ -27,6 +29,7 @@ from indexer.types import (
     Face,
     Gallery,
     Identity,
+    Named,
     Outcome,
     Person,
     Quality,
@@ -34,7 +37,6 @@ from indexer.types import (
     StoredFace,
     Vectors,
     check_vectors,
-    vector_to_bytes,
     vectors_from_bytes,
 )
 
@@ -49,6 +51,8 @@ class NewFace:
     person: Person
     image_sha256: str
     face: Face
+    crop: bytes | None = None
+    """The file that `vision.crops` made of the face's crop, where it is to be kept."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +177,16 @@ class Store:
             rows = session.execute(query.order_by(IdentityRow.id).limit(limit))
             return [_identity(row, count) for row, count in rows]
 
-    def valid_identities(self, ids: Iterable[int], at: datetime) -> dict[int, Identity]:
+    def valid_identities(self, ids: Iterable[int], at: datetime) -> dict[int, Named]:
         """Those of `ids` that exist and are valid at that time, by id."""
-        found: dict[int, Identity] = {}
-        query = _with_counts().where(
+        found: dict[int, Named] = {}
+        query = select(IdentityRow.id, IdentityRow.external_id, IdentityRow.name, IdentityRow.details).where(
             or_(IdentityRow.valid_from.is_(None), IdentityRow.valid_from <= at),
             or_(IdentityRow.valid_until.is_(None), IdentityRow.valid_until > at),
         )
         with self._read() as session:
             for some in _slices(list(ids)):
-                for row, count in session.execute(query.where(IdentityRow.id.in_(some))):
-                    found[row.id] = _identity(row, count)
+                found |= {row.id: Named(*row) for row in session.execute(query.where(IdentityRow.id.in_(some)))}
         return found
 
     def delete_identity(self, gallery_id: int, external_id: str) -> int:
@@ -204,19 +207,23 @@ class Store:
         with self._read() as session:
             return _known_images(session, gallery_id, hashes)
 
-    def enroll(self, gallery_id: int, faces: Sequence[NewFace], people: Sequence[Person] = ()) -> list[Enrolled]:
+    def enroll(self, gallery: Gallery, faces: Sequence[NewFace], people: Sequence[Person] = ()) -> list[Enrolled]:
         """Enrols `faces` in one transaction, making the identities that are missing.
 
         What is said of a person (in `faces`, or in `people`, who get no new face) updates the identity where it
         differs; what is not said is kept. An image that is enrolled already changes nothing: `unchanged` for the
         same person, `rejected` for another one. So is, with a `problem`, whatever would let a person's validity end
         before it begins; the others are enrolled. One answer for each of `faces`, then one for each of `people`.
+
+        Raises Conflict when the gallery was re-embedded since `gallery` was read: the embeddings are by that pack.
         """
+        gallery_id = gallery.id
         for person in (*people, *(new.person for new in faces)):
             check_person(person)
         with self._write() as session:
-            last = changes.lock(session, gallery_id)
-            _check_dims(session, gallery_id, faces)
+            last = changes.lock_as(session, gallery)
+            for new in faces:  # one of another size would keep every index from being built
+                check_vectors(new.face.embedding, gallery.dim)
             known = _known_images(session, gallery_id, [new.image_sha256 for new in faces])
             there = _identity_rows(session, gallery_id, [*people, *(new.person for new in faces)])
             told = _Told(there)
@@ -226,6 +233,9 @@ class Store:
             ids, entries = _upsert(session, gallery_id, there, heard, welcome)
             rows = [_face_values(gallery_id, ids[new.person.external_id], new) for new in ours]
             face_ids = _insert_all(session, FaceRow, rows)
+            embeddings.insert_all(session, gallery.fingerprint, face_ids, [new.face.embedding for new in ours])
+            crops = [(face_id, new.crop) for face_id, new in zip(face_ids, ours, strict=True) if new.crop is not None]
+            embeddings.insert_crops(session, crops)
             made = {
                 new.image_sha256: Known(face_id, ids[new.person.external_id], new.person.external_id)
                 for new, face_id in zip(ours, face_ids, strict=True)
@@ -277,31 +287,89 @@ class Store:
         with self._read() as session:
             return changes.since(session, gallery_id, seq, limit)
 
-    def vectors_of(self, gallery_id: int, dim: int, face_ids: Sequence[int]) -> FaceVectors:
-        """The embeddings of these faces; those that are gone are left out."""
-        query = select(FaceRow.id, FaceRow.identity_id, FaceRow.embedding).where(FaceRow.gallery_id == gallery_id)
+    def vectors_of(self, gallery: Gallery, face_ids: Sequence[int]) -> FaceVectors:
+        """The embeddings of these faces; those that are gone are left out.
+
+        Raises Conflict when the gallery was re-embedded since `gallery` was read.
+        """
         rows: list[Any] = []
         with self._read() as session:
             for some in _slices(face_ids):
-                rows += session.execute(query.where(FaceRow.id.in_(some))).all()
-        return _face_vectors(rows, dim)
+                rows += embeddings.own(session, gallery, FaceRow.id.in_(some))
+        return _face_vectors(rows, gallery.dim)
 
-    def all_vectors(self, gallery_id: int, dim: int, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:
+    def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:
         """The number of the last change, and the embeddings of all faces that were there then, in the order of
-        their ids, `at_once` at a time. Faces added while this runs may be among them; the log tells of them again."""
-        seq = self.last_change(gallery_id) or 0
-        return seq, self._stream(gallery_id, dim, at_once)
+        their ids, `at_once` at a time. Faces added while this runs may be among them; the log tells of them again.
 
-    def _stream(self, gallery_id: int, dim: int, at_once: int) -> Iterator[FaceVectors]:
+        The iterator raises Conflict when the gallery was re-embedded since `gallery` was read.
+        """
+        seq = self.last_change(gallery.id) or 0
+        return seq, self._stream(gallery, at_once)
+
+    def _stream(self, gallery: Gallery, at_once: int) -> Iterator[FaceVectors]:
         after = 0
-        query = select(FaceRow.id, FaceRow.identity_id, FaceRow.embedding).where(FaceRow.gallery_id == gallery_id)
         while True:
             with self._read() as session:
-                rows = session.execute(query.where(FaceRow.id > after).order_by(FaceRow.id).limit(at_once)).all()
+                rows = embeddings.own(session, gallery, FaceRow.id > after, at_once)
             if not rows:
                 return
             after = rows[-1].id
-            yield _face_vectors(rows, dim)
+            yield _face_vectors(rows, gallery.dim)
+
+    # Embeddings by another pack
+
+    def start_reembedding(self, gallery: Gallery, model: str, fingerprint: str, dim: int) -> None:
+        """Lets embeddings by that pack be laid beside; nothing happens where they may be already.
+
+        Raises Conflict when the gallery is bound to that pack, or was re-embedded since `gallery` was read.
+        """
+        with self._write() as session:
+            embeddings.start(session, gallery, model, fingerprint, dim)
+
+    def former_packs(self, gallery_id: int) -> list[Beside]:
+        """The other packs whose embeddings lie beside, all or some of them, the latest first."""
+        with self._read() as session:
+            return embeddings.beside(session, gallery_id)
+
+    def lacking(self, gallery_id: int, fingerprint: str, after: int, limit: int) -> list[Lacking]:
+        """Faces with an id above `after` that have no embedding by that pack, in the order of their ids."""
+        with self._read() as session:
+            return embeddings.lacking(session, gallery_id, fingerprint, after, limit)
+
+    def put_embeddings(self, gallery: Gallery, fingerprint: str, face_ids: Sequence[int], vectors: Vectors) -> None:
+        """Lays embeddings beside. Faces that are gone, or have one already, are passed over.
+
+        Raises Conflict when the gallery was re-embedded since `gallery` was read, or these embeddings were forgotten.
+        """
+        with self._write() as session:
+            embeddings.put(session, gallery, fingerprint, face_ids, vectors)
+
+    def switch_model(
+        self, gallery: Gallery, fingerprint: str, in_vain: AbstractSet[int] = frozenset(), drop_missing: bool = False
+    ) -> Switch:
+        """Binds the gallery to a pack whose embeddings lie beside, in one transaction; those it had lie beside then.
+
+        It does so only when every face has an embedding by that pack; with `drop_missing` the faces that were looked
+        at `in_vain` are deleted first. Raises as `put_embeddings`.
+        """
+        with self._write() as session:
+            return embeddings.switch(session, gallery, fingerprint, in_vain, drop_missing)
+
+    def forget_embeddings(self, gallery_id: int, fingerprint: str) -> int:
+        """Deletes the embeddings by another pack, a transaction every few hundred; how many there were.
+
+        Raises Conflict when it is the gallery's own, or somebody begins with it again meanwhile.
+        """
+        with self._write() as session:
+            embeddings.give_up(session, gallery_id, fingerprint)
+        forgotten, after = 0, 0
+        while True:
+            with self._write() as session:
+                some, last = embeddings.forget_some(session, gallery_id, fingerprint, after)
+            if last is None:
+                return forgotten
+            forgotten, after = forgotten + some, last
 
 
 def check_name(what: str, value: str) -> None:
@@ -335,13 +403,6 @@ def check_person(person: Person) -> None:
         raise InvalidRequest(f"the metadata of {person.external_id!r} must be JSON: {error}") from error
     if start is not None and end is not None and end <= start:
         raise InvalidRequest(f"valid_until ({end.isoformat()}) must be after valid_from ({start.isoformat()})")
-
-
-def _check_dims(session: Session, gallery_id: int, faces: Sequence[NewFace]) -> None:
-    """One embedding of another size would keep every index from being built."""
-    dim = session.scalar(select(GalleryRow.dim).where(GalleryRow.id == gallery_id)) or 0
-    for new in faces:
-        check_vectors(new.face.embedding, dim)
 
 
 def _known_images(session: Session, gallery_id: int, hashes: Iterable[str]) -> dict[str, Known]:
@@ -544,7 +605,6 @@ def _face_values(gallery_id: int, identity_id: int, new: NewFace) -> Mapping[str
         "landmarks": [[round(float(v), 2) for v in point] for point in detection.landmarks],
         "detection_score": round(detection.score, 4),
         "quality": {**asdict(quality), "reasons": [str(reason) for reason in quality.reasons]},
-        "embedding": vector_to_bytes(new.face.embedding),
         "created_at": now(),
     }
 

@@ -35,10 +35,11 @@ def new_face(
     valid_from: datetime | None = None,
     valid_until: datetime | None = None,
     metadata: Mapping[str, object] | None = None,
+    crop: bytes | None = None,
 ) -> NewFace:
     """A face of `external_id` on image number `image`, whose embedding is that number's too."""
     person = Person(external_id, name, valid_from, valid_until, metadata or {})
-    return NewFace(person, image_hash(image), face(vector(image) if embedding is None else embedding))
+    return NewFace(person, image_hash(image), face(vector(image) if embedding is None else embedding), crop)
 
 
 def image_hash(image: int) -> str:
@@ -51,7 +52,7 @@ def make_gallery(store: Store, name: str = "staff", dim: int = DIM) -> Gallery:
 
 def enroll_one(store: Store, gallery: Gallery, new: NewFace) -> int:
     """The id of the new face."""
-    [enrolled] = store.enroll(gallery.id, [new])
+    [enrolled] = store.enroll(gallery, [new])
     assert enrolled.outcome is Outcome.ENROLLED
     assert enrolled.face_id is not None
     return enrolled.face_id

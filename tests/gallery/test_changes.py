@@ -11,7 +11,7 @@ from indexer.errors import NotFound
 from indexer.gallery.changes import Kind
 from indexer.gallery.store import Enrolled, Store
 from indexer.types import Gallery, Outcome, Person
-from tests.gallery.faces import DIM, enroll_one, make_gallery, new_face, vector
+from tests.gallery.faces import enroll_one, make_gallery, new_face, vector
 from tests.gallery.together import in_processes, in_threads
 from tests.postgres import Database, opened
 
@@ -24,7 +24,7 @@ def write(store: Store, gallery: Gallery, writer: int) -> list[int]:
     kept = []
     for i in range(ROUNDS):
         image = 1000 * writer + 10 * i
-        answers = store.enroll(gallery.id, [new_face(f"own{writer}", image), new_face("shared", image + 1)])
+        answers = store.enroll(gallery, [new_face(f"own{writer}", image), new_face("shared", image + 1)])
         assert [a.outcome for a in answers] == [Outcome.ENROLLED] * 2
         own, shared = (a.face_id or 0 for a in answers)
         kept.append(own)
@@ -62,11 +62,11 @@ def check(store: Store, gallery: Gallery, kept: list[list[int]], writers: int) -
         elif change.entry.kind is Kind.FACE_REMOVED:
             alive.remove(face_id or 0)
     assert alive == {face_id for some in kept for face_id in some}
-    _, parts = store.all_vectors(gallery.id, DIM)
+    _, parts = store.all_vectors(gallery)
     assert {face_id for part in parts for face_id in part.face_ids.tolist()} == alive
     assert store.counts(gallery.id) == (writers + 1, len(alive))
     for writer in range(writers):
-        vectors = store.vectors_of(gallery.id, DIM, kept[writer][:1]).vectors
+        vectors = store.vectors_of(gallery, kept[writer][:1]).vectors
         assert np.array_equal(vectors, vector(1000 * writer)[None])
 
 
@@ -91,7 +91,7 @@ def test_a_reader_never_sees_a_gap(store: Store) -> None:
         while len(seen) < 4 * 12:
             changes = store.changes_since(gallery.id, len(seen), limit=3)
             added = [c.entry.face_id for c in changes if c.entry.face_id is not None]
-            assert len(store.vectors_of(gallery.id, DIM, added).face_ids) == len(added)
+            assert len(store.vectors_of(gallery, added).face_ids) == len(added)
             seen += [change.seq for change in changes]
         return seen
 
@@ -106,7 +106,7 @@ def test_a_reader_never_sees_a_gap(store: Store) -> None:
 
 def test_changes_come_in_order_from_a_number_on(store: Store) -> None:
     gallery = make_gallery(store)
-    store.enroll(gallery.id, [new_face("ana", image) for image in range(9)])
+    store.enroll(gallery, [new_face("ana", image) for image in range(9)])
     assert [c.seq for c in store.changes_since(gallery.id, 0, 4)] == [1, 2, 3, 4]
     assert [c.seq for c in store.changes_since(gallery.id, 4, 4)] == [5, 6, 7, 8]
     assert [c.seq for c in store.changes_since(gallery.id, 8, 4)] == [9, 10]
@@ -114,7 +114,7 @@ def test_changes_come_in_order_from_a_number_on(store: Store) -> None:
 
 
 def enroll_images(store: Store, gallery: Gallery, who: str) -> list[Enrolled]:
-    return [store.enroll(gallery.id, [new_face(who, image)])[0] for image in range(12)]
+    return [store.enroll(gallery, [new_face(who, image)])[0] for image in range(12)]
 
 
 def enroll_images_by_url(url: str, who: str) -> list[Enrolled]:

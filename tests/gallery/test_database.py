@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from sqlalchemy import text
 from indexer.errors import InvalidSetting, StorageUnavailable
 from indexer.gallery.database import current_version, migrate, open_database
 from indexer.gallery.store import Store
-from indexer.types import Person
+from indexer.types import Gallery, Person
 from tests.gallery.faces import DIM, enroll_one, make_gallery, new_face
 from tests.gallery.together import in_threads
 from tests.postgres import Database, Postgres, opened, running
@@ -22,6 +23,7 @@ PASSWORD = "hunter2"
 
 
 def everything(store: Store, gallery_id: int) -> list[Callable[[], object]]:
+    gallery = Gallery(gallery_id, "staff", "sface", "0123456789abcdef", DIM, 0, datetime(2026, 1, 1, tzinfo=UTC))
     return [
         lambda: make_gallery(store, "another"),
         lambda: store.gallery("staff"),
@@ -31,12 +33,12 @@ def everything(store: Store, gallery_id: int) -> list[Callable[[], object]]:
         lambda: store.put_identity(gallery_id, Person("ana")),
         lambda: store.identity(gallery_id, "ana"),
         lambda: store.identities(gallery_id),
-        lambda: store.enroll(gallery_id, [new_face("ana", 1)]),
+        lambda: store.enroll(gallery, [new_face("ana", 1)]),
         lambda: store.face(gallery_id, 1),
         lambda: store.last_change(gallery_id),
         lambda: store.changes_since(gallery_id, 0),
-        lambda: store.vectors_of(gallery_id, DIM, [1]),
-        lambda: store.all_vectors(gallery_id, DIM),
+        lambda: store.vectors_of(gallery, [1]),
+        lambda: store.all_vectors(gallery),
     ]
 
 
@@ -142,13 +144,13 @@ def test_a_damaged_database(tmp_path: Path, sqlite_template: Path) -> None:
     shutil.copy(sqlite_template, path)
     with opened(f"sqlite:///{path}") as store:
         gallery = make_gallery(store)
-        store.enroll(gallery.id, [new_face(f"p{i}", i) for i in range(50)])
+        store.enroll(gallery, [new_face(f"p{i}", i) for i in range(50)])
     data = bytearray(path.read_bytes())
     assert len(data) > 8 * 4096
     data[4096:] = b"\xa5" * (len(data) - 4096)
     path.write_bytes(data)
     with opened(f"sqlite:///{path}") as store:
-        for call in (lambda: store.galleries(), lambda: store.enroll(gallery.id, [new_face("ana", 99)])):
+        for call in (lambda: store.galleries(), lambda: store.enroll(gallery, [new_face("ana", 99)])):
             with pytest.raises(StorageUnavailable, match="malformed"):
                 call()
 

@@ -22,7 +22,7 @@ NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 def test_a_new_face_makes_its_identity(store: Store) -> None:
     gallery = make_gallery(store)
     answers = store.enroll(
-        gallery.id,
+        gallery,
         [new_face("ana", 1, name="Ana", metadata={"team": "red"}), new_face("bob", 2), new_face("ana", 3)],
     )
     ana, bob = store.identity(gallery.id, "ana"), store.identity(gallery.id, "bob")
@@ -47,9 +47,9 @@ def test_a_new_face_makes_its_identity(store: Store) -> None:
 def test_the_same_again_is_unchanged(store: Store) -> None:
     gallery = make_gallery(store)
     faces = [new_face("ana", 1, name="Ana"), new_face("bob", 2)]
-    first = store.enroll(gallery.id, faces)
+    first = store.enroll(gallery, faces)
     before = store.identities(gallery.id)
-    again = store.enroll(gallery.id, faces)
+    again = store.enroll(gallery, faces)
     assert again == [Enrolled(Outcome.UNCHANGED, f.face_id, f.identity_id) for f in first]
     assert store.identities(gallery.id) == before
     assert store.last_change(gallery.id) == 4
@@ -58,7 +58,7 @@ def test_the_same_again_is_unchanged(store: Store) -> None:
 def test_the_same_image_twice_in_one_call(store: Store) -> None:
     gallery = make_gallery(store)
     first, again, other = store.enroll(
-        gallery.id, [new_face("ana", 1), new_face("ana", 1), new_face("eve", 1, name="Eve")]
+        gallery, [new_face("ana", 1), new_face("ana", 1), new_face("eve", 1, name="Eve")]
     )
     assert first.outcome is Outcome.ENROLLED
     assert again == Enrolled(Outcome.UNCHANGED, first.face_id, first.identity_id)
@@ -69,7 +69,7 @@ def test_the_same_image_twice_in_one_call(store: Store) -> None:
 def test_the_same_image_for_another_identity_in_a_later_call(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
-    answers = store.enroll(gallery.id, [new_face("eve", 1), new_face("eve", 2)])
+    answers = store.enroll(gallery, [new_face("eve", 1), new_face("eve", 2)])
     assert answers[0] == Enrolled(Outcome.REJECTED, None, None, "ana")
     assert answers[1].outcome is Outcome.ENROLLED
     assert store.identity(gallery.id, "eve").faces == 1
@@ -81,7 +81,7 @@ def test_a_rejected_face_says_nothing_of_its_person(store: Store) -> None:
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, gallery, new_face("eve", 2, name="Eve"))
     before = store.last_change(gallery.id)
-    [answer] = store.enroll(gallery.id, [new_face("eve", 1, name="Mallory")])
+    [answer] = store.enroll(gallery, [new_face("eve", 1, name="Mallory")])
     assert answer.outcome is Outcome.REJECTED
     assert store.identity(gallery.id, "eve").name == "Eve"
     assert store.last_change(gallery.id) == before
@@ -105,7 +105,7 @@ def test_what_is_said_updates_and_what_is_not_said_is_kept(store: Store) -> None
     assert changed.updated_at > ana.updated_at
     assert [c.entry.kind for c in store.changes_since(gallery.id, 3)] == [Kind.IDENTITY_CHANGED, Kind.FACE_ADDED]
 
-    [answer] = store.enroll(gallery.id, [new_face("ana", 3, name="Ann")])
+    [answer] = store.enroll(gallery, [new_face("ana", 3, name="Ann")])
     assert answer.outcome is Outcome.UNCHANGED
     assert store.identity(gallery.id, "ana").name == "Ann"
 
@@ -113,7 +113,7 @@ def test_what_is_said_updates_and_what_is_not_said_is_kept(store: Store) -> None
 def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> None:
     gallery = make_gallery(store)
     store.enroll(
-        gallery.id,
+        gallery,
         [
             new_face("ana", 1, name="Ana", valid_from=NOON, metadata={"a": 1, "b": 1}),
             new_face("ana", 2, metadata={"b": 2}),
@@ -129,7 +129,7 @@ def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> No
 def test_people_without_a_new_face_are_updated_but_not_made(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, name="Ana"))
-    answers = store.enroll(gallery.id, [], [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
+    answers = store.enroll(gallery, [], [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
     ana = store.identity(gallery.id, "ana").id
     assert answers == [Enrolled(Outcome.UNCHANGED, None, ana), Enrolled(Outcome.UNCHANGED, None, None)]
     assert [(p.external_id, p.name, p.metadata) for p in store.identities(gallery.id)] == [("ana", "Ana", {"x": 1})]
@@ -141,7 +141,7 @@ def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store
     before = store.identity(gallery.id, "ana")
     late = NOON + timedelta(days=1)
     answers = store.enroll(
-        gallery.id,
+        gallery,
         [
             new_face("ana", 2, name="Late", valid_from=late),
             new_face("ana", 1, valid_from=NOON),  # unchanged, but for what it says
@@ -171,7 +171,7 @@ def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store
 def test_a_person_whose_every_face_is_refused_is_not_made(store: Store) -> None:
     gallery = make_gallery(store)
     people = [Person("ana", valid_from=NOON)]
-    [answer, _] = store.enroll(gallery.id, [new_face("ana", 1, valid_until=NOON)], people)
+    [answer, _] = store.enroll(gallery, [new_face("ana", 1, valid_until=NOON)], people)
     assert answer.problem is not None
     assert store.identities(gallery.id) == []
     assert store.last_change(gallery.id) == 0
@@ -179,7 +179,7 @@ def test_a_person_whose_every_face_is_refused_is_not_made(store: Store) -> None:
 
 def test_nothing_to_enrol(store: Store) -> None:
     gallery = make_gallery(store)
-    assert store.enroll(gallery.id, []) == []
+    assert store.enroll(gallery, []) == []
     assert store.last_change(gallery.id) == 0
 
 
@@ -188,12 +188,12 @@ def test_embeddings_are_kept_exactly(store: Store, database: Database) -> None:
     odd = np.array([-0.0, np.float32(1e-45), np.nextafter(np.float32(1), np.float32(0)), 1e-5], dtype=np.float32)
     embedding = np.concatenate([odd, np.zeros(DIM - 4, dtype=np.float32)])
     face_id = enroll_one(store, gallery, new_face("ana", 1, embedding=embedding))
-    found = store.vectors_of(gallery.id, DIM, [face_id])
+    found = store.vectors_of(gallery, [face_id])
     assert found.vectors.dtype == np.float32
     assert found.vectors.tobytes() == embedding.tobytes()
     engine = open_database(database.url)
     with engine.connect() as connection:
-        stored = connection.execute(text("SELECT embedding FROM faces")).scalar_one()
+        stored = connection.execute(text("SELECT embedding FROM embeddings")).scalar_one()
     engine.dispose()
     assert bytes(stored) == embedding.astype("<f4").tobytes()
 
@@ -217,7 +217,7 @@ def test_detection_and_quality_come_back(store: Store) -> None:
 
 def test_faces_page_in_the_order_of_their_enrolment(store: Store) -> None:
     gallery = make_gallery(store)
-    store.enroll(gallery.id, [new_face(who, image) for image, who in enumerate(["ana", "bob"] * 5)])
+    store.enroll(gallery, [new_face(who, image) for image, who in enumerate(["ana", "bob"] * 5)])
     pages = []
     after = 0
     while page := store.faces(gallery.id, "ana", after, 2):
@@ -244,13 +244,13 @@ def test_deleting_a_face_keeps_the_identity(store: Store) -> None:
             ask(gallery.id, face_id)
         assert caught.value.code == "face_not_found"
     assert store.known_images(gallery.id, [image_hash(1)]) == {}
-    [back] = store.enroll(gallery.id, [new_face("bob", 1)])
+    [back] = store.enroll(gallery, [new_face("bob", 1)])
     assert back.outcome is Outcome.ENROLLED
 
 
 def test_known_images_of_more_hashes_than_one_query_takes(store: Store) -> None:
     gallery = make_gallery(store)
-    answers = store.enroll(gallery.id, [new_face(f"p{image % 7}", image) for image in range(0, 1600, 2)])
+    answers = store.enroll(gallery, [new_face(f"p{image % 7}", image) for image in range(0, 1600, 2)])
     asked = [image_hash(image) for image in range(1600)]
     known = store.known_images(gallery.id, [*asked, *asked[:10]])
     assert len(known) == 800
@@ -260,7 +260,7 @@ def test_known_images_of_more_hashes_than_one_query_takes(store: Store) -> None:
         assert known[image_hash(image)] == Known(answer.face_id, answer.identity_id, f"p{image % 7}")
     assert store.known_images(gallery.id, []) == {}
 
-    found = store.vectors_of(gallery.id, DIM, [a.face_id for a in answers if a.face_id is not None])
+    found = store.vectors_of(gallery, [a.face_id for a in answers if a.face_id is not None])
     assert len(found.face_ids) == 800
     ids = dict(zip(found.face_ids.tolist(), found.vectors, strict=True))
     for answer, image in zip(answers, range(0, 1600, 2), strict=True):
@@ -269,9 +269,9 @@ def test_known_images_of_more_hashes_than_one_query_takes(store: Store) -> None:
 
 def test_all_vectors_come_in_parts_in_the_order_of_their_ids(store: Store) -> None:
     gallery, other = make_gallery(store), make_gallery(store, "other")
-    store.enroll(gallery.id, [new_face(f"p{i}", i) for i in range(25)])
-    store.enroll(other.id, [new_face(f"p{i}", i) for i in range(5)])
-    seq, parts = store.all_vectors(gallery.id, DIM, at_once=10)
+    store.enroll(gallery, [new_face(f"p{i}", i) for i in range(25)])
+    store.enroll(other, [new_face(f"p{i}", i) for i in range(5)])
+    seq, parts = store.all_vectors(gallery, at_once=10)
     found = list(parts)
     assert seq == store.last_change(gallery.id) == 50
     assert [len(part.face_ids) for part in found] == [10, 10, 5]
@@ -287,7 +287,7 @@ def test_a_gallery_deleted_before_the_commit(store: Store) -> None:
     face_id = enroll_one(store, gallery, new_face("ana", 1))
     store.delete_gallery("staff")
     with pytest.raises(NotFound) as caught:
-        store.enroll(gallery.id, [new_face("ana", 2)])
+        store.enroll(gallery, [new_face("ana", 2)])
     assert caught.value.code == "gallery_not_found"
     with pytest.raises(NotFound):
         store.delete_face(gallery.id, face_id)

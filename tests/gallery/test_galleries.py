@@ -11,7 +11,7 @@ from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery.database import open_database
 from indexer.gallery.store import Store
 from indexer.types import Person
-from tests.gallery.faces import DIM, enroll_one, image_hash, make_gallery, new_face
+from tests.gallery.faces import enroll_one, image_hash, make_gallery, new_face
 from tests.postgres import Database
 
 
@@ -121,7 +121,7 @@ def test_galleries_do_not_see_each_other(store: Store) -> None:
     face_id = enroll_one(store, one, new_face("ana", 1, name="Ana of one"))
     assert store.identities(two.id) == []
     assert store.known_images(two.id, [image_hash(1)]) == {}
-    assert len(store.vectors_of(two.id, DIM, [face_id]).face_ids) == 0
+    assert len(store.vectors_of(two, [face_id]).face_ids) == 0
     for ask in (store.face, store.delete_face):
         with pytest.raises(NotFound):
             ask(two.id, face_id)

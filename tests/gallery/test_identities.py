@@ -10,7 +10,7 @@ import pytest
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.changes import Entry, Kind
 from indexer.gallery.store import Store
-from indexer.types import Person
+from indexer.types import Named, Person
 from tests.gallery.faces import enroll_one, make_gallery, new_face
 from tests.postgres import Database, Postgres, opened
 
@@ -142,9 +142,9 @@ def test_a_bad_person_is_refused_and_nothing_is_written(store: Store, person: Pe
     good = new_face("good", 1)
     bad = type(good)(person, new_face("bad", 2).image_sha256, good.face)
     with pytest.raises(InvalidRequest, match=message):
-        store.enroll(gallery.id, [good, bad])
+        store.enroll(gallery, [good, bad])
     with pytest.raises(InvalidRequest, match=message):
-        store.enroll(gallery.id, [good], [person])
+        store.enroll(gallery, [good], [person])
     assert store.counts(gallery.id) == (0, 0)
     assert store.last_change(gallery.id) == 0
 
@@ -198,11 +198,12 @@ def test_who_is_valid_when(store: Store) -> None:
 
 def test_valid_identities_are_whole_and_many_can_be_asked_for(store: Store) -> None:
     gallery = make_gallery(store)
-    store.enroll(gallery.id, [new_face(f"p{i}", i, name=f"Number {i}") for i in range(1203)])
-    everybody = {person.id: person for person in store.identities(gallery.id)}
-    assert len(everybody) == 1203
+    store.enroll(gallery, [new_face(f"p{i}", i, name=f"Number {i}") for i in range(1203)])
+    people = store.identities(gallery.id)
+    assert len(people) == 1203
+    assert all(person.faces == 1 for person in people)
+    everybody = {p.id: Named(p.id, p.external_id, p.name, p.metadata) for p in people}
     assert store.valid_identities(everybody, NOON) == everybody
-    assert all(person.faces == 1 for person in everybody.values())
 
 
 def test_deleting_takes_the_faces_along_and_says_so(store: Store) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.types import Hit, Identity
+from indexer.types import Hit, Named
 from indexer.vision.packs import SFACE, ScoreTail
 from search_service.matching.calibration import threshold_for
 from search_service.matching.decision import REVIEW_MARGIN, Decision, decide
@@ -19,8 +19,8 @@ TAIL = ScoreTail(start=0.3, rate=1e-2, scale=0.02)
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def identity(number: int) -> Identity:
-    return Identity(number, f"e-{number}", None, {}, None, None, 1, THEN, THEN)
+def identity(number: int) -> Named:
+    return Named(number, f"e-{number}", None, {})
 
 
 def candidates(*scores: float) -> list[Candidate]:

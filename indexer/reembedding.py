@@ -1,0 +1,199 @@
+"""Embeddings of a gallery by another pack: laid beside its own, then taken in their place, and back again.
+
+They are made of the kept crops, or of the photos where those are at hand. What is laid beside stays whatever happens to
+the run, so that running it again goes on; until the switch the gallery answers as ever. A crop that one pack's detector
+aligned is embedded as it is: another pack's may have put it a little differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import InvalidRequest, InvalidVector, WhosthereError
+from indexer.gallery.embeddings import Lacking, Switch
+from indexer.gallery.store import Store
+from indexer.types import Gallery, sha256
+from indexer.vision import crops
+from indexer.vision.detectors.base import iou
+from indexer.vision.pipeline import FacePipeline
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+BATCH = 128
+"""Faces that are embedded and committed at a time: six seconds of IR-50 on a slow CPU, and enough to fill a GPU."""
+
+PHOTOS = 8
+"""Photos that are read and looked at at a time."""
+
+SAME_FACE = 0.4
+"""Overlap (intersection over union) from which a face found in a photo is the enrolled one: detectors draw their boxes
+differently, and two people's hardly overlap."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an embedding is. Faces that are enrolled meanwhile count as they are come by."""
+
+    embedded: int
+    """By now, those of earlier runs among them."""
+    missing: int
+    """That there is no crop and no photo of."""
+    faces: int
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A face that cannot be embedded, as people find its photo."""
+
+    face_id: int
+    external_id: str
+    image_sha256: str
+
+
+class Reembedder:
+    """Embeds one gallery by the pack of `pipeline`. `images` are photos by their SHA-256 (`hashed` makes that), for the
+    faces of which no crop was kept.
+
+    Going back to a former pack is the same: its embeddings are still there, and only faces enrolled since are embedded.
+    Several at a time do no harm. Raises Conflict when the gallery is bound to that pack, or to another one than
+    `gallery` says, from the start or meanwhile.
+    """
+
+    def __init__(
+        self, store: Store, pipeline: FacePipeline, gallery: Gallery, images: Mapping[str, Path] | None = None
+    ) -> None:
+        self._store = store
+        self._pipeline = pipeline
+        self._gallery = gallery
+        self._fingerprint = pipeline.pack.fingerprint
+        self._images = images or {}
+        self._missing: set[int] = set()
+        """Faces that this run has looked at in vain."""
+
+    def embed(self) -> Generator[Progress]:
+        """Embeds every face that lacks an embedding, telling how far it is at the start and after each batch that is
+        committed. Close the iterator to stop early. Raises ModelUnavailable too."""
+        pack = self._pipeline.pack
+        self._store.start_reembedding(self._gallery, pack.name, self._fingerprint, pack.dim)
+        faces, embedded, after = self._store.counts(self._gallery.id)[1], self._embedded(), 0
+        yield Progress(embedded, len(self._missing), faces)
+        while some := self._store.lacking(self._gallery.id, self._fingerprint, after, BATCH):
+            after = some[-1].face_id  # ids rise: faces that are enrolled meanwhile come after it
+            embedded += self._embed([face for face in some if face.face_id not in self._missing])
+            yield Progress(embedded, len(self._missing), max(faces, embedded + len(self._missing)))
+
+    def missing(self) -> Iterator[Missing]:
+        """The faces that `embed` has looked at in vain, in the order of their enrolment."""
+        after = 0
+        while some := self._store.lacking(self._gallery.id, self._fingerprint, after, BATCH):
+            after = some[-1].face_id
+            for face in some:
+                if face.face_id in self._missing:
+                    yield Missing(face.face_id, face.external_id, face.image_sha256)
+
+    def switch(self, drop_missing: bool = False) -> Switch:
+        """Embeds what is left, and binds the gallery to the pack in one transaction; the embeddings it had lie beside
+        from then on. With `drop_missing` the faces that cannot be embedded are deleted, their identities stay; without,
+        one such face keeps it from switching."""
+        while True:
+            for _ in self.embed():
+                pass
+            ended = self._store.switch_model(self._gallery, self._fingerprint, self._missing, drop_missing)
+            if not ended.newer:
+                return ended
+
+    def _embedded(self) -> int:
+        beside = self._store.former_packs(self._gallery.id)
+        return sum(pack.faces for pack in beside if pack.fingerprint == self._fingerprint)
+
+    def _embed(self, some: Sequence[Lacking]) -> int:
+        """Embeds those that can be, and commits; how many."""
+        found = self._of_crops(some)
+        found |= self._of_photos([face for face in some if face.face_id not in found])
+        if found:
+            vectors = np.stack(list(found.values()))
+            self._store.put_embeddings(self._gallery, self._fingerprint, list(found), vectors)
+        self._missing.update(face.face_id for face in some if face.face_id not in found)
+        return len(found)
+
+    def _of_crops(self, some: Sequence[Lacking]) -> dict[int, NDArray[np.float32]]:
+        """Embeddings of kept crops, by face."""
+        read: dict[int, NDArray[np.uint8]] = {}
+        for face in some:
+            if face.crop is not None:
+                try:
+                    read[face.face_id] = crops.read(face.crop)
+                except InvalidRequest as error:
+                    log.warning("Face %d of %s: %s", face.face_id, face.external_id, error.message)
+        return dict(_answered(list(read), lambda ids: self._pipeline.embed(np.stack([read[i] for i in ids]))))
+
+    def _of_photos(self, some: Sequence[Lacking]) -> dict[int, NDArray[np.float32]]:
+        """Embeddings of faces whose photo is at hand and shows them where it did, by face."""
+        there = [face for face in some if face.image_sha256 in self._images]
+        found: dict[int, NDArray[np.float32]] = {}
+        for start in range(0, len(there), PHOTOS):
+            photos = [(face, data) for face in there[start : start + PHOTOS] if (data := self._read(face)) is not None]
+            seen = _answered(photos, lambda pairs: self._pipeline.describe([data for _, data in pairs], None))
+            for (face, _), answer in seen:
+                same = max(answer.faces, key=lambda one: iou(one.detection.box, face.box), default=None)
+                if same is not None and iou(same.detection.box, face.box) >= SAME_FACE:
+                    found[face.face_id] = same.embedding
+        return found
+
+    def _read(self, face: Lacking) -> bytes | None:
+        """The photo's bytes, when they are still what they were when they were hashed."""
+        path = self._images[face.image_sha256]
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            log.warning("%s cannot be read: %s", path, error.strerror)
+            return None
+        return data if sha256(data) == face.image_sha256 else None
+
+
+def hashed(paths: Sequence[Path], max_bytes: int) -> dict[str, Path]:
+    """The files of at most `max_bytes` among `paths` and in the folders below them, by the SHA-256 of their bytes.
+
+    Raises InvalidRequest when a path is not there or cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        try:
+            path.stat()
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file() and file.stat().st_size <= max_bytes:
+                    with file.open("rb") as opened:
+                        found[hashlib.file_digest(opened, "sha256").hexdigest()] = file
+        except OSError as error:
+            where = error.filename or path
+            raise InvalidRequest(
+                f"{where} cannot be read: {error.strerror}; expected photos or their folders"
+            ) from error
+    return found
+
+
+def _answered(items: Sequence[Item], ask: Callable[[Sequence[Item]], Iterable[Answer]]) -> list[tuple[Item, Answer]]:
+    """Each item with its answer. One that the pipeline fails on is left out, and keeps no other one out; errors that no
+    item is to blame for are raised."""
+    if not items:
+        return []
+    try:
+        return list(zip(items, ask(items), strict=True))
+    except Exception as error:
+        if isinstance(error, WhosthereError) and not isinstance(error, InvalidVector):
+            raise
+        if len(items) > 1:
+            return [pair for item in items for pair in _answered([item], ask)]
+        log.warning("A face cannot be embedded: %s: %s", type(error).__name__, error)
+        return []
