@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.errors import WhosthereError
+from indexer.gallery.store import FaceVectors
 from indexer.types import Hit, Vectors
 
 
@@ -16,7 +20,27 @@ class VectorIndex(Protocol):
 
     @property
     def kind(self) -> str:
-        """What people are told of how it searches: `exact`, ..."""
+        """What people are told of how it searches: `exact`, `compressed`, `gpu`, `milvus`."""
+        ...
+
+    @property
+    def checked(self) -> object | None:
+        """A dataclass of what it found out about itself when it was built; None where it is exact."""
+        ...
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether it is time to build another one of what is in it now."""
+        ...
+
+    @property
+    def damaged(self) -> bool:
+        """Whether what it reads turned out not to be what was written: it is to be built anew."""
+        ...
+
+    @property
+    def erases(self) -> bool:
+        """Whether `remove` takes the embeddings off the disk as well."""
         ...
 
     def __len__(self) -> int:
@@ -44,9 +68,50 @@ class VectorIndex(Protocol):
         ...
 
     def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
-        """Copies of everything in it, exactly as `put` took it, in any order."""
+        """Copies of everything in it, in any order; vectors in the precision that it keeps."""
         ...
 
 
-MakeIndex = Callable[[int], VectorIndex]
-"""Makes an empty index for embeddings of that many numbers."""
+@dataclass(frozen=True)
+class Header:
+    """What an index is of. `seq` is the last change in it, and `mark` tells that change from others of its number."""
+
+    gallery_id: int
+    gallery_created: str
+    fingerprint: str
+    dim: int
+    seq: int
+    mark: str
+    faces: int
+
+
+Faces = Callable[[], Iterator[FaceVectors]]
+"""All faces of a gallery, their ids ascending, as often as they are asked for."""
+
+
+class Engine(Protocol):
+    """Makes the indexes of one kind, and keeps them where they are found again. `path` names one gallery's index; an
+    engine that keeps nothing in files takes its name alone."""
+
+    def load(self, path: Path) -> tuple[Header, VectorIndex]:
+        """What `build` or `save` kept. Raises FileNotFoundError where there is nothing, DamagedIndex."""
+        ...
+
+    def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
+        """An index of these faces, and whether it is kept already."""
+        ...
+
+    def save(self, path: Path, header: Header, index: VectorIndex) -> bool:
+        """Keeps the index as it is now; whether it does, or what `build` kept and the change log must do. Raises
+        OSError."""
+        ...
+
+    def delete(self, path: Path) -> None:
+        """Lets go of what was kept. Raises OSError."""
+        ...
+
+
+class DamagedIndex(WhosthereError):
+    """What was kept is not what was written. Its reader makes a new one from SQL."""
+
+    code = "damaged_index"

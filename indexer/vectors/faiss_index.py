@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 
 import faiss
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Hit, Vectors
+from indexer.vectors.locks import SharedLock
 
 FIRST_FACES = 8
 """Faces fetched for each identity asked for; doubled until there are enough identities among them."""
@@ -19,19 +19,28 @@ class FaissIndex:
     """An `IndexFlatIP` whose rows lie beside the ids of their faces and identities."""
 
     kind = "exact"
+    checked = None
+    damaged = False
+    erases = False
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, most: int | None = None) -> None:
+        """It is outgrown with more than `most` faces."""
+        self._most = most
         self._flat = faiss.IndexFlatIP(dim)
         self._faces = np.empty(0, dtype=np.int64)
         self._identities = np.empty(0, dtype=np.int64)
         self._rows: set[int] = set()
-        self._lock = threading.Lock()
+        self._lock = SharedLock()
 
     def __len__(self) -> int:
         return len(self._faces)
 
+    @property
+    def outgrown(self) -> bool:
+        return self._most is not None and len(self) > self._most
+
     def put(self, face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> None:
-        with self._lock:
+        with self._lock.writing():
             self._remove([f for f in face_ids.tolist() if f in self._rows])
             self._flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
             self._faces = np.concatenate([self._faces, face_ids])
@@ -39,15 +48,15 @@ class FaissIndex:
             self._rows.update(face_ids.tolist())
 
     def remove(self, face_ids: Sequence[int]) -> None:
-        with self._lock:
+        with self._lock.writing():
             self._remove([f for f in face_ids if f in self._rows])
 
     def nearest_faces(self, queries: Vectors, k: int) -> list[list[Hit]]:
-        with self._lock:
+        with self._lock.reading():
             return self._nearest_faces(queries, k)
 
     def nearest_identities(self, queries: Vectors, k: int) -> list[list[Hit]]:
-        with self._lock:
+        with self._lock.reading():
             answers: list[list[Hit]] = [[] for _ in queries]
             left = list(range(len(queries)))
             faces = k * FIRST_FACES
@@ -60,11 +69,11 @@ class FaissIndex:
             return answers
 
     def face_ids(self) -> NDArray[np.int64]:
-        with self._lock:
+        with self._lock.reading():
             return np.sort(self._faces)
 
     def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
-        with self._lock:
+        with self._lock.reading():
             vectors: Vectors = self._flat.reconstruct_n(0, self._flat.ntotal)
             return self._faces.copy(), self._identities.copy(), vectors
 

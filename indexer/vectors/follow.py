@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from indexer.errors import NotFound, StorageUnavailable
-from indexer.gallery.changes import Change, Kind, Position
-from indexer.gallery.store import Store
+from indexer.disk import try_lock, unlock
+from indexer.errors import Conflict, NotFound, StorageUnavailable, WhosthereError
+from indexer.gallery.changes import Change, Kind, Position, check_pack_is
+from indexer.gallery.store import FaceVectors, Store
 from indexer.types import Gallery
-from indexer.vectors import snapshot
-from indexer.vectors.base import MakeIndex, VectorIndex
+from indexer.vectors.base import DamagedIndex, Engine, Header, VectorIndex
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class IndexState:
     faces: int
     seq: int
     snapshot_seq: int | None
+    checked: dict[str, Any] | None = None
+    """What it found out about itself when it was built; None where it is exact."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,17 @@ class Comparison:
 
 
 class FollowedIndex:
-    """One gallery's index and the change it has reached. Thread-safe."""
+    """The index of one gallery's embeddings by one pack, and the change it has reached. Thread-safe.
 
-    def __init__(self, store: Store, gallery: Gallery, folder: Path, make: MakeIndex) -> None:
+    Once the gallery was re-embedded, what needs the database raises Conflict: the index of the gallery as it is read
+    from then on takes its place, and its file.
+    """
+
+    def __init__(self, store: Store, gallery: Gallery, folder: Path, engine: Engine) -> None:
         self._store = store
         self._gallery = gallery
         self._path = folder / f"{gallery.id}.index"
-        self._make = make
+        self._engine = engine
         self._lock = threading.Lock()
         self._index: VectorIndex | None = None
         self._seq = 0
@@ -61,26 +68,35 @@ class FollowedIndex:
         """Of change `_seq`: a restored backup may have another change of that number."""
         self._snapshot_seq: int | None = None
         self._snapshot_problem: str | None = None
+        self._renewing: threading.Thread | None = None
+        self._renew_from = 0
         self._tried_seq = 0
         """The change at which a snapshot was last written or failed to be: a full disk is not asked at every search."""
 
     def caught_up(self) -> VectorIndex:
-        """The index with every change in it that is committed now. Raises NotFound when the gallery is gone."""
+        """The index with every change in it that is committed now. Raises NotFound when the gallery is gone, Conflict
+        when it was re-embedded."""
         with self._lock:
             index = self._caught_up()
             if self._seq - self._tried_seq >= SNAPSHOT_EVERY:
                 self._save(index)
+            if index.outgrown:
+                self._renew()
             return index
 
     def rebuild(self) -> int:
-        """Makes the index anew from SQL and writes it down; how many faces are in it. Raises NotFound."""
+        """Makes the index anew from SQL and keeps it; how many faces are in it. Raises NotFound, Conflict."""
         with self._lock:
             index = self._build()
             self._save(index)
             return len(index)
 
     def save(self) -> None:
-        """Writes down what is not in the snapshot yet, if anything, and nothing that was removed meanwhile."""
+        """Keeps what is not kept yet, if anything, and nothing that was removed meanwhile. Waits for an index that is
+        being built beside this one, and builds one where it is due."""
+        renewing = self._renewing
+        if renewing is not None:
+            renewing.join()
         with self._lock:
             if self._index is None:
                 return
@@ -89,33 +105,45 @@ class FollowedIndex:
             except NotFound:
                 self._delete()
                 return
-            if self._seq != self._snapshot_seq:
+            except Conflict:  # the file is no longer this index's to write
+                self._index = None
+                return
+            due = index.outgrown and renewing is None
+            if self._seq != self._snapshot_seq and not due:
                 self._save(index)
+        if due:
+            self._build_aside()
 
     def state(self) -> IndexState:
         index = self.caught_up()
-        return IndexState(index.kind, len(index), self._seq, self._snapshot_seq)
+        checked = None if index.checked is None else asdict(index.checked)  # type: ignore[call-overload]
+        return IndexState(index.kind, len(index), self._seq, self._snapshot_seq, checked)
 
     def compare(self) -> Comparison:
         """Every face of the index beside SQL, bit by bit, in the memory of one more index. Writes no snapshot.
 
         What the change log tells of since the index caught up may differ: others may enrol and delete meanwhile.
-        Raises NotFound when the gallery is gone.
+        Raises NotFound when the gallery is gone, Conflict when it was re-embedded.
         """
         with self._lock:
-            face_ids, identity_ids, vectors = self._caught_up().contents()
+            try:
+                face_ids, identity_ids, vectors = self._caught_up().contents()
+            except StorageUnavailable:
+                if self._index is None or not self._index.damaged:
+                    raise
+                face_ids, identity_ids, vectors = self._caught_up().contents()
             seq, problem = self._seq, self._snapshot_problem
         order = np.argsort(face_ids)
         ordered = face_ids[order]
         right = np.zeros(len(face_ids), dtype=np.bool_)
         different: set[int | None] = set()
         in_database = 0
-        for part in self._store.all_vectors(self._gallery.id, self._gallery.dim)[1]:
+        for part in self._store.all_vectors(self._gallery)[1]:
             in_database += len(part.face_ids)
             there = np.isin(part.face_ids, ordered)
             different.update(part.face_ids[~there].tolist())
             rows = order[np.searchsorted(ordered, part.face_ids[there])]
-            same_vector = (vectors[rows] == part.vectors[there]).all(axis=1)
+            same_vector = (vectors[rows] == part.vectors[there].astype(vectors.dtype)).all(axis=1)
             right[rows] = same_vector & (identity_ids[rows] == part.identity_ids[there])
         different.update(face_ids[~right].tolist())
         while different and (changes := self._store.changes_since(self._gallery.id, seq)):
@@ -135,7 +163,7 @@ class FollowedIndex:
     def _drop_snapshot(self) -> None:
         self._snapshot_seq = None
         try:
-            self._path.unlink(missing_ok=True)
+            self._engine.delete(self._path)
         except OSError as error:
             log.warning("The snapshot of gallery %s could not be deleted: %s", self._gallery.name, error)
 
@@ -143,10 +171,14 @@ class FollowedIndex:
         position = self._store.position(self._gallery.id, seq)
         if position is None:
             raise NotFound(f"there is no gallery {self._gallery.name!r}", code="gallery_not_found")
+        check_pack_is(self._gallery, position.fingerprint)
         return position
 
     def _caught_up(self) -> VectorIndex:
         index = self._index
+        if index is not None and index.damaged:
+            self._drop_snapshot()
+            index = self._build_instead(f"{self._path} is damaged")
         if index is None:
             index = self._load()
         position = self._position(self._seq)
@@ -155,22 +187,35 @@ class FollowedIndex:
             self._drop_snapshot()
             index = self._build()
         while self._seq < position.last:
-            self._apply(index, self._store.changes_since(self._gallery.id, self._seq))
+            changes = self._store.changes_since(self._gallery.id, self._seq)
+            if any(change.entry.kind is Kind.REEMBEDDED for change in changes):  # away from this pack and back to it
+                log.info("The index of gallery %s is made anew: it was re-embedded", self._gallery.name)
+                self._drop_snapshot()
+                index = self._build()
+            else:
+                self._apply(index, changes)
         return index
 
     def _load(self) -> VectorIndex:
+        self._position()  # that of another pack is not even read
         try:
-            header, index = snapshot.read(self._path, self._make)
+            header, index = self._kept()
         except FileNotFoundError:
             return self._build()
-        except (snapshot.DamagedSnapshot, OSError, ValueError) as error:
-            return self._build_instead(str(error))
-        of_this = self._header(header.seq, header.mark, header.faces)
-        if header != of_this or header.mark != self._position(header.seq).mark:
-            return self._build_instead(f"{self._path} is of another gallery, model or database")
+        except (DamagedIndex, OSError, ValueError) as error:
+            self._drop_snapshot()  # whatever it is of, it may hold faces that are deleted
+            return self._build_instead(error.message if isinstance(error, DamagedIndex) else str(error))
         self._become(index, header.seq, header.mark)
         self._snapshot_seq = self._tried_seq = header.seq
         return index
+
+    def _kept(self) -> tuple[Header, VectorIndex]:
+        """What was kept, when it is of this gallery and this database. Raises as `Engine.load`."""
+        header, index = self._engine.load(self._path)
+        of_this = self._header(header.seq, header.mark, header.faces)
+        if header != of_this or header.mark != self._position(header.seq).mark:
+            raise DamagedIndex(f"{self._path} is of another gallery, model or database")
+        return header, index
 
     def _build_instead(self, problem: str) -> VectorIndex:
         log.warning("The index of gallery %s is made anew: %s", self._gallery.name, problem)
@@ -178,20 +223,84 @@ class FollowedIndex:
         return self._build()
 
     def _build(self) -> VectorIndex:
-        position = self._position()
-        index = self._make(self._gallery.dim)
-        _, parts = self._store.all_vectors(self._gallery.id, self._gallery.dim)
-        for part in parts:
-            index.put(part.face_ids, part.identity_ids, part.vectors)
-        self._become(index, position.last, position.mark)
-        self._snapshot_seq, self._tried_seq = None, 0
+        header, index, kept = self._built()
+        self._become(index, header.seq, header.mark)
+        self._snapshot_seq, self._tried_seq = (header.seq, header.seq) if kept else (None, 0)
         return index
+
+    def _built(self) -> tuple[Header, VectorIndex, bool]:
+        """An index of what is in SQL now, and whether it is kept already."""
+        position = self._position()
+        header = self._header(position.last, position.mark, self._store.counts(self._gallery.id)[1])
+        index, kept = self._engine.build(self._path, header, self._faces)
+        self._position()  # what was re-embedded meanwhile is no index of this pack
+        return header, index, kept
+
+    def _faces(self) -> Iterator[FaceVectors]:
+        return self._store.all_vectors(self._gallery)[1]
+
+    def _renew(self) -> None:
+        """Lets the next index be built beside this one, which goes on answering."""
+        if self._renewing is None or (not self._renewing.is_alive() and self._seq >= self._renew_from):
+            self._renew_from = self._seq + SNAPSHOT_EVERY  # whatever goes wrong is not tried at every search
+            self._renewing = threading.Thread(target=self._build_aside, name="next index", daemon=True)
+            self._renewing.start()
+
+    def _build_aside(self) -> None:
+        """One process builds; the others take what it has built."""
+        path = self._path.with_name(f"{self._path.name}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = try_lock(path)
+            if lock is None:
+                return
+            try:
+                header, index, kept = self._built_by_another() or self._built()
+            finally:
+                unlock(path, lock)
+            seq, mark = header.seq, header.mark
+            while seq < self._position().last:
+                seq, mark = self._replay(index, seq)
+            with self._lock:
+                while seq < self._position().last:
+                    seq, mark = self._replay(index, seq)
+                self._become(index, seq, mark)
+                self._snapshot_seq, self._tried_seq = (header.seq if kept else None), seq
+        except (WhosthereError, OSError) as error:
+            log.warning("The next index of gallery %s could not be built: %s", self._gallery.name, error)
+        except Exception:
+            log.exception("The next index of gallery %s could not be built", self._gallery.name)
+
+    def _built_by_another(self) -> tuple[Header, VectorIndex, bool] | None:
+        """What another process has kept since this one looked, unless it is due for another one as well."""
+        try:
+            header, index = self._kept()
+        except (DamagedIndex, OSError, ValueError):
+            return None
+        return None if header.seq <= (self._snapshot_seq or 0) or index.outgrown else (header, index, True)
 
     def _become(self, index: VectorIndex, seq: int, mark: str) -> None:
         self._index, self._seq, self._mark = index, seq, mark
 
+    def _replay(self, index: VectorIndex, seq: int) -> tuple[int, str]:
+        """Applies the next changes after number `seq` to an index that is not in use yet."""
+        changes = self._store.changes_since(self._gallery.id, seq)
+        if any(change.entry.kind is Kind.REEMBEDDED for change in changes):
+            raise Conflict(f"gallery {self._gallery.name!r} was re-embedded meanwhile", code="model_mismatch")
+        self._put(index, changes)
+        return changes[-1].seq, changes[-1].mark
+
     def _apply(self, index: VectorIndex, changes: Sequence[Change]) -> None:
-        """Only the last thing that happened to a face counts: what came and went again is not fetched."""
+        removed = self._put(index, changes)
+        self._become(index, changes[-1].seq, changes[-1].mark)
+        if removed and not index.erases:
+            # A removed face must not stay on the disk until the next snapshot is due. Writing gigabytes at every
+            # removal would hold up the searches; without a file, only a start after a crash takes longer: it reads SQL.
+            self._drop_snapshot()
+
+    def _put(self, index: VectorIndex, changes: Sequence[Change]) -> bool:
+        """Only the last thing that happened to a face counts: what came and went again is not fetched. Whether any
+        face was removed."""
         if not changes:
             self._position()
             raise StorageUnavailable("the change log has a gap; `whosthere gallery rebuild` makes the index anew")
@@ -200,46 +309,43 @@ class FollowedIndex:
         index.remove(removed)
         added = [face_id for face_id, kind in last.items() if kind is Kind.FACE_ADDED]
         if added:
-            faces = self._store.vectors_of(self._gallery.id, self._gallery.dim, added)
+            faces = self._store.vectors_of(self._gallery, added)
             index.put(faces.face_ids, faces.identity_ids, faces.vectors)
-        self._become(index, changes[-1].seq, changes[-1].mark)
-        if removed:
-            # A removed face must not stay on the disk until the next snapshot is due. Writing gigabytes at every
-            # removal would hold up the searches; without a file, only a start after a crash takes longer: it reads SQL.
-            self._drop_snapshot()
+        return bool(removed)
 
     def _save(self, index: VectorIndex) -> None:
         self._tried_seq = self._seq
         try:
-            snapshot.write(self._path, self._header(self._seq, self._mark, len(index)), index)
-            self._snapshot_seq, self._snapshot_problem = self._seq, None
+            if self._engine.save(self._path, self._header(self._seq, self._mark, len(index)), index):
+                self._snapshot_seq = self._seq
+            self._snapshot_problem = None
         except OSError as error:  # a full disk costs the next start some time, nothing else
             log.warning("The index of gallery %s could not be written: %s", self._gallery.name, error)
         if self._store.last_change(self._gallery.id) is None:  # somebody deleted it, and its file, while we wrote ours
             self._delete()
 
-    def _header(self, seq: int, mark: str, faces: int) -> snapshot.Header:
+    def _header(self, seq: int, mark: str, faces: int) -> Header:
         g = self._gallery
-        return snapshot.Header(g.id, g.created_at.isoformat(), g.fingerprint, g.dim, seq, mark, faces)
+        return Header(g.id, g.created_at.isoformat(), g.fingerprint, g.dim, seq, mark, faces)
 
 
 class Indexes:
-    """The indexes of all galleries of one store, each made by `make` when it is first asked for."""
+    """The indexes of all galleries of one store, each made by `engine` when it is first asked for."""
 
-    def __init__(self, store: Store, folder: Path, make: MakeIndex) -> None:
+    def __init__(self, store: Store, folder: Path, engine: Engine) -> None:
         self._store = store
         self._folder = folder
-        self._make = make
+        self._engine = engine
         self._lock = threading.Lock()
-        self._followed: dict[tuple[int, datetime], FollowedIndex] = {}
+        self._followed: dict[tuple[int, datetime, str], FollowedIndex] = {}
 
     def of(self, gallery: Gallery) -> FollowedIndex:
         key = _key(gallery)
         if key not in self._followed:
-            self._forget_deleted()  # whoever makes galleries and deletes them elsewhere fills neither memory nor disk
+            self._forget_gone()  # whoever makes galleries and deletes them elsewhere fills neither memory nor disk
         with self._lock:
             if key not in self._followed:
-                self._followed[key] = FollowedIndex(self._store, gallery, self._folder, self._make)
+                self._followed[key] = FollowedIndex(self._store, gallery, self._folder, self._engine)
             return self._followed[key]
 
     def forget(self, gallery: Gallery) -> None:
@@ -249,12 +355,13 @@ class Indexes:
             self._followed.pop(_key(gallery), None)
 
     def save(self) -> None:
-        """Writes down every index that has changed since its snapshot; what is left of deleted galleries goes.
+        """Writes down every index that has changed since its snapshot; what is left of deleted galleries, and of former
+        packs, goes.
 
         Where the database does not answer nothing is written: it may be of people who are deleted.
         """
         try:
-            self._forget_deleted()
+            self._forget_gone()
             with self._lock:
                 followed = list(self._followed.values())
             for index in followed:
@@ -262,17 +369,19 @@ class Indexes:
         except StorageUnavailable as error:
             log.warning("The indexes are not written: %s", error)
 
-    def _forget_deleted(self) -> None:
+    def _forget_gone(self) -> None:
         """First what is here, then who is there: a gallery that is made this moment loses nothing."""
         files = [path for path in self._folder.glob("*.index*") if path.name.split(".")[0].isdecimal()]
         with self._lock:
             followed = dict(self._followed)
         there = {_key(gallery) for gallery in self._store.galleries()}
+        galleries = {key[:2] for key in there}
         for key in followed.keys() - there:
-            followed[key].delete()
+            if key[:2] not in galleries:  # else it was re-embedded, and the file is for the index of now to replace
+                followed[key].delete()
             with self._lock:
                 self._followed.pop(key, None)
-        ids = {gallery_id for gallery_id, _ in there}
+        ids = {gallery_id for gallery_id, _ in galleries}
         for path in files:
             if int(path.name.split(".")[0]) not in ids:
                 try:
@@ -281,6 +390,6 @@ class Indexes:
                     log.warning("%s, of a deleted gallery, could not be deleted: %s", path, error)
 
 
-def _key(gallery: Gallery) -> tuple[int, datetime]:
-    """A restored backup may give a number to another gallery."""
-    return gallery.id, gallery.created_at
+def _key(gallery: Gallery) -> tuple[int, datetime, str]:
+    """A restored backup may give a number to another gallery; a gallery may be re-embedded."""
+    return gallery.id, gallery.created_at, gallery.fingerprint

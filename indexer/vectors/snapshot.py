@@ -1,38 +1,20 @@
-"""An index on disk: written atomically, checked when read, worth nothing that SQL does not know."""
+"""An exact index on disk: written atomically, checked when read, worth nothing that SQL does not know."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.disk import write_atomically
-from indexer.errors import WhosthereError
-from indexer.vectors.base import MakeIndex, VectorIndex
+from indexer.types import Vectors
+from indexer.vectors.base import DamagedIndex, Header, VectorIndex
 
 MAGIC = b"whosthere-index-2\n"
-
-
-class DamagedSnapshot(WhosthereError):
-    """The file is not what was written. Its reader makes a new one from SQL."""
-
-    code = "damaged_snapshot"
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a snapshot is of. `seq` is the last change in it, and `mark` tells that change from others of its number."""
-
-    gallery_id: int
-    gallery_created: str
-    fingerprint: str
-    dim: int
-    seq: int
-    mark: str
-    faces: int
 
 
 def write(path: Path, header: Header, index: VectorIndex) -> None:
@@ -46,12 +28,13 @@ def write(path: Path, header: Header, index: VectorIndex) -> None:
     write_atomically(path, [*parts, digest.digest()])
 
 
-def read(path: Path, make: MakeIndex) -> tuple[Header, VectorIndex]:
-    """Raises DamagedSnapshot unless every byte is what was written; FileNotFoundError where there is none."""
+def read(path: Path) -> tuple[Header, NDArray[np.int64], NDArray[np.int64], Vectors]:
+    """The header, and what `contents` gave. Raises DamagedIndex unless every byte is what was written;
+    FileNotFoundError where there is none."""
     data = path.read_bytes()
     body, digest = data[:-32], data[-32:]
     if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
-        raise DamagedSnapshot(f"{path} is damaged")
+        raise DamagedIndex(f"{path} is damaged")
     start = len(MAGIC) + 4
     length = int.from_bytes(body[len(MAGIC) : start], "little")
     header = Header(**json.loads(body[start : start + length]))
@@ -59,6 +42,4 @@ def read(path: Path, make: MakeIndex) -> tuple[Header, VectorIndex]:
     face_ids = np.frombuffer(body, np.int64, n, offset)
     identity_ids = np.frombuffer(body, np.int64, n, offset + 8 * n)
     vectors = np.frombuffer(body, np.float32, n * header.dim, offset + 16 * n).reshape(n, header.dim)
-    index = make(header.dim)
-    index.put(face_ids, identity_ids, vectors)
-    return header, index
+    return header, face_ids, identity_ids, vectors

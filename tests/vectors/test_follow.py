@@ -6,7 +6,7 @@ import logging
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -17,14 +17,15 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import event
 
-from indexer.errors import NotFound, StorageUnavailable
+from indexer.errors import Conflict, NotFound, StorageUnavailable
 from indexer.gallery.changes import Change
 from indexer.gallery.store import FaceVectors, Store
-from indexer.types import Gallery, Hit, Outcome, Person, Vectors
+from indexer.types import Gallery, Hit, Outcome, Person
 from indexer.vectors import follow, snapshot
-from indexer.vectors.base import VectorIndex
+from indexer.vectors.base import Header, VectorIndex
 from indexer.vectors.faiss_index import FaissIndex
 from indexer.vectors.follow import FollowedIndex, Indexes
+from indexer.vectors.tiers import FaissEngine
 from tests.gallery.faces import DIM, enroll_one, make_gallery, new_face, vector
 from tests.gallery.together import in_processes, in_threads
 from tests.postgres import Database, opened
@@ -42,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def gallery(store: Store) -> Gallery:
     """Four people with three faces each: image i is person i // 3."""
     gallery = make_gallery(store)
-    store.enroll(gallery.id, [new_face(f"p{image // 3}", image) for image in range(FACES)])
+    store.enroll(gallery, [new_face(f"p{image // 3}", image) for image in range(FACES)])
     return gallery
 
 
@@ -53,14 +54,13 @@ def top(index: VectorIndex, image: int) -> tuple[int, int]:
 
 
 def held(index: VectorIndex) -> dict[int, tuple[int, bytes]]:
-    assert isinstance(index, FaissIndex)
     face_ids, owners, vectors = index.contents()
     assert len(set(face_ids.tolist())) == len(face_ids)
     return {f: (i, v.tobytes()) for f, i, v in zip(face_ids.tolist(), owners.tolist(), vectors, strict=True)}
 
 
 def truth(store: Store, gallery: Gallery) -> dict[int, tuple[int, bytes]]:
-    _, parts = store.all_vectors(gallery.id, gallery.dim)
+    _, parts = store.all_vectors(gallery)
     return {
         f: (i, v.tobytes())
         for part in parts
@@ -73,7 +73,7 @@ def check_right(index: VectorIndex, store: Store, gallery: Gallery) -> None:
 
 
 def test_the_first_time_it_is_built_from_sql(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     index = followed.caught_up()
     assert len(index) == FACES
     check_right(index, store, gallery)
@@ -85,7 +85,7 @@ def test_the_first_time_it_is_built_from_sql(store: Store, gallery: Gallery, fol
 
 
 def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     index = followed.caught_up()
 
     new = enroll_one(store, gallery, new_face("new", 50))
@@ -106,7 +106,7 @@ def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder:
 
 
 def test_what_came_and_went_between_two_looks(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     gone = enroll_one(store, gallery, new_face("p0", 60))
     store.delete_face(gallery.id, gone)
@@ -130,23 +130,23 @@ def test_it_catches_up_in_several_steps(
         limits.append(seq)
         return whole(gallery_id, seq, 5)
 
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
-    store.enroll(gallery.id, [new_face("many", 100 + i) for i in range(21)])
+    store.enroll(gallery, [new_face("many", 100 + i) for i in range(21)])
     monkeypatch.setattr(store, "changes_since", few)
     check_right(followed.caught_up(), store, gallery)
     assert limits == [16, 21, 26, 31, 36]
 
 
 def test_snapshot_and_replay(store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = FollowedIndex(store, gallery, folder, FaissIndex)
+    first = FollowedIndex(store, gallery, folder, FaissEngine())
     first.caught_up()
     first.save()
     assert first.state().snapshot_seq == 16
     new = enroll_one(store, gallery, new_face("p9", 70))
     store.delete_identity(gallery.id, "p0")
 
-    second = FollowedIndex(store, gallery, folder, FaissIndex)
+    second = FollowedIndex(store, gallery, folder, FaissEngine())
     index = second.caught_up()
     check_right(index, store, gallery)
     assert top(index, 70)[1] == new
@@ -156,22 +156,22 @@ def test_snapshot_and_replay(store: Store, gallery: Gallery, folder: Path, caplo
 
 
 def test_a_snapshot_is_really_used(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     followed.save()
-    header, index = snapshot.read(folder / f"{gallery.id}.index", FaissIndex)
+    header, index = FaissEngine().load(folder / f"{gallery.id}.index")
     index.put(np.array([777]), np.array([888]), vector(999)[None])
     snapshot.write(folder / f"{gallery.id}.index", replace(header, faces=len(index)), index)
-    assert top(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), 999) == (888, 777)
+    assert top(FollowedIndex(store, gallery, folder, FaissEngine()).caught_up(), 999) == (888, 777)
 
 
 def test_a_snapshot_of_an_empty_gallery(store: Store, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     gallery = make_gallery(store, "empty")
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     assert len(followed.caught_up()) == 0
     followed.save()
-    assert snapshot.read(folder / f"{gallery.id}.index", FaissIndex)[0].faces == 0
-    again = FollowedIndex(store, gallery, folder, FaissIndex)
+    assert FaissEngine().load(folder / f"{gallery.id}.index")[0].faces == 0
+    again = FollowedIndex(store, gallery, folder, FaissEngine())
     assert len(again.caught_up()) == 0
     enroll_one(store, gallery, new_face("ana", 1))
     check_right(again.caught_up(), store, gallery)
@@ -179,10 +179,10 @@ def test_a_snapshot_of_an_empty_gallery(store: Store, folder: Path, caplog: pyte
 
 
 def test_rebuilding_makes_the_same(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     store.delete_identity(gallery.id, "p1")
-    store.enroll(gallery.id, [new_face(f"q{i}", 200 + i) for i in range(5)])
+    store.enroll(gallery, [new_face(f"q{i}", 200 + i) for i in range(5)])
     replayed = followed.caught_up()
     before = held(replayed)
     queries = np.stack([vector(i) for i in (0, 3, 200, 500)])
@@ -199,13 +199,13 @@ def test_saving_happens_by_itself_after_many_changes(
     store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 20)
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     assert not folder.exists()
-    store.enroll(gallery.id, [new_face("p0", 300 + i) for i in range(4)])
+    store.enroll(gallery, [new_face("p0", 300 + i) for i in range(4)])
     followed.caught_up()
-    assert snapshot.read(folder / f"{gallery.id}.index", FaissIndex)[0].seq == 20
-    store.enroll(gallery.id, [new_face("p0", 400 + i) for i in range(19)])
+    assert FaissEngine().load(folder / f"{gallery.id}.index")[0].seq == 20
+    store.enroll(gallery, [new_face("p0", 400 + i) for i in range(19)])
     followed.caught_up()
     assert followed.state().snapshot_seq == 20
     enroll_one(store, gallery, new_face("p0", 500))
@@ -214,7 +214,7 @@ def test_saving_happens_by_itself_after_many_changes(
 
 
 def test_saving_again_without_a_change_writes_nothing(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.save()
     assert not folder.exists()
     followed.caught_up()
@@ -255,20 +255,20 @@ def test_every_damage_is_made_good(
     damage: Callable[[bytes], Iterator[bytes]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    first = FollowedIndex(store, gallery, folder, FaissIndex)
+    first = FollowedIndex(store, gallery, folder, FaissEngine())
     first.caught_up()
     first.save()
     path = folder / f"{gallery.id}.index"
     for damaged in damage(path.read_bytes()):
         caplog.clear()
         path.write_bytes(damaged)
-        followed = FollowedIndex(store, gallery, folder, FaissIndex)
+        followed = FollowedIndex(store, gallery, folder, FaissEngine())
         check_right(followed.caught_up(), store, gallery)
         assert "is made anew" in caplog.text
         assert followed.state().snapshot_seq is None
     followed.save()
     caplog.clear()
-    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
     assert caplog.text == ""
 
 
@@ -286,14 +286,14 @@ def test_a_snapshot_of_something_else_is_not_used(
     store: Store, gallery: Gallery, folder: Path, change: dict[str, int | str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whole, but of another gallery, another model, or of changes that this database does not have."""
-    first = FollowedIndex(store, gallery, folder, FaissIndex)
+    first = FollowedIndex(store, gallery, folder, FaissEngine())
     first.caught_up()
     first.save()
     path = folder / f"{gallery.id}.index"
-    header, index = snapshot.read(path, FaissIndex)
+    header, index = FaissEngine().load(path)
     index.put(np.array([777]), np.array([888]), vector(999)[None])
     snapshot.write(path, replace(header, faces=len(index), **change), index)  # type: ignore[arg-type]
-    found = FollowedIndex(store, gallery, folder, FaissIndex).caught_up()
+    found = FollowedIndex(store, gallery, folder, FaissEngine()).caught_up()
     assert top(found, 999) == (0, 0)
     check_right(found, store, gallery)
     assert "is made anew" in caplog.text
@@ -301,16 +301,16 @@ def test_a_snapshot_of_something_else_is_not_used(
 
 def test_a_snapshot_of_another_width_is_not_used(store: Store, gallery: Gallery, folder: Path) -> None:
     other = FaissIndex(4)
-    header = snapshot.Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, 4, 16, "", 0)
+    header = Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, 4, 16, "", 0)
     snapshot.write(folder / f"{gallery.id}.index", header, other)
-    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
 
 
 def test_a_folder_in_the_place_of_the_snapshot(
     store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / f"{gallery.id}.index").mkdir(parents=True)
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     check_right(followed.caught_up(), store, gallery)
     followed.save()
     assert "could not be written" in caplog.text
@@ -321,12 +321,12 @@ def test_a_full_disk_costs_nothing_but_the_snapshot(
     store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 20)
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     followed.save()
     path = folder / f"{gallery.id}.index"
     before = path.read_bytes()
-    store.enroll(gallery.id, [new_face(f"r{i}", 1000 + i) for i in range(40)])
+    store.enroll(gallery, [new_face(f"r{i}", 1000 + i) for i in range(40)])
     with limited_file_size(2048):
         check_right(followed.caught_up(), store, gallery)
         followed.save()
@@ -336,9 +336,9 @@ def test_a_full_disk_costs_nothing_but_the_snapshot(
     assert followed.state().snapshot_seq == 16
 
     caplog.clear()
-    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
     followed.save()
-    assert snapshot.read(path, FaissIndex)[0].seq == store.last_change(gallery.id)
+    assert FaissEngine().load(path)[0].seq == store.last_change(gallery.id)
     assert caplog.text == ""
 
 
@@ -348,17 +348,17 @@ def test_a_full_disk_is_not_asked_at_every_search(
     monkeypatch.setattr(follow, "SNAPSHOT_EVERY", 10)
     folder.parent.mkdir(exist_ok=True)
     folder.write_text("not a folder")
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     for _ in range(5):
         check_right(followed.caught_up(), store, gallery)
     assert caplog.text.count("could not be written") == 1
-    store.enroll(gallery.id, [new_face("p0", 300 + i) for i in range(10)])
+    store.enroll(gallery, [new_face("p0", 300 + i) for i in range(10)])
     followed.caught_up()
     assert caplog.text.count("could not be written") == 2
 
 
 def test_a_deleted_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     followed.save()
     store.delete_gallery("staff")
@@ -366,7 +366,7 @@ def test_a_deleted_gallery(store: Store, gallery: Gallery, folder: Path) -> None
         followed.caught_up,
         followed.state,
         followed.rebuild,
-        FollowedIndex(store, gallery, folder, FaissIndex).caught_up,
+        FollowedIndex(store, gallery, folder, FaissEngine()).caught_up,
     ):
         with pytest.raises(NotFound, match="'staff'") as caught:
             call()
@@ -387,7 +387,7 @@ class DeletesItsGallery(Store):
 
 
 def test_a_gallery_deleted_while_catching_up(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(DeletesItsGallery(store._readers), gallery, folder, FaissIndex)
+    followed = FollowedIndex(DeletesItsGallery(store._readers), gallery, folder, FaissEngine())
     followed.caught_up()
     enroll_one(store, gallery, new_face("ana", 1000))
     with pytest.raises(NotFound):
@@ -399,8 +399,8 @@ class LosesItsConnection(Store):
 
     lost = False
 
-    def all_vectors(self, gallery_id: int, dim: int, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:
-        seq, parts = super().all_vectors(gallery_id, dim, at_once)
+    def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:
+        seq, parts = super().all_vectors(gallery, at_once)
 
         def some() -> Iterator[FaceVectors]:
             yield from parts
@@ -412,7 +412,7 @@ class LosesItsConnection(Store):
 
 def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: Gallery, folder: Path) -> None:
     losing = LosesItsConnection(store._readers)
-    followed = FollowedIndex(losing, gallery, folder, FaissIndex)
+    followed = FollowedIndex(losing, gallery, folder, FaissEngine())
     followed.caught_up()
     new = enroll_one(store, gallery, new_face("new", 1000))
     store.delete_identity(gallery.id, "p0")
@@ -428,14 +428,14 @@ def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: 
 def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
     store: Store, gallery: Gallery, folder: Path
 ) -> None:
-    indexes = Indexes(store, folder, FaissIndex)
+    indexes = Indexes(store, folder, FaissEngine())
     assert len(indexes.of(gallery).caught_up()) == FACES
     indexes.save()
     store.delete_gallery("staff")
     again = make_gallery(store)
     assert len(indexes.of(again).caught_up()) == 0
     enroll_one(store, again, new_face("eve", 900))
-    for followed in (indexes.of(again), Indexes(store, folder, FaissIndex).of(again)):
+    for followed in (indexes.of(again), Indexes(store, folder, FaissEngine()).of(again)):
         index = followed.caught_up()
         assert len(index) == 1
         assert [top(index, image) for image in range(FACES)] == [(0, 0)] * FACES
@@ -445,7 +445,7 @@ def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
 def test_indexes_are_kept_one_a_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
     other = make_gallery(store, "other")
     enroll_one(store, other, new_face("ana", 1))
-    indexes = Indexes(store, folder, FaissIndex)
+    indexes = Indexes(store, folder, FaissEngine())
     assert indexes.of(gallery) is indexes.of(store.gallery("staff"))
     assert indexes.of(gallery) is not indexes.of(other)
     indexes.of(gallery).caught_up()
@@ -461,7 +461,7 @@ def follow_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[in
     """Searches, now and then saves, until that many faces are there; what the index holds then."""
     with opened(url) as store:
         gallery = store.gallery(name)
-        followed = FollowedIndex(store, gallery, Path(folder), FaissIndex)
+        followed = FollowedIndex(store, gallery, Path(folder), FaissEngine())
         looks = 0
         while len(index := followed.caught_up()) < until:
             looks += 1
@@ -491,7 +491,7 @@ def test_two_processes_follow_while_a_third_enrols(
     assert one[0] == two[0] == enrolled[0] == truth(store, gallery)
     assert len(one[0]) == FACES + 25
     with caplog.at_level(logging.WARNING):
-        check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
+        check_right(FollowedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
     assert caplog.text == ""
     assert [path.name for path in folder.iterdir()] == [f"{gallery.id}.index"]
 
@@ -499,7 +499,7 @@ def test_two_processes_follow_while_a_third_enrols(
 def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery, folder: Path) -> None:
     """Every hit ever answered is a face that was enrolled, for the identity it was enrolled for, at its score; and
     who was there all the time is always found."""
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     done = threading.Event()
     owners: dict[int, tuple[int, int]] = {f: (i, -1) for f, (i, _) in truth(store, gallery).items()}
     for person in range(4):
@@ -511,7 +511,7 @@ def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery,
     def change(writer: int) -> list[tuple[int, list[Hit]]]:
         for i in range(12):
             image = 5000 + 100 * writer + i
-            [answer] = store.enroll(gallery.id, [new_face(f"w{writer}-{i % 3}", image)])
+            [answer] = store.enroll(gallery, [new_face(f"w{writer}-{i % 3}", image)])
             assert answer.outcome is Outcome.ENROLLED
             with recorded:
                 owners[answer.face_id or 0] = (answer.identity_id or 0, image)
@@ -554,12 +554,12 @@ def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery,
 
 
 def test_the_folder_of_the_index_may_vanish(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     followed.save()
     (folder / f"{gallery.id}.index").unlink()
     folder.rmdir()
-    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
     assert followed.rebuild() == FACES
     assert (folder / f"{gallery.id}.index").is_file()
 
@@ -567,7 +567,7 @@ def test_the_folder_of_the_index_may_vanish(store: Store, gallery: Gallery, fold
 def test_dimensions_are_the_gallerys(store: Store, folder: Path) -> None:
     gallery = make_gallery(store, "narrow", dim=4)
     enroll_one(store, gallery, new_face("ana", 1, embedding=vector(1, 4)))
-    index = FollowedIndex(store, gallery, folder, FaissIndex).caught_up()
+    index = FollowedIndex(store, gallery, folder, FaissEngine()).caught_up()
     assert index.nearest_faces(vector(1, 4)[None], 1)[0][0].score == pytest.approx(1)
     assert gallery.dim != DIM
 
@@ -604,11 +604,11 @@ def test_a_snapshot_of_before_a_restored_backup_is_not_used(
     restored: tuple[Store, Gallery, Callable[[int], None]], folder: Path, faces: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, gallery, restore = restored
-    before = FollowedIndex(store, gallery, folder, FaissIndex)
+    before = FollowedIndex(store, gallery, folder, FaissEngine())
     assert len(before.caught_up()) == 2
     before.save()
     restore(faces)
-    check_right(FollowedIndex(store, gallery, folder, FaissIndex).caught_up(), store, gallery)
+    check_right(FollowedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
     assert "another gallery, model or database" in caplog.text
 
 
@@ -617,7 +617,7 @@ def test_a_running_index_sees_that_a_backup_was_restored(
     restored: tuple[Store, Gallery, Callable[[int], None]], folder: Path, faces: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, gallery, restore = restored
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     assert top(followed.caught_up(), 100) != (0, 0)
     followed.save()
     restore(faces)
@@ -632,7 +632,7 @@ def test_a_running_index_sees_that_a_backup_was_restored(
 
 
 def test_following_costs_one_query(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     queries: list[str] = []
     event.listen(store._readers, "before_cursor_execute", lambda _c, _u, sql, *_: queries.append(sql))
@@ -642,16 +642,167 @@ def test_following_costs_one_query(store: Store, gallery: Gallery, folder: Path)
 
 def test_a_number_given_to_another_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
     """As after a restored backup: the same number, made at another time."""
-    indexes = Indexes(store, folder, FaissIndex)
+    indexes = Indexes(store, folder, FaissEngine())
     followed = indexes.of(gallery)
     assert indexes.of(replace(gallery, created_at=gallery.created_at + timedelta(1))) is not followed
+
+
+# A gallery that is re-embedded
+
+OTHER = "feedfeedfeedfeed"
+OTHER_DIM = 24
+
+
+def other_vector(image: int, again: bool = False) -> NDArray[np.float32]:
+    """The embedding of an image by another pack; `again` as another machine computes it."""
+    return vector(10_000 + image + 1000 * again, OTHER_DIM)
+
+
+def lay_beside(store: Store, gallery: Gallery, fingerprint: str, dim: int, again: bool = False) -> None:
+    """Embeddings by another pack, for each face that has none."""
+    store.start_reembedding(gallery, "other", fingerprint, dim)
+    for face in store.lacking(gallery.id, fingerprint, 0, 1000):
+        image = face.face_id
+        embedding = other_vector(image) if dim == OTHER_DIM else vector(20_000 + image + again)
+        store.put_embeddings(gallery, fingerprint, [face.face_id], embedding[None])
+
+
+def switch(store: Store, gallery: Gallery) -> Gallery:
+    """The gallery bound to the other pack."""
+    lay_beside(store, gallery, OTHER, OTHER_DIM)
+    ended = store.switch_model(gallery, OTHER)
+    assert ended.switched
+    return ended.gallery
+
+
+def test_the_index_of_a_former_pack_is_refused_and_another_takes_its_place(
+    store: Store, gallery: Gallery, folder: Path
+) -> None:
+    indexes = Indexes(store, folder, FaissEngine())
+    followed = indexes.of(gallery)
+    followed.caught_up()
+    followed.save()
+    lay_beside(store, gallery, OTHER, OTHER_DIM)
+    check_right(indexes.of(store.gallery("staff")).caught_up(), store, gallery)
+    now = switch(store, gallery)
+    for stale in (followed.caught_up, followed.state, followed.rebuild, followed.compare):
+        with pytest.raises(Conflict, match="'staff' was re-embedded meanwhile") as caught:
+            stale()
+        assert caught.value.code == "model_mismatch"
+    taken = indexes.of(now)
+    assert taken is not followed
+    check_right(taken.caught_up(), store, now)
+    assert list(indexes._followed.values()) == [taken]
+    [hits] = taken.caught_up().nearest_faces(other_vector(1)[None], 1)
+    assert hits[0].score == pytest.approx(1)
+    enroll_one(store, now, new_face("new", 50, embedding=other_vector(50)))
+    check_right(taken.caught_up(), store, now)
+
+
+def test_a_snapshot_of_a_former_pack_is_not_used(
+    store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it stay on the disk, where it may hold faces that are deleted."""
+    FollowedIndex(store, gallery, folder, FaissEngine()).rebuild()
+    now = switch(store, gallery)
+    again = FollowedIndex(store, now, folder, FaissEngine())
+    check_right(again.caught_up(), store, now)
+    assert "is made anew" in caplog.text
+    assert list(folder.iterdir()) == []
+    again.save()
+    caplog.clear()
+    check_right(FollowedIndex(store, now, folder, FaissEngine()).caught_up(), store, now)
+    assert caplog.text == ""
+
+
+def test_the_index_of_a_former_pack_leaves_the_file_of_the_one_of_now_alone(
+    store: Store, gallery: Gallery, folder: Path
+) -> None:
+    indexes = Indexes(store, folder, FaissEngine())
+    indexes.of(gallery).caught_up()
+    enroll_one(store, gallery, new_face("new", 50))
+    now = switch(store, gallery)
+    FollowedIndex(store, now, folder, FaissEngine()).rebuild()  # by another process
+    written = (folder / f"{gallery.id}.index").read_bytes()
+    indexes.of(gallery).save()
+    indexes.save()
+    with pytest.raises(Conflict):
+        indexes.of(gallery).caught_up()
+    indexes.of(now)
+    assert (folder / f"{gallery.id}.index").read_bytes() == written
+    assert indexes.of(now).state().snapshot_seq == store.last_change(gallery.id)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_away_and_back_again(store: Store, gallery: Gallery, folder: Path, saved: bool) -> None:
+    """The embeddings may have been computed anew meanwhile, and an index that slept through it all must not keep its
+    own."""
+    sleeping = FollowedIndex(store, gallery, folder, FaissEngine())
+    sleeping.caught_up()
+    if saved:
+        sleeping.save()
+        sleeping = FollowedIndex(store, gallery, folder, FaissEngine())
+    now = switch(store, gallery)
+    store.forget_embeddings(gallery.id, gallery.fingerprint)
+    enroll_one(store, now, new_face("new", 50, embedding=other_vector(50)))
+    lay_beside(store, now, gallery.fingerprint, gallery.dim, again=True)
+    assert store.switch_model(now, gallery.fingerprint).switched
+    enroll_one(store, gallery, new_face("newer", 51))
+    index = sleeping.caught_up()
+    assert len(index) == FACES + 2
+    check_right(index, store, gallery)
+    assert sleeping.caught_up() is index
+
+
+class SwitchesItsGallery(Store):
+    """Somebody re-embeds the gallery between two queries of the same catching up."""
+
+    before = "vectors_of"
+
+    def _switch(self, gallery: Gallery, now: str) -> None:
+        if now == self.before and self.gallery("staff").fingerprint == gallery.fingerprint:
+            switch(self, gallery)
+
+    def changes_since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
+        self._switch(self.gallery("staff"), "changes_since")
+        return super().changes_since(gallery_id, seq, limit)
+
+    def vectors_of(self, gallery: Gallery, face_ids: Sequence[int]) -> FaceVectors:
+        self._switch(gallery, "vectors_of")
+        return super().vectors_of(gallery, face_ids)
+
+    def all_vectors(self, gallery: Gallery, at_once: int = 5) -> tuple[int, Iterator[FaceVectors]]:
+        seq, parts = super().all_vectors(gallery, at_once)
+
+        def some() -> Iterator[FaceVectors]:
+            yield next(parts)
+            self._switch(gallery, "the second part")
+            yield from parts
+
+        return seq, some()
+
+
+@pytest.mark.parametrize("before", ["vectors_of", "changes_since", "the second part"])
+def test_a_switch_in_the_middle_of_catching_up(store: Store, gallery: Gallery, folder: Path, before: str) -> None:
+    """An index is never answered with that lacks faces, or holds some by the other pack."""
+    switching = SwitchesItsGallery(store._readers)
+    followed = FollowedIndex(switching, gallery, folder, FaissEngine())
+    if before != "the second part":
+        followed.caught_up()
+    enroll_one(store, gallery, new_face("new", 50))
+    switching.before = before
+    with pytest.raises(Conflict, match="re-embedded"):
+        followed.caught_up()
+    now = store.gallery("staff")
+    assert now.fingerprint == OTHER
+    check_right(FollowedIndex(store, now, folder, FaissEngine()).caught_up(), store, now)
 
 
 # What must not stay on the disk
 
 
 def test_a_removed_face_leaves_the_disk_at_the_next_look(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     followed.save()
     path = folder / f"{gallery.id}.index"
@@ -667,7 +818,7 @@ def test_a_removed_face_leaves_the_disk_at_the_next_look(store: Store, gallery: 
 
 
 def test_saving_writes_nothing_that_was_removed_meanwhile(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     store.delete_identity(gallery.id, "p0")
     followed.save()
@@ -675,7 +826,7 @@ def test_saving_writes_nothing_that_was_removed_meanwhile(store: Store, gallery:
 
 
 def test_saving_does_not_bring_back_a_gallery_deleted_elsewhere(store: Store, gallery: Gallery, folder: Path) -> None:
-    indexes = Indexes(store, folder, FaissIndex)
+    indexes = Indexes(store, folder, FaissEngine())
     followed = indexes.of(gallery)
     followed.caught_up()
     followed.save()
@@ -697,11 +848,11 @@ def test_a_gallery_deleted_while_its_snapshot_is_written(
 ) -> None:
     write = snapshot.write
 
-    def slowly(path: Path, header: snapshot.Header, index: VectorIndex) -> None:
+    def slowly(path: Path, header: Header, index: VectorIndex) -> None:
         store.delete_gallery("staff")
         write(path, header, index)
 
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     monkeypatch.setattr(snapshot, "write", slowly)
     followed.save()
@@ -709,7 +860,7 @@ def test_a_gallery_deleted_while_its_snapshot_is_written(
 
 
 def test_indexes_of_deleted_galleries_are_not_kept(store: Store, gallery: Gallery, folder: Path) -> None:
-    indexes = Indexes(store, folder, FaissIndex)
+    indexes = Indexes(store, folder, FaissEngine())
     for i in range(5):
         made = make_gallery(store, f"brief{i}")
         indexes.of(made).caught_up()
@@ -726,7 +877,7 @@ def test_without_the_database_nothing_is_written(
     def lost() -> list[Gallery]:
         raise StorageUnavailable("the database does not answer")
 
-    indexes = Indexes(store, folder, FaissIndex)
+    indexes = Indexes(store, folder, FaissEngine())
     indexes.of(gallery).caught_up()
     monkeypatch.setattr(store, "galleries", lost)
     indexes.save()
@@ -734,36 +885,11 @@ def test_without_the_database_nothing_is_written(
     assert "not written: the database does not answer" in caplog.text
 
 
-# Another engine
-
-
-class Reversed(FaissIndex):
-    """Another engine, with an order of its own."""
-
-    kind = "reversed"
-
-    def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
-        face_ids, identity_ids, vectors = super().contents()
-        return face_ids[::-1], identity_ids[::-1], vectors[::-1]
-
-
-def test_another_engine_can_be_plugged_in(store: Store, gallery: Gallery, folder: Path) -> None:
-    for _ in range(2):  # built, then read
-        indexes = Indexes(store, folder, Reversed)
-        followed = indexes.of(gallery)
-        index = followed.caught_up()
-        assert isinstance(index, Reversed)
-        assert followed.state().kind == "reversed"
-        check_right(index, store, gallery)
-        assert followed.compare() == follow.Comparison(FACES, FACES, 0, None)
-        indexes.save()
-
-
 # Comparing with SQL
 
 
 def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     index = followed.caught_up()
     assert followed.compare() == follow.Comparison(FACES, FACES, 0, None)
     faces = [store.faces(gallery.id, f"p{person}")[0] for person in range(3)]
@@ -776,8 +902,8 @@ def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder
 
 def test_comparing_while_others_enrol_and_delete(store: Store, gallery: Gallery, folder: Path) -> None:
     class Moving(Store):
-        def all_vectors(self, gallery_id: int, dim: int, at_once: int = 3) -> tuple[int, Iterator[FaceVectors]]:
-            seq, parts = super().all_vectors(gallery_id, dim, at_once)
+        def all_vectors(self, gallery: Gallery, at_once: int = 3) -> tuple[int, Iterator[FaceVectors]]:
+            seq, parts = super().all_vectors(gallery, at_once)
 
             def moving() -> Iterator[FaceVectors]:
                 for i, part in enumerate(parts):
@@ -788,13 +914,13 @@ def test_comparing_while_others_enrol_and_delete(store: Store, gallery: Gallery,
 
             return seq, moving()
 
-    FollowedIndex(store, gallery, folder, FaissIndex).rebuild()
-    followed = FollowedIndex(Moving(store._readers), gallery, folder, FaissIndex)
+    FollowedIndex(store, gallery, folder, FaissEngine()).rebuild()
+    followed = FollowedIndex(Moving(store._readers), gallery, folder, FaissEngine())
     assert followed.compare().different == 0
 
 
 def test_a_gallery_deleted_while_comparing(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = FollowedIndex(DeletesItsGallery(store._readers), gallery, folder, FaissIndex)
+    followed = FollowedIndex(DeletesItsGallery(store._readers), gallery, folder, FaissEngine())
     index = followed.caught_up()
     index.remove(index.face_ids().tolist()[:1])  # so that the log is asked
     with pytest.raises(NotFound):
@@ -802,10 +928,10 @@ def test_a_gallery_deleted_while_comparing(store: Store, gallery: Gallery, folde
 
 
 def test_comparing_tells_of_a_snapshot_of_no_use(store: Store, gallery: Gallery, folder: Path) -> None:
-    FollowedIndex(store, gallery, folder, FaissIndex).rebuild()
+    FollowedIndex(store, gallery, folder, FaissEngine()).rebuild()
     path = folder / f"{gallery.id}.index"
     path.write_bytes(path.read_bytes()[:-1])
-    followed = FollowedIndex(store, gallery, folder, FaissIndex)
+    followed = FollowedIndex(store, gallery, folder, FaissEngine())
     assert followed.compare() == follow.Comparison(FACES, FACES, 0, f"{path} is damaged")
     followed.save()
     assert followed.compare().snapshot_problem is None

@@ -1,0 +1,452 @@
+"""Every face is scanned in a few bytes, and the best are scored from half-precision vectors.
+
+Embeddings of different people are spread almost evenly over the sphere, where clusters and graphs lose mates or time.
+Scanning all faces in 4-bit product codes (FAISS fast scan: André et al. 2017, https://arxiv.org/abs/1704.07355; Jégou
+et al. 2011) and scoring the best few hundred of them does neither (`benchmarks/vectors.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import StorageUnavailable
+from indexer.gallery.store import FaceVectors
+from indexer.types import Hit, Vectors
+from indexer.vectors import resting
+from indexer.vectors.base import DamagedIndex
+from indexer.vectors.locks import SharedLock
+from indexer.vectors.resting import Codes, Halves, Resting
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+PARTS = 64
+"""Sub-quantisers: 32 bytes a face. With half of them mates near the threshold are lost, with twice as many the scan
+takes twice as long (`benchmarks/results/vectors.csv`)."""
+
+SAMPLE = 65_536
+"""Faces that the codes are trained on: FAISS asks for 39 a centroid, which are 16."""
+
+CENTROIDS = 16
+
+FIRST_RESCORED, MOST_RESCORED = 256, 4096
+"""Rows scored a query: as many as the check at the build asks for, from the first to the most."""
+
+PROMISE = 0.9999
+"""Share of mates that must be found, of those that exact search finds."""
+
+LEAST_MATE = 0.4
+"""A mate that scores less is under the threshold of any gallery that is large enough to be compressed: that of `sface`
+for an FPIR of 10 % is 0.49 at 20,000 faces."""
+
+MOST_MATE = 0.95
+"""Copies that are closer are found by anything; where strangers are as close, they are copies of each other."""
+
+ROUNDING = 1e-3
+"""How far two ways to compute a score in half precision may differ."""
+
+MATES, STRANGERS = 10_000, 500
+"""Probes that an index is checked with: enough to see one miss in ten thousand, and few enough to search exactly."""
+
+LEAST_TAIL = 20_000
+"""Rows that may come after the build, at half a kilobyte to one each, before it is time for another one; or an eighth
+of those at the build."""
+
+DEAD_SHARE = 0.2
+"""Of the rows, before it is time for a build without the dead."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What an index found out about itself when it was built, against exact search over the same faces."""
+
+    mates_found: float
+    """Share of perturbed copies of its own faces, as close as mates are, whose face was found."""
+    threshold: float
+    """The perturbed copies score this or more: the cosine that one stranger in a hundred reaches, or LEAST_MATE."""
+    strangers: int
+    """Of STRANGERS of its faces, how many look like another person, with a cosine of LEAST_MATE or more."""
+    same_identity: float
+    """The share of those whose nearest other person is the one that exact search finds; 1 where there are none."""
+    rescored: int
+    query_ms: float
+    """Median of one query."""
+
+
+class Scan(Protocol):
+    """Names the rows that score best, nearly."""
+
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """(N, D) rows more."""
+        ...
+
+    def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(Q, D) -> scores and rows, each (Q, `count`), best first; -1 where there are fewer."""
+        ...
+
+
+class CompressedIndex:
+    """The faces of a file (`resting.Resting`), and those that came since. Thread-safe: searches run side by side."""
+
+    erases = True
+
+    def __init__(
+        self,
+        base: Resting,
+        rescored: int,
+        checked: Checked | None,
+        kind: str = "compressed",
+        scan: Callable[[Resting], Scan] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.checked = checked
+        self.rescored = rescored
+        self.damaged = False
+        """Whether the file turned out not to be what was written. It answers no more, and is to be made anew."""
+        self.base = base
+        self._dim = base.vectors.shape[1]
+        self._scan = (scan or CodeScan)(base)
+        self._lock = SharedLock()
+        self._alive = _Growing(base.alive())
+        self._faces = _Growing(base.face_ids)
+        self._identities = _Growing(base.identity_ids)
+        self._dead = len(base) - int(self._alive.all.sum())
+        self._groups = _Groups(base.identity_ids)
+        self._tail: _Growing[np.float16] = _Growing(np.empty((0, self._dim), np.float16))
+        self._tail_rows: dict[int, int] = {}
+        """Face id -> row, of the faces that came after the build."""
+        self._tail_groups: defaultdict[int, list[int]] = defaultdict(list)
+
+    def __len__(self) -> int:
+        return len(self._faces) - self._dead
+
+    @property
+    def outgrown(self) -> bool:
+        rows = len(self.base)
+        return len(self._tail) > max(LEAST_TAIL, rows // 8) or self._dead > max(LEAST_TAIL, DEAD_SHARE * rows)
+
+    def put(self, face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> None:
+        if len(face_ids) == 0:
+            return
+        halves = np.asarray(vectors, dtype=np.float16)
+        with self._lock.writing():
+            self._remove(face_ids.tolist())
+            first = len(self._faces)
+            self._scan.add(halves.astype(np.float32))
+            self._faces.append(face_ids)
+            self._identities.append(identity_ids)
+            self._alive.append(np.ones(len(face_ids), np.bool_))
+            self._tail.append(halves)
+            for row, (face, identity) in enumerate(zip(face_ids.tolist(), identity_ids.tolist(), strict=True), first):
+                self._tail_rows[face] = row
+                self._tail_groups[identity].append(row)
+
+    def remove(self, face_ids: Sequence[int]) -> None:
+        if face_ids:
+            with self._lock.writing():
+                self._remove(face_ids)
+
+    def nearest_faces(self, queries: Vectors, k: int) -> list[list[Hit]]:
+        with self._lock.reading():
+            return self._nearest(queries, k, lambda query, rows: self._best_faces(query, rows, k))
+
+    def nearest_identities(self, queries: Vectors, k: int) -> list[list[Hit]]:
+        with self._lock.reading():
+            return self._nearest(queries, k, lambda query, rows: self._best_identities(query, rows, k))
+
+    def face_ids(self) -> NDArray[np.int64]:
+        with self._lock.reading():
+            return np.sort(self._faces.all[self._alive.all])
+
+    def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+        with self._lock.reading():
+            rows = np.flatnonzero(self._alive.all)
+            return self._faces.all[rows], self._identities.all[rows], self._pick(rows)
+
+    def _nearest(
+        self, queries: Vectors, k: int, best: Callable[[NDArray[np.float32], NDArray[np.int64]], list[Hit]]
+    ) -> list[list[Hit]]:
+        """What `best` makes of each query and of the rows that the scan names for it, more of them until there are `k`
+        answers; at last of all rows."""
+        answers: list[list[Hit]] = [[] for _ in queries]
+        alive, rows = self._alive.all, len(self._faces)
+        left = list(range(len(queries))) if len(self) and k > 0 else []
+        wanted = np.ascontiguousarray(queries, dtype=np.float32)
+        count = max(self.rescored, 4 * k)
+        while left and count < rows:
+            _, found = self._scan.search(wanted[left], count)
+            for i, some in zip(left, found, strict=True):
+                known = some[some >= 0]
+                answers[i] = best(queries[i], known[alive[known]])
+            left = [i for i in left if len(answers[i]) < k]
+            count *= 4
+        for i in left:
+            answers[i] = best(queries[i], np.flatnonzero(alive))
+        return answers
+
+    def _best_faces(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> list[Hit]:
+        scores = self._scores(query, rows)
+        order = np.lexsort((self._faces.all[rows], -scores))[:k]
+        return self._hits(rows[order], scores[order])
+
+    def _best_identities(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> list[Hit]:
+        """First the best row of each identity among `rows`; then all rows of the best identities, however many."""
+        rows, scores = self._best_rows(rows, self._scores(query, rows), k)
+        every = np.array([r for i in self._identities.all[rows].tolist() for r in self._rows_of(i)], dtype=np.int64)
+        if len(every) > len(rows):
+            rows, scores = self._best_rows(every, self._scores(query, every), k)
+        return self._hits(rows, scores)
+
+    def _best_rows(
+        self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best row of each of the best `k` identities, best first; equals by face id."""
+        order = np.lexsort((self._faces.all[rows], -scores))
+        _, firsts = np.unique(self._identities.all[rows[order]], return_index=True)
+        chosen = order[np.sort(firsts)[:k]]
+        return rows[chosen], scores[chosen]
+
+    def _rows_of(self, identity: int) -> list[int]:
+        rows = [*self._groups.rows(identity), *self._tail_groups.get(identity, ())]
+        alive = self._alive.all
+        return [row for row in rows if alive[row]]
+
+    def _scores(self, query: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.asarray(self._pick(rows).astype(np.float32) @ query)
+
+    def _pick(self, rows: NDArray[np.int64]) -> Halves:
+        """The vectors of these rows. Raises StorageUnavailable where the file is damaged, from when on it is."""
+        at_rest = rows < len(self.base)
+        try:
+            if at_rest.all():
+                return self.base.pick(rows)
+            picked = np.empty((len(rows), self._dim), np.float16)
+            picked[at_rest] = self.base.pick(rows[at_rest])
+        except DamagedIndex as error:
+            self.damaged = True
+            raise StorageUnavailable(f"{error.message}; the index is made anew, ask again") from error
+        picked[~at_rest] = self._tail.all[rows[~at_rest] - len(self.base)]
+        return picked
+
+    def _hits(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> list[Hit]:
+        identities, faces = self._identities.all[rows].tolist(), self._faces.all[rows].tolist()
+        return [Hit(*hit) for hit in zip(identities, faces, scores.tolist(), strict=True)]
+
+    def _remove(self, face_ids: Sequence[int]) -> None:
+        alive = self._alive.all
+        wanted = np.asarray(face_ids, dtype=np.int64)
+        rows = np.searchsorted(self.base.face_ids, wanted)
+        there = rows < len(self.base)
+        there[there] = self.base.face_ids[rows[there]] == wanted[there]
+        gone = np.unique(rows[there])
+        gone = gone[alive[gone]]
+        self.base.erase(gone)
+        alive[gone] = False
+        self._dead += len(gone)
+        for face in face_ids:
+            row = self._tail_rows.pop(face, None)
+            if row is not None:
+                alive[row] = False
+                self._dead += 1
+                self._tail.all[row - len(self.base)] = 0
+                self._tail_groups[int(self._identities.all[row])].remove(row)
+
+
+class CodeScan:
+    """All codes, by FAISS."""
+
+    def __init__(self, base: Resting) -> None:
+        dim = base.vectors.shape[1]
+        plain = faiss.IndexPQ(dim + -dim % PARTS, PARTS, 4, faiss.METRIC_INNER_PRODUCT)
+        faiss.copy_array_to_vector(np.ascontiguousarray(base.centroids).ravel(), plain.pq.centroids)
+        plain.is_trained = True
+        if len(base):
+            faiss.copy_array_to_vector(np.ascontiguousarray(base.codes).ravel(), plain.codes)
+        plain.ntotal = len(base)
+        self._codes: Any = faiss.IndexPQFastScan(plain)  # type: ignore[arg-type]
+
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        self._codes.add(_padded(vectors))
+
+    def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        scores, rows = self._codes.search(_padded(queries), count)
+        return scores, rows
+
+
+def build(path: Path, dim: int, parts: Iterable[FaceVectors], about: Mapping[str, Any]) -> Resting:
+    """Writes the file of these faces, whose ids ascend, and opens it. `about` is written down with it.
+
+    Raises OSError when the disk is full.
+    """
+    face_ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    identity_ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    with resting.writing(path, dim) as writer:
+        for part in parts:
+            writer.add(part.vectors)
+            face_ids.append(part.face_ids)
+            identity_ids.append(part.identity_ids)
+        faces, identities = np.concatenate(face_ids), np.concatenate(identity_ids)
+        vectors = writer.vectors()
+        codes, centroids = _encode(vectors)
+        written = np.ones(len(faces), np.bool_)  # this moment: there is nothing to check yet
+        rested = Resting(path, {}, faces, identities, codes, centroids, vectors, np.empty(0, np.uint64), written)
+        checked = _check(CompressedIndex(rested, FIRST_RESCORED, None))
+        writer.finish(faces, identities, codes, centroids, {**about, "checked": asdict(checked) if checked else None})
+    return resting.read(path)
+
+
+def over(base: Resting, kind: str = "compressed", scan: Callable[[Resting], Scan] | None = None) -> CompressedIndex:
+    """The index of a file."""
+    told = base.about.get("checked")
+    checked = Checked(**told) if told else None
+    return CompressedIndex(base, checked.rescored if checked else FIRST_RESCORED, checked, kind, scan)
+
+
+class _Growing(Generic[Scalar]):
+    """An array that rows are added to, in twice the room each time that there is none left."""
+
+    def __init__(self, first: NDArray[Scalar]) -> None:
+        self._room = np.array(first)
+        self._length = len(first)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def all(self) -> NDArray[Scalar]:
+        return self._room[: self._length]
+
+    def append(self, rows: NDArray[Scalar]) -> None:
+        length = self._length + len(rows)
+        if length > len(self._room):
+            room = np.empty((max(2 * len(self._room), length, 1024), *self._room.shape[1:]), self._room.dtype)
+            room[: self._length] = self.all
+            self._room = room
+        self._room[self._length : length] = rows
+        self._length = length
+
+
+class _Groups:
+    """The rows of each identity."""
+
+    def __init__(self, identity_ids: NDArray[np.int64]) -> None:
+        self._order = np.argsort(identity_ids, kind="stable").astype(np.int32)
+        self._sorted = identity_ids[self._order]
+
+    def rows(self, identity: int) -> list[int]:
+        first, last = np.searchsorted(self._sorted, [identity, identity + 1])
+        rows: list[int] = self._order[first:last].tolist()
+        return rows
+
+
+def _padded(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """With zeros behind, so that PARTS divides the dimension; no inner product changes."""
+    pad = -vectors.shape[1] % PARTS
+    return np.pad(vectors, ((0, 0), (0, pad))) if pad else np.ascontiguousarray(vectors)
+
+
+def _encode(vectors: Halves) -> tuple[Codes, NDArray[np.float32]]:
+    """The codes of all rows, and the centroids (PARTS, CENTROIDS, D / PARTS) that they are of."""
+    dim = vectors.shape[1] + -vectors.shape[1] % PARTS
+    quantiser = faiss.ProductQuantizer(dim, PARTS, 4)
+    if len(vectors) == 0:
+        return np.empty((0, PARTS // 2), np.uint8), np.zeros((PARTS, CENTROIDS, dim // PARTS), np.float32)
+    rows = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors))).astype(np.int64))
+    sample = vectors[np.resize(rows, max(len(rows), CENTROIDS))]  # a point for each centroid at least
+    quantiser.train(_padded(sample.astype(np.float32)))
+    codes = [
+        quantiser.compute_codes(_padded(vectors[i : i + SAMPLE].astype(np.float32)))
+        for i in range(0, len(vectors), SAMPLE)
+    ]
+    centroids = faiss.vector_to_array(quantiser.centroids).reshape(PARTS, CENTROIDS, dim // PARTS)
+    return np.concatenate(codes), centroids
+
+
+def _check(index: CompressedIndex) -> Checked | None:
+    """Compares the index with exact search, and widens its re-scoring until it keeps the promise. None when it is
+    empty."""
+    base = index.base
+    identities, vectors = base.identity_ids, base.vectors
+    if len(base) == 0:
+        return None
+    random = np.random.default_rng(len(base))
+    rows = random.choice(len(base), min(STRANGERS, len(base)), replace=False)
+    probes = vectors[rows].astype(np.float32)
+    exact, owners = _exact(probes, identities[rows], vectors, identities)
+    threshold = min(max(float(np.quantile(exact, 0.99)), LEAST_MATE), MOST_MATE)
+    mates = random.choice(len(base), min(MATES, len(base)), replace=False)
+    originals = vectors[mates].astype(np.float32)
+    copies = _copies(originals, threshold, random)
+    own = np.einsum("nd,nd->n", copies, originals)
+    missed = np.arange(len(mates))
+    while True:
+        answers = index.nearest_identities(copies[missed], 1)
+        missed = np.array(
+            [
+                i
+                for i, (hit,) in zip(missed, answers, strict=True)
+                if hit.identity_id != identities[mates[i]] and hit.score < own[i] - ROUNDING
+            ],
+            dtype=np.int64,
+        )
+        if len(missed) <= (1 - PROMISE) * len(mates) or index.rescored >= min(MOST_RESCORED, len(base)):
+            break
+        index.rescored *= 2
+    high = np.flatnonzero(exact >= LEAST_MATE)
+    same = [_top_other(index, probes[i], int(identities[rows[i]])) == owners[i] for i in high]
+    return Checked(
+        mates_found=round(1 - len(missed) / len(mates), 5),
+        threshold=round(threshold, 4),
+        strangers=len(high),
+        same_identity=round(float(np.mean(same)), 4) if same else 1.0,
+        rescored=index.rescored,
+        query_ms=round(_median_ms(index, copies), 3),
+    )
+
+
+def _exact(
+    probes: NDArray[np.float32], own: NDArray[np.int64], vectors: Halves, identities: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The highest score of each probe with another person's face, and whose it is; -1 where there is nobody else."""
+    best = np.full(len(probes), -1, np.float32)
+    owners = np.full(len(probes), -1, np.int64)
+    for start in range(0, len(vectors), SAMPLE):
+        some = identities[start : start + SAMPLE]
+        scores = probes @ vectors[start : start + SAMPLE].astype(np.float32).T
+        scores[own[:, None] == some[None, :]] = -np.inf
+        top = scores.argmax(axis=1)
+        found = scores[np.arange(len(probes)), top]
+        better = found > best
+        best[better], owners[better] = found[better], some[top[better]]
+    return best, owners
+
+
+def _copies(vectors: NDArray[np.float32], threshold: float, random: np.random.Generator) -> NDArray[np.float32]:
+    """Probes that score `threshold` to halfway to 1 with `vectors`, turned away from them in any direction."""
+    cosines = random.uniform(threshold, (1 + threshold) / 2, (len(vectors), 1)).astype(np.float32)
+    aside = random.standard_normal(vectors.shape, dtype=np.float32)
+    aside -= np.einsum("nd,nd->n", aside, vectors)[:, None] * vectors
+    aside /= np.linalg.norm(aside, axis=1, keepdims=True)
+    return np.asarray(cosines * vectors + np.sqrt(1 - cosines**2) * aside, dtype=np.float32)
+
+
+def _top_other(index: CompressedIndex, probe: NDArray[np.float32], own: int) -> int:
+    (hits,) = index.nearest_identities(probe[None], 2)
+    return next((hit.identity_id for hit in hits if hit.identity_id != own), -1)
+
+
+def _median_ms(index: CompressedIndex, probes: NDArray[np.float32]) -> float:
+    times = []
+    for i in range(min(100, len(probes))):
+        begun = time.perf_counter()
+        index.nearest_identities(probes[i : i + 1], 5)
+        times.append(1000 * (time.perf_counter() - begun))
+    return float(np.median(times))

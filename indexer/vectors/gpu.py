@@ -1,0 +1,57 @@
+"""Every face is scored on the GPUs there are, in half precision; the best are scored again as in `compressed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.vectors.resting import Resting
+
+ADD_AT_ONCE = 65_536
+
+MOST_GPU = 2048
+"""The most rows that a search on a GPU returns (FAISS, `GpuIndex`)."""
+
+
+def problem() -> str | None:
+    """Why there is no GPU for FAISS here; None where there is."""
+    if not hasattr(faiss, "GpuIndexFlat"):
+        return "this FAISS is built without CUDA: pip install faiss-gpu in place of faiss-cpu"
+    return None if faiss.get_num_gpus() > 0 else "FAISS finds no GPU; is there one, and its driver?"
+
+
+class GpuScan:
+    """The rows spread over all GPUs, a `GpuIndexFlat` in half precision each; what is added goes to the smallest."""
+
+    def __init__(self, base: Resting) -> None:
+        dim = base.vectors.shape[1]
+        self._resources = [faiss.StandardGpuResources() for _ in range(faiss.get_num_gpus())]
+        self._shards = [_flat(resources, dim, gpu) for gpu, resources in enumerate(self._resources)]
+        shards: Any = faiss.IndexShards  # FAISS's stubs know less of it than its documentation
+        self._all = shards(dim, True, False)  # each in a thread of its own; ids are the rows' own
+        for shard in self._shards:
+            self._all.add_shard(shard)
+        self._rows = 0
+        for start in range(0, len(base), ADD_AT_ONCE):
+            self.add(base.vectors[start : start + ADD_AT_ONCE].astype(np.float32))
+
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        rows = np.arange(self._rows, self._rows + len(vectors), dtype=np.int64)
+        smallest = min(self._shards, key=lambda shard: int(shard.ntotal))
+        smallest.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), rows)
+        self._all.syncWithSubIndexes()
+        self._rows += len(vectors)
+
+    def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        scores, rows = self._all.search(np.ascontiguousarray(queries, dtype=np.float32), min(count, MOST_GPU))
+        return scores, rows
+
+
+def _flat(resources: Any, dim: int, gpu: int) -> Any:
+    config = faiss.GpuIndexFlatConfig()
+    config.device = gpu
+    config.useFloat16 = True
+    return faiss.IndexIDMap(faiss.GpuIndexFlat(resources, dim, faiss.METRIC_INNER_PRODUCT, config))
