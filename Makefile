@@ -14,13 +14,13 @@ install: .venv/.installed  ## .venv with the locked dependencies and the `whosth
 demo: .venv/.installed .venv/.photos  ## enrols real faces and searches them
 	@$(BIN)/whosthere demo
 
-test: .venv/.tests .venv/.photos  ## the linters, the types and the tests
+test: .venv/.tests .venv/.torch .venv/.photos  ## the linters, the types and the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-check: .venv/.tests  ## the linters and the types alone
+check: .venv/.tests .venv/.torch  ## the linters and the types alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,3 +57,12 @@ clean:
 	@echo "Installing what the tests need ..."
 	@$(PIP) -r tests/requirements.txt
 	@touch $@
+
+# Not in the locks: PyTorch has other files for every kind of GPU. On Linux its default is the build for CUDA, some
+# gigabytes; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes pip prefer the one for the CPU.
+.venv/.torch: .venv/.tests
+	@echo "Installing PyTorch ..."
+	@$(BIN)/python -m pip --disable-pip-version-check -qq install torch==$(TORCH)
+	@touch $@
+
+TORCH := 2.13.0

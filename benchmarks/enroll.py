@@ -21,7 +21,6 @@ import psutil
 
 from benchmarks.lfw import RESULTS, Cell, Shot, arguments, list_shots, write_results
 from benchmarks.plain import PlainLoop, opencv_loop, same_embedder_loop
-from indexer.enrollment import open_gallery
 from indexer.home import Home
 from indexer.settings import read_settings
 from indexer.sources import rows_of
@@ -80,7 +79,7 @@ def _enroll(shots: Sequence[Shot], precision: Precision) -> None:
     if precision not in _homes:
         _homes[precision] = Home(read_settings({}, home=Path(_folder.name) / precision, precision=precision))
     home = _homes[precision]
-    gallery = open_gallery(home.store, f"g{time.monotonic_ns()}", None, home.pack, create=True)
+    gallery = home.open_gallery(f"g{time.monotonic_ns()}", "sface")
     for _ in home.enroller(gallery).enroll(rows_of([shot.path for shot in shots]), Pick.CENTER):
         pass
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from benchmarks.lfw import RESULTS, Cell, arguments, by_person, enrolled, list_shots, write_results
 from benchmarks.plain import PlainGallery, PlainLoop, opencv_loop, same_embedder_loop
-from indexer.enrollment import open_gallery
 from indexer.home import Home
 from indexer.settings import read_settings
 from indexer.sources import rows_of
@@ -38,7 +37,7 @@ def main() -> None:
     probes = [photos[1].path.read_bytes() for photos in by_person(shots).values() if len(photos) > 1][:PROBES]
     with tempfile.TemporaryDirectory() as folder:
         home = Home(read_settings({}, home=Path(folder)))
-        gallery = open_gallery(home.store, "lfw", None, home.pack, create=True)
+        gallery = home.open_gallery("lfw", "sface")
         for _ in home.enroller(gallery).enroll(rows_of([shot.path for shot in gallery_shots]), Pick.CENTER):
             pass
         index = home.indexes.of(gallery)

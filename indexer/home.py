@@ -9,16 +9,18 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from indexer.enrollment import Enroller, check_pack
-from indexer.errors import InvalidSetting, NotFound
+from indexer.errors import Conflict, InvalidSetting, NotFound
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.store import Store
 from indexer.settings import Settings
-from indexer.types import Gallery
-from indexer.vectors.faiss_index import FaissIndex
+from indexer.types import Gallery, Tier
+from indexer.vectors.base import Engine as VectorEngine
 from indexer.vectors.follow import Indexes
+from indexer.vectors.tiers import FaissEngine
+from indexer.vision.catalogue import Catalogue
 from indexer.vision.decode import Limits
 from indexer.vision.files import ModelFiles
-from indexer.vision.packs import Pack, find_pack
+from indexer.vision.packs import Pack
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads, usable_cores
 
@@ -47,10 +49,14 @@ class Home:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.pack = _pack(settings)
-        """The pack that new galleries are bound to."""
         self.making = threading.RLock()
-        self._pipelines: dict[str, FacePipeline] = {}
+        self._vectors = _vectors(settings.vectors)
+        self._pipelines: dict[tuple[str, str, int], FacePipeline] = {}
+        if settings.model:
+            try:
+                self.packs.find(settings.model)
+            except NotFound as error:
+                raise InvalidSetting(f"WHOSTHERE_MODEL: {error.message}") from error
 
     @_made_once
     def engine(self) -> Engine:
@@ -64,11 +70,23 @@ class Home:
 
     @_made_once
     def indexes(self) -> Indexes:
-        return Indexes(self.store, self.settings.indexes_folder, FaissIndex)
+        return Indexes(self.store, self.settings.indexes_folder, self._vectors)
 
     @_made_once
     def files(self) -> ModelFiles:
         return ModelFiles(self.settings.models_folder)
+
+    @_made_once
+    def packs(self) -> Catalogue:
+        return Catalogue(self.files)
+
+    @property
+    def pack(self) -> Pack:
+        """The pack that new galleries are bound to: the one of the settings, else the best that is installed.
+
+        Raises ModelUnavailable.
+        """
+        return self.packs.usable(self.settings.model) if self.settings.model else self.packs.best()
 
     @property
     def cores(self) -> int:
@@ -76,23 +94,59 @@ class Home:
 
     def pipeline(self, pack: Pack, streams: int = 1) -> FacePipeline:
         """The pack's networks for `streams` callers at a time; one that answers single probes uses every core."""
-        key = f"{pack.name}/{streams}"
+        key = pack.name, pack.fingerprint, streams
         with self.making:
             if key not in self._pipelines:
                 limits = Limits(self.settings.max_image_bytes, self.settings.max_image_pixels)
                 threads = Threads(streams, max(1, self.cores // streams))
-                self._pipelines[key] = FacePipeline(pack, self.files, Options(limits, threads, self.settings.precision))
+                options = Options(limits, threads, self.settings.device, self.settings.precision)
+                self._pipelines[key] = FacePipeline(pack, self.files, options)
             return self._pipelines[key]
 
     def pipeline_of(self, gallery: Gallery) -> FacePipeline:
-        """Raises Conflict when this program's pack is not the one the gallery was made with."""
-        return self.pipeline(pack_of(gallery))
+        """Raises as `pack_of`."""
+        return self.pipeline(self.pack_of(gallery))
+
+    def open_gallery(self, name: str, model: str | None = None) -> Gallery:
+        """The gallery of that name, made where it is missing with the pack `model`, or the one for new galleries.
+
+        Raises NotFound for a pack that is not known, ModelUnavailable for one that is not installed, and Conflict when
+        the gallery is bound to another one.
+        """
+        wanted = self.packs.find(model) if model else None
+        try:
+            gallery = self.store.gallery(name)
+        except NotFound:
+            pack = self.packs.usable(model) if model else self.pack
+            try:
+                return self.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
+            except Conflict:  # somebody else made it this moment
+                gallery = self.store.gallery(name)
+        if wanted is not None and gallery.model != wanted.name:
+            raise Conflict(
+                f"gallery {name!r} is bound to model pack {gallery.model!r}, and {wanted.name!r} was asked for; "
+                "a gallery never mixes packs",
+                code="model_mismatch",
+            )
+        return gallery
+
+    def pack_of(self, gallery: Gallery) -> Pack:
+        """The pack that the gallery was made with. Raises Conflict, NotFound or ModelUnavailable when this program
+        does not have it."""
+        pack = self.packs.find(gallery.model)
+        check_pack(gallery, pack)
+        return pack
 
     def enroller(self, gallery: Gallery) -> Enroller:
         """A stream a core, and workers enough to keep them all computing."""
-        pipeline = self.pipeline(pack_of(gallery), streams=self.cores)
+        pipeline = self.pipeline(self.pack_of(gallery), streams=self.cores)
         return Enroller(
-            self.store, pipeline, gallery, self.settings.max_image_bytes, workers=self.cores + SPARE_WORKERS
+            self.store,
+            pipeline,
+            gallery,
+            self.settings.max_image_bytes,
+            workers=self.cores + SPARE_WORKERS,
+            keep_crops=self.settings.keep_crops,
         )
 
     def close(self) -> None:
@@ -105,15 +159,9 @@ class Home:
                 self.engine.dispose()
 
 
-def pack_of(gallery: Gallery) -> Pack:
-    """The pack that the gallery was made with. Raises Conflict or NotFound when this program does not have it."""
-    pack = find_pack(gallery.model)
-    check_pack(gallery, pack)
-    return pack
-
-
-def _pack(settings: Settings) -> Pack:
+def _vectors(wanted: str) -> VectorEngine:
     try:
-        return find_pack(settings.model)
-    except NotFound as error:
-        raise InvalidSetting(f"WHOSTHERE_MODEL: {error.message}") from error
+        return FaissEngine(Tier(wanted))
+    except ValueError:
+        expected = ", ".join(Tier)
+        raise InvalidSetting(f"WHOSTHERE_VECTORS is {wanted!r}; expected one of {expected} or milvus://...") from None

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, computed_field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from indexer.errors import InvalidSetting
-from indexer.types import Precision
+from indexer.types import Device, Precision
 
 PREFIX = "WHOSTHERE_"
 
@@ -33,11 +33,33 @@ class Settings(BaseSettings):
         description="Where the truth lives: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`, "
         "`%` and `?` written as `%25` and `%3F`. Without it, `whosthere.db` in the home folder.",
     )
-    model: str = Field(default="sface", description="Model pack that new galleries are bound to.")
+    model: str = Field(
+        default="",
+        description="Model pack that new galleries are bound to. Without it, the best that is installed: `ir50`, else "
+        "`buffalo_l`, else `sface`.",
+    )
+    device: Device = Field(
+        default=Device.AUTO,
+        description="What the networks run on: `cuda`, `cpu`, or `auto`, which takes a GPU that the pack can use where "
+        "there is one.",
+    )
     precision: Precision = Field(
         default=Precision.NATIVE,
         description="`native` lets the embedder compute in bfloat16 where the CPU is made for it (3 times as fast, "
-        "mean cosine over 0.9999 to float32); `float32` computes the same numbers on every CPU.",
+        "mean cosine over 0.9999 to float32) and in half precision on a GPU; `float32` computes the same numbers on "
+        "every CPU; `int8` takes what `models quantize` made.",
+    )
+    keep_crops: bool = Field(
+        default=False,
+        description="Whether enrolling keeps the aligned crop of each face in the database, 15 kB each, so that "
+        "`gallery reembed` can move the gallery to another pack without the photos. A crop is a photo of a person; "
+        "without it, only numbers are kept.",
+    )
+    vectors: str = Field(
+        default="auto",
+        description="How faces are searched: `exact` scores every face, `compressed` scans them in 32 bytes each and "
+        "scores the best, `gpu` does it on NVIDIA GPUs, `milvus://HOST:PORT` in a Milvus cluster; `auto` is exact "
+        "while that is fast and compressed beyond.",
     )
     threads: int = Field(
         default=0, ge=0, le=1024, description="Threads the networks may use; 0 takes every core this process has."

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 import click
 
-from indexer.cli import (
-    COMMANDS,
+from indexer.cli import COMMANDS
+from indexer.cli.common import (
     SOME_REJECTED,
+    device_option,
     examples,
     gallery_option,
     json_option,
@@ -22,7 +23,6 @@ from indexer.cli import (
     table,
     with_home,
 )
-from indexer.enrollment import open_gallery
 from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
 from indexer.home import Home
 from indexer.settings import read_settings
@@ -64,6 +64,7 @@ def whosthere(home: Path | None) -> None:
 @click.option("--threshold", type=float, help="Or the cosine itself.")
 @click.option("--pick", type=click.Choice(["largest", "center"]), help="Which face of several counts.")
 @click.option("--all-faces", is_flag=True, help="Search every face.")
+@device_option
 @json_option
 @with_home
 def search(
@@ -108,7 +109,8 @@ def search(
 @click.command(epilog=examples("whosthere compare a.jpg b.jpg", "whosthere compare a.jpg b.jpg --json"))
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--model", help="Model pack.")
+@click.option("--model", metavar="PACK", help="Model pack.")
+@device_option
 @json_option
 @with_home
 def compare(home: Home, a: Path, b: Path, model: str | None, as_json: bool) -> None:
@@ -132,15 +134,16 @@ def compare(home: Home, a: Path, b: Path, model: str | None, as_json: bool) -> N
 @click.command(epilog=examples("whosthere serve", "whosthere serve --host 0.0.0.0 --port 9000"))
 @click.option("--host", help="Address to listen on (WHOSTHERE_HOST).")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one (WHOSTHERE_PORT).")
+@device_option
 @click.option("--home", type=click.Path(path_type=Path), help="Data folder (WHOSTHERE_HOME).")
 @click.pass_context
-def serve(context: click.Context, host: str | None, port: int | None, home: Path | None) -> None:
+def serve(context: click.Context, host: str | None, port: int | None, device: str | None, home: Path | None) -> None:
     """Answer over HTTP until stopped."""
     import uvicorn
 
     from search_service.api.app import create_app
 
-    settings = read_settings(home=home or context.find_root().params.get("home"), host=host, port=port)
+    settings = read_settings(home=home or context.find_root().params.get("home"), host=host, port=port, device=device)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     opened = Home(settings)
     _ = opened.store  # a database that does not answer is one line and exit code 1, as for every other command
@@ -181,7 +184,7 @@ def demo(folder: Path) -> None:
     photos, probes = make_photos(folder)
     home = Home(read_settings({}, home=folder / "home"))
     try:
-        gallery = open_gallery(home.store, "demo", None, home.pack, create=True)
+        gallery = home.open_gallery("demo")
         results = list(home.enroller(gallery).enroll(rows_of([photos])))
         outcomes = Counter(result.outcome for result in results)
         told = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in Outcome if outcomes[outcome])
@@ -255,6 +258,7 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.exit(error.exit_code)
     except WhosthereError as error:
         usage = isinstance(error, InvalidRequest) and not isinstance(error, RejectedImage)
+        usage |= error.code == "model_not_found"  # an option or a setting names a pack
         _fail(error.message, WRONG_USAGE if usage else FAILED)
     except OSError as error:  # a full disk, a folder that may not be written; click has dealt with closed pipes
         where = f"{error.filename}: " if error.filename else ""

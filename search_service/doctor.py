@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from indexer.errors import NotFound, WhosthereError
+from indexer.errors import Conflict, NotFound, WhosthereError
 from indexer.gallery.database import current_version, newest_version, storage_errors
-from indexer.home import Home, pack_of
+from indexer.home import Home
 from indexer.vision import runtime
 
 MIN_FREE_BYTES = 1 * 2**30
@@ -49,7 +49,7 @@ def _models(home: Home) -> Iterator[Finding]:
         try:
             yield Finding(f"model file {file.name}", True, home.files.state(file))
         except WhosthereError as error:
-            advice = f"delete it if it is there; it is fetched from {file.url} at first use"
+            advice = f"whosthere models pull {home.pack.name}"
             yield Finding(f"model file {file.name}", False, error.message, advice)
 
 
@@ -84,13 +84,13 @@ def _galleries(home: Home) -> Iterator[Finding]:
     for gallery in home.store.galleries():
         name = f"gallery {gallery.name}"
         try:
-            pack_of(gallery)
+            home.pack_of(gallery)
         except WhosthereError as error:
             yield Finding(name, False, error.message, "enrol it anew")
             continue
         try:
             compared = home.indexes.of(gallery).compare()
-        except NotFound:  # somebody deleted it since
+        except (NotFound, Conflict):  # somebody deleted or re-embedded it since
             continue
         advice = f"whosthere gallery rebuild {gallery.name}"
         if compared.snapshot_problem is not None:

@@ -13,7 +13,7 @@ from indexer.gallery.clock import now
 from indexer.home import Home
 from indexer.types import Detection, Face, Gallery, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
-from indexer.vision.packs import Pack, find_pack
+from indexer.vision.packs import Pack
 from indexer.vision.pipeline import Seen
 from search_service.matching.calibration import threshold_for
 from search_service.matching.decision import Decision, decide
@@ -113,7 +113,7 @@ class SearchService:
 
     def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:
         """Whether the largest faces of two images are one person. Raises RejectedImage that says which image."""
-        pack = find_pack(model) if model else self._home.pack
+        pack = self._home.packs.usable(model) if model else self._home.pack
         return compare_seen(self._home.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
 
     def _match(self, vectors: Vectors, gallery: Gallery, query: Query, poor: Sequence[bool]) -> list[FaceAnswer]:
@@ -121,7 +121,7 @@ class SearchService:
         fpir = self._home.settings.fpir if query.fpir is None and query.threshold is None else query.fpir
         threshold = query.threshold
         if threshold is None and fpir is not None:
-            threshold = round(threshold_for(fpir, len(index), find_pack(gallery.model).tail), 4)
+            threshold = round(threshold_for(fpir, len(index), self._home.pack_of(gallery).tail), 4)
         assert threshold is not None  # noqa: S101 (one of the two is always set)
         return [
             FaceAnswer(None, None, decide(candidates, threshold, is_poor), threshold, fpir, candidates[: query.top_k])

@@ -18,7 +18,7 @@ def test_defaults() -> None:
     settings = read_settings({})
     assert settings.home == Path(platformdirs.user_data_dir("whosthere", appauthor=False))
     assert settings.database_url == f"sqlite:///{settings.home / 'whosthere.db'}"
-    assert settings.model == "sface"
+    assert settings.model == ""
     assert settings.precision is Precision.NATIVE
     assert settings.threads == 0
     assert settings.fpir == 0.01

@@ -35,7 +35,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         frozenset(
             f"indexer.{part}"
             for part in [
+                "cli",
                 "home",
+                "exchange",
+                "reembedding",
                 "enrollment",
                 "sources",
                 "objects",
@@ -52,12 +55,21 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "indexer.home",
         frozenset(
-            f"indexer.{part}" for part in ["enrollment", "settings", "vision", "vectors", "gallery", "types", "errors"]
+            f"indexer.{part}"
+            for part in ["reembedding", "enrollment", "settings", "vision", "vectors", "gallery", "types", "errors"]
         ),
     ),
     (
         "indexer.enrollment",
         frozenset(f"indexer.{part}" for part in ["sources", "vision", "vectors", "gallery", "types", "errors"]),
+    ),
+    (
+        "indexer.exchange",
+        frozenset(f"indexer.{part}" for part in ["home", "enrollment", "gallery", "types", "errors", "disk"]),
+    ),
+    (
+        "indexer.reembedding",
+        frozenset(f"indexer.{part}" for part in ["vision", "gallery", "types", "errors"]),
     ),
     ("indexer.objects", frozenset({"indexer.gallery", "indexer.types"})),
     ("indexer.sources", frozenset({"indexer.gallery", "indexer.types", "indexer.errors"})),
@@ -74,6 +86,14 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("migrations", frozenset({"indexer.gallery", "indexer.settings"})),
 )
 """Each part of the project and what of the project it may import. Downwards only."""
+
+NEED_TORCH = (
+    "indexer.vision.checkpoints",
+    "indexer.vision.cuda",
+    "indexer.vision.detectors.retinaface_network",
+    "indexer.vision.embedders.iresnet",
+)
+"""Modules that import PyTorch, and are imported where it is needed and not before."""
 
 PURE = ("indexer.types", "indexer.errors", "search_service.matching", "search_service.search")
 NO_HTTP = ("indexer", "search_service.matching", "search_service.search", "search_service.doctor")
@@ -131,6 +151,11 @@ def test_edges_are_thin(parts: tuple[str, ...], packages: tuple[str, ...]) -> No
             assert not {name for name in imports(path) if any(within(name, package) for package in packages)}, module
 
 
+def test_torch_is_imported_where_it_is_needed() -> None:
+    found = {name for name, path in modules().items() if any(within(i, "torch") for i in imports(path))}
+    assert found <= {*NEED_TORCH}
+
+
 def test_top_level_is_the_owners() -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -140,7 +165,7 @@ def test_top_level_is_the_owners() -> None:
 
 def test_importing_does_nothing() -> None:
     """No module opens a file to write, starts a thread, reads the environment's settings or loads a heavy package."""
-    names = [name for name in modules() if not within(name, "migrations")]
+    names = [name for name in modules() if not within(name, "migrations") and name not in NEED_TORCH]
     script = (
         "import importlib, sys, threading\n"
         f"for name in {names!r}: importlib.import_module(name)\n"

@@ -159,6 +159,8 @@ class IndexPayload(Payload):
     faces: int
     seq: int
     snapshot_seq: int | None
+    checked: dict[str, float] | None
+    """What a compressed index found out about itself when it was built, against exact search."""
 
 
 class GalleryDetailPayload(GalleryPayload):

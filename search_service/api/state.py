@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from indexer.home import Home
 from indexer.types import Gallery
+from indexer.vision.packs import Pack
 from search_service.batching import Batcher
 from search_service.search import SearchService
 
@@ -28,6 +29,11 @@ class State:
     async def gallery(self, name: str) -> Gallery:
         """Raises NotFound."""
         return await self.off_loop(self.home.store.gallery, name)
+
+    def pack(self, name: object = None) -> Pack:
+        """The installed pack of that name, or the one that new galleries are bound to. Raises NotFound,
+        ModelUnavailable."""
+        return self.home.pack if name is None else self.home.packs.usable(str(name))
 
     async def off_loop(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Runs what waits for the database or the index on a thread."""

@@ -92,7 +92,7 @@ def test_the_json_object(empty: Command, demo: Demo) -> None:
 def test_what_is_kept_of_a_face(empty: Command, demo: Demo) -> None:
     empty.ok("enroll", demo.photo("collins"), "--gallery", "staff")
     ((box, landmarks, score, quality, embedding),) = empty.query(
-        "SELECT box, landmarks, detection_score, quality, embedding FROM faces"
+        "SELECT box, landmarks, detection_score, quality, embedding FROM faces JOIN embeddings ON face_id = id"
     )
     x, y, w, h = json.loads(box)
     assert 0 <= x < x + w <= 240
@@ -351,7 +351,7 @@ def test_what_is_in_a_zip(empty: Command, demo: Demo, tmp_path: Path) -> None:
         (["--gallery", "staff"], "name folders, images, a ZIP, or a --manifest"),
         (["FOLDER", "--gallery", "staff"], "there are no images in"),
         (["FOLDER"], "Missing option '--gallery'"),
-        (["FOLDER", "--gallery", "staff", "--model", "unknown"], "'unknown' is not 'sface'"),
+        (["FOLDER", "--gallery", "staff", "--model", "unknown"], "no model pack 'unknown'; expected one of"),
         (["FOLDER", "--gallery", "staff", "--pick", "first"], "'first' is not one of"),
         (["FOLDER", "--gallery", "staff", "--fast"], "No such option"),
         (["nowhere", "--gallery", "staff"], "there is no nowhere; expected a folder, an image or a ZIP"),

@@ -338,5 +338,5 @@ def test_compare_says_which_image_is_wrong(empty: Command, demo: Demo, tmp_path:
     ran = empty("compare", tmp_path / "gone.jpg", demo.photo("hanks"))
     assert (ran.code, ran.err) == (1, f"Error: {tmp_path / 'gone.jpg'}: No such file or directory\n")
     ran = empty("compare", demo.photo("hanks"), demo.photo("hanks"), "--model", "unknown")
-    assert ran.code != 0
-    assert "there is no model pack 'unknown'; expected one of sface" in ran.err
+    assert ran.code == 2
+    assert "there is no model pack 'unknown'; expected one of ir50, buffalo_l, sface" in ran.err

@@ -6,10 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from indexer.errors import InvalidRequest
-from indexer.types import Pick, Reason
+from indexer.errors import Conflict, InvalidRequest
+from indexer.types import Gallery, Pick, Reason
 from indexer.vision import packs
-from indexer.vision.packs import PACKS, find_pack
 from search_service.api.payloads import (
     AnswerPayload,
     ComparePayload,
@@ -20,11 +19,11 @@ from search_service.api.payloads import (
     detect_payload,
     embed_payload,
 )
-from search_service.api.requests import PROBE_PICKS, embedding_of, pick_of, query_of, read_body
+from search_service.api.requests import PROBE_PICKS, Body, embedding_of, pick_of, query_of, read_body
 from search_service.api.routes.openapi import ALL_FACES, MODEL, failures, image_body, pick_field
-from search_service.api.state import Service
+from search_service.api.state import Service, State
 from search_service.batching import Kind
-from search_service.search import MAX_TOP_K, MIN_FPIR, compare_seen
+from search_service.search import MAX_TOP_K, MIN_FPIR, Query, compare_seen
 
 router = APIRouter(prefix="/v1", tags=["faces"])
 
@@ -62,17 +61,25 @@ async def search(service: Service, gallery: str, request: Request) -> Any:
     body = await read_body(request, "image")
     body.only("image", "embedding", "top_k", "fpir", "threshold", "pick", "all_faces")
     query = query_of(body.values)
-    found = await service.gallery(gallery)
+    if "embedding" in body.values and body.images:
+        raise InvalidRequest("give image or embedding, not both")
+    try:
+        return await _search(service, await service.gallery(gallery), body, query)
+    except Conflict as error:  # re-embedded between the look at the gallery and the look at its index
+        if error.code != "model_mismatch":
+            raise
+        return await _search(service, await service.gallery(gallery), body, query)
+
+
+async def _search(service: State, gallery: Gallery, body: Body, query: Query) -> AnswerPayload:
     if "embedding" in body.values:
-        if body.images:
-            raise InvalidRequest("give image or embedding, not both")
-        values = embedding_of(body.values["embedding"], found.dim)
-        answer = await service.off_loop(service.search.search_embedding, values, found, query)
+        values = embedding_of(body.values["embedding"], gallery.dim)
+        answer = await service.off_loop(service.search.search_embedding, values, gallery, query)
         return answer_payload(answer, None)
     image = body.image("image")
-    pipeline = service.home.pipeline_of(found)
+    pipeline = service.home.pipeline_of(gallery)
     seen = await service.batcher.describe([image.data], pipeline, Kind(query.pick))
-    (answer,) = await service.off_loop(service.search.search_seen, seen, found, query)
+    (answer,) = await service.off_loop(service.search.search_seen, seen, gallery, query)
     if answer.error is not None:
         raise answer.error
     return answer_payload(answer, image.name)
@@ -82,7 +89,7 @@ async def search(service: Service, gallery: str, request: Request) -> Any:
 async def detect(service: Service, request: Request) -> Any:
     """All faces of an image, largest first, with their quality; none is an empty list."""
     image = (await read_body(request, "image")).only("image").image("image")
-    pipeline = service.home.pipeline(service.home.pack)
+    pipeline = service.home.pipeline(await service.off_loop(service.pack))
     (seen,) = await service.batcher.describe([image.data], pipeline, Kind(None, embed=False))
     if seen.rejection is not None and seen.rejection.code != Reason.NO_FACE:
         raise seen.rejection
@@ -101,7 +108,7 @@ async def embed(service: Service, request: Request) -> Any:
     """The embeddings of an image's faces, to be searched or kept elsewhere."""
     body = (await read_body(request, "image")).only("image", "model", "pick", "all_faces")
     image, pick = body.image("image"), pick_of(body.values, Pick.LARGEST)
-    pack = find_pack(str(body.values["model"])) if "model" in body.values else service.home.pack
+    pack = await service.off_loop(service.pack, body.values.get("model"))
     (seen,) = await service.batcher.describe([image.data], service.home.pipeline(pack), Kind(pick))
     if seen.rejection is not None:
         raise seen.rejection
@@ -118,7 +125,7 @@ async def compare(service: Service, request: Request) -> Any:
     """Whether the largest faces of two images are one person, at a false match rate of 1 in 1,000."""
     body = (await read_body(request, "image_a", "image_b")).only("image_a", "image_b", "model")
     images = [body.image("image_a").data, body.image("image_b").data]
-    pack = find_pack(str(body.values["model"])) if "model" in body.values else service.home.pack
+    pack = await service.off_loop(service.pack, body.values.get("model"))
     seen = await service.batcher.describe(images, service.home.pipeline(pack), Kind(Pick.LARGEST))
     return compare_payload(compare_seen(seen, pack))
 
@@ -126,4 +133,11 @@ async def compare(service: Service, request: Request) -> Any:
 @router.get("/models")
 async def models(service: Service) -> dict[str, Any]:
     """The model packs there are, with their licences; `default` is the one new galleries are bound to."""
-    return {"models": [packs.describe(pack) for pack in PACKS.values()], "default": service.home.pack.name}
+    return await service.off_loop(_models, service)
+
+
+def _models(service: State) -> dict[str, Any]:
+    home = service.home
+    known = [home.packs.find(name) for name in home.packs.names()]
+    told = [packs.describe(pack) | {"installed": home.packs.installed(pack)} for pack in known]
+    return {"models": told, "default": home.pack.name}

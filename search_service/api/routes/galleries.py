@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query
 
 from indexer.objects import gallery_object
 from indexer.types import Gallery
-from indexer.vision.packs import find_pack
 from search_service.api.payloads import Deleted, GalleryDetailPayload, GalleryList, GalleryPayload, NewGallery
 from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.openapi import failures
@@ -41,7 +40,7 @@ async def create_gallery(service: Service, new: NewGallery) -> Any:
     """Makes an empty gallery, bound for life to one model pack."""
 
     def create() -> dict[str, Any]:
-        pack = find_pack(new.model) if new.model else service.home.pack
+        pack = service.pack(new.model or None)
         return gallery_object(
             service.home.store, service.home.store.create_gallery(new.name, pack.name, pack.fingerprint, pack.dim)
         )

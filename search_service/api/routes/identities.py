@@ -7,9 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator
 
-from indexer.enrollment import another_identity
+from indexer.enrollment import another_identity, new_face
 from indexer.errors import Conflict, NotFound
-from indexer.gallery.store import NewFace
 from indexer.objects import face_object, identity_object
 from indexer.types import Outcome, Person, Pick, StoredFace, sha256
 from search_service.api.paths import with_slashes
@@ -148,8 +147,8 @@ async def enroll_face(
         raise seen.rejection
 
     def commit() -> EnrolledPayload:
-        new = NewFace(Person(external_id), sha, seen.faces[0])
-        (became,) = service.home.store.enroll(found.id, [new])
+        new = new_face(Person(external_id), sha, seen.faces[0], service.home.settings.keep_crops)
+        (became,) = service.home.store.enroll(found, [new])
         if became.outcome is Outcome.REJECTED:
             raise another_identity(became.owner or "")
         service.home.indexes.of(found).caught_up()

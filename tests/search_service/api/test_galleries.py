@@ -18,7 +18,7 @@ def test_a_gallery_is_made_listed_shown_and_deleted(client: httpx.Client) -> Non
     assert datetime.now(UTC) - datetime.fromisoformat(made.pop("created_at")) < timedelta(minutes=5)
     assert made == {"name": name, "model": "sface", "dim": SFACE.dim, "identities": 0, "faces": 0}
     shown = ok(client.get(f"/v1/galleries/{name}"))
-    assert shown.pop("index") == {"kind": "exact", "faces": 0, "seq": 0, "snapshot_seq": None}
+    assert shown.pop("index") == {"kind": "exact", "faces": 0, "seq": 0, "snapshot_seq": None, "checked": None}
     assert {key: shown[key] for key in made} == made
     listed = ok(client.get("/v1/galleries", params={"limit": 1000}))
     assert [shown] == [gallery for gallery in listed["galleries"] if gallery["name"] == name]

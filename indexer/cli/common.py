@@ -1,0 +1,130 @@
+"""What the commands share: options, the opened home, and how answers are printed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+
+from indexer.home import Home
+from indexer.settings import read_settings
+from indexer.types import Device
+
+SOME_REJECTED = 3
+"""Exit code when some images were rejected and the rest is in."""
+
+PLAIN_LINE_EVERY_SECONDS = 5.0
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+gallery_option = click.option("--gallery", "-g", required=True, metavar="G", help="The gallery's name.")
+
+
+device_option = click.option(
+    "--device", type=click.Choice([str(d) for d in Device]), help="What the networks run on (WHOSTHERE_DEVICE)."
+)
+"""Of commands under `with_home`, which takes it."""
+
+
+def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command `--home` and, as its first argument, the opened Home, on the `--device` asked for."""
+
+    @click.option("--home", type=click.Path(path_type=Path), help="Data folder (WHOSTHERE_HOME).")
+    @wraps(command)
+    def opened(*args: Any, home: Path | None, device: str | None = None, **kwargs: Any) -> Any:
+        given = home or click.get_current_context().find_root().params.get("home")
+        place = Home(read_settings(home=given, device=device))
+        try:
+            return command(place, *args, **kwargs)
+        finally:
+            place.close()
+
+    return opened
+
+
+def examples(*lines: str) -> str:
+    """Examples for the end of a command's help."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(*columns: str) -> Table:
+    return Table(*(Column(name, overflow="fold") for name in columns), box=None, header_style="bold", pad_edge=False)
+
+
+def show(content: object) -> None:
+    """To people: as wide as their terminal, or as it needs where there is none."""
+    # Names are data: neither "Ana [/IT]" nor ":x:" is markup.
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(content)
+
+
+@contextmanager
+def progress_count(what: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Tells how many there are, of how many, and a word more: a bar on a terminal, a plain line every few seconds
+    elsewhere; on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told = time.monotonic()
+
+        def tell(done: int, total: int, more: str) -> None:
+            nonlocal told
+            if time.monotonic() - told >= PLAIN_LINE_EVERY_SECONDS:
+                told = time.monotonic()
+                click.echo(f"{done} of {total} {unit}{f', {more}' if more else ''}", err=True)
+
+        yield tell
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, more="")
+        yield lambda done, total, more: bar.update(task, completed=done, total=total, more=more)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Tells how many bytes of a file there are, and of how many: a bar a file on a terminal, plain lines elsewhere;
+    on standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told: dict[str, float] = {}
+
+        def tell(name: str, done: int, total: int | None) -> None:
+            if done == total or time.monotonic() - told.get(name, 0.0) >= PLAIN_LINE_EVERY_SECONDS:
+                told[name] = time.monotonic()
+                of = f" of {total / 1e6:.1f}" if total else ""
+                click.echo(f"{name}: {done / 1e6:.1f}{of} MB", err=True)
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def draw(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield draw

@@ -1,0 +1,173 @@
+"""`whosthere enroll`"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from indexer.cli.common import (
+    SOME_REJECTED,
+    device_option,
+    examples,
+    gallery_option,
+    json_option,
+    print_json,
+    progress_count,
+    show,
+    table,
+    with_home,
+)
+from indexer.enrollment import Result
+from indexer.home import Home
+from indexer.sources import rows_of
+from indexer.types import Gallery, Outcome, Pick
+
+SHOWN_REJECTIONS = 20
+
+
+@click.command(
+    epilog=examples(
+        "whosthere enroll photos/ --gallery staff",
+        "whosthere enroll --manifest staff.csv --gallery staff --report report.csv",
+        "whosthere enroll photos.zip --gallery staff --pick center --json",
+    )
+)
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="PATH...")
+@gallery_option
+@click.option("--manifest", type=click.Path(path_type=Path), help="CSV: image, external_id, name, valid_from, ...")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what became of each row here.")
+@click.option(
+    "--pick",
+    type=click.Choice([str(p) for p in Pick]),
+    default=str(Pick.ONLY),
+    show_default=True,
+    help="Which face of several counts; `only` rejects a photo with a second face of half the size.",
+)
+@click.option("--model", metavar="PACK", help="Model pack, for a gallery that is not there yet.")
+@device_option
+@json_option
+@with_home
+def enroll(
+    home: Home,
+    paths: tuple[Path, ...],
+    gallery: str,
+    manifest: Path | None,
+    report: Path | None,
+    pick: str,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Enrol photos into a gallery.
+
+    A folder of folders is one identity a folder; loose files are one identity a stem (ana_1.jpg and ana_2.jpg are
+    both ana). A manifest names image and external_id for each photo. A ZIP of either works. Running it again goes
+    on where it was.
+
+    Exit code: 0 all in, 3 some rejected, 2 wrong usage, 1 failed.
+    """
+    if not paths and manifest is None:
+        raise click.UsageError("name folders, images, a ZIP, or a --manifest")
+    if model:
+        home.packs.find(model)  # before a folder is read for nothing
+    start = time.monotonic()
+    rows = rows_of(paths, manifest)
+    if not rows:
+        raise click.UsageError(f"there are no images in {', '.join(map(str, paths))}")
+    target = home.open_gallery(gallery, model)
+    results: list[Result] = []
+    rejected = 0
+    with _report(report) as write, progress_count("Enrolling", "images") as tell:
+        enrolling = home.enroller(target).enroll(rows, Pick(pick))
+        try:
+            for result in enrolling:
+                results.append(result)
+                write(result)
+                rejected += result.outcome is Outcome.REJECTED
+                tell(len(results), len(rows), f"{rejected} rejected" if rejected else "")
+        finally:
+            enrolling.close()
+    home.indexes.of(target).caught_up()
+    summary = _summary(home, target, results, time.monotonic() - start)
+    print_json(summary) if as_json else _print_summary(summary, results, report)
+    if summary["rejected"]:
+        sys.exit(SOME_REJECTED)
+
+
+def _summary(home: Home, gallery: Gallery, results: Sequence[Result], seconds: float) -> dict[str, Any]:
+    outcomes = Counter(result.outcome for result in results)
+    identities, faces = home.store.counts(gallery.id)
+    return {
+        "gallery": gallery.name,
+        "model": gallery.model,
+        "images": len(results),
+        "enrolled": outcomes[Outcome.ENROLLED],
+        "unchanged": outcomes[Outcome.UNCHANGED],
+        "rejected": outcomes[Outcome.REJECTED],
+        "identities": identities,
+        "faces": faces,
+        "seconds": round(seconds, 3),
+        "results": [asdict(result) for result in results],
+    }
+
+
+def _print_summary(summary: dict[str, Any], results: Sequence[Result], report: Path | None) -> None:
+    click.echo(
+        f"{summary['images']} images: {summary['enrolled']} enrolled, {summary['unchanged']} unchanged, "
+        f"{summary['rejected']} rejected, in {summary['seconds']:.1f} s."
+    )
+    click.echo(
+        f"Gallery {summary['gallery']} ({summary['model']}) holds {summary['identities']} identities "
+        f"with {summary['faces']} faces."
+    )
+    rejected = [result for result in results if result.outcome is Outcome.REJECTED]
+    if not rejected:
+        return
+    rows = table("rejected", "identity", "reason", "why")
+    for result in rejected[:SHOWN_REJECTIONS]:
+        rows.add_row(result.image, result.external_id, str(result.reason), result.message)
+    show(rows)
+    if len(rejected) > SHOWN_REJECTIONS:
+        where = str(report) if report else "--report FILE.csv writes them all"
+        click.echo(f"... and {len(rejected) - SHOWN_REJECTIONS} more: {where}")
+
+
+@contextmanager
+def _report(path: Path | None) -> Iterator[Callable[[Result], None]]:
+    """Writes results row by row, so that the report of a run that ended early is true as far as it goes. A disk that
+    is full ends the report, not the run."""
+    if path is None:
+        yield lambda result: None
+        return
+    try:
+        file: IO[str] = path.open("w", buffering=1, newline="", encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"the report {path} cannot be written: {error.strerror}") from error
+    writer = csv.writer(file)
+
+    def attempt(write: Callable[..., object], *arguments: object) -> None:
+        if file.closed:
+            return
+        try:
+            write(*arguments)
+        except OSError as error:
+            with suppress(OSError):
+                file.close()
+            click.echo(f"Warning: the report {path} ends early, enrolling goes on: {error.strerror}", err=True)
+
+    attempt(writer.writerow, ["image", "external_id", "outcome", "reason", "face_id", "message"])
+    try:
+        yield lambda r: attempt(
+            writer.writerow,
+            [r.image, r.external_id, r.outcome, r.reason or "", r.face_id or "", r.message or ""],
+        )
+    finally:
+        attempt(file.close)

@@ -1,0 +1,98 @@
+"""`whosthere gallery`"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from indexer.cli.common import examples, json_option, print_json, show, table, with_home
+from indexer.home import Home
+from indexer.objects import gallery_object
+
+
+@click.group("gallery")
+def gallery_group() -> None:
+    """Make, list, show, delete galleries; move them to another model pack or machine."""
+
+
+@gallery_group.command("create", epilog=examples("whosthere gallery create staff"))
+@click.argument("name")
+@click.option("--model", metavar="PACK", help="Model pack it is bound to.")
+@json_option
+@with_home
+def gallery_create(home: Home, name: str, model: str | None, as_json: bool) -> None:
+    """Make an empty gallery."""
+    pack = home.packs.usable(model) if model else home.pack
+    gallery = home.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
+    if as_json:
+        print_json(gallery_object(home.store, gallery))
+    else:
+        click.echo(f"Gallery {gallery.name} made, bound to model pack {gallery.model}.")
+
+
+@gallery_group.command("list", epilog=examples("whosthere gallery list --json"))
+@json_option
+@with_home
+def gallery_list(home: Home, as_json: bool) -> None:
+    """List the galleries."""
+    objects = [gallery_object(home.store, gallery) for gallery in home.store.galleries()]
+    if as_json:
+        print_json(objects)
+        return
+    rows = table("gallery", "model", "identities", "faces")
+    for o in objects:
+        rows.add_row(o["name"], o["model"], str(o["identities"]), str(o["faces"]))
+    show(rows if objects else "There are no galleries. `whosthere enroll` makes one.")
+
+
+@gallery_group.command("show", epilog=examples("whosthere gallery show staff --json"))
+@click.argument("name")
+@json_option
+@with_home
+def gallery_show(home: Home, name: str, as_json: bool) -> None:
+    """Show a gallery and the state of its index."""
+    gallery = home.store.gallery(name)
+    shown = gallery_object(home.store, gallery) | {"index": asdict(home.indexes.of(gallery).state())}
+    if as_json:
+        print_json(shown)
+        return
+    rows = table("", "")
+    for key, value in shown.items():
+        rows.add_row(key, json.dumps(value) if isinstance(value, dict) else str(value))
+    show(rows)
+
+
+@gallery_group.command("delete", epilog=examples("whosthere gallery delete staff --yes"))
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@with_home
+def gallery_delete(home: Home, name: str, yes: bool, as_json: bool) -> None:
+    """Delete a gallery with everybody in it."""
+    gallery = home.store.gallery(name)
+    identities, faces = home.store.counts(gallery.id)
+    question = f"Delete gallery {name} with {identities} identities and {faces} faces?"
+    if not yes and not click.confirm(question, err=as_json):
+        raise click.ClickException("nothing was deleted")
+    home.store.delete_gallery(name)
+    home.indexes.forget(gallery)
+    if as_json:
+        print_json({"gallery": name, "identities": identities, "faces": faces})
+    else:
+        click.echo(f"Gallery {name} deleted: {identities} identities, {faces} faces.")
+
+
+@gallery_group.command("rebuild", epilog=examples("whosthere gallery rebuild staff"))
+@click.argument("name")
+@json_option
+@with_home
+def gallery_rebuild(home: Home, name: str, as_json: bool) -> None:
+    """Make a gallery's index anew from the database."""
+    gallery = home.store.gallery(name)
+    faces = home.indexes.of(gallery).rebuild()
+    if as_json:
+        print_json({"gallery": name, "faces": faces})
+    else:
+        click.echo(f"The index of gallery {name} was made anew from {faces} faces.")

@@ -1,0 +1,73 @@
+"""`whosthere identity`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from indexer.cli.common import examples, gallery_option, json_option, print_json, show, table, with_home
+from indexer.home import Home
+from indexer.objects import face_object, identity_object
+
+
+@click.group("identity")
+def identity_group() -> None:
+    """List, show, delete the people of a gallery."""
+
+
+@identity_group.command("list", epilog=examples("whosthere identity list --gallery staff --limit 20"))
+@gallery_option
+@click.option("--limit", type=click.IntRange(min=1), help="Show this many at most.")
+@json_option
+@with_home
+def identity_list(home: Home, gallery: str, limit: int | None, as_json: bool) -> None:
+    """List the identities of a gallery."""
+    people = home.store.identities(home.store.gallery(gallery).id, limit=limit)
+    if as_json:
+        print_json([identity_object(person) for person in people])
+        return
+    rows = table("identity", "name", "faces", "valid from", "valid until")
+    for p in people:
+        rows.add_row(p.external_id, p.name or "", str(p.faces), _day(p.valid_from), _day(p.valid_until))
+    show(rows if people else f"Gallery {gallery} is empty.")
+
+
+@identity_group.command("show", epilog=examples("whosthere identity show ana --gallery staff --json"))
+@click.argument("external_id")
+@gallery_option
+@json_option
+@with_home
+def identity_show(home: Home, external_id: str, gallery: str, as_json: bool) -> None:
+    """Show one identity with its faces."""
+    gallery_id = home.store.gallery(gallery).id
+    person = home.store.identity(gallery_id, external_id)
+    faces = home.store.faces(gallery_id, external_id)
+    shown = identity_object(person) | {"faces": [face_object(face) for face in faces]}
+    if as_json:
+        print_json(shown)
+        return
+    rows = table("", "")
+    for key, value in shown.items():
+        rows.add_row(key, ", ".join(str(f.id) for f in faces) if key == "faces" else str(value or ""))
+    show(rows)
+
+
+@identity_group.command("delete", epilog=examples("whosthere identity delete ana --gallery staff"))
+@click.argument("external_id")
+@gallery_option
+@json_option
+@with_home
+def identity_delete(home: Home, external_id: str, gallery: str, as_json: bool) -> None:
+    """Delete a person and all their faces. They are never returned again."""
+    found = home.store.gallery(gallery)
+    faces = home.store.delete_identity(found.id, external_id)
+    home.indexes.of(found).caught_up()
+    if as_json:
+        print_json({"external_id": external_id, "faces": faces})
+    else:
+        click.echo(f"Identity {external_id} deleted with {faces} faces.")
+
+
+def _day(time: Any) -> str:
+    return time.isoformat(timespec="minutes") if time else ""

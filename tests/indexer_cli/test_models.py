@@ -1,0 +1,189 @@
+"""`whosthere models pull` and `add`, and what comes of them: a gallery of a pack that was brought along."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from indexer.errors import ModelUnavailable
+from indexer.types import sha256
+from indexer.vision.files import ModelFiles
+from indexer.vision.packs import IR50, SFACE, ModelFile
+from tests.indexer_cli.command import Command
+from tests.indexer_cli.conftest import Demo
+from tests.vision import golden
+from tests.vision.site import Site, open_site
+
+
+def shipped(file: ModelFile) -> Path:
+    path = ModelFiles(Path("/nowhere")).path(file)
+    assert path is not None
+    return path
+
+
+def checkpoint(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(golden.fill(module).state_dict(), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Over a home with a models folder of its own."""
+    return Command(tmp_path / "home")
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with open_site() as here:
+        yield here
+
+
+def test_pulling_asks_for_the_terms(command: Command, site: Site) -> None:
+    ran = command("models", "pull", "ir50", "--from", site.url)  # no terminal to answer from
+    assert ran.code != 0
+    assert "for non-commercial use" in ran.err
+    assert "Do you accept these terms?" in ran.err
+    assert site.asked == []
+    ran = command("models", "pull", "ir50", "--from", site.url, "--accept-license")
+    assert ran.code == 1
+    assert f"{site.url}/{IR50.detector.name}" in ran.err
+
+
+def test_pulling_what_is_there_already(command: Command) -> None:
+    ran = command.ok("models", "pull", "sface", "--json")
+    assert ran.json["fingerprint"] == SFACE.fingerprint
+    assert [(file["file"], file["from"]) for file in ran.json["files"]] == [(file.name, "") for file in SFACE.files]
+
+
+def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) -> None:
+    """Added, deleted, pulled from where its description says; a cut connection in between."""
+    model = shipped(SFACE.embedder)
+    command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
+    folder = command.home / "models"
+    description = folder / "packs" / "mine.json"
+    url = site.keep("/sface.onnx", model.read_bytes(), cuts=[1_000_000])
+    description.write_text(description.read_text().replace('"url": ""', f'"url": "{url}"'))
+    (folder / f"mine-{model.name}").unlink()
+    assert [(p["name"], p["installed"]) for p in command.ok("models", "list", "--json").json][-1] == ("mine", False)
+    refused = command("enroll", demo.photos, "--gallery", "staff", "--model", "mine")
+    assert refused.code == 1
+    assert "`whosthere models pull mine` fetches it" in refused.err
+    assert command.ok("gallery", "list", "--json").json == []
+
+    pulled = command.ok("models", "pull", "mine", "--json")
+    assert [file["from"] for file in pulled.json["files"]] == ["", url]
+    assert site.headers[1]["Range"] == "bytes=1000000-"
+    enrolled = command.ok("enroll", demo.photos, "--gallery", "staff", "--model", "mine", "--json").json
+    assert (enrolled["model"], enrolled["enrolled"]) == ("mine", 7)
+    refused = command("enroll", demo.photos, "--gallery", "staff", "--model", "sface")
+    assert refused.code == 1
+    assert "is bound to model pack 'mine', and 'sface' was asked for; a gallery never mixes packs" in refused.err
+
+
+def test_ir50_from_a_mirror_is_the_default_from_then_on(command: Command, site: Site) -> None:
+    """With made weights: the real ones are their owners'. The whole way, conversion included."""
+    from indexer.vision.detectors.retinaface_network import RetinaFaceNetwork
+    from indexer.vision.embedders.iresnet import iresnet50
+
+    data = {IR50.detector: checkpoint(RetinaFaceNetwork()), IR50.embedder: checkpoint(iresnet50())}
+    for file, content in data.items():
+        site.keep(f"/faces/{file.name}", content)
+    command.ok("gallery", "create", "before")
+    pulled = command.ok("models", "pull", "ir50", "--accept-license", "--from", f"{site.url}/faces", "--json").json
+    assert [file["sha256"] for file in pulled["files"]] == [sha256(content) for content in data.values()]
+    assert command.ok("gallery", "create", "after", "--json").json["model"] == "ir50"
+    assert [g["model"] for g in command.ok("gallery", "list", "--json").json] == ["sface", "ir50"]
+    told = command.ok("models", "list", "--json").json[0]
+    assert (told["name"], told["installed"], told["fingerprint"]) == ("ir50", True, pulled["fingerprint"])
+    assert told["thresholds_measured"] is False
+
+    # Other bytes of the same name are not what was pulled.
+    path = command.home / "models" / IR50.embedder.name
+    path.write_bytes(path.read_bytes() + b"x")
+    verified = command("models", "verify", "ir50", "--json")
+    assert verified.code == 1
+    assert [entry["error"] is None for entry in verified.json] == [True, False]
+
+
+def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path) -> None:
+    from indexer.vision.embedders.iresnet import iresnet18
+
+    path = tmp_path / "backbone.pth"
+    path.write_bytes(checkpoint(iresnet18()))
+    options = ("--embedder", path, "--detector", "sface")
+    wrong = command("models", "add", "deep", *options, "--embedder-network", "iresnet50")
+    assert wrong.code == 1
+    assert "deep-backbone.pth" in wrong.err
+    assert "iresnet50" in wrong.err
+    added = command.ok("models", "add", "small", *options, "--embedder-network", "iresnet18", "--json").json
+    assert (added["name"], added["dim"], added["installed"]) == ("small", 512, True)
+    enrolled = command.ok("enroll", demo.photos, "--gallery", "staff", "--model", "small", "--json").json
+    assert (enrolled["model"], enrolled["enrolled"]) == ("small", 7)
+    found = command.ok("search", demo.photo("left-3"), "--gallery", "staff", "--json").json
+    best = found[0]["faces"][0]["candidates"][0]
+    assert (best["external_id"], round(best["score"], 2)) == ("left-3", 1.0)
+    compared = command.ok("compare", demo.photo("left-3"), demo.photo("left-3"), "--model", "small", "--json").json
+    assert compared["score"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mine", "--embedder", "NOTHING", "--detector", "sface"], "does not exist"),
+        (
+            ["mine", "--embedder", "MODEL", "--detector", "NOTHING"],
+            "is no file; expected one, or ir50, buffalo_l, sface",
+        ),
+        (["sface", "--embedder", "MODEL", "--detector", "sface"], "sface has a detector of its own"),
+        (["Mine", "--embedder", "MODEL", "--detector", "sface"], "cannot name a model pack"),
+        (["mine", "--embedder", "MODEL", "--detector", "sface", "--scale", "0"], "scale"),
+    ],
+)
+def test_wrong_usage(command: Command, arguments: list[str], says: str) -> None:
+    places = {"NOTHING": "nowhere.onnx", "MODEL": str(shipped(SFACE.embedder))}
+    ran = command("models", "add", *(places.get(argument, argument) for argument in arguments))
+    assert ran.code == 2, ran
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_cuda_that_is_not_there(empty: Command, demo: Demo) -> None:
+    ran = empty("enroll", demo.photos, "--gallery", "staff", "--device", "cuda")
+    if ran.code == 0:
+        pytest.skip("there is a GPU, and an onnxruntime that uses it")
+    assert ran.code == 1
+    assert "pack sface cannot run on CUDA here: this onnxruntime is built without CUDA" in ran.err
+    assert empty("search", demo.photo("left-3"), "--gallery", "staff", "--device", "tpu").code == 2
+    assert empty("enroll", demo.photos, "--gallery", "staff", "--device", "cpu").code == 0
+
+
+def test_doctor_names_a_pack_that_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHOSTHERE_MODEL", "buffalo_l")
+    ran = command("doctor", "--json")
+    assert ran.code == 1
+    wrong = [finding for finding in ran.json if not finding["ok"]]
+    assert [finding["check"] for finding in wrong] == ["models"]
+    assert "`whosthere models pull buffalo_l`" in wrong[0]["found"]
+
+
+def test_a_models_folder_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
+    (command.home / "models").mkdir(parents=True)
+    shutil.rmtree(command.home / "models")
+    (command.home / "models").write_text("a file")
+    ran = command("models", "add", "mine", "--embedder", shipped(SFACE.embedder), "--detector", "sface")
+    assert ran.code == 1
+    assert "cannot be written" in ran.err
+
+
+def test_the_terms_are_said_of_every_pack_that_has_some() -> None:
+    assert IR50.terms
+    assert SFACE.terms == ""
+    with pytest.raises(ModelUnavailable):
+        _ = IR50.fingerprint
