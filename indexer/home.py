@@ -160,8 +160,11 @@ class Home:
 
 
 def _vectors(wanted: str) -> VectorEngine:
+    if wanted.startswith("milvus"):
+        from indexer.vectors.milvus_index import MilvusEngine
+
+        return MilvusEngine(wanted)
     try:
         return FaissEngine(Tier(wanted))
-    except ValueError:
-        expected = ", ".join(Tier)
-        raise InvalidSetting(f"WHOSTHERE_VECTORS is {wanted!r}; expected one of {expected} or milvus://...") from None
+    except ValueError:  # which is not repeated: a mistyped URL may hold a password
+        raise InvalidSetting(f"WHOSTHERE_VECTORS: expected one of {', '.join(Tier)} or milvus://HOST:PORT") from None

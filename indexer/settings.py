@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     )
     vectors: str = Field(
         default="auto",
+        repr=False,  # it may hold a password
         description="How faces are searched: `exact` scores every face, `compressed` scans them in 32 bytes each and "
         "scores the best, `gpu` does it on NVIDIA GPUs, `milvus://HOST:PORT` in a Milvus cluster; `auto` is exact "
         "while that is fast and compressed beyond.",

@@ -1,0 +1,81 @@
+"""A real Milvus for tests, from a wheel: `milvus-lite` in a process of its own, behind `pymilvus`' own client."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+STARTED_WITHIN = 60.0
+"""Seconds. It takes half a second on a free machine."""
+
+
+class MilvusServer:
+    """One on loopback, of the data in a folder. Everyone who asks for an address has collections of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = itertools.count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.start()
+
+    def address(self, options: str = "") -> str:
+        return f"milvus://127.0.0.1:{self.port}?prefix=test{next(self._numbers)}{options}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(self._folder)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + STARTED_WITHIN
+        while not _listens(self.port):
+            assert self._process.poll() is None, "milvus-lite has ended"
+            assert time.monotonic() < until, "milvus-lite does not start"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """As when the machine goes: nothing is written any more."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """It accepts connections meanwhile, and answers nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    """One server a test process."""
+    server = MilvusServer(tmp_path_factory.mktemp("milvus") / "data")
+    yield server
+    server.kill()
