@@ -15,11 +15,18 @@ else:
     import fcntl
 
 
-def write_atomically(target: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Replaces `target`, making its folder where needed. Raises OSError, and leaves nothing, when that fails."""
+def write_atomically(target: Path, parts: Iterable[bytes | memoryview], shared: bool = False) -> None:
+    """Replaces `target`, making its folder where needed. Raises OSError, and leaves nothing, when that fails.
+
+    Only its owner may read it; with `shared`, whoever the umask lets.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
     temporary = Path(name)
+    if shared:  # a new file of the same name has the mode that the umask gives
+        os.close(handle)
+        temporary.unlink()
+        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             for part in parts:

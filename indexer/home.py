@@ -110,7 +110,7 @@ class Home:
     def open_gallery(self, name: str, model: str | None = None) -> Gallery:
         """The gallery of that name, made where it is missing with the pack `model`, or the one for new galleries.
 
-        Raises NotFound for a pack that is not known, ModelUnavailable for one that is not installed, and Conflict when
+        Raises NotFound for a pack that is not known, ModelUnavailable for one that cannot run here, and Conflict when
         the gallery is bound to another one.
         """
         wanted = self.packs.find(model) if model else None
@@ -118,6 +118,7 @@ class Home:
             gallery = self.store.gallery(name)
         except NotFound:
             pack = self.packs.usable(model) if model else self.pack
+            self.pipeline(pack, streams=self.cores).load()  # what cannot enrol makes no gallery
             try:
                 return self.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
             except Conflict:  # somebody else made it this moment

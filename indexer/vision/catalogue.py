@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,7 @@ class FileDescription(_Strict):
     """One file of a pack of the user's own; the fields are `packs.ModelFile`'s."""
 
     file: str = Field(pattern=r"^[^/\\]+$")
+    """`PACK+...`: so that no two packs share a file, and none is called as one of a built-in pack."""
     network: Network
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     size: int = Field(default=0, ge=0)
@@ -62,6 +65,12 @@ class PackDescription(_Strict):
     tail: ScoreTail | None = None
     summary: str = ""
     terms: str = ""
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidRequest unless a model pack may be called that."""
+    if not NAME.fullmatch(name):
+        raise InvalidRequest(f"{name!r} cannot name a model pack; expected {NAME.pattern}")
 
 
 class Catalogue:
@@ -112,17 +121,15 @@ class Catalogue:
     def take(self, name: str, detector: Path, embedder: Path) -> Pack:
         """Puts files that are there already in their places in a built-in pack.
 
-        Raises ModelUnavailable where one is not the file that the pack asks for.
+        Raises ModelUnavailable, leaving nothing, where one is not the file that the pack asks for or does not run.
         """
-        pack = self.find(name)
-        for file, path in ((pack.detector, detector), (pack.embedder, embedder)):
-            data = _read(path)
-            if file.sha256:
-                checked(data, file, str(path))
-            self._write(file.name, data)
-            if not file.sha256:
-                self._files.record(file, sha256(data))
-        return self.tried(self.find(name))
+        with self._aside() as aside:
+            pack = aside.find(name)
+            for file, path in ((pack.detector, detector), (pack.embedder, embedder)):
+                data = _read(path)
+                aside.write(file.name, checked(data, file, str(path)) if file.sha256 else data)
+            aside.tried(aside.find(name))
+        return self.find(name)
 
     def add(self, name: str, description: PackDescription, detector: Path | None, embedder: Path) -> Pack:
         """Makes a pack of files that are there already; they are copied. `description` names them as they will be
@@ -131,28 +138,20 @@ class Catalogue:
         Raises InvalidRequest for a name that is taken or none, and ModelUnavailable, leaving nothing, where the files
         are not the networks that they are said to be.
         """
-        if not NAME.fullmatch(name):
-            raise InvalidRequest(f"{name!r} cannot name a model pack; expected {NAME.pattern}")
+        check_name(name)
         if name in self.names():
             raise InvalidRequest(f"there is a model pack {name!r} already")
-        said = description.model_dump()
-        placed: list[str] = []
-        try:
+        said = description.model_dump(mode="json")
+        with self._aside() as aside:
             for key, path in (("detector", detector), ("embedder", embedder)):
-                if path is None:
-                    continue
-                data = _read(path)
-                self._write(said[key]["file"], data)
-                placed.append(said[key]["file"])
-                said[key] |= {"sha256": sha256(data), "size": len(data)}
-            pack = self.tried(self._pack(name, PackDescription(**said)))
-            self._write(f"packs/{name}.json", json.dumps(said | {"dim": pack.dim}, indent=2).encode() + b"\n")
-            return self.find(name)
-        except BaseException:
-            for file in placed:
-                with suppress(OSError):
-                    (self._files.folder / file).unlink(missing_ok=True)
-            raise
+                if path is not None:
+                    data = _read(path)
+                    aside.write(said[key]["file"], data)
+                    said[key] |= {"sha256": sha256(data), "size": len(data)}
+            pack = aside.tried(self._pack(name, PackDescription(**said)))
+            text = json.dumps(said | {"dim": pack.dim}, indent=2) + "\n"
+            aside.write(str(self._description(name).relative_to(self._files.folder)), text.encode())
+        return self.find(name)
 
     def tried(self, pack: Pack) -> Pack:
         """The pack after its networks have run once, its `dim` as they answer. Raises ModelUnavailable."""
@@ -174,6 +173,30 @@ class Catalogue:
             )
         return replace(pack, dim=vectors.shape[1])
 
+    def forget(self, file: ModelFile) -> None:
+        """Takes a file that does not run out of the models folder again, with what was written down of it."""
+        for path in (self._files.folder / file.name, self._files.folder / f"{file.name}.sha256"):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _aside(self) -> Iterator[_Aside]:
+        """A catalogue in a folder of its own, whose files come into this one when all went well. Raises
+        ModelUnavailable when the disk does not take them."""
+        folder = self._files.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as made:
+                aside = _Aside(ModelFiles(Path(made), beyond=folder))
+                yield aside
+                for path in sorted(Path(made).rglob("*"), key=lambda p: p.suffix == ".json"):  # descriptions last
+                    if path.is_file():
+                        target = folder / path.relative_to(made)
+                        target.parent.mkdir(exist_ok=True)
+                        path.replace(target)
+        except OSError as error:
+            raise ModelUnavailable(f"nothing can be written to {folder}: {error.strerror}") from error
+
     def _known(self, file: ModelFile) -> ModelFile:
         """The file with its hash. One that lies there for the first time is read, and its hash written down."""
         known = self._files.known(file)
@@ -183,24 +206,24 @@ class Catalogue:
         return known
 
     def _described(self, name: str) -> Pack:
+        return self._pack(name, self._read_description(name))
+
+    def _read_description(self, name: str) -> PackDescription:
         path = self._description(name)
         try:
-            description = PackDescription.model_validate_json(path.read_bytes())
+            return PackDescription.model_validate_json(path.read_bytes())
         except OSError as error:
             raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole"
             raise ModelUnavailable(f"{path} does not describe a model pack: {where}: {first['msg']}") from error
-        return self._pack(name, description)
 
     def _pack(self, name: str, said: PackDescription) -> Pack:
-        if isinstance(said.detector, str):
-            if said.detector == name:
-                raise ModelUnavailable(f"model pack {name} names itself as the pack of its detector")
-            detector = self.find(said.detector).detector
-        else:
-            detector = said.detector.model()
+        for own in (said.detector, said.embedder):
+            if isinstance(own, FileDescription) and not own.file.startswith(f"{name}+"):
+                raise ModelUnavailable(f"model pack {name} names the file {own.file}; expected one called {name}+...")
+        detector = self._detector_of(name, said.detector) if isinstance(said.detector, str) else said.detector.model()
         embedder = said.embedder.model()
         for file, kinds, what in ((detector, DETECTORS, "detector"), (embedder, EMBEDDERS, "embedder")):
             if file.network not in kinds:
@@ -220,14 +243,24 @@ class Catalogue:
             terms=said.terms,
         )
 
+    def _detector_of(self, name: str, other: str) -> ModelFile:
+        """The detector that pack `name` takes from another one."""
+        if NAME.fullmatch(other) and self._description(other).is_file():
+            described = self._read_description(other).detector
+            if isinstance(described, str):
+                raise ModelUnavailable(
+                    f"model pack {name} takes the detector of {other}, which has none of its own; expected one that has"
+                )
+        return self.find(other).detector
+
     def _description(self, name: str) -> Path:
         return self._files.folder / "packs" / f"{name}.json"
 
-    def _write(self, name: str, data: bytes) -> None:
-        try:
-            write_atomically(self._files.folder / name, [data])
-        except OSError as error:
-            raise ModelUnavailable(f"{name} cannot be written to {self._files.folder}: {error.strerror}") from error
+
+class _Aside(Catalogue):
+    def write(self, name: str, data: bytes) -> None:
+        """A file of that name. Raises OSError."""
+        write_atomically(self._files.folder / name, [data], shared=True)
 
 
 def _read(path: Path) -> bytes:

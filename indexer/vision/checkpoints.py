@@ -37,6 +37,7 @@ PREFIX = "module."
 COUNTER = "num_batches_tracked"
 """Of batch normalisation; older versions of PyTorch did not write it, and only training reads it."""
 ZIP = b"PK\x03\x04"
+PICKLE = b"\x80"
 TOLD = 3
 """Names that a message lists."""
 STRIDE = 32
@@ -123,10 +124,11 @@ def _load(data: bytes, file: ModelFile) -> object:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
+        if foreign is None and ("truncated" in str(error) or not data.startswith((ZIP, PICKLE))):
             raise _damaged(file) from error
+        what = foreign[1] if foreign else "a pickle that PyTorch does not write"
         raise ModelUnavailable(
-            f"{file.name} holds more than plain tensors ({foreign[1]}), which is not executed; expected a state dict "
+            f"{file.name} holds more than plain tensors ({what}), which is not executed; expected a state dict "
             f"of {file.network}"
         ) from error
     except Exception as error:  # bytes that are no checkpoint raise nearly anything

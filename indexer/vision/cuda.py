@@ -27,7 +27,7 @@ from indexer.vision.runtime import Feed
 
 log = logging.getLogger(__name__)
 
-SIZES = (1, 4, 16, 64, 256)
+SIZES = (1, 2, 4, 16, 32, 64, 256)
 """Batches that are computed; others are cut and padded to these."""
 
 MOST_PIXELS = 2**23
@@ -40,7 +40,7 @@ OFTEN = 3
 """A shape is captured when it is asked for this often: a capture costs hundreds of runs."""
 
 GRAPHS = 24
-"""Captured at a time, a session: five sizes of crops; a detector meets many shapes of photos, and few of them often."""
+"""Captured at a time, a session: seven sizes of crops; a detector meets many shapes of photos, few of them often."""
 
 WARM_UP = 3
 """Runs before a capture, in which cuDNN measures its algorithms and libraries allocate what they keep."""
@@ -97,13 +97,14 @@ def sizes(height: int, width: int) -> tuple[int, ...]:
 
 
 def cuts(count: int, among: tuple[int, ...]) -> Iterator[Cut]:
-    """`count` rows as batches of the sizes `among`, rising; the last may be padded, up to twice its rows."""
+    """`count` rows as batches of the sizes `among`, rising. The last is padded where that doubles it at most."""
     start = 0
     while start < count:
         left = count - start
-        filled = [size for size in among if size <= 2 * left] or among[:1]
-        stop = start + min(left, filled[-1])
-        yield Cut(start, stop, filled[-1])
+        padded = next((size for size in among if left <= size <= 2 * left), None)
+        size = padded or max((size for size in among if size <= left), default=among[0])
+        stop = start + min(left, size)
+        yield Cut(start, stop, size)
         start = stop
 
 

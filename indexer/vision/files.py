@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from indexer.types import sha256
 from indexer.vision import prepare
 from indexer.vision.packs import BUILT_IN, CHECKPOINTS, DETECTORS, ModelFile
 
+SHA256 = re.compile(rb"[0-9a-f]{64}")
+
 PREPARED = 1
 """Raise it when preparing makes other networks of the same files."""
 
@@ -25,6 +28,8 @@ class ModelFiles:
     """The models folder and the other places a file may come from. Thread-safe."""
 
     folder: Path
+    beyond: Path | None = None
+    """Another models folder, which is read and not written."""
     _lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
     """Held while a file is prepared: it takes seconds and a gigabyte, and who asks meanwhile needs the same."""
 
@@ -53,17 +58,27 @@ class ModelFiles:
         return str(self.path(file))
 
     def known(self, file: ModelFile) -> ModelFile:
-        """The file with the hash that was recorded at its first use, where its pack does not name one."""
+        """The file with the hash that was recorded at its first use, where its pack does not name one. Raises
+        ModelUnavailable where what was recorded cannot be read."""
         if file.sha256:
             return file
-        with suppress(OSError):
-            return replace(file, sha256=(self._record(file).read_text().split() or [""])[0])
-        return file
+        record = self._record(file)
+        if self.beyond and not record.exists():
+            record = self.beyond / record.name
+        try:
+            found = record.read_bytes().split(maxsplit=1)
+        except FileNotFoundError:
+            return file
+        except OSError as error:
+            raise ModelUnavailable(f"{record} cannot be read: {error.strerror}") from error
+        if not found or not SHA256.fullmatch(found[0]):  # a new one must not take its place unasked
+            raise ModelUnavailable(f"{record} is damaged: expected a SHA-256 of 64 hexadecimal digits")
+        return replace(file, sha256=found[0].decode())
 
     def record(self, file: ModelFile, found: str) -> None:
         """Writes down the hash that the file must have from now on, as `sha256sum` does. Raises ModelUnavailable."""
         try:
-            write_atomically(self._record(file), [f"{found}  {file.name}\n".encode()])
+            write_atomically(self._record(file), [f"{found}  {file.name}\n".encode()], shared=True)
         except OSError as error:
             raise ModelUnavailable(f"the hash of {file.name} cannot be written to {self.folder}: {error}") from error
 
@@ -89,7 +104,7 @@ class ModelFiles:
             if file.prepared_sha256 and sha256(model) != file.prepared_sha256:
                 return model  # another version of onnx may write the same model in other bytes
             with suppress(OSError, ModelUnavailable):  # a read-only or full disk costs the time to do it again
-                write_atomically(target, [model])
+                write_atomically(target, [model], shared=True)
                 if not file.prepared_sha256:
                     self.record(kept, sha256(model))
             return model
@@ -137,7 +152,7 @@ class ModelFiles:
             raise ModelUnavailable(f"{file.name} is not an ONNX model that can be prepared: {error}") from error
 
     def _places(self, file: ModelFile) -> list[Path]:
-        places = [self.folder / file.name]
+        places = [folder / file.name for folder in (self.folder, self.beyond) if folder]
         spec = importlib.util.find_spec(file.package) if file.package else None
         if spec is not None:
             places += [Path(root) / file.package_path for root in spec.submodule_search_locations or ()]
@@ -147,13 +162,18 @@ class ModelFiles:
         return self.folder / f"{file.name}.sha256"
 
 
+NEEDS_PYTORCH = "pytorch_missing"
+"""Code of the error that says nothing against the file itself."""
+
+
 def checkpoints_for(file: ModelFile) -> Any:
     """The module `checkpoints`, which needs PyTorch. Raises ModelUnavailable where that is not installed."""
     try:
         from indexer.vision import checkpoints
     except ImportError as error:
         raise ModelUnavailable(
-            f"{file.name} is a PyTorch checkpoint, and PyTorch is not installed: pip install 'whosthere[torch]'"
+            f"{file.name} is a PyTorch checkpoint, and PyTorch is not installed: pip install 'whosthere[torch]'",
+            code=NEEDS_PYTORCH,
         ) from error
     return checkpoints
 

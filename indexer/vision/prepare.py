@@ -18,13 +18,16 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
     """Dequantised weights become plain float32, inputs lose the initialisers, the batch becomes free.
 
     `free_sides` frees height and width as well, for networks that are convolutions to the end. Raises ValueError
-    where the input is not one picture: of three channels, and of SIZE x SIZE where the sides stay.
+    where the input is not one picture: of three channels, and of SIZE x SIZE where the sides stay; and where the
+    weights are not in the file.
     """
     import onnx
     from onnx import numpy_helper
 
     proto = onnx.load_model_from_string(model)
     graph = proto.graph
+    if any(i.data_location == onnx.TensorProto.EXTERNAL for i in graph.initializer):
+        raise ValueError("its weights are in another file, which no hash would cover; save it as one file")
     constants: dict[str, NDArray[Any]] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     nodes = [node for node in graph.node if not _fold(node, constants)]
     for node in nodes:

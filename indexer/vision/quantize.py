@@ -241,7 +241,8 @@ def _keep(files: ModelFiles, file: ModelFile, model: bytes, report: Report) -> N
     """The model first: one that its report does not describe is refused."""
     target = files.quantised_path(file)
     try:
-        write_atomically(target, [model])
-        write_atomically(target.with_suffix(".json"), [json.dumps(asdict(report), indent=2).encode() + b"\n"])
+        write_atomically(target, [model], shared=True)
+        text = json.dumps(asdict(report), indent=2) + "\n"
+        write_atomically(target.with_suffix(".json"), [text.encode()], shared=True)
     except OSError as error:
         raise ModelUnavailable(f"{target} cannot be written: {error.strerror}") from error

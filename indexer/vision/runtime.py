@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,6 +107,7 @@ def load(model: bytes, feed: Feed, precision: Precision, threads: Threads, engin
         raise ModelUnavailable(f"{engine} cannot load the model: {error}") from error
 
 
+@cache
 def cuda_problem() -> str | None:
     """Why ONNX networks cannot run on a GPU here; None where they can."""
     if importlib.util.find_spec("onnxruntime") is None:
@@ -113,9 +115,23 @@ def cuda_problem() -> str | None:
     with no_telemetry():
         import onnxruntime
 
-    if _CUDA in onnxruntime.get_available_providers():
-        return None
-    return "this onnxruntime is built without CUDA: pip install onnxruntime-gpu in its place"
+    if _CUDA not in onnxruntime.get_available_providers():
+        return "this onnxruntime is built without CUDA: pip install onnxruntime-gpu in its place"
+    try:  # what it was built with says nothing of the GPU, its driver and CUDA's libraries
+        _OnnxRuntime(_one_node(), Feed(), Threads(each=1), _CUDA)
+    except Exception as error:  # it raises errors of its own
+        return str(error)
+    return None
+
+
+def _one_node() -> bytes:
+    """The smallest network there is."""
+    from onnx import TensorProto, helper
+
+    image, answer = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 1, 1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", [image], [answer])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -178,21 +194,32 @@ class _OpenVino:
                 self._idle.append(request)
 
 
-class _OnnxRuntime:
-    batch = CPU_BATCH
+CUDA_BATCH = 256
+"""As `cuda.SIZES` has it at most."""
 
+CUDA_OPTIONS = {
+    "use_tf32": "0",  # landmarks must be what the CPU's are: see `cuda.CudaSession`
+    "cudnn_conv_algo_search": "HEURISTIC",  # measuring each new shape of photo takes longer than computing it
+}
+
+
+class _OnnxRuntime:
     def __init__(self, model: bytes, feed: Feed, threads: Threads, provider: str) -> None:
         with no_telemetry():
             import onnxruntime
 
         self._feed = feed
+        self.batch = CUDA_BATCH if provider == _CUDA else CPU_BATCH
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads.per_stream
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to other threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(model, options, providers=[provider])
+        tuning = CUDA_OPTIONS if provider == _CUDA else {}
+        self._session = onnxruntime.InferenceSession(model, options, providers=[(provider, tuning)])
         if provider not in self._session.get_providers():  # it falls back to the CPU without an error
-            raise RuntimeError(f"{provider} could not be started; is there a GPU, and its driver?")
+            raise RuntimeError(
+                "onnxruntime cannot start CUDA; what it printed says what is missing: GPU, driver, library"
+            )
         self._input = self._session.get_inputs()[0].name
 
     def run(self, canvases: NDArray[np.uint8]) -> list[Tensor]:

@@ -33,7 +33,7 @@ def packs(files: ModelFiles) -> Catalogue:
 
 def described(name: str = "mine", detector: str | FileDescription = "sface") -> PackDescription:
     """SFace under another name, fed as it is in its own pack."""
-    embedder = FileDescription(file=f"{name}-sface.onnx", network=Network.ONNX, licence="Apache-2.0")
+    embedder = FileDescription(file=f"{name}+sface.onnx", network=Network.ONNX, licence="Apache-2.0")
     return PackDescription(detector=detector, embedder=embedder, dim=1, mean=0.0, scale=1.0)
 
 
@@ -92,20 +92,20 @@ def test_adding_a_pack(packs: Catalogue, files: ModelFiles) -> None:
     assert packs.installed(added)
     assert packs.best() == SFACE
     written = json.loads((files.folder / "packs" / "mine.json").read_text())
-    assert (written["dim"], written["detector"], written["embedder"]["file"]) == (128, "sface", "mine-sface.onnx")
+    assert (written["dim"], written["detector"], written["embedder"]["file"]) == (128, "sface", "mine+sface.onnx")
     with pytest.raises(InvalidRequest, match="there is a model pack 'mine' already"):
         packs.add("mine", described(), None, shipped(SFACE.embedder))
 
 
 def test_adding_both_files(packs: Catalogue, files: ModelFiles) -> None:
-    detector = FileDescription(file="two-yunet.onnx", network=Network.YUNET, licence="MIT", origin="OpenCV Zoo")
+    detector = FileDescription(file="two+yunet.onnx", network=Network.YUNET, licence="MIT", origin="OpenCV Zoo")
     added = packs.add("two", described("two", detector), shipped(SFACE.detector), shipped(SFACE.embedder))
     assert (added.detector.name, added.detector.licence, added.detector.origin) == (
-        "two-yunet.onnx",
+        "two+yunet.onnx",
         "MIT",
         "OpenCV Zoo",
     )
-    assert (files.folder / "two-yunet.onnx").read_bytes() == shipped(SFACE.detector).read_bytes()
+    assert (files.folder / "two+yunet.onnx").read_bytes() == shipped(SFACE.detector).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -113,23 +113,49 @@ def test_adding_both_files(packs: Catalogue, files: ModelFiles) -> None:
     [
         (Network.SCRFD, SFACE.detector, "do not work as scrfd and onnx"),
         (Network.YUNET, SFACE.embedder, "do not work as yunet and onnx"),
-        (Network.RETINAFACE, SFACE.detector, r"wrong-detector\.onnx"),
+        (Network.RETINAFACE, SFACE.detector, r"wrong\+detector\.onnx"),
         (Network.ONNX, SFACE.detector, "is a onnx; expected a detector: yunet, scrfd, retinaface_r50"),
     ],
 )
 def test_a_file_that_is_another_network_is_not_kept(
     packs: Catalogue, files: ModelFiles, network: Network, path: ModelFile, says: str
 ) -> None:
-    detector = FileDescription(file="wrong-detector.onnx", network=network)
+    detector = FileDescription(file="wrong+detector.onnx", network=network)
     with pytest.raises(ModelUnavailable, match=says):
         packs.add("wrong", described("wrong", detector), shipped(path), shipped(SFACE.embedder))
     assert packs.names() == ["ir50", "buffalo_l", "sface"]
-    assert [path for path in files.folder.iterdir() if path.name.startswith("wrong")] == []
+    assert list(files.folder.iterdir()) == []
 
 
 def test_an_embedder_of_another_input_size(packs: Catalogue) -> None:
-    with pytest.raises(ModelUnavailable, match=r"mine-sface\.onnx.* 1 x 3 x 640 x 640; expected .*3 x 112 x 112"):
+    with pytest.raises(ModelUnavailable, match=r"mine\+sface\.onnx.* 1 x 3 x 640 x 640; expected .*3 x 112 x 112"):
         packs.add("mine", described(), None, shipped(SFACE.detector))
+
+
+def test_a_wrong_file_for_a_built_in_pack_leaves_nothing(packs: Catalogue, files: ModelFiles, tmp_path: Path) -> None:
+    """Its hash is not known beforehand, and must not be recorded as the right one."""
+    (tmp_path / "weights.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(ModelUnavailable, match="cv_resnet50"):
+        packs.take("ir50", tmp_path / "weights.pt", tmp_path / "weights.pt")
+    assert list(files.folder.iterdir()) == []
+    assert packs.best() == SFACE
+
+
+def test_no_pack_names_the_files_of_another(packs: Catalogue, files: ModelFiles) -> None:
+    (files.folder / "packs").mkdir(parents=True)
+    said = {"detector": "sface", "embedder": {"file": IR50.embedder.name, "network": "onnx"}, "dim": 512}
+    (files.folder / "packs" / "sly.json").write_text(json.dumps(said))
+    with pytest.raises(ModelUnavailable, match=r"names the file cv_ir50.*expected one called sly\+"):
+        packs.find("sly")
+
+
+def test_packs_that_take_each_others_detector(packs: Catalogue, files: ModelFiles) -> None:
+    (files.folder / "packs").mkdir(parents=True)
+    for name, other in (("one", "two"), ("two", "one")):
+        said = {"detector": other, "embedder": {"file": f"{name}+e.onnx", "network": "onnx"}, "dim": 512}
+        (files.folder / "packs" / f"{name}.json").write_text(json.dumps(said))
+    with pytest.raises(ModelUnavailable, match="takes the detector of two, which has none of its own"):
+        packs.find("one")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "Mine", ".hidden", "x" * 65, "sface"])
@@ -145,10 +171,10 @@ def test_names_that_cannot_be(packs: Catalogue, name: str) -> None:
         ("[]", "the whole"),
         ('{"detector": "sface"}', "embedder"),
         ('{"detector": "sface", "embedder": {"file": "a/b", "network": "onnx"}, "dim": 5}', "embedder.file"),
-        ('{"detector": "sface", "embedder": {"file": "b", "network": "vit"}, "dim": 5}', "embedder.network"),
-        ('{"detector": "sface", "embedder": {"file": "b", "network": "onnx"}, "dim": 0}', "dim"),
-        ('{"detector": "sface", "embedder": {"file": "b", "network": "onnx"}, "dim": 5, "fast": 1}', "fast"),
-        ('{"detector": "bad", "embedder": {"file": "b", "network": "onnx"}, "dim": 5}', "names itself"),
+        ('{"detector": "sface", "embedder": {"file": "bad+b", "network": "vit"}, "dim": 5}', "embedder.network"),
+        ('{"detector": "sface", "embedder": {"file": "bad+b", "network": "onnx"}, "dim": 0}', "dim"),
+        ('{"detector": "sface", "embedder": {"file": "bad+b", "network": "onnx"}, "dim": 5, "fast": 1}', "fast"),
+        ('{"detector": "bad", "embedder": {"file": "bad+b", "network": "onnx"}, "dim": 5}', "has none of its own"),
     ],
 )
 def test_a_description_that_cannot_be_read(packs: Catalogue, files: ModelFiles, text: str, says: str) -> None:

@@ -115,8 +115,8 @@ def test_no_driver_no_gpu_and_an_old_gpu_are_told_apart(monkeypatch: pytest.Monk
 
 def test_sizes_keep_a_batch_within_its_pixels() -> None:
     assert sizes(112, 112) == SIZES
-    assert sizes(1280, 1280) == (1, 4)
-    assert sizes(320, 320) == (1, 4, 16, 64)
+    assert sizes(1280, 1280) == (1, 2, 4)
+    assert sizes(320, 320) == (1, 2, 4, 16, 32, 64)
     assert sizes(5000, 5000) == (1,)  # one is computed, however large
     assert all(size * 320 * 320 <= MOST_PIXELS for size in sizes(320, 320))
 
@@ -126,11 +126,13 @@ def test_sizes_keep_a_batch_within_its_pixels() -> None:
     [
         (0, []),
         (1, [1]),
-        (2, [4]),
+        (2, [2]),
+        (3, [4]),
         (5, [4, 1]),
         (7, [4, 4]),
         (8, [16]),
-        (17, [16, 1]),
+        (17, [32]),
+        (32, [32]),
         (100, [64, 64]),
         (128, [256]),
         (300, [256, 64]),

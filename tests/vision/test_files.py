@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper, save_model
 
 from indexer.disk import write_atomically
 from indexer.errors import ModelUnavailable
@@ -105,8 +107,29 @@ def test_a_hash_that_cannot_be_written_down_is_an_error(tmp_path: Path) -> None:
     """Else the next bytes would be the first again."""
     (tmp_path / "some.onnx").write_bytes(CONTENT)
     (tmp_path / "some.onnx.sha256").mkdir()
-    with pytest.raises(ModelUnavailable, match="cannot be written"):
+    with pytest.raises(ModelUnavailable, match=r"sha256 cannot be read"):
         ModelFiles(tmp_path).read(replace(model(), sha256=""))
+
+
+@pytest.mark.parametrize("record", [b"", b"\xff\xfe", b"0123  some.onnx", b"Z" * 64])
+def test_a_recorded_hash_that_cannot_be_read_is_not_replaced(tmp_path: Path, record: bytes) -> None:
+    (tmp_path / "some.onnx").write_bytes(CONTENT)
+    (tmp_path / "some.onnx.sha256").write_bytes(record)
+    with pytest.raises(ModelUnavailable, match=r"some\.onnx\.sha256 is damaged: expected a SHA-256"):
+        ModelFiles(tmp_path).read(replace(model(), sha256=""))
+    assert (tmp_path / "some.onnx.sha256").read_bytes() == record
+
+
+def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
+    """No hash would cover them."""
+    weights = numpy_helper.from_array(np.zeros((8, 3, 3, 3), np.float32), "w")
+    shapes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 112, 112]) for n, c in (("x", 3), ("y", 8))]
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    made = helper.make_model(helper.make_graph([node], "g", shapes[:1], shapes[1:], [weights]))
+    save_model(made, tmp_path / "some.onnx", save_as_external_data=True, location="some.data", size_threshold=0)
+    data = (tmp_path / "some.onnx").read_bytes()
+    with pytest.raises(ModelUnavailable, match=r"some\.onnx.*its weights are in another file"):
+        ModelFiles(tmp_path).prepared(model(data))
 
 
 def test_prepared_is_made_once(tmp_path: Path) -> None:
