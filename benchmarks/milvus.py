@@ -72,7 +72,8 @@ def build(kind: str, count: int, dim: int) -> Any:
             index.train(part)
         index.add(part)
     if "refine_k" in INDEX_TYPES[kind].search:
-        index.k_factor = INDEX_TYPES[kind].search["refine_k"]
+        refined: Any = index
+        refined.k_factor = INDEX_TYPES[kind].search["refine_k"]
     return index
 
 

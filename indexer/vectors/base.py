@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,11 @@ class VectorIndex(Protocol):
     @property
     def damaged(self) -> bool:
         """Whether what it reads turned out not to be what was written: it is to be built anew."""
+        ...
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another process has built it anew and taken this one away: what that one keeps is to be loaded."""
         ...
 
     @property
@@ -72,6 +77,16 @@ class VectorIndex(Protocol):
         ...
 
 
+@runtime_checkable
+class Erased(Protocol):
+    """An index that faces are taken out of where it is kept, before its header tells of it."""
+
+    @property
+    def erased(self) -> NDArray[np.int64]:
+        """Faces that were gone when it was loaded. The change log tells of each, or is not the one it followed."""
+        ...
+
+
 @dataclass(frozen=True)
 class Header:
     """What an index is of. `seq` is the last change in it, and `mark` tells that change from others of its number."""
@@ -98,12 +113,16 @@ class Engine(Protocol):
         ...
 
     def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
-        """An index of these faces, and whether it is kept already."""
+        """An index of these faces, and whether it is kept already. Raises OSError where it must be and cannot."""
         ...
 
     def save(self, path: Path, header: Header, index: VectorIndex) -> bool:
         """Keeps the index as it is now; whether it does, or what `build` kept and the change log must do. Raises
         OSError."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of connections."""
         ...
 
     def delete(self, path: Path) -> None:

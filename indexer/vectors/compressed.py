@@ -7,9 +7,11 @@ et al. 2011) and scoring the best few hundred of them does neither (`benchmarks/
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -26,6 +28,8 @@ from indexer.vectors.base import DamagedIndex
 from indexer.vectors.locks import SharedLock
 from indexer.vectors.resting import Codes, Halves, Resting
 
+log = logging.getLogger(__name__)
+
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 PARTS = 64
@@ -38,14 +42,15 @@ SAMPLE = 65_536
 CENTROIDS = 16
 
 FIRST_RESCORED, MOST_RESCORED = 256, 4096
-"""Rows scored a query: as many as the check at the build asks for, from the first to the most."""
+"""Rows scored a query: as many as the check at the build asks for, from the first to the most. More where half of them
+or more are removed ones, or of the people who are answered with: somebody with thousands of photos hides nobody."""
 
 PROMISE = 0.9999
 """Share of mates that must be found, of those that exact search finds."""
 
 LEAST_MATE = 0.4
 """A mate that scores less is under the threshold of any gallery that is large enough to be compressed: that of `sface`
-for an FPIR of 10 % is 0.49 at 20,000 faces."""
+for an FPIR of 10 % is 0.42 at 20,000 faces."""
 
 MOST_MATE = 0.95
 """Copies that are closer are found by anything; where strangers are as close, they are copies of each other."""
@@ -57,8 +62,8 @@ MATES, STRANGERS = 10_000, 500
 """Probes that an index is checked with: enough to see one miss in ten thousand, and few enough to search exactly."""
 
 LEAST_TAIL = 20_000
-"""Rows that may come after the build, at half a kilobyte to one each, before it is time for another one; or an eighth
-of those at the build."""
+"""Rows that may come after the build, at half a kilobyte to one each, before it is time for another one; or a
+sixteenth of those at the build."""
 
 DEAD_SHARE = 0.2
 """Of the rows, before it is time for a build without the dead."""
@@ -89,13 +94,19 @@ class Scan(Protocol):
         ...
 
     def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(Q, D) -> scores and rows, each (Q, `count`), best first; -1 where there are fewer."""
+        """(Q, D) -> scores and rows, each (Q, `count`), best first; -1 where there are fewer. Fewer columns where it
+        tells no more than that."""
         ...
+
+
+_Best = Callable[[NDArray[np.float32], NDArray[np.int64], int], tuple[list[Hit], int]]
+"""A query, rows and `k` -> the best `k` of these rows, and how many of them are of nobody who is answered with."""
 
 
 class CompressedIndex:
     """The faces of a file (`resting.Resting`), and those that came since. Thread-safe: searches run side by side."""
 
+    replaced = False
     erases = True
 
     def __init__(
@@ -116,6 +127,8 @@ class CompressedIndex:
         self._scan = (scan or CodeScan)(base)
         self._lock = SharedLock()
         self._alive = _Growing(base.alive())
+        self.erased = base.face_ids[~self._alive.all]
+        """Faces that were taken out of the file before it was opened."""
         self._faces = _Growing(base.face_ids)
         self._identities = _Growing(base.identity_ids)
         self._dead = len(base) - int(self._alive.all.sum())
@@ -131,7 +144,7 @@ class CompressedIndex:
     @property
     def outgrown(self) -> bool:
         rows = len(self.base)
-        return len(self._tail) > max(LEAST_TAIL, rows // 8) or self._dead > max(LEAST_TAIL, DEAD_SHARE * rows)
+        return len(self._tail) > max(LEAST_TAIL, rows // 16) or self._dead > max(LEAST_TAIL, DEAD_SHARE * rows)
 
     def put(self, face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> None:
         if len(face_ids) == 0:
@@ -150,17 +163,22 @@ class CompressedIndex:
                 self._tail_groups[identity].append(row)
 
     def remove(self, face_ids: Sequence[int]) -> None:
-        if face_ids:
-            with self._lock.writing():
-                self._remove(face_ids)
+        if not face_ids:
+            return
+        with self._lock.writing():
+            self._remove(face_ids)
+        try:
+            self.base.erase_in_successor(np.asarray(face_ids, dtype=np.int64))
+        except OSError as error:
+            log.warning("%s may still hold embeddings of removed faces: %s", self.base.path, error)
 
     def nearest_faces(self, queries: Vectors, k: int) -> list[list[Hit]]:
         with self._lock.reading():
-            return self._nearest(queries, k, lambda query, rows: self._best_faces(query, rows, k))
+            return self._nearest(queries, k, self._best_faces)
 
     def nearest_identities(self, queries: Vectors, k: int) -> list[list[Hit]]:
         with self._lock.reading():
-            return self._nearest(queries, k, lambda query, rows: self._best_identities(query, rows, k))
+            return self._nearest(queries, k, self._best_identities)
 
     def face_ids(self) -> NDArray[np.int64]:
         with self._lock.reading():
@@ -171,11 +189,9 @@ class CompressedIndex:
             rows = np.flatnonzero(self._alive.all)
             return self._faces.all[rows], self._identities.all[rows], self._pick(rows)
 
-    def _nearest(
-        self, queries: Vectors, k: int, best: Callable[[NDArray[np.float32], NDArray[np.int64]], list[Hit]]
-    ) -> list[list[Hit]]:
+    def _nearest(self, queries: Vectors, k: int, best: _Best) -> list[list[Hit]]:
         """What `best` makes of each query and of the rows that the scan names for it, more of them until there are `k`
-        answers; at last of all rows."""
+        answers and enough rows beside theirs; at last of all rows."""
         answers: list[list[Hit]] = [[] for _ in queries]
         alive, rows = self._alive.all, len(self._faces)
         left = list(range(len(queries))) if len(self) and k > 0 else []
@@ -183,27 +199,35 @@ class CompressedIndex:
         count = max(self.rescored, 4 * k)
         while left and count < rows:
             _, found = self._scan.search(wanted[left], count)
+            wider = []
             for i, some in zip(left, found, strict=True):
                 known = some[some >= 0]
-                answers[i] = best(queries[i], known[alive[known]])
-            left = [i for i in left if len(answers[i]) < k]
+                answers[i], others = best(wanted[i], known[alive[known]], k)
+                if len(answers[i]) < k or others < self.rescored // 2:
+                    wider.append(i)
+            left = wider
+            if found.shape[1] < count:
+                break
             count *= 4
         for i in left:
-            answers[i] = best(queries[i], np.flatnonzero(alive))
+            answers[i], _ = best(wanted[i], np.flatnonzero(alive), k)
         return answers
 
-    def _best_faces(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> list[Hit]:
+    def _best_faces(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[list[Hit], int]:
         scores = self._scores(query, rows)
         order = np.lexsort((self._faces.all[rows], -scores))[:k]
-        return self._hits(rows[order], scores[order])
+        return self._hits(rows[order], scores[order]), len(rows) - len(order)
 
-    def _best_identities(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> list[Hit]:
-        """First the best row of each identity among `rows`; then all rows of the best identities, however many."""
-        rows, scores = self._best_rows(rows, self._scores(query, rows), k)
-        every = np.array([r for i in self._identities.all[rows].tolist() for r in self._rows_of(i)], dtype=np.int64)
-        if len(every) > len(rows):
-            rows, scores = self._best_rows(every, self._scores(query, every), k)
-        return self._hits(rows, scores)
+    def _best_identities(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[list[Hit], int]:
+        """First the best row of each identity among `rows`; then all rows of the best identities, however many. And
+        how many of `rows` are of others."""
+        best, scores = self._best_rows(rows, self._scores(query, rows), k)
+        identities = self._identities.all[best]
+        others = len(rows) - int(np.isin(self._identities.all[rows], identities).sum())
+        every = self._rows_of(identities)
+        if len(every) > len(rows) - others:
+            best, scores = self._best_rows(every, self._scores(query, every), k)
+        return self._hits(best, scores), others
 
     def _best_rows(
         self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
@@ -214,13 +238,17 @@ class CompressedIndex:
         chosen = order[np.sort(firsts)[:k]]
         return rows[chosen], scores[chosen]
 
-    def _rows_of(self, identity: int) -> list[int]:
-        rows = [*self._groups.rows(identity), *self._tail_groups.get(identity, ())]
-        alive = self._alive.all
-        return [row for row in rows if alive[row]]
+    def _rows_of(self, identities: NDArray[np.int64]) -> NDArray[np.int64]:
+        later = [row for identity in identities.tolist() for row in self._tail_groups.get(identity, ())]
+        rows = np.concatenate([*self._groups.rows(identities), np.array(later, dtype=np.int64)])
+        return np.asarray(rows[self._alive.all[rows]], dtype=np.int64)
 
     def _scores(self, query: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.asarray(self._pick(rows).astype(np.float32) @ query)
+        """(N,), in parts: it may be asked for all rows."""
+        scores = [
+            self._pick(some).astype(np.float32) @ query for some in np.split(rows, range(SAMPLE, len(rows), SAMPLE))
+        ]
+        return np.concatenate(scores)
 
     def _pick(self, rows: NDArray[np.int64]) -> Halves:
         """The vectors of these rows. Raises StorageUnavailable where the file is damaged, from when on it is."""
@@ -242,11 +270,7 @@ class CompressedIndex:
 
     def _remove(self, face_ids: Sequence[int]) -> None:
         alive = self._alive.all
-        wanted = np.asarray(face_ids, dtype=np.int64)
-        rows = np.searchsorted(self.base.face_ids, wanted)
-        there = rows < len(self.base)
-        there[there] = self.base.face_ids[rows[there]] == wanted[there]
-        gone = np.unique(rows[there])
+        gone = resting.rows_of(self.base.face_ids, np.asarray(face_ids, dtype=np.int64))
         gone = gone[alive[gone]]
         self.base.erase(gone)
         alive[gone] = False
@@ -274,7 +298,8 @@ class CodeScan:
         self._codes: Any = faiss.IndexPQFastScan(plain)  # type: ignore[arg-type]
 
     def add(self, vectors: NDArray[np.float32]) -> None:
-        self._codes.add(_padded(vectors))
+        with _one_thread():
+            self._codes.add(_padded(vectors))
 
     def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         scores, rows = self._codes.search(_padded(queries), count)
@@ -288,7 +313,7 @@ def build(path: Path, dim: int, parts: Iterable[FaceVectors], about: Mapping[str
     """
     face_ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     identity_ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    with resting.writing(path, dim) as writer:
+    with _one_thread(), resting.writing(path, dim) as writer:
         for part in parts:
             writer.add(part.vectors)
             face_ids.append(part.face_ids)
@@ -298,23 +323,30 @@ def build(path: Path, dim: int, parts: Iterable[FaceVectors], about: Mapping[str
         codes, centroids = _encode(vectors)
         written = np.ones(len(faces), np.bool_)  # this moment: there is nothing to check yet
         rested = Resting(path, {}, faces, identities, codes, centroids, vectors, np.empty(0, np.uint64), written)
-        checked = _check(CompressedIndex(rested, FIRST_RESCORED, None))
+        checked = _check(CompressedIndex(rested, _first_rescored(len(rested)), None))
         writer.finish(faces, identities, codes, centroids, {**about, "checked": asdict(checked) if checked else None})
     return resting.read(path)
 
 
+def _first_rescored(rows: int) -> int:
+    """One in a thousand, beyond FIRST_RESCORED: as many strangers come out better than a mate by the codes' error as
+    there are strangers, and real mates that look like somebody else have more of them near than copies do."""
+    return min(max(FIRST_RESCORED, rows // 1000), MOST_RESCORED)
+
+
 def over(base: Resting, kind: str = "compressed", scan: Callable[[Resting], Scan] | None = None) -> CompressedIndex:
-    """The index of a file."""
+    """The index of a file. The check was of its codes: with another `scan`, of more than codes, the fewest rows do."""
     told = base.about.get("checked")
     checked = Checked(**told) if told else None
-    return CompressedIndex(base, checked.rescored if checked else FIRST_RESCORED, checked, kind, scan)
+    rescored = checked.rescored if checked and scan is None else _first_rescored(len(base))
+    return CompressedIndex(base, rescored, checked, kind, scan)
 
 
 class _Growing(Generic[Scalar]):
-    """An array that rows are added to, in twice the room each time that there is none left."""
+    """An array that rows are added to. The first ones are not copied before there are more."""
 
     def __init__(self, first: NDArray[Scalar]) -> None:
-        self._room = np.array(first)
+        self._room = first
         self._length = len(first)
 
     def __len__(self) -> int:
@@ -327,7 +359,9 @@ class _Growing(Generic[Scalar]):
     def append(self, rows: NDArray[Scalar]) -> None:
         length = self._length + len(rows)
         if length > len(self._room):
-            room = np.empty((max(2 * len(self._room), length, 1024), *self._room.shape[1:]), self._room.dtype)
+            room = np.empty(
+                (max(length, self._length + self._length // 8 + 1024), *self._room.shape[1:]), self._room.dtype
+            )
             room[: self._length] = self.all
             self._room = room
         self._room[self._length : length] = rows
@@ -341,10 +375,23 @@ class _Groups:
         self._order = np.argsort(identity_ids, kind="stable").astype(np.int32)
         self._sorted = identity_ids[self._order]
 
-    def rows(self, identity: int) -> list[int]:
-        first, last = np.searchsorted(self._sorted, [identity, identity + 1])
-        rows: list[int] = self._order[first:last].tolist()
-        return rows
+    def rows(self, identities: NDArray[np.int64]) -> list[NDArray[np.int32]]:
+        """Of each identity."""
+        firsts = np.searchsorted(self._sorted, identities).tolist()
+        ends = np.searchsorted(self._sorted, identities, "right").tolist()
+        return [self._order[first:end] for first, end in zip(firsts, ends, strict=True)]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Leaves the other cores to searches; FAISS's threads wait for each other very often while it trains, and for one
+    row that is added, which takes many times as long when others need the cores. It holds for the calling thread."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _padded(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -357,6 +404,7 @@ def _encode(vectors: Halves) -> tuple[Codes, NDArray[np.float32]]:
     """The codes of all rows, and the centroids (PARTS, CENTROIDS, D / PARTS) that they are of."""
     dim = vectors.shape[1] + -vectors.shape[1] % PARTS
     quantiser = faiss.ProductQuantizer(dim, PARTS, 4)
+    quantiser.cp.min_points_per_centroid = 1  # it would print a warning for a small gallery
     if len(vectors) == 0:
         return np.empty((0, PARTS // 2), np.uint8), np.zeros((PARTS, CENTROIDS, dim // PARTS), np.float32)
     rows = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE, len(vectors))).astype(np.int64))

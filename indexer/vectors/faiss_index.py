@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.gallery.store import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors.locks import SharedLock
 
@@ -21,6 +22,7 @@ class FaissIndex:
     kind = "exact"
     checked = None
     damaged = False
+    replaced = False
     erases = False
 
     def __init__(self, dim: int, most: int | None = None) -> None:
@@ -102,6 +104,14 @@ class FaissIndex:
             )[:k]
             for score, row in zip(scores, rows, strict=True)
         ]
+
+
+def in_memory(dim: int, faces: Iterable[FaceVectors], most: int | None) -> FaissIndex:
+    """An index of these faces; it is outgrown with more than `most`."""
+    index = FaissIndex(dim, most)
+    for part in faces:
+        index.put(part.face_ids, part.identity_ids, part.vectors)
+    return index
 
 
 def _best_of_each(hits: list[Hit]) -> list[Hit]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,12 +18,16 @@ from indexer.errors import Conflict, NotFound, StorageUnavailable, WhosthereErro
 from indexer.gallery.changes import Change, Kind, Position, check_pack_is
 from indexer.gallery.store import FaceVectors, Store
 from indexer.types import Gallery
-from indexer.vectors.base import DamagedIndex, Engine, Header, VectorIndex
+from indexer.vectors.base import DamagedIndex, Engine, Erased, Faces, Header, VectorIndex
+from indexer.vectors.faiss_index import in_memory
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_EVERY = 10_000
 """Changes after which a snapshot is written anew. Replaying that many from SQL takes less than a second."""
+
+LOOK_AGAIN_S = 1.0
+"""How long after finding that another process builds the next index."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,10 @@ class Comparison:
     """Why the snapshot on the disk was of no use."""
 
 
+_Kept = tuple[Header, VectorIndex, bool]
+"""An index, what it is of, and whether it is kept already."""
+
+
 class FollowedIndex:
     """The index of one gallery's embeddings by one pack, and the change it has reached. Thread-safe.
 
@@ -69,7 +78,11 @@ class FollowedIndex:
         self._snapshot_seq: int | None = None
         self._snapshot_problem: str | None = None
         self._renewing: threading.Thread | None = None
+        """Builds the next index beside this one."""
         self._renew_from = 0
+        """The change from which on it may: whatever goes wrong is not tried at every search."""
+        self._renew_after = 0.0
+        """The time of `time.monotonic` as well."""
         self._tried_seq = 0
         """The change at which a snapshot was last written or failed to be: a full disk is not asked at every search."""
 
@@ -78,16 +91,17 @@ class FollowedIndex:
         when it was re-embedded."""
         with self._lock:
             index = self._caught_up()
-            if self._seq - self._tried_seq >= SNAPSHOT_EVERY:
-                self._save(index)
-            if index.outgrown:
+            if self._due(index):
                 self._renew()
+            elif self._seq - self._tried_seq >= SNAPSHOT_EVERY:
+                self._save(index)
             return index
 
     def rebuild(self) -> int:
         """Makes the index anew from SQL and keeps it; how many faces are in it. Raises NotFound, Conflict."""
         with self._lock:
-            index = self._build()
+            self._build()
+            index = self._caught_up()  # what was enrolled meanwhile may be in it, and what was removed
             self._save(index)
             return len(index)
 
@@ -108,7 +122,7 @@ class FollowedIndex:
             except Conflict:  # the file is no longer this index's to write
                 self._index = None
                 return
-            due = index.outgrown and renewing is None
+            due = self._due(index)
             if self._seq != self._snapshot_seq and not due:
                 self._save(index)
         if due:
@@ -129,7 +143,7 @@ class FollowedIndex:
             try:
                 face_ids, identity_ids, vectors = self._caught_up().contents()
             except StorageUnavailable:
-                if self._index is None or not self._index.damaged:
+                if self._index is None or not (self._index.damaged or self._index.replaced):
                     raise
                 face_ids, identity_ids, vectors = self._caught_up().contents()
             seq, problem = self._seq, self._snapshot_problem
@@ -164,7 +178,7 @@ class FollowedIndex:
         self._snapshot_seq = None
         try:
             self._engine.delete(self._path)
-        except OSError as error:
+        except (OSError, StorageUnavailable) as error:
             log.warning("The snapshot of gallery %s could not be deleted: %s", self._gallery.name, error)
 
     def _position(self, seq: int | None = None) -> Position:
@@ -175,6 +189,8 @@ class FollowedIndex:
         return position
 
     def _caught_up(self) -> VectorIndex:
+        if self._index is not None and self._index.replaced:
+            self._index = None
         index = self._index
         if index is not None and index.damaged:
             self._drop_snapshot()
@@ -213,9 +229,18 @@ class FollowedIndex:
         """What was kept, when it is of this gallery and this database. Raises as `Engine.load`."""
         header, index = self._engine.load(self._path)
         of_this = self._header(header.seq, header.mark, header.faces)
-        if header != of_this or header.mark != self._position(header.seq).mark:
+        if header != of_this or header.mark != self._position(header.seq).mark or self._never_told(header.seq, index):
             raise DamagedIndex(f"{self._path} is of another gallery, model or database")
         return header, index
+
+    def _never_told(self, seq: int, index: VectorIndex) -> bool:
+        """Whether a face was taken out of what was kept, and the log after change `seq` does not tell of it: it is
+        there again in a backup that was restored."""
+        erased = set(index.erased.tolist()) if isinstance(index, Erased) else set()
+        while erased and (changes := self._store.changes_since(self._gallery.id, seq)):
+            erased.difference_update(change.entry.face_id for change in changes)
+            seq = changes[-1].seq
+        return bool(erased)
 
     def _build_instead(self, problem: str) -> VectorIndex:
         log.warning("The index of gallery %s is made anew: %s", self._gallery.name, problem)
@@ -223,26 +248,44 @@ class FollowedIndex:
         return self._build()
 
     def _build(self) -> VectorIndex:
-        header, index, kept = self._built()
+        try:
+            header, index, kept = self._built(self._engine.build)
+        except OSError as error:
+            log.warning("%s cannot be written, and every face is scored instead: %s", self._path, error)
+            header, index, kept = self._built(lambda _, header, faces: (in_memory(header.dim, faces(), most=0), False))
         self._become(index, header.seq, header.mark)
         self._snapshot_seq, self._tried_seq = (header.seq, header.seq) if kept else (None, 0)
+        self._renew_from = self._next_try(index)
         return index
 
-    def _built(self) -> tuple[Header, VectorIndex, bool]:
-        """An index of what is in SQL now, and whether it is kept already."""
+    def _built(self, build: Callable[[Path, Header, Faces], tuple[VectorIndex, bool]]) -> _Kept:
+        """What `build` makes of what is in SQL now. Raises as `Engine.build`."""
         position = self._position()
         header = self._header(position.last, position.mark, self._store.counts(self._gallery.id)[1])
-        index, kept = self._engine.build(self._path, header, self._faces)
-        self._position()  # what was re-embedded meanwhile is no index of this pack
+        index, kept = build(self._path, header, self._faces)
+        try:
+            self._position()  # what was re-embedded meanwhile is no index of this pack
+        except (NotFound, Conflict):
+            if kept:
+                self._drop_snapshot()
+            raise
         return header, index, kept
+
+    def _next_try(self, index: VectorIndex) -> int:
+        """The change from which on another index may be built beside one that was built at change `_seq`: one that is
+        outgrown from the start could not be made better, on a full disk for example."""
+        return self._seq + SNAPSHOT_EVERY if index.outgrown else 0
 
     def _faces(self) -> Iterator[FaceVectors]:
         return self._store.all_vectors(self._gallery)[1]
 
+    def _due(self, index: VectorIndex) -> bool:
+        """Whether the next index is to be built now."""
+        return index.outgrown and self._seq >= self._renew_from and time.monotonic() >= self._renew_after
+
     def _renew(self) -> None:
         """Lets the next index be built beside this one, which goes on answering."""
-        if self._renewing is None or (not self._renewing.is_alive() and self._seq >= self._renew_from):
-            self._renew_from = self._seq + SNAPSHOT_EVERY  # whatever goes wrong is not tried at every search
+        if self._renewing is None or not self._renewing.is_alive():
             self._renewing = threading.Thread(target=self._build_aside, name="next index", daemon=True)
             self._renewing.start()
 
@@ -253,25 +296,25 @@ class FollowedIndex:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = try_lock(path)
             if lock is None:
+                self._renew_after = time.monotonic() + LOOK_AGAIN_S
                 return
+            self._renew_from = self._seq + SNAPSHOT_EVERY  # unless it ends well
             try:
-                header, index, kept = self._built_by_another() or self._built()
+                header, index, kept = self._built_by_another() or self._built(self._engine.build)
             finally:
                 unlock(path, lock)
-            seq, mark = header.seq, header.mark
-            while seq < self._position().last:
-                seq, mark = self._replay(index, seq)
+            seq, mark = self._replayed(index, header.seq, header.mark)
             with self._lock:
-                while seq < self._position().last:
-                    seq, mark = self._replay(index, seq)
+                seq, mark = self._replayed(index, seq, mark)
                 self._become(index, seq, mark)
                 self._snapshot_seq, self._tried_seq = (header.seq if kept else None), seq
+                self._renew_from = self._next_try(index)
         except (WhosthereError, OSError) as error:
             log.warning("The next index of gallery %s could not be built: %s", self._gallery.name, error)
         except Exception:
             log.exception("The next index of gallery %s could not be built", self._gallery.name)
 
-    def _built_by_another(self) -> tuple[Header, VectorIndex, bool] | None:
+    def _built_by_another(self) -> _Kept | None:
         """What another process has kept since this one looked, unless it is due for another one as well."""
         try:
             header, index = self._kept()
@@ -282,13 +325,20 @@ class FollowedIndex:
     def _become(self, index: VectorIndex, seq: int, mark: str) -> None:
         self._index, self._seq, self._mark = index, seq, mark
 
-    def _replay(self, index: VectorIndex, seq: int) -> tuple[int, str]:
-        """Applies the next changes after number `seq` to an index that is not in use yet."""
-        changes = self._store.changes_since(self._gallery.id, seq)
-        if any(change.entry.kind is Kind.REEMBEDDED for change in changes):
-            raise Conflict(f"gallery {self._gallery.name!r} was re-embedded meanwhile", code="model_mismatch")
-        self._put(index, changes)
-        return changes[-1].seq, changes[-1].mark
+    def _replayed(self, index: VectorIndex, seq: int, mark: str) -> tuple[int, str]:
+        """Applies all changes after number `seq` to an index that is not in use yet; which is the last one, and its
+        mark. Raises Conflict where the gallery was re-embedded or its database restored meanwhile."""
+        while True:
+            position = self._position(seq)
+            if position.mark != mark:
+                raise Conflict(f"the database of gallery {self._gallery.name!r} was restored meanwhile")
+            if seq >= position.last:
+                return seq, mark
+            changes = self._store.changes_since(self._gallery.id, seq)
+            if any(change.entry.kind is Kind.REEMBEDDED for change in changes):
+                raise Conflict(f"gallery {self._gallery.name!r} was re-embedded meanwhile", code="model_mismatch")
+            self._put(index, changes)
+            seq, mark = changes[-1].seq, changes[-1].mark
 
     def _apply(self, index: VectorIndex, changes: Sequence[Change]) -> None:
         removed = self._put(index, changes)

@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.errors import StorageUnavailable
 from indexer.vectors.resting import Resting
 
 ADD_AT_ONCE = 65_536
@@ -27,6 +28,15 @@ class GpuScan:
     """The rows spread over all GPUs, a `GpuIndexFlat` in half precision each; what is added goes to the smallest."""
 
     def __init__(self, base: Resting) -> None:
+        """Raises StorageUnavailable when they cannot hold it."""
+        try:
+            self._fill(base)
+        except RuntimeError as error:  # FAISS's own, of CUDA
+            raise StorageUnavailable(
+                f"the GPUs cannot hold {len(base)} faces in half precision: {error}; WHOSTHERE_VECTORS=auto needs none"
+            ) from error
+
+    def _fill(self, base: Resting) -> None:
         dim = base.vectors.shape[1]
         self._resources = [faiss.StandardGpuResources() for _ in range(faiss.get_num_gpus())]
         self._shards = [_flat(resources, dim, gpu) for gpu, resources in enumerate(self._resources)]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.disk import write_atomically
 from indexer.types import Vectors
 from indexer.vectors.base import DamagedIndex, Header, VectorIndex
+from indexer.vectors.locks import replacing
 
 MAGIC = b"whosthere-index-2\n"
 
@@ -23,9 +23,11 @@ def write(path: Path, header: Header, index: VectorIndex) -> None:
     arrays = [memoryview(array.tobytes()) for array in index.contents() if len(array)]
     parts: list[bytes | memoryview] = [MAGIC, len(head).to_bytes(4, "little"), head, *arrays]
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    write_atomically(path, [*parts, digest.digest()])
+    with replacing(path) as (file, _):
+        for part in parts:
+            digest.update(part)
+            file.write(part)
+        file.write(digest.digest())
 
 
 def read(path: Path) -> tuple[Header, NDArray[np.int64], NDArray[np.int64], Vectors]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,13 +10,12 @@ from indexer.errors import InvalidSetting
 from indexer.types import Tier
 from indexer.vectors import compressed, gpu, resting, snapshot
 from indexer.vectors.base import DamagedIndex, Faces, Header, VectorIndex
-from indexer.vectors.faiss_index import FaissIndex
+from indexer.vectors.faiss_index import FaissIndex, in_memory
+from indexer.vectors.locks import clear
 
-log = logging.getLogger(__name__)
-
-EXACT_NUMBERS = 10_000_000
-"""Faces times dimension up to which every face is scored: 20,000 of 512 numbers or 78,000 of 128. Exact search takes
-under 3 ms there, in 40 MB (`benchmarks/results/vectors.csv`)."""
+EXACT_NUMBERS = 5_000_000
+"""Faces times dimension up to which every face is scored: 10,000 of 512 numbers or 39,000 of 128. Exact search takes
+about as long as the compressed one there, in 20 MB (`benchmarks/results/vectors.csv`)."""
 
 
 class FaissEngine:
@@ -29,11 +28,15 @@ class FaissEngine:
         self._tier = tier
 
     def load(self, path: Path) -> tuple[Header, VectorIndex]:
+        with suppress(OSError):  # a folder that cannot be written to
+            clear(path)
         with path.open("rb") as file:
             exact = file.read(len(snapshot.MAGIC)) == snapshot.MAGIC
+        if self._tier not in (Tier.AUTO, Tier.EXACT) if exact else self._tier is Tier.EXACT:
+            raise DamagedIndex(f"{path} is {'exact' if exact else 'compressed'}; WHOSTHERE_VECTORS is {self._tier}")
         if exact:
             header, face_ids, identity_ids, vectors = snapshot.read(path)
-            index = self._exact(header.dim)
+            index = FaissIndex(header.dim, self._most(header.dim))
             index.put(face_ids, identity_ids, vectors)
             return header, index
         base = resting.read(path)
@@ -46,28 +49,27 @@ class FaissEngine:
     def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
         large = self._tier is Tier.AUTO and header.faces * header.dim > EXACT_NUMBERS
         if large or self._tier in (Tier.COMPRESSED, Tier.GPU):
-            try:
-                return self._over(compressed.build(path, header.dim, faces(), {"header": asdict(header)})), True
-            except OSError as error:
-                log.warning("%s cannot be written, and every face is scored instead: %s", path, error)
-        # Where a file could not be written it is not asked for again at every search.
-        index = FaissIndex(header.dim) if large else self._exact(header.dim)
-        for part in faces():
-            index.put(part.face_ids, part.identity_ids, part.vectors)
-        return index, False
+            return self._over(compressed.build(path, header.dim, faces(), {"header": asdict(header)})), True
+        return in_memory(header.dim, faces(), self._most(header.dim)), False
 
     def save(self, path: Path, header: Header, index: VectorIndex) -> bool:
-        """Files of other tiers are written when they are built; what came since is in the change log."""
-        if not isinstance(index, FaissIndex):
+        """Files of other tiers are written when they are built; what came since is in the change log. An exact index
+        that is outgrown is not written: another process may have put the next one there."""
+        if not isinstance(index, FaissIndex) or index.outgrown:
             return False
         snapshot.write(path, header, index)
         return True
 
+    def close(self) -> None:
+        """There are none."""
+
     def delete(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+        clear(path)
 
-    def _exact(self, dim: int) -> FaissIndex:
-        return FaissIndex(dim, EXACT_NUMBERS // dim if self._tier is Tier.AUTO else None)
+    def _most(self, dim: int) -> int | None:
+        """The faces that an exact index may have."""
+        return EXACT_NUMBERS // dim if self._tier is Tier.AUTO else None
 
     def _over(self, base: resting.Resting) -> VectorIndex:
         if self._tier is Tier.GPU:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from indexer.gallery.store import FaceVectors
 from indexer.types import Hit, Vectors
-from indexer.vectors import compressed
+from indexer.vectors import compressed, gpu, resting
 from indexer.vectors.base import VectorIndex
 from indexer.vectors.faiss_index import FIRST_FACES, FaissIndex
 
@@ -44,7 +44,17 @@ def of_file(folder: Path, dim: int, first: Vectors) -> VectorIndex:
     return compressed.over(compressed.build(folder / "1.index", dim, [FaceVectors(numbers, numbers, first)], {}))
 
 
-@pytest.fixture(params=[exact, of_file], ids=["exact", "compressed"])
+def on_gpus(folder: Path, dim: int, first: Vectors) -> VectorIndex:
+    if problem := gpu.problem():
+        pytest.skip(problem)
+    of_file(folder, dim, first)
+    return compressed.over(resting.read(folder / "1.index"), "gpu", gpu.GpuScan)
+
+
+ENGINES = {"exact": exact, "compressed": of_file, "gpu": on_gpus}
+
+
+@pytest.fixture(params=list(ENGINES.values()), ids=list(ENGINES))
 def make(request: pytest.FixtureRequest) -> Make:
     made: Make = request.param
     return made
@@ -74,7 +84,7 @@ def exact_identities(truth: dict[int, tuple[int, list[int]]], query: list[int], 
     return list(best.values())[:k]
 
 
-@pytest.mark.parametrize("make", [exact, of_file], ids=["exact", "compressed"])
+@pytest.mark.parametrize("make", list(ENGINES.values()), ids=list(ENGINES))
 @settings(max_examples=100, deadline=None, database=None)
 @given(
     first=st.lists(small_vectors, max_size=20),
