@@ -19,7 +19,18 @@ from indexer.types import Device, Precision, sha256
 from indexer.vision import networks
 from indexer.vision.align import SIZE
 from indexer.vision.files import ModelFiles, checked
-from indexer.vision.packs import BUILT_IN, DETECTORS, EMBEDDERS, SFACE, ModelFile, Network, Pack, ScoreTail
+from indexer.vision.packs import (
+    BUILT_IN,
+    DETECTORS,
+    EMBEDDERS,
+    SFACE,
+    UNMEASURED_TAIL,
+    UNMEASURED_THRESHOLD,
+    ModelFile,
+    Network,
+    Pack,
+    ScoreTail,
+)
 from indexer.vision.runtime import Threads
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -52,7 +63,7 @@ class PackDescription(_Strict):
     """A pack of the user's own, `packs/NAME.json` in the models folder; the fields are `packs.Pack`'s.
 
     `detector` may be the name of another pack, whose detector is then used. Without `same_threshold` and `tail` the
-    pack takes those of `sface`.
+    pack takes the UNMEASURED ones of `packs`.
     """
 
     detector: str | FileDescription
@@ -106,9 +117,9 @@ class Catalogue:
         """The pack, whose files are there. Raises NotFound and ModelUnavailable."""
         pack = self.find(name)
         if not self.installed(pack):
-            missing = ", ".join(file.name for file in pack.files if not self._files.path(file))
+            missing = " and ".join(file.name for file in pack.files if not self._files.path(file))
             raise ModelUnavailable(
-                f"model pack {name} is not installed: {missing} is not in {self._files.folder}; "
+                f"model pack {name} is not installed: {missing} missing in {self._files.folder}; "
                 f"`whosthere models pull {name}` fetches it"
             )
         return pack
@@ -236,8 +247,8 @@ class Catalogue:
             mean=said.mean,
             scale=said.scale,
             mirror=said.mirror,
-            same_threshold=SFACE.same_threshold if said.same_threshold is None else said.same_threshold,
-            tail=said.tail or SFACE.tail,
+            same_threshold=UNMEASURED_THRESHOLD if said.same_threshold is None else said.same_threshold,
+            tail=said.tail or UNMEASURED_TAIL,
             measured=said.same_threshold is not None and said.tail is not None,
             summary=said.summary or f"{detector.network} and {embedder.network}, {said.dim}-d, added here",
             terms=said.terms,

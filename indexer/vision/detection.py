@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Box, Detection, Pixels
+from indexer.vision.align import SIZE, TEMPLATE, similarity
 from indexer.vision.decode import Photo
 from indexer.vision.detectors.base import Detector, iou
 
@@ -46,12 +47,22 @@ SAME_FACE = 0.4
 
 LOOK_SIDE = 320
 LOOK_FACE = 200
-"""A second look is a square of LOOK_SIDE pixels in which the face is LOOK_FACE across: of the sizes tried on LFW this
-lost the fewest mates (`benchmarks/results/looks.csv`)."""
+"""A second look is a square of LOOK_SIDE pixels in which an upright face is about LOOK_FACE across: of the sizes tried
+on LFW this lost the fewest mates (`benchmarks/results/looks.csv`)."""
+
+LOOK_BOX = 0.7, 1.25
+"""Least and most of LOOK_FACE that the first look's box becomes, whatever its landmarks say of the face's size. On LFW
+the two agree: 165 to 216 pixels."""
+
+TEMPLATE_FACE = 100
+"""Pixels across of the box of a face whose landmarks are `align.TEMPLATE`; 94 on average on LFW."""
 
 CANVAS_PIXELS = 4 * LOOK_SIDE**2
 """Pixels run through the detector at a time: four squares of 320 fit a core's cache, of sixteen each takes a quarter
 longer."""
+
+MIRRORED = [1, 0, 2, 4, 3]
+"""The landmarks of a mirrored face in the order of a face's."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +96,43 @@ def find(detector: Detector, photos: Sequence[Photo], seek: Seek = Seek.ALL) -> 
 def look_again(detector: Detector, faces: Sequence[tuple[Photo, Detection]]) -> list[Detection]:
     """Each face with box and landmarks as a second, closer look places them.
 
-    A face that the closer look does not find again is returned as it was.
+    The face is turned upright and looked at twice, as it is and mirrored; the mean of both answers counts, so that what
+    the detector errs by to one side cancels out (`benchmarks/results/variants.csv`). A face that neither finds again is
+    returned as it was.
     """
     refined = [face for _, face in faces]
-    per_run = max(1, CANVAS_PIXELS // LOOK_SIDE**2)
+    per_run = max(1, CANVAS_PIXELS // (2 * LOOK_SIDE**2))
     for start in range(0, len(faces), per_run):
         batch = faces[start : start + per_run]
-        cuts = [_cut(photo, face.box) for photo, face in batch]
-        answers = detector.detect(np.stack([cut.pixels for cut in cuts]))
-        for i, ((_, face), cut, answer) in enumerate(zip(batch, cuts, answers, strict=True)):
-            again = [a.scaled(cut.sx, cut.sy, cut.dx, cut.dy) for a in answer]
-            best = max(again, key=lambda a: iou(a.box, face.box), default=None)
-            if best is not None and iou(best.box, face.box) >= SAME_FACE:
-                refined[start + i] = best
+        squares = [_square(photo, face) for photo, face in batch]
+        straight = np.stack([square.pixels for square in squares])
+        answers = detector.detect(np.concatenate([straight, straight[:, :, ::-1]]))
+        for i, ((_, face), square) in enumerate(zip(batch, squares, strict=True)):
+            mirrored = [_mirrored(answer) for answer in answers[len(batch) + i]]
+            sides = ([square.back(answer) for answer in side] for side in (answers[i], mirrored))
+            again = [best for side in sides if (best := _same(side, face)) is not None]
+            if again:
+                refined[start + i] = _mean(again)
     return refined
+
+
+def _same(faces: Sequence[Detection], wanted: Detection) -> Detection | None:
+    """The one of `faces` that is the face wanted."""
+    best = max(faces, key=lambda face: iou(face.box, wanted.box), default=None)
+    return best if best is not None and iou(best.box, wanted.box) >= SAME_FACE else None
+
+
+def _mirrored(face: Detection) -> Detection:
+    """A face of a mirrored square as the square itself shows it. Pixel x lies at LOOK_SIDE - 1 - x."""
+    box, points = face.box, face.landmarks[MIRRORED] * (-1, 1) + (LOOK_SIDE - 1, 0)
+    return Detection(Box(LOOK_SIDE - 1 - box.x - box.w, box.y, box.w, box.h), points.astype(np.float32), face.score)
+
+
+def _mean(faces: Sequence[Detection]) -> Detection:
+    """Box and landmarks are the mean ones; the detector is as sure as where it is surest."""
+    boxes = np.array([(face.box.x, face.box.y, face.box.w, face.box.h) for face in faces]).mean(0)
+    landmarks = np.stack([face.landmarks for face in faces]).mean(0)
+    return Detection(Box(*boxes.tolist()), landmarks.astype(np.float32), max(face.score for face in faces))
 
 
 def _look(
@@ -157,33 +191,60 @@ def _merge(faces: list[Detection]) -> list[Detection]:
     return kept
 
 
-@dataclass(frozen=True)
-class _Cut:
+@dataclass(frozen=True, eq=False)
+class _Square:
+    """A face cut out upright, and the way back to its photo."""
+
     pixels: Pixels
-    sx: float
-    sy: float
-    dx: float
-    dy: float
+    matrix: NDArray[np.float64]
+    """(2, 3), from the square's pixels to those of the upright original."""
+
+    def back(self, face: Detection) -> Detection:
+        """The box is the one around the oval that fills the square's."""
+        linear, offset = self.matrix[:, :2], self.matrix[:, 2]
+        x, y = linear @ face.box.center + offset
+        w, h = np.hypot(*(linear * (face.box.w, face.box.h)).T)
+        points = face.landmarks @ linear.T + offset
+        return Detection(
+            Box(float(x - w / 2), float(y - h / 2), float(w), float(h)), points.astype(np.float32), face.score
+        )
 
 
-def _cut(photo: Photo, box: Box) -> _Cut:
-    """The square around a face, LOOK_SIDE pixels wide; black where it leaves the photo."""
-    scale_x, scale_y = photo.scale
-    around = max(box.size, 1.0) * LOOK_SIDE / LOOK_FACE
-    cx, cy = box.center
-    left, top = round((cx - around / 2) / scale_x), round((cy - around / 2) / scale_y)
-    w, h = max(2, round(around / scale_x)), max(2, round(around / scale_y))
+def _square(photo: Photo, face: Detection) -> _Square:
+    """The upright square around a face, LOOK_SIDE pixels wide; black where it leaves the photo.
+
+    A face that is made less than half as large is first averaged down by a whole factor, as in `align`.
+    """
+    scale = np.array(photo.scale)
+    size = max(face.box.size / float(scale.mean()), 1.0)
+    matrix = _upright(face.landmarks / scale, np.array(face.box.center) / scale, size)
+    back = cv2.invertAffineTransform(matrix)
+    shrink = max(1, int(np.hypot(back[0, 0], back[1, 0])))
+    around = np.array([(0, 0), (LOOK_SIDE, 0), (0, LOOK_SIDE), (LOOK_SIDE, LOOK_SIDE)]) @ back[:, :2].T + back[:, 2]
     height, width = photo.pixels.shape[:2]
-    square: NDArray[np.uint8] = np.zeros((h, w, 3), dtype=np.uint8)
-    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + w, width), min(top + h, height)
-    if x1 > x0 and y1 > y0:
-        square[y0 - top : y1 - top, x0 - left : x1 - left] = photo.pixels[y0:y1, x0:x1]
-    shrinking = w > LOOK_SIDE
-    pixels = cv2.resize(square, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
-    return _Cut(
-        np.asarray(pixels, dtype=np.uint8),
-        w / LOOK_SIDE * scale_x,
-        h / LOOK_SIDE * scale_y,
-        left * scale_x,
-        top * scale_y,
-    )
+    left, top = np.clip(np.floor(around.min(0)).astype(int) - shrink, 0, (width, height))
+    right, bottom = np.clip(np.ceil(around.max(0)).astype(int) + 2 * shrink, 0, (width, height))
+    columns, rows = (right - left) // shrink, (bottom - top) // shrink
+    pixels = np.zeros((LOOK_SIDE, LOOK_SIDE, 3), np.uint8)
+    if columns > 0 and rows > 0:
+        part = photo.pixels[top : top + rows * shrink, left : left + columns * shrink]
+        if shrink > 1:
+            part = np.asarray(cv2.resize(part, (int(columns), int(rows)), interpolation=cv2.INTER_AREA), np.uint8)
+        offset = np.array([left, top]) + (shrink - 1) / 2  # where the part's first pixel has its centre
+        moved = np.column_stack([matrix[:, :2] * shrink, matrix[:, 2] + matrix[:, :2] @ offset])
+        pixels = np.asarray(cv2.warpAffine(part, moved, (LOOK_SIDE, LOOK_SIDE), flags=cv2.INTER_LINEAR), np.uint8)
+    return _Square(pixels, back * scale[:, None])
+
+
+def _upright(landmarks: NDArray[np.float64], center: NDArray[np.float64], size: float) -> NDArray[np.float64]:
+    """The (2, 3) matrix that brings a face whose box has that center and size into the square: by its landmarks, or by
+    its box alone where they lie in one point."""
+    onto = (TEMPLATE - SIZE / 2) * (LOOK_FACE / TEMPLATE_FACE) + LOOK_SIDE / 2
+    try:
+        linear = similarity(landmarks, onto)[:, :2]
+    except ValueError:
+        linear, landmarks, onto = np.eye(2) * LOOK_FACE / size, center[None], np.full((1, 2), LOOK_SIDE / 2)
+    least, most = (LOOK_FACE * bound / size for bound in LOOK_BOX)
+    factor = float(np.hypot(*linear[:, 0]))
+    linear = linear * (min(max(factor, least), most) / factor)
+    return np.column_stack([linear, onto.mean(0) - linear @ landmarks.mean(0)])

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from importlib import resources
+
+import numpy as np
+from numpy.typing import NDArray
 
 from indexer.errors import ModelUnavailable
-from indexer.types import Device, Precision
+from indexer.types import Device, Precision, sha256
 from indexer.vision import runtime
 from indexer.vision.detectors.base import Detector
 from indexer.vision.detectors.retinaface import RetinaFace
@@ -13,7 +18,7 @@ from indexer.vision.detectors.scrfd import Scrfd
 from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.embedders.base import Embedder
 from indexer.vision.files import ModelFiles, checkpoints_for
-from indexer.vision.packs import CHECKPOINTS, ModelFile, Network, Pack
+from indexer.vision.packs import CHECKPOINTS, Center, ModelFile, Network, Pack
 from indexer.vision.runtime import Feed, Session, Threads
 
 DETECTORS: dict[Network, type[YuNet] | type[Scrfd] | type[RetinaFace]] = {
@@ -32,7 +37,24 @@ def load(
     # The detector always computes in float32 on the CPU: bfloat16 moves landmarks.
     detector = build(_session(pack.detector, files, build.feed, cuda, Precision.FLOAT32, threads))
     feed = Feed((pack.mean,) * 3, pack.scale)
-    return detector, Embedder(_session(pack.embedder, files, feed, cuda, precision, threads), pack.dim, pack.mirror)
+    session = _session(pack.embedder, files, feed, cuda, precision, threads)
+    center = read_center(pack.center, pack.dim) if pack.center else None
+    return detector, Embedder(session, pack.dim, pack.mirror, center)
+
+
+def read_center(center: Center, dim: int) -> NDArray[np.float32]:
+    """(dim,). Raises ModelUnavailable: the file is not there, or not the one the pack means."""
+    file = resources.files("indexer.vision") / "data" / center.name
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ModelUnavailable(f"{center.name} cannot be read: {error.strerror}; install whosthere anew") from error
+    if sha256(data) != center.sha256:
+        raise ModelUnavailable(f"{center.name} is {sha256(data)}; expected {center.sha256}; install whosthere anew")
+    numbers = np.array(json.loads(data)["center"], np.float32)
+    if numbers.shape != (dim,):
+        raise ModelUnavailable(f"{center.name} holds an array of shape {numbers.shape}; expected ({dim},)")
+    return numbers
 
 
 def uses_cuda(pack: Pack, device: Device) -> bool:

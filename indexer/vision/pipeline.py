@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import RejectedImage
 from indexer.types import Detection, Device, Face, Pick, Pixels, Precision, Quality, Reason, Vectors
 from indexer.vision import detection, networks, quality
-from indexer.vision.align import SIZE, align
+from indexer.vision.align import SIZE, align, similarity
 from indexer.vision.decode import Limits, Photo, decode
 from indexer.vision.detection import Seek
 from indexer.vision.detectors.base import Detector
@@ -36,14 +37,17 @@ SECOND_FACE = 0.5
 
 @dataclass(frozen=True)
 class Options:
-    """How a pipeline runs. None of it changes what it answers, but `precision`: scores by 0.001 on average and 0.016
-    at most (`benchmarks/runtime.py`)."""
+    """How a pipeline runs. None of it changes what it answers, but `thorough`, and `precision`: scores by 0.001 on
+    average and 0.016 at most (`benchmarks/runtime.py`)."""
 
     limits: Limits = field(default_factory=Limits)
     threads: Threads = field(default_factory=Threads)
     device: Device = Device.AUTO
     precision: Precision = Precision.NATIVE
     """Of the embedder."""
+    thorough: bool = True
+    """Whether all of a pack's `zooms` are embedded, or the aligned crop alone, in the embedder's time for one crop. The
+    embeddings of either may be compared with the other's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,8 @@ class _Image:
     detections: list[Detection]
     chosen: list[Detection]
     crops: list[Pixels] = field(default_factory=list)
+    views: list[NDArray[np.uint8]] = field(default_factory=list)
+    """Of each face, (V, 112, 112, 3): what is embedded."""
     qualities: list[Quality] = field(default_factory=list)
     rejection: RejectedImage | None = None
 
@@ -95,7 +101,11 @@ class FacePipeline:
         return answers
 
     def embed(self, crops: NDArray[np.uint8]) -> Vectors:
-        """(N, 112, 112, 3) RGB uint8 aligned crops -> (N, D) float32 of unit length. Raises ModelUnavailable."""
+        """(N, 112, 112, 3) RGB uint8 aligned crops -> (N, D) float32 of unit length. Raises ModelUnavailable.
+
+        Of crops alone there are no `zooms`: the answers may be compared with those of `describe`, and are a little
+        worse.
+        """
         _, embedder = self._load()
         return embedder.embed(crops)
 
@@ -160,8 +170,8 @@ class FacePipeline:
         for image in read:
             if gate and image.rejection is None:
                 image.rejection = _gate(image, detector.enrolled)
-        crops = [crop for image in read if image.rejection is None for crop in image.crops]
-        vectors = embedder.embed(np.stack(crops) if crops else np.empty((0, SIZE, SIZE, 3), np.uint8))
+        views = [some for image in read if image.rejection is None for some in image.views]
+        vectors = embedder.embed_views(np.stack(views) if views else np.empty((0, 1, SIZE, SIZE, 3), np.uint8))
         return _answers(group, iter(vectors))
 
     def _crop(self, group: list[_Image | RejectedImage], pick: Pick | None) -> None:
@@ -192,18 +202,22 @@ class FacePipeline:
         detector, _ = self._load()
         pairs = [(photo, face) for item, photo in ready for face in item.chosen]
         again = iter(detection.look_again(detector, pairs))
+        zooms = self.pack.zooms if self._options.thorough else (1.0,)
         for item, photo in ready:
             item.chosen = sorted((next(again) for _ in item.chosen), key=lambda face: -face.box.area)
             if pick is Pick.LARGEST:
                 item.chosen = item.chosen[:1]
             for face in item.chosen:
                 try:
-                    crop = align(photo.pixels, face.landmarks / photo.scale)
+                    points = face.landmarks / photo.scale
+                    crop = align(photo.pixels, points)
+                    views = [crop if zoom == 1 else align(photo.pixels, zoomed(points, zoom)) for zoom in zooms]
                 except ValueError as error:
                     item.rejection = RejectedImage(f"the face has no shape: {error}", code=Reason.DETECTION_UNSURE)
                     item.chosen = []
                     break
                 item.crops.append(crop)
+                item.views.append(np.stack(views))
                 item.qualities.append(quality.measure(face, crop, detector.enrolled))
 
 
@@ -226,6 +240,13 @@ def choose(faces: Sequence[Detection], pick: Pick | None, photo: Photo) -> list[
             details={"faces": len(rivals)},
         )
     return rivals
+
+
+def zoomed(landmarks: NDArray[np.floating], zoom: float) -> NDArray[np.float64]:
+    """Landmarks (5, 2) by which `align` cuts the same crop `zoom` times nearer, about its middle."""
+    back = cv2.invertAffineTransform(similarity(landmarks))
+    middle = back @ ((SIZE - 1) / 2, (SIZE - 1) / 2, 1)
+    return np.asarray(middle + (landmarks - middle) / zoom, np.float64)
 
 
 def _too_coarse(item: _Image) -> bool:

@@ -54,9 +54,11 @@ def test_a_pack_without_its_files(packs: Catalogue) -> None:
     assert not packs.installed(pack)
     with pytest.raises(ModelUnavailable, match="model pack ir50 is not installed; `whosthere models pull ir50`"):
         _ = pack.fingerprint
-    with pytest.raises(ModelUnavailable, match=r"not installed: cv_resnet50.*, cv_ir50.* `whosthere models pull ir50`"):
+    with pytest.raises(
+        ModelUnavailable, match=r"not installed: cv_resnet50.* and cv_ir50.* `whosthere models pull ir50`"
+    ):
         packs.usable("ir50")
-    with pytest.raises(ModelUnavailable, match=r"not installed: det_10g\.onnx, w600k_r50\.onnx"):
+    with pytest.raises(ModelUnavailable, match=r"not installed: det_10g\.onnx and w600k_r50\.onnx"):
         packs.usable("buffalo_l")
     with pytest.raises(NotFound, match=r"no model pack '../up'; expected one of ir50, buffalo_l, sface"):
         packs.find("../up")
@@ -77,8 +79,12 @@ def test_the_hash_of_a_file_that_was_put_there_is_taken_once(packs: Catalogue, f
 
 def test_built_in_packs_have_fingerprints_that_stay() -> None:
     """A gallery remembers its own: another one makes every gallery of that pack useless."""
-    assert SFACE.fingerprint == "fb19e4d304436bf0"
-    assert BUFFALO_L.fingerprint == "f7e008352af01555"
+    assert SFACE.fingerprint == "44c08bcce43f7bb9"
+    assert BUFFALO_L.fingerprint == "831cf6ad77119c50"
+    assert SFACE.center is not None
+    other = replace(SFACE, center=replace(SFACE.center, sha256=64 * "0"))
+    nearer = replace(SFACE, zooms=(1.1,))
+    assert len({pack.fingerprint for pack in (SFACE, other, nearer, replace(SFACE, center=None))}) == 4
 
 
 def test_adding_a_pack(packs: Catalogue, files: ModelFiles) -> None:
@@ -86,8 +92,8 @@ def test_adding_a_pack(packs: Catalogue, files: ModelFiles) -> None:
     assert added == packs.find("mine")
     assert (added.dim, added.detector, added.measured) == (128, SFACE.detector, False)
     assert (added.embedder.sha256, added.embedder.size) == (SFACE.embedder.sha256, SFACE.embedder.size)
-    # The same networks, fed in the same way, make the same embeddings: the fingerprint says so.
-    assert added.fingerprint == SFACE.fingerprint
+    # The same networks, fed in the same way, make the same embeddings, as the fingerprint says; center and zooms apart.
+    assert added.fingerprint == replace(SFACE, center=None, zooms=(1.0,)).fingerprint != SFACE.fingerprint
     assert packs.names() == ["ir50", "buffalo_l", "sface", "mine"]
     assert packs.installed(added)
     assert packs.best() == SFACE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -201,3 +202,49 @@ def test_looking_again_takes_the_face_that_was_meant(detector: YuNet) -> None:
     assert len(faces) == 2
     for before, after in zip(faces, detection.look_again(detector, [(photo, f) for f in faces]), strict=True):
         assert iou(before.box, after.box) > 0.7
+
+
+@pytest.mark.parametrize("degrees", [-150, -90, -40, 20, 45, 90, 180])
+def test_looking_again_turns_the_face_upright(detector: YuNet, degrees: int) -> None:
+    """The detector itself finds a face that lies on its side badly or not at all."""
+    picture = astronaut()
+    (known,) = one(detector, whole(picture))
+    (straight,) = detection.look_again(detector, [(whole(picture), known)])
+    turn = cv2.getRotationMatrix2D(known.box.center, degrees, 1.0)
+    turned = np.asarray(cv2.warpAffine(picture, turn, (512, 512), borderMode=cv2.BORDER_REFLECT), np.uint8)
+    there = known.landmarks @ turn[:, :2].T + turn[:, 2]
+    rough = Detection(known.box, (there + np.array([3, -2])).astype(np.float32), 0.7)
+    (again,) = detection.look_again(detector, [(whole(turned), rough)])
+    expected = straight.landmarks @ turn[:, :2].T + turn[:, 2]
+    assert float(np.hypot(*(again.landmarks - expected).T).mean()) < 0.03 * known.box.size
+    assert again.score == pytest.approx(straight.score, abs=0.03)
+    across, tall = straight.box.w, straight.box.h
+    if degrees % 90 == 0:
+        across, tall = (tall, across) if degrees % 180 else (across, tall)
+        assert (again.box.w, again.box.h) == pytest.approx((across, tall), rel=0.08)
+    assert again.box.center == pytest.approx(straight.box.center, abs=0.15 * known.box.size)
+
+
+def test_looking_again_sees_a_mirrored_face_as_it_is(detector: YuNet) -> None:
+    picture = astronaut()
+    mirrored = np.ascontiguousarray(picture[:, ::-1])
+    (face,) = one(detector, whole(picture))
+    flipped = Detection(
+        Box(511 - face.box.x - face.box.w, face.box.y, face.box.w, face.box.h),
+        (face.landmarks[[1, 0, 2, 4, 3]] * (-1, 1) + (511, 0)).astype(np.float32),
+        face.score,
+    )
+    (a,) = detection.look_again(detector, [(whole(picture), face)])
+    (b,) = detection.look_again(detector, [(whole(mirrored), flipped)])
+    back = b.landmarks[[1, 0, 2, 4, 3]] * (-1, 1) + (511, 0)
+    assert np.abs(a.landmarks - back).max() < 1
+    assert a.box.x == pytest.approx(511 - b.box.x - b.box.w, abs=0.5)
+    assert a.score == pytest.approx(b.score, abs=0.005)
+
+
+def test_looking_again_with_landmarks_in_one_point(detector: YuNet) -> None:
+    photo = whole(astronaut())
+    (face,) = one(detector, photo)
+    shapeless = Detection(face.box, np.full((5, 2), 200, np.float32), face.score)
+    (again,) = detection.look_again(detector, [(photo, shapeless)])
+    assert shift(again, face) < 0.05
