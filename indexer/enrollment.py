@@ -7,10 +7,11 @@ the chunks in order. What is committed is acknowledged; a run that ends early, h
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from indexer.duplicates import Lookalike, Lookalikes
 from indexer.errors import Conflict, InvalidVector, RejectedImage, WhosthereError
 from indexer.gallery.store import Enrolled, NewFace, Store
 from indexer.sources import Row
@@ -31,7 +32,8 @@ crops (15 kB each) where they are kept."""
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one row. `message` says more where it was rejected."""
+    """What became of one row. `message` and `details` say more, to people and to programs: why it was rejected, or whom
+    an enrolled face looks like."""
 
     image: str
     external_id: str
@@ -39,23 +41,27 @@ class Result:
     reason: Reason | None = None
     face_id: int | None = None
     message: str | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
     """A row with everything found out about it but not committed: its face, or its rejection, or neither where the
-    gallery has the image already."""
+    gallery has the image already. `alike` is whom the face looks like."""
 
     row: Row
     new: NewFace | None = None
     rejection: RejectedImage | None = None
     known_face: int | None = None
+    alike: Lookalike | None = None
 
 
 class Enroller:
     """Enrols rows into one gallery. `workers` chunks are on their way at a time.
 
-    With `keep_crops` the aligned crops are kept beside the embeddings, so that others can be made of them.
+    With `keep_crops` the aligned crops are kept beside the embeddings, so that others can be made of them. With
+    `lookalikes`, faces that look like another identity are held, or told of, whichever it says: found as the chunks are
+    committed, so that the same rows end the same however the workers take turns.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Enroller:
         max_image_bytes: int,
         workers: int,
         keep_crops: bool = False,
+        lookalikes: Lookalikes | None = None,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
@@ -73,6 +80,7 @@ class Enroller:
         self._max_bytes = max_image_bytes
         self._workers = workers
         self._keep_crops = keep_crops
+        self._lookalikes = lookalikes
 
     def enroll(self, rows: Sequence[Row], pick: Pick = Pick.ONLY) -> Generator[Result]:
         """One result a row, in order, each yielded after it is committed. Close the iterator to stop early.
@@ -148,6 +156,7 @@ class Enroller:
             return rejection
 
     def _commit(self, prepared: Sequence[_Prepared]) -> list[Result]:
+        prepared = self._compared(prepared)
         new = [p.new for p in prepared if p.new is not None and p.rejection is None]
         there = [p.row.person for p in prepared if p.known_face is not None]
         if new or any(map(_says, there)):
@@ -162,8 +171,20 @@ class Enroller:
             elif p.known_face is not None:
                 results.append(_answered(p.row, next(of_there), p.known_face))
             else:
-                results.append(_answered(p.row, next(of_new)))
+                results.append(_told(_answered(p.row, next(of_new)), p.alike))
         return results
+
+    def _compared(self, prepared: Sequence[_Prepared]) -> Sequence[_Prepared]:
+        """The same, with whom each new face looks like; rejected where it is held for that."""
+        if self._lookalikes is None:
+            return prepared
+        places = [i for i, p in enumerate(prepared) if p.new is not None and p.rejection is None]
+        alike = self._lookalikes.find([new for i in places if (new := prepared[i].new) is not None])
+        compared = list(prepared)
+        for i, other in zip(places, alike, strict=True):
+            rejection = looks_like(other) if other is not None and self._lookalikes.hold else None
+            compared[i] = replace(prepared[i], alike=other, rejection=rejection)
+        return compared
 
 
 def new_face(person: Person, image_sha256: str, face: Face, keep_crop: bool) -> NewFace:
@@ -177,7 +198,8 @@ def check_pack(gallery: Gallery, pack: Pack) -> None:
     if (gallery.model, gallery.fingerprint, gallery.dim) != (pack.name, pack.fingerprint, pack.dim):
         raise Conflict(
             f"gallery {gallery.name!r} was made with {gallery.model} {gallery.fingerprint}, and this is "
-            f"{pack.name} {pack.fingerprint}: their embeddings cannot be compared",
+            f"{pack.name} {pack.fingerprint}: their embeddings cannot be compared. `whosthere gallery reembed "
+            f"{gallery.name} --model {pack.name}` moves it, from kept crops or the photos (--images)",
             code="model_mismatch",
         )
 
@@ -190,15 +212,32 @@ def another_identity(owner: str) -> RejectedImage:
     )
 
 
+def looks_like(other: Lookalike) -> RejectedImage:
+    """Why a face is held."""
+    return RejectedImage(
+        f"{other.message}; the same person under two ids, or somebody very alike: "
+        "WHOSTHERE_LOOKALIKES=report enrols the photo and tells",
+        code=Reason.LOOKS_LIKE_ANOTHER_IDENTITY,
+        details=other.details,
+    )
+
+
 def _says(person: Person) -> bool:
     """Whether anything is said of a person beyond their id."""
     return any((person.name, person.valid_from, person.valid_until, person.metadata))
 
 
 def _rejected(row: Row, rejection: RejectedImage) -> Result:
-    return Result(
-        row.image, row.person.external_id, Outcome.REJECTED, Reason(rejection.code), message=rejection.message
-    )
+    reason = Reason(rejection.code)
+    person = row.person.external_id
+    return Result(row.image, person, Outcome.REJECTED, reason, message=rejection.message, details=rejection.details)
+
+
+def _told(result: Result, alike: Lookalike | None) -> Result:
+    """The result of a face that was enrolled although it looks like another identity says so."""
+    if alike is None or result.outcome is not Outcome.ENROLLED:
+        return result
+    return replace(result, message=alike.message, details=alike.details)
 
 
 def _answered(row: Row, became: Enrolled, known_face: int | None = None) -> Result:

@@ -13,7 +13,7 @@ from indexer.objects import face_object, identity_object
 
 @click.group("identity")
 def identity_group() -> None:
-    """List, show, delete the people of a gallery."""
+    """List, show, delete, merge the people of a gallery."""
 
 
 @identity_group.command("list", epilog=examples("whosthere identity list --gallery staff --limit 20"))
@@ -67,6 +67,27 @@ def identity_delete(home: Home, external_id: str, gallery: str, as_json: bool) -
         print_json({"external_id": external_id, "faces": faces})
     else:
         click.echo(f"Identity {external_id} deleted with {faces} faces.")
+
+
+@identity_group.command("merge", epilog=examples("whosthere identity merge ana ana-old --gallery staff"))
+@click.argument("into", metavar="A")
+@click.argument("other", metavar="B")
+@gallery_option
+@json_option
+@with_home
+def identity_merge(home: Home, into: str, other: str, gallery: str, as_json: bool) -> None:
+    """Join identity B into identity A: one person under two ids.
+
+    The faces of B become those of A, and B is gone. What is said of A counts, its dates too; B's name and metadata are
+    taken where nothing is said of A.
+    """
+    found = home.store.gallery(gallery)
+    person, faces = home.store.merge_identities(found.id, into, other)
+    home.indexes.of(found).caught_up()
+    if as_json:
+        print_json({"identity": identity_object(person), "merged": other, "faces": faces})
+    else:
+        click.echo(f"Identity {other} joined into {into}: {faces} faces moved, {into} has {person.faces} now.")
 
 
 def _day(time: Any) -> str:

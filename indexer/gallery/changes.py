@@ -19,6 +19,7 @@ from indexer.types import Gallery
 
 class Kind(StrEnum):
     FACE_ADDED = "face_added"
+    """It is new, or another identity's than before: who has it puts it in anew."""
     FACE_REMOVED = "face_removed"
     IDENTITY_CHANGED = "identity_changed"
     """It is new, or its name, metadata or dates are."""

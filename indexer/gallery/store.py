@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, Select, delete, func, insert, or_, select
+from sqlalchemy import Engine, Select, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -189,6 +189,41 @@ class Store:
                 found |= {row.id: Named(*row) for row in session.execute(query.where(IdentityRow.id.in_(some)))}
         return found
 
+    def identities_by_id(self, ids: Iterable[int]) -> dict[int, Identity]:
+        """Those of `ids` that exist, valid or not, by id."""
+        found: dict[int, Identity] = {}
+        with self._read() as session:
+            for some in _slices(list(ids)):
+                rows = session.execute(_with_counts().where(IdentityRow.id.in_(some)))
+                found |= {row.id: _identity(row, count) for row, count in rows}
+        return found
+
+    def merge_identities(self, gallery_id: int, into: str, other: str) -> tuple[Identity, int]:
+        """Moves the faces of `other` to `into` and deletes `other`, in one transaction: who is left, and how many faces
+        were moved.
+
+        What is said of `into` counts. Of `other` is taken what is not said of `into`: the name, and further keys of the
+        metadata. Dates are not: whoever was valid for ever would end, or the other way round.
+
+        Raises NotFound, and InvalidRequest where both are the same identity.
+        """
+        if into == other:
+            raise InvalidRequest(f"identity {into!r} cannot be merged with itself; name two")
+        with self._write() as session:
+            last = changes.lock(session, gallery_id)
+            kept, gone = (_required_identity(session, gallery_id, external_id) for external_id in (into, other))
+            moved = list(session.scalars(select(FaceRow.id).where(FaceRow.identity_id == gone.id).order_by(FaceRow.id)))
+            of_gone = update(FaceRow).where(FaceRow.identity_id == gone.id).values(identity_id=kept.id)
+            session.execute(of_gone.execution_options(synchronize_session=False))
+            named = kept.name if kept.name is not None else gone.name
+            both = Person(into, named, kept.valid_from, kept.valid_until, {**gone.details, **kept.details})
+            changed = [Entry(Kind.IDENTITY_CHANGED, kept.id)] if _say(kept, both, replace_all=True) else []
+            added = [Entry(Kind.FACE_ADDED, kept.id, face_id) for face_id in moved]
+            changes.record(session, gallery_id, last, [*changed, *added, Entry(Kind.IDENTITY_REMOVED, gone.id)])
+            session.delete(gone)
+            session.flush()
+            return _identity(kept, _face_count(session, kept.id)), len(moved)
+
     def delete_identity(self, gallery_id: int, external_id: str) -> int:
         """Deletes the person and all their faces; how many faces. Raises NotFound."""
         with self._write() as session:
@@ -296,6 +331,12 @@ class Store:
         with self._read() as session:
             for some in _slices(face_ids):
                 rows += embeddings.own(session, gallery, FaceRow.id.in_(some))
+        return _face_vectors(rows, gallery.dim)
+
+    def vectors_of_identity(self, gallery: Gallery, identity_id: int) -> FaceVectors:
+        """The embeddings of a person's faces, in the order of their ids; none of nobody. Raises as `vectors_of`."""
+        with self._read() as session:
+            rows = embeddings.own(session, gallery, FaceRow.identity_id == identity_id)
         return _face_vectors(rows, gallery.dim)
 
     def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:

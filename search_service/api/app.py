@@ -36,6 +36,7 @@ def create_app(home: Home) -> FastAPI:
     """The service over one home. Nothing is opened before it starts; models and indexes load in the background,
     and `/readyz` tells when they are there."""
     settings = home.settings
+    service = SearchService(home)
     batcher = Batcher(settings.max_batch, settings.max_waiting, settings.max_waiting_bytes)
     readiness = Readiness(home)
 
@@ -49,6 +50,7 @@ def create_app(home: Home) -> FastAPI:
         readiness.stop()
         await run_in_threadpool(batcher.stop)
         await run_in_threadpool(loading.join)
+        await run_in_threadpool(service.settle)
         await run_in_threadpool(home.close)
 
     app = FastAPIOffline(
@@ -58,7 +60,7 @@ def create_app(home: Home) -> FastAPI:
         lifespan=lifespan,
         responses=failures(400, 403, 404, 422),
     )
-    app.state.service = State(home, SearchService(home), batcher)
+    app.state.service = State(home, service, batcher)
     errors.register(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_together=settings.max_waiting_bytes)
     app.add_middleware(HostCheck, allowed=allowed_hosts(settings.host, settings.allowed_hosts.split(",")))

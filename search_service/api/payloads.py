@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from indexer.errors import WhosthereError
 from indexer.types import Detection, Face, Quality, Reason
 from indexer.vision.pipeline import Seen
-from search_service.matching.decision import Decision
+from search_service.matching.decision import Decision, DecisionReason
 from search_service.matching.ranking import Candidate
 from search_service.search import Answer, Comparison, FaceAnswer
 
@@ -105,6 +105,9 @@ class CandidatePayload(Payload):
 
 class FaceAnswerPayload(FacePayload):
     decision: Decision
+    reasons: list[DecisionReason] = Field(
+        description="Why it is no match or a review; what may have spoilt it as well. Empty for a match."
+    )
     threshold: float
     fpir: float | None
     candidates: list[CandidatePayload]
@@ -223,6 +226,7 @@ class EnrolledPayload(Payload):
     reason: Reason | None
     face_id: int | None
     message: str | None = None
+    details: dict[str, Any] = Field(default={}, description="Of whom an enrolled face looks like, where that is told.")
 
 
 class Deleted(Payload):
@@ -278,6 +282,7 @@ def _face_answer(face: FaceAnswer) -> FaceAnswerPayload:
     return FaceAnswerPayload(
         **face_payload(face.detection, face.quality),
         decision=face.decision,
+        reasons=list(face.reasons),
         threshold=face.threshold,
         fpir=face.fpir,
         candidates=[_candidate(candidate) for candidate in face.candidates],

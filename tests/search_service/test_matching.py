@@ -137,4 +137,4 @@ def test_who_is_not_there_is_left_out_and_leaves_no_gap() -> None:
     ],
 )
 def test_decision_at_a_threshold_of_0_4(scores: list[float], poor: bool, decision: Decision) -> None:
-    assert decide(candidates(*scores), 0.4, poor) is decision
+    assert decide(candidates(*scores), 0.4, poor).decision is decision

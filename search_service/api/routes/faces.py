@@ -66,7 +66,7 @@ async def search(service: Service, gallery: str, request: Request) -> Any:
     try:
         return await _search(service, await service.gallery(gallery), body, query)
     except Conflict as error:  # re-embedded between the look at the gallery and the look at its index
-        if error.code != "model_mismatch":
+        if error.code != "model_mismatch" or "embedding" in body.values:  # one that the former pack made
             raise
         return await _search(service, await service.gallery(gallery), body, query)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator
 
-from indexer.enrollment import another_identity, new_face
+from indexer.enrollment import another_identity, looks_like, new_face
 from indexer.errors import Conflict, NotFound
 from indexer.objects import face_object, identity_object
 from indexer.types import Outcome, Person, Pick, StoredFace, sha256
@@ -148,11 +148,18 @@ async def enroll_face(
 
     def commit() -> EnrolledPayload:
         new = new_face(Person(external_id), sha, seen.faces[0], service.home.settings.keep_crops)
+        lookalikes = service.home.lookalikes(found)
+        alike = lookalikes.find([new])[0] if lookalikes else None
+        if alike is not None and lookalikes is not None and lookalikes.hold:
+            raise looks_like(alike)
         (became,) = service.home.store.enroll(found, [new])
         if became.outcome is Outcome.REJECTED:
             raise another_identity(became.owner or "")
         service.home.indexes.of(found).caught_up()
-        return _enrolled(image.name, external_id, became.outcome, became.face_id)
+        told = _enrolled(image.name, external_id, became.outcome, became.face_id)
+        if alike is None or became.outcome is not Outcome.ENROLLED:
+            return told
+        return told.model_copy(update={"message": alike.message, "details": alike.details})
 
     enrolled = await service.off_loop(commit)
     response.status_code = 201 if enrolled.outcome == Outcome.ENROLLED else 200

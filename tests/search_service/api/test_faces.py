@@ -31,6 +31,7 @@ def test_a_photo_is_enrolled_once(client: httpx.Client, gallery: str) -> None:
         "reason": None,
         "face_id": face_id,
         "message": None,
+        "details": {},
     }
     again = ok(client.post(f"{gallery}/identities/collins/faces", json={"image": base64_of(data)}), 200)
     assert again == {**enrolled, "image": None, "outcome": "unchanged"}

@@ -165,6 +165,7 @@ def test_somebody_who_is_not_valid_now_is_not_found_until_they_are(
     ok(client.put(f"{gallery}/identities/collins", json=dates))
     (found,) = ok(client.post(f"{gallery}/search", files=face))["faces"]
     assert (found["decision"], found["candidates"]) == ("no_match", [])
+    assert found["reasons"] == ["identity_expired" if "valid_until" in dates else "identity_not_yet_valid"]
     ok(client.put(f"{gallery}/identities/collins", json={}))
     (found,) = ok(client.post(f"{gallery}/search", files=face))["faces"]
     assert (found["decision"], len(found["candidates"])) == ("match", 1)

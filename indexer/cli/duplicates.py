@@ -1,0 +1,83 @@
+"""`whosthere gallery duplicates`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from indexer.cli.common import examples, json_option, print_json, progress_count, show, table, with_home
+from indexer.duplicates import Duplicates, Side, find_duplicates, lookalike_bound
+from indexer.home import Home
+
+SHOWN = 20
+DECIMALS = 4
+
+
+@click.command(
+    "duplicates",
+    epilog=examples(
+        "whosthere gallery duplicates staff",
+        "whosthere gallery duplicates staff --threshold 0.5 --json",
+    ),
+)
+@click.argument("name")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(-1, 1),
+    help="Cosine from which two identities look alike; without it, that from which enrolling says so.",
+)
+@json_option
+@with_home
+def gallery_duplicates(home: Home, name: str, threshold: float | None, as_json: bool) -> None:
+    """List the identities that look alike, one person under two ids most likely, and the photos that look like somebody
+    else than their own person."""
+    gallery = home.store.gallery(name)
+    if threshold is None:
+        threshold = lookalike_bound(home.pack_of(gallery), home.store.counts(gallery.id)[1])
+    with progress_count("Comparing", "faces") as tell:
+        found = find_duplicates(
+            home.store, gallery, home.indexes.of(gallery), threshold, lambda done, total: tell(done, total, "")
+        )
+    if as_json:
+        print_json({"gallery": name} | _rounded(asdict(found)))
+    else:
+        _print(found, name)
+
+
+def _rounded(value: Any) -> Any:
+    """The fifth decimal of a cosine depends on the CPU."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return round(value, DECIMALS) if isinstance(value, float) else value
+
+
+def _print(found: Duplicates, gallery: str) -> None:
+    how = "every pair" if found.exact else "the nearest of each"
+    click.echo(f"{found.faces} faces of gallery {gallery} compared, {how}: threshold {found.threshold:.3f}.")
+    more = "" if found.complete else " at least"
+    click.echo(f"Identities that look alike:{more} {len(found.pairs)}. Wrong photos: {len(found.wrong_photos)}.")
+    if found.pairs:
+        rows = table("cosine", "identity", "name", "face", "looks like", "name", "face")
+        for pair in found.pairs[:SHOWN]:
+            one, other = pair.identities
+            rows.add_row(f"{pair.score:.3f}", *_cells(one), *_cells(other))
+        show(rows)
+    if found.wrong_photos:
+        rows = table("cosine", "face", "of", "name", "its own", "looks like", "name", "face")
+        for wrong in found.wrong_photos[:SHOWN]:
+            who, named, face = _cells(wrong.face)
+            own = f"{wrong.own_score:.3f}"
+            rows.add_row(f"{wrong.score:.3f}", face, who, named, own, *_cells(wrong.looks_like))
+        show(rows)
+    if max(len(found.pairs), len(found.wrong_photos)) > SHOWN:
+        click.echo(f"The first {SHOWN} are shown; --json tells all.")
+    if found.pairs:
+        click.echo(f"`whosthere identity merge A B --gallery {gallery}` makes two one.")
+
+
+def _cells(side: Side) -> tuple[str, str, str]:
+    return side.external_id, side.name or "", str(side.face_id)

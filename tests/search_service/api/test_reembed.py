@@ -1,0 +1,202 @@
+"""A gallery moves to another pack while a service answers from it: no request fails, none mixes packs."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer.gallery.store import Store
+from indexer.home import Home
+from indexer.reembedding import Reembedder
+from indexer.settings import read_settings
+from indexer.sources import rows_of
+from indexer.types import Outcome, Pick
+from indexer.vision.catalogue import FileDescription, PackDescription
+from indexer.vision.files import ModelFiles
+from indexer.vision.packs import SFACE, Network
+from tests.search_service.api.conftest import new_home
+from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, running, serving, until
+
+PROBE = "left-3-turned.jpg"
+SEARCHES = 3
+"""That must be answered by each pack."""
+
+
+@pytest.fixture(scope="module")
+def two_packs(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, photos: Path) -> Path:
+    """A home with the demo's people and their crops in gallery `staff`, by `sface`, and a pack `other`: the same
+    networks, not fed the mirrored crop. To be copied, not used."""
+    folder = tmp_path_factory.mktemp("packs")
+    place = folder / "home"
+    place.mkdir()
+    new_home(place, folder / "models")
+    (folder / "models" / "prepared").mkdir()
+    for file in SFACE.files:  # made at need where nobody has prepared it yet
+        name = f"prepared/{file.prepared_sha256}.onnx"
+        (folder / "models" / name).symlink_to(models_folder / name)
+    embedder = ModelFiles(folder).path(SFACE.embedder)
+    assert embedder is not None
+    described = FileDescription(file="other+sface.onnx", network=Network.ONNX)
+    said = PackDescription(detector="sface", embedder=described, dim=1, mean=0, scale=1, mirror=False)
+    with closing(Home(read_settings({}, home=place, keep_crops=True))) as home:
+        home.packs.add("other", said, None, embedder)
+        enroller = home.enroller(home.open_gallery("staff", "sface"))
+        results = enroller.enroll(rows_of([photos / "photos"]), Pick.ONLY)
+        assert [result.outcome for result in results] == [Outcome.ENROLLED] * 7
+    return place
+
+
+@pytest.fixture
+def place(two_packs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(two_packs, tmp_path / "home", symlinks=True))
+
+
+class Searching:
+    """Searches one probe again and again, from two threads, until told to stop."""
+
+    def __init__(self, serve: Serve, probe: bytes) -> None:
+        self.models: list[list[str]] = [[], []]
+        """Of the packs that answered, in the order of each thread's requests."""
+        self.wrong: list[Any] = []
+        self._serve = serve
+        self._probe = probe
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._search, args=(models,)) for models in self.models]
+
+    def __enter__(self) -> Searching:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def answered(self, model: str) -> None:
+        """Waits until that pack has answered each of the threads a few times."""
+        until(
+            lambda: all(models[-SEARCHES:] == [model] * SEARCHES for models in self.models) or self.wrong != [], model
+        )
+        assert self.wrong == []
+
+    def _search(self, models: list[str]) -> None:
+        while not self._stop.is_set():
+            response = self._serve.client.post("/v1/galleries/staff/search", files=image(self._probe))
+            said = response.json()
+            if response.status_code != 200 or said["faces"][0]["candidates"][0]["external_id"] != "left-3":
+                self.wrong.append(said)
+                return
+            models.append(said["model"])
+
+
+def test_it_answers_all_the_while_and_follows_without_a_restart(place: Path, photos: Path, tmp_path: Path) -> None:
+    with serving(place, tmp_path / "serve.log") as serve:
+        serve.ready()
+        with Searching(serve, (photos / "probes" / PROBE).read_bytes()) as searching:
+            searching.answered("sface")
+            code, said = command(place, "gallery", "reembed", "staff", "--model", "other")
+            assert (code, said["switched"], said["missing"]) == (0, True, [])
+            searching.answered("other")
+            code, said = command(place, "gallery", "reembed", "staff", "--rollback")
+            assert (code, said["model"]) == (0, "sface")
+            searching.answered("sface")
+        assert ok(serve.client.get("/v1/galleries/staff"))["model"] == "sface"
+    for models in searching.models:
+        turns = [model for i, model in enumerate(models) if i == 0 or model != models[i - 1]]
+        assert turns == ["sface", "other", "sface"]
+
+
+@pytest.fixture
+def local(place: Path) -> Iterator[Running]:
+    """The service in this process, ready."""
+    with running(Home(read_settings({}, home=place))) as service, service.client() as client:
+        until(lambda: client.get("/readyz").status_code == 200, "the service is ready")
+        yield service
+
+
+def switching_after(monkeypatch: pytest.MonkeyPatch, service: Running, name: str) -> Callable[[], int]:
+    """The gallery is bound to `other` as soon as the store has answered to `name` once; how often it was asked."""
+    store = service.home.store
+    original, asked = getattr(store, name), []
+
+    def answer_and_switch(*args: Any) -> Any:
+        answer = original(*args)
+        asked.append(args)
+        if len(asked) == 1:
+            switch(service.home)
+        return answer
+
+    monkeypatch.setattr(store, name, answer_and_switch)
+    return lambda: len(asked)
+
+
+def switch(home: Home) -> None:
+    store = Store(home.engine)  # not the one that is listened to
+    assert Reembedder(store, home.pipeline(home.packs.usable("other")), store.gallery("staff")).switch().switched
+
+
+def test_a_search_in_flight_at_the_switch_is_asked_again(
+    local: Running, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = image((photos / "probes" / PROBE).read_bytes())
+    with local.client() as client:
+
+        def score(model: str) -> float:
+            said = ok(client.post("/v1/galleries/staff/search", files=files))
+            best = said["faces"][0]["candidates"][0]
+            assert (said["model"], best["external_id"]) == (model, "left-3")
+            return float(best["score"])
+
+        before = score("sface")
+        asked = switching_after(monkeypatch, local, "gallery")
+        in_flight = score("other")
+        assert asked() == 2
+        assert in_flight == pytest.approx(score("other"), abs=1e-3)
+        assert in_flight != pytest.approx(before, abs=2e-3)
+
+
+def test_an_enrolment_at_the_switch(local: Running, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused, and in when asked for again; nothing is embedded by the pack before."""
+    asked = switching_after(monkeypatch, local, "gallery")
+    files = image((photos / "probes" / "stranger.jpg").read_bytes())
+    path = "/v1/galleries/staff/identities/new/faces"
+    with local.client() as client:
+        error = refused(client.post(path, files=files), 409, "model_mismatch")
+        assert "re-embedded meanwhile" in error["message"]
+        assert "run it again" in error["message"]
+        assert asked() == 1
+        assert ok(client.get("/v1/galleries/staff"))["faces"] == 7
+        enrolled = ok(client.post(path, files=files), 201)
+        said = ok(client.post("/v1/galleries/staff/search", files=files))
+    assert said["model"] == "other"
+    best = said["faces"][0]["candidates"][0]
+    assert (best["external_id"], best["face_id"]) == ("new", enrolled["face_id"])
+    assert best["score"] == pytest.approx(1, abs=1e-3)
+    [former] = local.home.store.former_packs(local.home.store.gallery("staff").id)
+    assert (former.model, former.faces) == ("sface", 7)
+
+
+def test_a_face_enrolled_just_before_the_switch_is_moved_with_the_others(
+    local: Running, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept, whatever the answer; the same request again says that it is there."""
+    switching_after(monkeypatch, local, "enroll")
+    monkeypatch.setattr(local.home, "settings", local.home.settings.model_copy(update={"keep_crops": True}))
+    files = image((photos / "probes" / "stranger.jpg").read_bytes())
+    path = "/v1/galleries/staff/identities/new/faces"
+    with local.client() as client:
+        answer = client.post(path, files=files)
+        if answer.status_code != 201:
+            refused(answer, 409, "model_mismatch")
+        again = ok(client.post(path, files=files))
+        assert again["outcome"] == "unchanged"
+        said = ok(client.post("/v1/galleries/staff/search", files=files))
+    assert said["model"] == "other"
+    assert said["faces"][0]["candidates"][0]["face_id"] == again["face_id"]
