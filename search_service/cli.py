@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from indexer.cli import COMMANDS
+from indexer.cli import COMMANDS, gallery_group
 from indexer.cli.common import (
     SOME_REJECTED,
     device_option,
@@ -27,7 +28,8 @@ from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
 from indexer.home import Home
 from indexer.settings import read_settings
 from indexer.sources import rows_of
-from indexer.types import Outcome, Pick, Reason
+from indexer.types import Gallery, Outcome, Pick, Reason
+from search_service.calibrate_cli import gallery_calibrate
 from search_service.search import Answer, Query, SearchService
 
 FAILED, WRONG_USAGE = 1, 2
@@ -64,6 +66,7 @@ def whosthere(home: Path | None) -> None:
 @click.option("--threshold", type=float, help="Or the cosine itself.")
 @click.option("--pick", type=click.Choice(["largest", "center"]), help="Which face of several counts.")
 @click.option("--all-faces", is_flag=True, help="Search every face.")
+@click.option("--same-person", is_flag=True, help="All photos are of one person: one answer from them together.")
 @device_option
 @json_option
 @with_home
@@ -76,6 +79,7 @@ def search(
     threshold: float | None,
     pick: str | None,
     all_faces: bool,
+    same_person: bool,
     as_json: bool,
 ) -> None:
     """Search photos in a gallery: the top identities by cosine similarity, and a decision.
@@ -84,26 +88,40 @@ def search(
     """
     if pick and all_faces:
         raise click.UsageError("give --pick or --all-faces, not both")
+    if same_person and all_faces:
+        raise click.UsageError("give --same-person or --all-faces, not both")
     query = Query(top_k, fpir, threshold, None if all_faces else Pick(pick or Pick.LARGEST))
     found = home.store.gallery(gallery)
     service = SearchService(home)
-    answers: list[Answer] = []
-    for start in range(0, len(images), AT_ONCE):
-        some = [_read(path, home.settings.max_image_bytes) for path in images[start : start + AT_ONCE]]
-        searched = iter(service.search([data for data in some if isinstance(data, bytes)], found, query))
-        answers += [
-            Answer(found.name, found.model, (), data) if isinstance(data, RejectedImage) else next(searched)
-            for data in some
-        ]
     names = [click.format_filename(image) for image in images]
+    if same_person:
+        frames = [_read(path, home.settings.max_image_bytes) for path in images]
+        answers, names = [service.search_frames(frames, found, query)], [", ".join(names)]
+    else:
+        answers = _search_each(service, images, found, query, home.settings.max_image_bytes)
     if as_json:
         from search_service.api.payloads import answer_payload
 
         print_json([answer_payload(a, i).model_dump(mode="json") for a, i in zip(answers, names, strict=True)])
     else:
         _print_answers(answers, names)
+    service.settle()
     if any(answer.error for answer in answers):
         sys.exit(SOME_REJECTED)
+
+
+def _search_each(
+    service: SearchService, images: Sequence[Path], gallery: Gallery, query: Query, max_bytes: int
+) -> list[Answer]:
+    answers: list[Answer] = []
+    for start in range(0, len(images), AT_ONCE):
+        some = [_read(path, max_bytes) for path in images[start : start + AT_ONCE]]
+        searched = iter(service.search([data for data in some if isinstance(data, bytes)], gallery, query))
+        answers += [
+            Answer(gallery.name, gallery.model, (), data) if isinstance(data, RejectedImage) else next(searched)
+            for data in some
+        ]
+    return answers
 
 
 @click.command(epilog=examples("whosthere compare a.jpg b.jpg", "whosthere compare a.jpg b.jpg --json"))
@@ -216,7 +234,8 @@ def _print_answers(answers: list[Answer], images: list[str]) -> None:
         if answer.error is not None:
             rows.add_row(image, "", "", "", "", "", f"{answer.error.code}: {answer.error.message}")
         for number, face in enumerate(answer.faces, 1):
-            decision = f"{face.decision} (threshold {face.threshold:.3f})"
+            why = "".join(f", {reason}" for reason in face.reasons)
+            decision = f"{face.decision} (threshold {face.threshold:.3f}{why})"
             if not face.candidates:
                 rows.add_row(image, str(number), "", "", "", "", decision)
             for c in face.candidates:
@@ -242,6 +261,7 @@ def _read(path: Path, limit: int) -> bytes | RejectedImage:
         return RejectedImage(f"{error.strerror or error}", code=Reason.UNREADABLE_IMAGE)
 
 
+gallery_group.add_command(gallery_calibrate)
 for _command in (*COMMANDS, search, compare, serve, doctor, demo):
     whosthere.add_command(_command)
 

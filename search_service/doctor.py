@@ -86,7 +86,7 @@ def _galleries(home: Home) -> Iterator[Finding]:
         try:
             home.pack_of(gallery)
         except WhosthereError as error:
-            yield Finding(name, False, error.message, "enrol it anew")
+            yield Finding(name, False, error.message, "do what it says, or enrol it anew")
             continue
         try:
             compared = home.indexes.of(gallery).compare()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.gallery.clock import now
 from indexer.home import Home
-from indexer.types import Detection, Face, Gallery, Pick, Quality, Vectors, check_vectors
+from indexer.types import Detection, Face, Gallery, Hit, Named, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
 from indexer.vision.packs import Pack
 from indexer.vision.pipeline import Seen
-from search_service.matching.calibration import threshold_for
-from search_service.matching.decision import Decision, decide
-from search_service.matching.ranking import Candidate, rank
+from search_service.calibration import Thresholds
+from search_service.matching.decision import Decision, DecisionReason, decide
+from search_service.matching.frames import Frame, fuse, weight_of
+from search_service.matching.ranking import Candidate, Outranked, outranked, rank
 
 MAX_TOP_K = 100
 
@@ -61,6 +63,7 @@ class FaceAnswer:
     threshold: float
     fpir: float | None
     candidates: tuple[Candidate, ...]
+    reasons: tuple[DecisionReason, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,7 @@ class SearchService:
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self._thresholds = Thresholds(home)
 
     def search(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[Answer]:
         """One answer an image; what is wrong with one image is in its own answer."""
@@ -106,6 +110,23 @@ class SearchService:
             for one in seen
         ]
 
+    def search_frames(self, images: Sequence[bytes | RejectedImage], gallery: Gallery, query: Query) -> Answer:
+        """One answer from several images of one person, each face counting for its quality; images without a face to
+        use are passed over while there is one with. The answer's box and quality are the best frame's."""
+        read = [image for image in images if not isinstance(image, RejectedImage)]
+        seen = self._home.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST)
+        faces = [one.faces[0] for one in seen if one.faces]
+        if not faces:
+            rejections = [one.rejection for one in seen] + [i for i in images if isinstance(i, RejectedImage)]
+            return Answer(gallery.name, gallery.model, (), next(r for r in rejections if r is not None))
+        frames = [Frame(face.embedding.tolist(), weight_of(face.quality)) for face in faces]
+        fused = fuse(frames, self._home.pack_of(gallery).same_threshold)
+        poor = all(face.quality.reasons for face in faces)
+        vector = check_vectors(fused.embedding, gallery.dim)
+        (answer,) = self._match(vector, gallery, query, [poor], disagreeing=bool(fused.disagreeing))
+        best = max(zip(frames, faces, strict=True), key=lambda pair: pair[0].weight)[1]
+        return Answer(gallery.name, gallery.model, (_with_face(answer, best),))
+
     def search_embedding(self, values: Sequence[float], gallery: Gallery, query: Query) -> Answer:
         """For one embedding (D,) made elsewhere with the same pack. Raises InvalidVector."""
         faces = self._match(check_vectors(values, gallery.dim), gallery, query, [False])
@@ -116,19 +137,25 @@ class SearchService:
         pack = self._home.packs.usable(model) if model else self._home.pack
         return compare_seen(self._home.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
 
-    def _match(self, vectors: Vectors, gallery: Gallery, query: Query, poor: Sequence[bool]) -> list[FaceAnswer]:
+    def settle(self) -> None:
+        """Waits a while for what searches have left to be computed in the background, before a process ends."""
+        self._thresholds.settle()
+
+    def _match(
+        self, vectors: Vectors, gallery: Gallery, query: Query, poor: Sequence[bool], disagreeing: bool = False
+    ) -> list[FaceAnswer]:
         index = self._home.indexes.of(gallery).caught_up()
         fpir = self._home.settings.fpir if query.fpir is None and query.threshold is None else query.fpir
         threshold = query.threshold
         if threshold is None and fpir is not None:
-            threshold = round(threshold_for(fpir, len(index), self._home.pack_of(gallery).tail), 4)
+            threshold = round(self._thresholds.threshold(gallery, index, fpir), 4)
         assert threshold is not None  # noqa: S101 (one of the two is always set)
         return [
-            FaceAnswer(None, None, decide(candidates, threshold, is_poor), threshold, fpir, candidates[: query.top_k])
-            for candidates, is_poor in zip(self._candidates(index, vectors, query.top_k + 1), poor, strict=True)
+            _answer(ranked, threshold, fpir, is_poor, disagreeing, query.top_k)
+            for ranked, is_poor in zip(self._candidates(index, vectors, query.top_k + 1), poor, strict=True)
         ]
 
-    def _candidates(self, index: VectorIndex, vectors: Vectors, wanted: int) -> list[tuple[Candidate, ...]]:
+    def _candidates(self, index: VectorIndex, vectors: Vectors, wanted: int) -> list[_Ranked]:
         """The best `wanted` identities that exist and are valid now, for each vector: more are asked of the index
         until there are enough or no more."""
         if len(vectors) == 0:
@@ -139,8 +166,31 @@ class SearchService:
             people = self._home.store.valid_identities({hit.identity_id for some in hits for hit in some}, at)
             ranked = [rank(some, people, wanted) for some in hits]
             if all(len(r) >= wanted or len(some) < asked for r, some in zip(ranked, hits, strict=True)):
-                return ranked
+                better = {i for some in hits for i in _before(some, people)}
+                others = self._home.store.identities_by_id(better)
+                return [_Ranked(r, outranked(some, people, others, at)) for r, some in zip(ranked, hits, strict=True)]
             asked *= 4
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The best candidates of one face, and who is not one although they would be the first."""
+
+    candidates: tuple[Candidate, ...]
+    outranked: Outranked | None
+
+
+def _before(hits: Sequence[Hit], people: Mapping[int, Named]) -> Iterator[int]:
+    """The identities of the hits that come before the first of one of `people`."""
+    return (hit.identity_id for hit in takewhile(lambda hit: hit.identity_id not in people, hits))
+
+
+def _answer(
+    ranked: _Ranked, threshold: float, fpir: float | None, poor_probe: bool, disagreeing: bool, top_k: int
+) -> FaceAnswer:
+    verdict = decide(ranked.candidates, threshold, poor_probe, frames_disagree=disagreeing, outranked=ranked.outranked)
+    candidates = ranked.candidates[:top_k]
+    return FaceAnswer(None, None, verdict.decision, threshold, fpir, candidates, verdict.reasons)
 
 
 def compare_seen(seen: Sequence[Seen], pack: Pack) -> Comparison:
@@ -161,4 +211,4 @@ def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def _with_face(answer: FaceAnswer, face: Face) -> FaceAnswer:
-    return FaceAnswer(face.detection, face.quality, answer.decision, answer.threshold, answer.fpir, answer.candidates)
+    return replace(answer, detection=face.detection, quality=face.quality)

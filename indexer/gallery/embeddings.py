@@ -48,6 +48,8 @@ class Beside:
     faces: int
     since: datetime
     """When the building began, or when the gallery left it."""
+    was_bound: bool
+    """Whether the gallery was bound to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,7 @@ def start(session: Session, gallery: Gallery, model: str, fingerprint: str, dim:
     if fingerprint == gallery.fingerprint:
         raise Conflict(f"gallery {gallery.name!r} is bound to {gallery.model} {fingerprint} already")
     if session.get(ReembeddingRow, (gallery.id, fingerprint)) is None:
-        session.add(_beside_row(gallery.id, model, fingerprint, dim))
+        session.add(_beside_row(gallery.id, model, fingerprint, dim, was_bound=False))
 
 
 def beside(session: Session, gallery_id: int) -> list[Beside]:
@@ -129,7 +131,7 @@ def beside(session: Session, gallery_id: int) -> list[Beside]:
         .where(ReembeddingRow.gallery_id == gallery_id)
         .order_by(ReembeddingRow.started_at.desc(), ReembeddingRow.fingerprint)
     )
-    return [Beside(row.model, row.fingerprint, row.dim, count, row.started_at) for row, count in rows]
+    return [Beside(row.model, row.fingerprint, row.dim, count, row.started_at, row.was_bound) for row, count in rows]
 
 
 def lacking(session: Session, gallery_id: int, fingerprint: str, after: int, limit: int) -> list[Lacking]:
@@ -182,7 +184,7 @@ def switch(
         return Switch(gallery, False, missing)
     last = _drop(session, gallery.id, last, lack)
     changes.record(session, gallery.id, last, [Entry(Kind.REEMBEDDED, 0)])
-    session.add(_beside_row(gallery.id, gallery.model, gallery.fingerprint, gallery.dim))
+    session.add(_beside_row(gallery.id, gallery.model, gallery.fingerprint, gallery.dim, was_bound=True))
     named: dict[str, Any] = {"model": row.model, "fingerprint": row.fingerprint, "dim": row.dim}
     session.execute(
         update(GalleryRow)
@@ -261,8 +263,10 @@ def _next(session: Session, which: Sequence[ColumnElement[bool]], after: int) ->
     return session.execute(query.order_by(FaceRow.id).limit(AT_ONCE)).all()
 
 
-def _beside_row(gallery_id: int, model: str, fingerprint: str, dim: int) -> ReembeddingRow:
-    return ReembeddingRow(gallery_id=gallery_id, model=model, fingerprint=fingerprint, dim=dim, started_at=now())
+def _beside_row(gallery_id: int, model: str, fingerprint: str, dim: int, was_bound: bool) -> ReembeddingRow:
+    return ReembeddingRow(
+        gallery_id=gallery_id, model=model, fingerprint=fingerprint, dim=dim, started_at=now(), was_bound=was_bound
+    )
 
 
 def _required(session: Session, gallery: Gallery, fingerprint: str) -> ReembeddingRow:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     DateTime,
     Float,
     ForeignKey,
@@ -148,6 +149,27 @@ class ReembeddingRow(Base):
     dim: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     """When its embeddings came to lie beside: the start of the building, or the moment it became a former one."""
+    was_bound: Mapped[bool] = mapped_column(Boolean)
+    """Whether it is a former one: the gallery was bound to it."""
+
+
+class CalibrationRow(Base):
+    """How a gallery's people score against each other, by one pack."""
+
+    __tablename__ = "calibrations"
+
+    gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Of the pack."""
+    method: Mapped[int] = mapped_column(Integer)
+    """The way it was computed."""
+    seq: Mapped[int] = mapped_column(Id)
+    """Number of the gallery's last change then."""
+    people: Mapped[int] = mapped_column(Integer)
+    faces: Mapped[int] = mapped_column(Integer)
+    curve: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """`points`: lists of a rate and a cosine; `scale`."""
+    made_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class ChangeRow(Base):

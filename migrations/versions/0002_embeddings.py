@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("model", sa.String(200), nullable=False),
         sa.Column("dim", sa.Integer(), nullable=False),
         sa.Column("started_at", _time, nullable=False),
+        sa.Column("was_bound", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("gallery_id", "fingerprint", name="pk_reembeddings"),
         sa.ForeignKeyConstraint(
             ["gallery_id"], ["galleries.id"], name="fk_reembeddings_gallery_id", ondelete="CASCADE"

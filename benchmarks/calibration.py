@@ -1,0 +1,214 @@
+"""Thresholds that a gallery's own people give: the FPIR that strangers reach where 10, 3, 1, 0.3 and 0.1 % were asked.
+
+    python -m benchmarks.calibration [FOLDER]
+
+Writes benchmarks/results/calibration.csv. The people of an LFW folder are halved at random, again for each draw. The
+pack's statistics are fitted on the one half; of the other, one photo each of some people is the gallery, and the others
+are strangers, one photo each. So nobody whom a rate is observed on has a part in any number of that draw; the few
+constants of `search_service/matching/calibration.py` were chosen on other draws of the same people. Kinds of galleries:
+
+- lfw: anyone;
+- poor photos: everybody's photo made 56 pixels wide, and large again;
+- alike: the two fifths of the half that score highest against one person, who is another one in each draw;
+- twice: of 3 % of the people another photo is enrolled under another id;
+- unmeasured: lfw, by a pack without statistics of its own.
+
+`pack` is what was observed by the threshold of the pack's statistics alone, `gallery` by the gallery's own curve, means
+over the draws. `within` is the share of draws that lie within half and double of what was asked for: with the 580
+strangers that a gallery of 860 leaves, and a threshold that is right, 1 % is 3 to 11 of them in 91 of 100 draws.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks import lfw, thresholds
+from benchmarks.lfw import Cell, Embedded, Shot
+from indexer.gallery.store import FaceVectors
+from indexer.types import Vectors
+from indexer.vectors.faiss_index import FaissIndex
+from indexer.vision.packs import SFACE, Pack
+from search_service.calibration import strangers, survey
+from search_service.matching import calibration
+from search_service.matching.calibration import own_curve, threshold_for
+
+FPIRS = (0.1, 0.03, 0.01, 0.003, 0.001)
+SIZES = (30, 100, 300, 860)
+UNMEASURED_SIZES = (50, 100, 300, 860)
+LEAST_STRANGERS = 250
+FIT_FMR = (1e-3, 2e-5)
+"""A million pairs, which a half has, tell of no rarer ones."""
+DRAWS = 40
+ALIKE = 0.4
+TWICE = 0.03
+POOR_PIXELS, POOR_QUALITY = 56, 60
+"""Across the photo, whose face is half of it; and of JPEG."""
+FIRST_SEED = 5_000
+
+People = NDArray[np.int64]
+Random = np.random.Generator
+
+
+@dataclass(frozen=True, eq=False)
+class Photos:
+    """One photo of each person; a second one of those who have it; the first one made poor."""
+
+    first: Vectors
+    """(P, D)."""
+    second: dict[int, NDArray[np.float32]]
+    poor: Vectors
+    """(P, D); zeros where no face was found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """A gallery, a row an identity, and strangers; the pack as it was measured on other people."""
+
+    gallery: Vectors
+    strangers: Vectors
+    pack: Pack
+
+
+Choose = Callable[[Photos, People, int, Random], tuple[Vectors, Vectors]]
+"""Of the people of a half, the gallery of that many and the strangers."""
+
+
+def main() -> None:
+    shots = lfw.list_shots(lfw.arguments(__doc__).parse_args().folder)
+    pipeline = lfw.load_pipeline(SFACE)
+    data = lfw.embed(pipeline, shots)
+    first = [data.shots[row] for row in np.unique(data.person, return_index=True)[1]]
+    seen = lfw.describe_all(pipeline, (made_poor(shot) for shot in first), len(first))
+    zero = np.zeros(SFACE.dim, np.float32)
+    report(data, np.stack([one.faces[0].embedding if one.faces else zero for one in seen]))
+
+
+def made_poor(shot: Shot) -> bytes:
+    with Image.open(shot.path) as image:
+        small = image.convert("RGB").resize((POOR_PIXELS, POOR_PIXELS), Image.Resampling.BILINEAR)
+        file = io.BytesIO()
+        small.resize(image.size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=POOR_QUALITY)
+    return file.getvalue()
+
+
+def report(data: Embedded, poor: Vectors) -> None:
+    _, first = np.unique(data.person, return_index=True)
+    several = np.flatnonzero(np.bincount(data.person) > 1)
+    labelled = thresholds.impostors(data.vectors, data.person)
+    two_names = thresholds.find_two_names(data, thresholds.fit(labelled), labelled.pairs)
+    people = np.setdiff1d(np.arange(len(first)), [other for _, other in two_names])
+    photos = Photos(data.vectors[first], {int(p): data.vectors[first[p] + 1] for p in several}, poor)
+    rows: list[dict[str, Cell]] = []
+    calibration.LEAST_PEOPLE_UNMEASURED = min(UNMEASURED_SIZES)  # to see how many are needed
+    for kind, choose in KINDS.items():
+        for size in UNMEASURED_SIZES if kind == UNMEASURED else SIZES:
+            print(f"{kind}, {size} people", file=sys.stderr, flush=True)
+            draws = [draw(photos, people, choose, size, FIRST_SEED + number) for number in range(DRAWS)]
+            rows += observed(kind, size, [one for one in draws if len(one.strangers) >= LEAST_STRANGERS])
+    lfw.write_results(lfw.RESULTS / "calibration.csv", rows)
+
+
+def draw(photos: Photos, people: People, choose: Choose, size: int, seed: int) -> Draw:
+    random = np.random.default_rng(seed)
+    mixed = random.permutation(people)
+    half = len(mixed) // 2
+    gallery, others = choose(photos, mixed[:half], size, random)
+    return Draw(gallery, others, measured_on(photos.first[mixed[half:]]))
+
+
+def measured_on(vectors: Vectors) -> Pack:
+    """The pack with the statistics of these people, as `benchmarks.thresholds` takes them."""
+    scores = thresholds.impostors(vectors, np.arange(len(vectors)))
+    before = tuple((rate, scores.cosine(rate)) for rate in (0.1, 0.01))
+    return replace(SFACE, tail=replace(thresholds.fit(scores, FIT_FMR), before=before))
+
+
+def anyone(photos: Photos, half: People, size: int, _: Random) -> tuple[Vectors, Vectors]:
+    return photos.first[half[:size]], photos.first[half[size:]]
+
+
+def poor_photos(photos: Photos, half: People, size: int, _: Random) -> tuple[Vectors, Vectors]:
+    there = half[np.any(photos.poor[half], axis=1)]
+    return photos.poor[there[:size]], photos.poor[there[size:]]
+
+
+def alike(photos: Photos, half: People, size: int, random: Random) -> tuple[Vectors, Vectors]:
+    scores = photos.first[half] @ photos.first[random.choice(half)]
+    nearest = random.permutation(half[np.argsort(-scores)[: int(ALIKE * len(half))]])
+    return photos.first[nearest[:size]], photos.first[nearest[size:]]
+
+
+def twice(photos: Photos, half: People, size: int, _: Random) -> tuple[Vectors, Vectors]:
+    once, others = half[:size], half[size:]
+    again = [photos.second[p] for p in once.tolist() if p in photos.second][: max(1, int(TWICE * size))]
+    return np.concatenate([photos.first[once], np.stack(again)]), photos.first[others]
+
+
+UNMEASURED = "unmeasured"
+KINDS: dict[str, Choose] = {
+    "lfw": anyone,
+    "poor photos": poor_photos,
+    "alike": alike,
+    "twice": twice,
+    UNMEASURED: anyone,
+}
+
+
+def observed(kind: str, size: int, draws: Sequence[Draw]) -> list[dict[str, Cell]]:
+    """One row for each FPIR asked for: what was observed by the pack's threshold, and by the gallery's own."""
+    if not draws:
+        return []
+    answers = [answer(one, kind != UNMEASURED) for one in draws]
+    rates = np.array([[one.pack, one.gallery] for one in answers])  # (draws, 2, FPIRS)
+    rows: list[dict[str, Cell]] = []
+    for i, fpir in enumerate(FPIRS):
+        row: dict[str, Cell] = {"kind": kind, "people": size, "draws": len(draws), "fpir_asked": fpir}
+        for name, found in zip(("pack", "gallery"), rates[:, :, i].T, strict=True):
+            row |= {name: float(found.mean()), f"{name}_sd": float(found.std())}
+            row[f"{name}_within"] = float(((found >= fpir / 2) & (found <= fpir * 2)).mean())
+        row["threshold_minus_pack"] = float(np.mean([one.moved[i] for one in answers]))
+        row["duplicates_found"] = float(np.mean([one.duplicates for one in answers]))
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Of one draw, by FPIR asked for."""
+
+    pack: list[float]
+    gallery: list[float]
+    moved: list[float]
+    duplicates: int
+
+
+def answer(one: Draw, measured: bool) -> Observed:
+    faces = len(one.gallery)
+    ids = np.arange(1, faces + 1)
+    index = FaissIndex(one.gallery.shape[1])
+    index.put(ids, ids, one.gallery)
+    pack = replace(one.pack, measured=measured)
+    found = survey(index, FaceVectors(ids, ids, one.gallery), faces)
+    scores = strangers(found, pack)
+    best = np.array([hits[0].score for hits in index.nearest_identities(one.strangers, 1)])
+    curve = own_curve(scores.best.tolist(), found.compared, faces, pack.tail, measured) or pack.tail
+    comparisons = faces if curve is pack.tail else 1
+    by_pack = [threshold_for(fpir, faces, pack.tail) for fpir in FPIRS]
+    own = [threshold_for(fpir, comparisons, curve) for fpir in FPIRS]
+    return Observed(
+        [float((best >= cosine).mean()) for cosine in by_pack],
+        [float((best >= cosine).mean()) for cosine in own],
+        [a - b for a, b in zip(own, by_pack, strict=True)],
+        len(scores.duplicates),
+    )
+
+
+if __name__ == "__main__":
+    main()

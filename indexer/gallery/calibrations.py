@@ -1,0 +1,101 @@
+"""What a gallery's own scores say of its thresholds, in SQL: the same for every process, and after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from indexer.gallery import changes
+from indexer.gallery.database import storage_errors
+from indexer.gallery.schema import CalibrationRow, FaceRow
+from indexer.types import Gallery
+
+IN_ONE_QUERY = 500
+"""Values bound in one `IN (...)`: SQLite allowed 999 parameters before version 3.32."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How often a stranger's best candidate scores above t, when the gallery was as it was at one change."""
+
+    method: int
+    """The way it was computed; the program that reads it may know another one."""
+    seq: int
+    """Number of the gallery's last change then."""
+    people: int
+    """How many had a score that it is made from."""
+    faces: int
+    """How many the gallery held."""
+    points: tuple[tuple[float, float], ...]
+    """Rates and their cosines, rates falling."""
+    scale: float
+    """Cosine by which the rate falls by a factor e, beyond the last point."""
+    made_at: datetime
+
+
+class Calibrations:
+    """The calibrations of one database's galleries, by the pack of their embeddings. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        """The tables must be there."""
+        self._readers = engine
+        self._writers = engine.execution_options(writing=True)
+
+    def find(self, gallery: Gallery) -> Calibration | None:
+        """By the pack that `gallery` was read with."""
+        wanted = select(CalibrationRow.method, CalibrationRow.seq, CalibrationRow.people, CalibrationRow.faces)
+        wanted = wanted.add_columns(CalibrationRow.curve, CalibrationRow.made_at)
+        with self._read() as session:
+            row = session.execute(
+                wanted.where(CalibrationRow.gallery_id == gallery.id, CalibrationRow.fingerprint == gallery.fingerprint)
+            ).one_or_none()
+        if row is None:
+            return None
+        points = tuple((rate, cosine) for rate, cosine in row.curve["points"])
+        return Calibration(row.method, row.seq, row.people, row.faces, points, row.curve["scale"], row.made_at)
+
+    def put(self, gallery: Gallery, made: Calibration) -> None:
+        """Takes the place of what was there. Raises NotFound when the gallery is gone, Conflict when re-embedded."""
+        with storage_errors(), Session(self._writers) as session, session.begin():
+            changes.lock_as(session, gallery)
+            session.merge(
+                CalibrationRow(
+                    gallery_id=gallery.id,
+                    fingerprint=gallery.fingerprint,
+                    method=made.method,
+                    seq=made.seq,
+                    people=made.people,
+                    faces=made.faces,
+                    curve={"points": [list(point) for point in made.points], "scale": made.scale},
+                    made_at=made.made_at,
+                )
+            )
+
+    def forget(self, gallery: Gallery) -> None:
+        """Where there is nothing to be said any more. Raises as `put`."""
+        with storage_errors(), Session(self._writers) as session, session.begin():
+            changes.lock_as(session, gallery)
+            row = session.get(CalibrationRow, (gallery.id, gallery.fingerprint))
+            if row is not None:
+                session.delete(row)
+
+    def faces_of(self, identity_ids: Sequence[int]) -> list[int]:
+        """The faces of these identities."""
+        with self._read() as session:
+            return [
+                face_id
+                for start in range(0, len(identity_ids), IN_ONE_QUERY)
+                for face_id in session.scalars(
+                    select(FaceRow.id).where(FaceRow.identity_id.in_(identity_ids[start : start + IN_ONE_QUERY]))
+                )
+            ]
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with storage_errors(), Session(self._readers) as session:
+            yield session

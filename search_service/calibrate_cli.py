@@ -1,0 +1,101 @@
+"""`whosthere gallery calibrate`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from indexer.cli.common import examples, json_option, print_json, show, table, with_home
+from indexer.disk import write_atomically
+from indexer.home import Home
+from search_service.calibration import Calibrated, Thresholds
+from search_service.calibration_picture import picture
+from search_service.calibration_report import INTERVAL, Report, Row, report, said
+
+SHOWN_DUPLICATES = 20
+
+
+@click.command(
+    "calibrate",
+    epilog=examples(
+        "whosthere gallery calibrate staff",
+        "whosthere gallery calibrate staff --picture thresholds.svg",
+        "whosthere gallery calibrate staff --json",
+    ),
+)
+@click.argument("name")
+@click.option(
+    "--picture", "target", type=click.Path(path_type=Path, dir_okay=False), help="Draw the scores into an SVG file."
+)
+@json_option
+@with_home
+def gallery_calibrate(home: Home, name: str, target: Path | None, as_json: bool) -> None:
+    """Compute a gallery's thresholds from its own people now, and show how sure they are.
+
+    Searches do so by themselves as a gallery grows. Who looks like one person under two ids is listed.
+    """
+    gallery = home.store.gallery(name)
+    service = Thresholds(home)
+    made = service.calibrate(gallery)
+    told = report(made, service.mates(made.survey, gallery))
+    if target is not None:
+        title = f"{name}: {told.people:,} people of {made.survey.faces:,} faces, {made.pack.name}"
+        write_atomically(target, [picture(told, title).encode()])
+    duplicates = _duplicates(home, made)
+    if as_json:
+        print_json(_object(made, told) | {"duplicates": duplicates})
+    else:
+        _print(made, told, duplicates)
+
+
+def _duplicates(home: Home, made: Calibrated) -> list[dict[str, Any]]:
+    pairs = made.strangers.duplicates
+    people = home.store.identities_by_id({id_ for pair in pairs for id_ in (pair.a, pair.b)})
+    return [
+        {"external_ids": [people[pair.a].external_id, people[pair.b].external_id], "score": round(pair.score, 4)}
+        for pair in pairs
+        if pair.a in people and pair.b in people  # else somebody deleted them this moment
+    ]
+
+
+def _object(made: Calibrated, told: Report) -> dict[str, Any]:
+    return {
+        "gallery": made.gallery.name,
+        "model": made.pack.name,
+        "faces": made.survey.faces,
+        "people": told.people,
+        "mated": told.mated,
+        "supported_fpir": told.supported,
+        "summary": said(told, made),
+        "interval_percent": list(INTERVAL),
+        "thresholds": [_row_object(row) for row in told.rows],
+    }
+
+
+def _row_object(row: Row) -> dict[str, Any]:
+    cosines = {"threshold": row.threshold, "low": row.low, "high": row.high}
+    return asdict(row) | {key: None if value is None else round(value, 4) for key, value in cosines.items()}
+
+
+def _print(made: Calibrated, told: Report, duplicates: list[dict[str, Any]]) -> None:
+    low, high = INTERVAL
+    rows = table("FPIR", "threshold", f"{low} to {high} %", "expected FNIR", "scores above", "how sure")
+    for row in told.rows:
+        interval = "" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}"
+        fnir = "" if row.fnir is None else f"{100 * row.fnir:.2f} %"
+        rows.add_row(f"{100 * row.fpir:g} %", f"{row.threshold:.4f}", interval, fnir, f"{row.scores:,}", str(row.basis))
+    show(rows)
+    show(f"\n{said(told, made)}")
+    if told.mated:
+        show(f"FNIR is expected from {told.mated:,} people with several photos.")
+    if duplicates:
+        show(f"\nLikely one person under two ids, left out of this: {len(duplicates):,}")
+        pairs = table("external id", "external id", "score")
+        for one in duplicates[:SHOWN_DUPLICATES]:
+            pairs.add_row(*one["external_ids"], f"{one['score']:.3f}")
+        show(pairs)
+        if len(duplicates) > SHOWN_DUPLICATES:
+            show(f"and {len(duplicates) - SHOWN_DUPLICATES:,} more; --json lists all")

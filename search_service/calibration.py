@@ -1,0 +1,282 @@
+"""A gallery's own thresholds: some of its people are searched among the others, in the background, and what their
+scores say is kept in SQL."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.disk import try_lock, unlock
+from indexer.errors import WhosthereError
+from indexer.gallery.calibrations import Calibration, Calibrations
+from indexer.gallery.clock import now
+from indexer.gallery.store import FaceVectors
+from indexer.home import Home
+from indexer.types import Gallery, Hit
+from indexer.vectors.base import VectorIndex
+from indexer.vision.packs import Pack, ScoreTail
+from search_service.matching.calibration import LEAST_PEOPLE, by_pack, duplicate_limit, own_curve, threshold_for
+
+log = logging.getLogger(__name__)
+
+METHOD = 1
+"""Raise it when the same scores give another curve: those in SQL are then made anew."""
+
+MOST_PEOPLE = 5_000
+"""People searched among the others: five of them are above the threshold for FPIR 0.1 %."""
+
+LEAST_SEARCHED = 1_000
+"""The same, however large the gallery is."""
+
+MOST_WORK = 1e11
+"""People searched times faces times numbers in an embedding, in an index that scores every face."""
+
+NEIGHBOURS = 8
+"""Other people found for each, so that the best who is no duplicate is among them."""
+
+AT_ONCE = 32
+"""People searched in one call, which keeps others from changing the index meanwhile."""
+
+GROWN = 0.1
+"""Share by which a gallery's faces grow, shrink or are exchanged before it is due again. In between the curve is taken
+for so many times as many faces."""
+
+SETTLE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Some of a gallery's people, each searched with one face of theirs."""
+
+    probes: FaceVectors
+    """One face a person."""
+    near: tuple[tuple[Hit, ...], ...]
+    """Of each, the nearest others, best first."""
+    compared: float
+    """Faces of others that each was compared with, in the mean."""
+    faces: int
+    """In the gallery."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two identities that look like one person, the lower id first, and the score of two of their faces."""
+
+    a: int
+    b: int
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Strangers:
+    """What a survey says of strangers."""
+
+    best: NDArray[np.float64]
+    """(P,) the score of each person's best other one, who is not likely the same under another id."""
+    row: NDArray[np.int64]
+    """(P,) which of the survey's people each is: those of whom all others found are likely the same are left out."""
+    duplicates: tuple[Pair, ...]
+    """Best first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A gallery's curve, None where it says too little, and what it is made from."""
+
+    gallery: Gallery
+    pack: Pack
+    curve: ScoreTail | None
+    survey: Survey
+    strangers: Strangers
+
+
+def survey(index: VectorIndex, probes: FaceVectors, people: int, pace: float = 0.0) -> Survey:
+    """Searches `probes`, a face a person, among the faces of the `people` in the index; rests `pace` times as long as
+    it searches."""
+    near: list[tuple[Hit, ...]] = []
+    for start in range(0, len(probes.face_ids), AT_ONCE):
+        begun = time.monotonic()
+        some = slice(start, start + AT_ONCE)
+        found = index.nearest_identities(probes.vectors[some], NEIGHBOURS + 1)
+        for own, hits in zip(probes.identity_ids[some].tolist(), found, strict=True):
+            near.append(tuple(hit for hit in hits if hit.identity_id != own)[:NEIGHBOURS])
+        time.sleep(pace * (time.monotonic() - begun))
+    faces = len(index)
+    return Survey(probes, tuple(near), faces * (1 - 1 / max(people, 2)), faces)
+
+
+def strangers(found: Survey, pack: Pack) -> Strangers:
+    """Each person's best score that is a stranger's. Who scores like nobody else's strangers do is likely one person
+    under two ids; each such pair taken out makes the next one plainer."""
+    own = found.probes.identity_ids.tolist()
+    pairs: dict[tuple[int, int], float] = {}
+    while True:
+        best, row = [], []
+        for i, (person, hits) in enumerate(zip(own, found.near, strict=True)):
+            score = next((hit.score for hit in hits if _pair(person, hit.identity_id) not in pairs), None)
+            if score is not None:
+                best.append(score)
+                row.append(i)
+        limit = duplicate_limit(best, found.compared, pack.tail, pack.measured)
+        more = {
+            _pair(person, hit.identity_id): hit.score
+            for person, hits in zip(own, found.near, strict=True)
+            for hit in hits
+            if hit.score >= limit and _pair(person, hit.identity_id) not in pairs
+        }
+        if not more:
+            listed = sorted((Pair(*ids, score) for ids, score in pairs.items()), key=lambda pair: -pair.score)
+            return Strangers(np.array(best), np.array(row, dtype=np.int64), tuple(listed))
+        pairs |= more
+
+
+def sample(face_ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """`most` of the faces: always the same ones, and mostly the same ones when others come and go."""
+    mixed = face_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash, with 64 bits
+    return face_ids[np.argsort(mixed ^ (mixed >> np.uint64(32)))[:most]]
+
+
+def one_a_person(faces: FaceVectors, order: NDArray[np.int64], most: int) -> FaceVectors:
+    """Of each of `most` people the face that comes first in `order`."""
+    rank = {face_id: place for place, face_id in enumerate(order.tolist())}
+    rows = np.array(sorted(range(len(faces.face_ids)), key=lambda i: rank[int(faces.face_ids[i])]), dtype=np.int64)
+    _, first = np.unique(faces.identity_ids[rows], return_index=True)
+    kept = rows[np.sort(first)[:most]]
+    return FaceVectors(faces.face_ids[kept], faces.identity_ids[kept], faces.vectors[kept])
+
+
+class Thresholds:
+    """The thresholds of every gallery. Thread-safe; a search never waits for what is computed."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._running: dict[tuple[int, str], threading.Thread] = {}
+        self._tried: dict[tuple[int, str], tuple[int, int]] = {}
+        """Last change and faces when it was last computed or could not be: not to be tried at every search."""
+
+    def threshold(self, gallery: Gallery, index: VectorIndex, fpir: float) -> float:
+        """The cosine for that FPIR, by the gallery's own curve where there is one. `index` is the gallery's.
+
+        Raises as `Home.pack_of`.
+        """
+        pack, faces = self._home.pack_of(gallery), len(index)
+        kept = self._kept.find(gallery) if faces >= LEAST_PEOPLE else None
+        if faces >= LEAST_PEOPLE and (kept is None or _due(kept, gallery.seq, faces)):
+            self._begin(gallery, faces)
+        if kept is None:
+            return by_pack(fpir, faces, pack.tail)
+        return threshold_for(fpir, faces / kept.faces, _curve(kept))
+
+    def calibrate(self, gallery: Gallery, pace: float = 0.0) -> Calibrated:
+        """Computes the gallery's curve now, and keeps it. Raises NotFound when the gallery is gone, Conflict when it
+        was re-embedded."""
+        pack = self._home.pack_of(gallery)
+        index = self._home.indexes.of(gallery).caught_up()
+        seq = self._home.store.last_change(gallery.id) or 0
+        most = int(min(MOST_PEOPLE, max(LEAST_SEARCHED, MOST_WORK / max(len(index) * gallery.dim, 1))))
+        chosen = sample(index.face_ids(), 2 * most)  # some are of one person
+        faces = self._home.store.vectors_of(gallery, chosen.tolist())
+        found = survey(index, one_a_person(faces, chosen, most), self._home.store.counts(gallery.id)[0], pace)
+        scores = strangers(found, pack)
+        curve = own_curve(scores.best.tolist(), found.compared, found.faces, pack.tail, pack.measured)
+        if curve is None:
+            self._kept.forget(gallery)
+        else:
+            points = (*curve.before, (curve.rate, curve.start))
+            made = Calibration(METHOD, seq, len(scores.best), found.faces, points, curve.scale, now())
+            self._kept.put(gallery, made)
+        return Calibrated(gallery, pack, curve, found, scores)
+
+    def mates(self, found: Survey, gallery: Gallery) -> dict[int, float]:
+        """By row of the survey, the score of the best other face of the person's own, of those who have one."""
+        own, ids = found.probes, found.probes.identity_ids.tolist()
+        faces = self._home.store.vectors_of(gallery, self._kept.faces_of(ids))
+        row = {identity_id: i for i, identity_id in enumerate(ids)}
+        best: dict[int, float] = {}
+        for face_id, identity_id, vector in zip(
+            faces.face_ids.tolist(), faces.identity_ids.tolist(), faces.vectors, strict=True
+        ):
+            i = row[identity_id]
+            if face_id != int(own.face_ids[i]):
+                best[i] = max(best.get(i, -1.0), float(own.vectors[i] @ vector))
+        return best
+
+    def settle(self, seconds: float = SETTLE_SECONDS) -> None:
+        """Waits for what is being computed, at the end of a process."""
+        until = time.monotonic() + seconds
+        with self._lock:
+            running = list(self._running.values())
+        for thread in running:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    @cached_property
+    def _kept(self) -> Calibrations:
+        _ = self._home.store  # which makes the tables
+        return Calibrations(self._home.engine)
+
+    def _begin(self, gallery: Gallery, faces: int) -> None:
+        key = gallery.id, gallery.fingerprint
+        with self._lock:
+            running, tried = self._running.get(key), self._tried.get(key)
+            if (running is not None and running.is_alive()) or (
+                tried is not None and not _moved(*tried, gallery.seq, faces)
+            ):
+                return
+            self._tried[key] = gallery.seq, faces
+            thread = threading.Thread(target=self._aside, args=(gallery, faces), name="calibration", daemon=True)
+            self._running[key] = thread
+            thread.start()
+
+    def _aside(self, gallery: Gallery, faces: int) -> None:
+        """One process computes; the others take what it has kept."""
+        try:
+            with self._alone(gallery) as alone:
+                kept = self._kept.find(gallery)
+                if alone and (kept is None or _due(kept, gallery.seq, faces)):
+                    self.calibrate(gallery, pace=1.0)
+        except (WhosthereError, OSError) as error:
+            log.warning("Gallery %s could not be calibrated: %s", gallery.name, error)
+        except Exception:
+            log.exception("Gallery %s could not be calibrated", gallery.name)
+
+    @contextmanager
+    def _alone(self, gallery: Gallery) -> Iterator[bool]:
+        """Whether no other process over this home folder is at it."""
+        folder = self._home.settings.indexes_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{gallery.id}.calibration.lock"
+        lock = try_lock(path)
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                unlock(path, lock)
+
+
+def _due(kept: Calibration, seq: int, faces: int) -> bool:
+    return kept.method != METHOD or _moved(kept.seq, kept.faces, seq, faces)
+
+
+def _moved(then: int, faces_then: int, seq: int, faces: int) -> bool:
+    """Whether so much was changed that it is time again. A person who comes is two changes; a number that falls is that
+    of a restored backup."""
+    grown = abs(faces - faces_then) >= max(GROWN * faces_then, 1)
+    return grown or seq < then or seq - then >= max(4 * GROWN * faces_then, 1)
+
+
+def _curve(kept: Calibration) -> ScoreTail:
+    *before, (rate, start) = kept.points
+    return ScoreTail(start, rate, kept.scale, tuple(before))
+
+
+def _pair(a: int, b: int) -> tuple[int, int]:
+    return min(a, b), max(a, b)
