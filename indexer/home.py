@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 
+from indexer.duplicates import Lookalikes, lookalike_bound
 from indexer.enrollment import Enroller, check_pack
 from indexer.errors import Conflict, InvalidSetting, NotFound
 from indexer.gallery.database import migrate, open_database
@@ -99,7 +100,9 @@ class Home:
             if key not in self._pipelines:
                 limits = Limits(self.settings.max_image_bytes, self.settings.max_image_pixels)
                 threads = Threads(streams, max(1, self.cores // streams))
-                options = Options(limits, threads, self.settings.device, self.settings.precision)
+                options = Options(
+                    limits, threads, self.settings.device, self.settings.precision, self.settings.thorough
+                )
                 self._pipelines[key] = FacePipeline(pack, self.files, options)
             return self._pipelines[key]
 
@@ -138,8 +141,16 @@ class Home:
         check_pack(gallery, pack)
         return pack
 
-    def enroller(self, gallery: Gallery) -> Enroller:
-        """A stream a core, and workers enough to keep them all computing."""
+    def lookalikes(self, gallery: Gallery, photos: int = 0) -> Lookalikes | None:
+        """What finds people who look like somebody else, in a gallery that is to hold so many photos; None where nobody
+        wants to know."""
+        if self.settings.lookalikes == "off":
+            return None
+        bound = lookalike_bound(self.pack_of(gallery), max(self.store.counts(gallery.id)[1], photos))
+        return Lookalikes(self.store, gallery, self.indexes.of(gallery), bound, self.settings.lookalikes == "hold")
+
+    def enroller(self, gallery: Gallery, photos: int = 0) -> Enroller:
+        """A stream a core, and workers enough to keep them all computing; `photos` are to be enrolled."""
         pipeline = self.pipeline(self.pack_of(gallery), streams=self.cores)
         return Enroller(
             self.store,
@@ -148,6 +159,7 @@ class Home:
             self.settings.max_image_bytes,
             workers=self.cores + SPARE_WORKERS,
             keep_crops=self.settings.keep_crops,
+            lookalikes=self.lookalikes(gallery, photos),
         )
 
     def close(self) -> None:
@@ -156,6 +168,7 @@ class Home:
             if "indexes" in self.__dict__:
                 self.indexes.save()
         finally:
+            self._vectors.close()
             if "engine" in self.__dict__:
                 self.engine.dispose()
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from indexer.errors import InvalidRequest, InvalidVector, WhosthereError
 from indexer.gallery.embeddings import Lacking, Switch
 from indexer.gallery.store import Store
-from indexer.types import Gallery, sha256
+from indexer.types import Gallery, Pick, sha256
 from indexer.vision import crops
 from indexer.vision.detectors.base import iou
-from indexer.vision.pipeline import FacePipeline
+from indexer.vision.pipeline import FacePipeline, Seen
 
 log = logging.getLogger(__name__)
 
@@ -139,17 +139,22 @@ class Reembedder:
         return dict(_answered(list(read), lambda ids: self._pipeline.embed(np.stack([read[i] for i in ids]))))
 
     def _of_photos(self, some: Sequence[Lacking]) -> dict[int, NDArray[np.float32]]:
-        """Embeddings of faces whose photo is at hand and shows them where it did, by face."""
-        there = [face for face in some if face.image_sha256 in self._images]
+        """Embeddings of faces whose photo is at hand and shows them where it did, by face. The largest face is looked
+        for first, as enrolling does: looking for all of them places landmarks a little differently."""
+        left = [face for face in some if face.image_sha256 in self._images]
         found: dict[int, NDArray[np.float32]] = {}
-        for start in range(0, len(there), PHOTOS):
-            photos = [(face, data) for face in there[start : start + PHOTOS] if (data := self._read(face)) is not None]
-            seen = _answered(photos, lambda pairs: self._pipeline.describe([data for _, data in pairs], None))
-            for (face, _), answer in seen:
-                same = max(answer.faces, key=lambda one: iou(one.detection.box, face.box), default=None)
-                if same is not None and iou(same.detection.box, face.box) >= SAME_FACE:
-                    found[face.face_id] = same.embedding
+        for pick in (Pick.LARGEST, None):
+            for start in range(0, len(left), PHOTOS):
+                photos = [(f, data) for f in left[start : start + PHOTOS] if (data := self._read(f)) is not None]
+                for (face, _), answer in _answered(photos, lambda pairs: self._describe(pairs, pick)):  # noqa: B023
+                    same = max(answer.faces, key=lambda one: iou(one.detection.box, face.box), default=None)
+                    if same is not None and iou(same.detection.box, face.box) >= SAME_FACE:
+                        found[face.face_id] = same.embedding
+            left = [face for face in left if face.face_id not in found]
         return found
+
+    def _describe(self, photos: Sequence[tuple[Lacking, bytes]], pick: Pick | None) -> list[Seen]:
+        return self._pipeline.describe([data for _, data in photos], pick)
 
     def _read(self, face: Lacking) -> bytes | None:
         """The photo's bytes, when they are still what they were when they were hashed."""

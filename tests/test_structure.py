@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
             for part in [
                 "cli",
                 "home",
+                "duplicates",
                 "exchange",
                 "reembedding",
                 "enrollment",
@@ -56,12 +57,24 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "indexer.home",
         frozenset(
             f"indexer.{part}"
-            for part in ["reembedding", "enrollment", "settings", "vision", "vectors", "gallery", "types", "errors"]
+            for part in [
+                "duplicates",
+                "reembedding",
+                "enrollment",
+                "settings",
+                "vision",
+                "vectors",
+                "gallery",
+                "types",
+                "errors",
+            ]
         ),
     ),
     (
         "indexer.enrollment",
-        frozenset(f"indexer.{part}" for part in ["sources", "vision", "vectors", "gallery", "types", "errors"]),
+        frozenset(
+            f"indexer.{part}" for part in ["duplicates", "sources", "vision", "vectors", "gallery", "types", "errors"]
+        ),
     ),
     (
         "indexer.exchange",
@@ -70,6 +83,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "indexer.reembedding",
         frozenset(f"indexer.{part}" for part in ["vision", "gallery", "types", "errors"]),
+    ),
+    (
+        "indexer.duplicates",
+        frozenset(f"indexer.{part}" for part in ["vision", "vectors", "gallery", "types", "errors"]),
     ),
     ("indexer.objects", frozenset({"indexer.gallery", "indexer.types"})),
     ("indexer.sources", frozenset({"indexer.gallery", "indexer.types", "indexer.errors"})),

@@ -86,7 +86,7 @@ def enroll(
     results: list[Result] = []
     rejected = 0
     with _report(report) as write, progress_count("Enrolling", "images") as tell:
-        enrolling = home.enroller(target).enroll(rows, Pick(pick))
+        enrolling = home.enroller(target, len(rows)).enroll(rows, Pick(pick))
         try:
             for result in enrolling:
                 results.append(result)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from indexer.cli.common import examples, json_option, print_json, progress_bars, progress_count, show, table, with_home
-from indexer.errors import RejectedImage, WhosthereError
+from indexer.errors import ModelUnavailable, RejectedImage, WhosthereError
 from indexer.home import Home
 from indexer.sources import Row, rows_of
-from indexer.types import Pick, Pixels
+from indexer.types import Pick, Pixels, Precision
 from indexer.vision import download, packs, quantize
-from indexer.vision.catalogue import FileDescription, PackDescription
-from indexer.vision.packs import BUILT_IN, DETECTORS, EMBEDDERS, ModelFile, Network, Pack
+from indexer.vision.catalogue import FileDescription, PackDescription, check_name
+from indexer.vision.decode import Limits
+from indexer.vision.files import NEEDS_PYTORCH, PREPARED
+from indexer.vision.packs import BUILT_IN, CHECKPOINTS, DETECTORS, EMBEDDERS, ModelFile, Network, Pack
+from indexer.vision.pipeline import FacePipeline, Options
+from indexer.vision.runtime import Threads
 
 PHOTOS_AT_ONCE = 16
 
@@ -29,20 +35,44 @@ def models_group() -> None:
     """List, pull, add, check and quantise model packs."""
 
 
-@models_group.command("list", epilog=examples("whosthere models list --json"))
+@models_group.command("list", epilog=examples("whosthere models list", "whosthere models list --json"))
 @json_option
 @with_home
 def models_list(home: Home, as_json: bool) -> None:
-    """List the model packs and whether their files are here."""
-    known = [home.packs.find(name) for name in home.packs.names()]
-    objects = [packs.describe(pack) | {"installed": home.packs.installed(pack)} for pack in known]
+    """List the model packs, which of them can be used, and what the others lack."""
+    objects = [_listed(home, name) for name in home.packs.names()]
     if as_json:
         print_json(objects)
         return
-    rows = table("pack", "installed", "about")
+    rows = table("pack", "usable", "about")
     for o in objects:
-        rows.add_row(str(o["name"]), "yes" if o["installed"] else "no", str(o["summary"]))
+        rows.add_row(str(o["name"]), f"no: {o['problem']}" if o["problem"] else "yes", str(o.get("summary", "")))
     show(rows)
+
+
+def _listed(home: Home, name: str) -> dict[str, Any]:
+    """The pack as JSON; `problem` is why it cannot be used. Of one whose description cannot be read, that alone."""
+    try:
+        pack = home.packs.find(name)
+    except WhosthereError as error:
+        return {"name": name, "installed": False, "problem": error.message}
+    installed = home.packs.installed(pack)
+    return packs.describe(pack) | {
+        "installed": installed,
+        "problem": _lacks(home, pack) if installed else "not installed",
+    }
+
+
+def _lacks(home: Home, pack: Pack) -> str | None:
+    """What an installed pack lacks, in few words."""
+    converted = home.files.folder / "prepared"
+    checkpoints = [file for file in pack.files if file.network in CHECKPOINTS]
+    waits = any(not (converted / f"{file.sha256}-{PREPARED}.onnx").is_file() for file in checkpoints)
+    if waits and importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed (pip install 'whosthere[torch]')"
+    if home.settings.precision is Precision.INT8 and not home.files.quantised_path(pack.embedder).is_file():
+        return f"no int8 form (whosthere models quantize {pack.name})"
+    return None
 
 
 @models_group.command(
@@ -54,20 +84,27 @@ def models_list(home: Home, as_json: bool) -> None:
     ),
 )
 @click.argument("name")
-@click.option("--accept-license", is_flag=True, help="Accept the terms without being asked.")
-@click.option("--from", "source", metavar="URL-OR-FOLDER", help="A mirror, instead of where the pack comes from.")
+@click.option("--accept-license", is_flag=True, help="Accept the pack's terms without being asked.")
+@click.option("--from", "source", metavar="URL-OR-PATH", help="A mirror: a URL, a folder or a ZIP.")
 @json_option
 @with_home
 def models_pull(home: Home, name: str, accept_license: bool, source: str | None, as_json: bool) -> None:
-    """Fetch the files of a model pack, and verify them. Interrupted, it goes on where it was."""
+    """Fetch the files of a model pack, and verify them.
+
+    Its terms are shown first, and asked to be accepted. Interrupted, run it again: it goes on where it was.
+    """
     pack = home.packs.find(name)
     if pack.terms and not accept_license:
-        click.echo(pack.terms, err=True)
-        if not click.confirm("\nDo you accept these terms?", err=True):
-            raise click.ClickException("nothing was fetched")
+        _ask(pack)
     with progress_bars() as tell:
         pulled = download.pull(pack, home.files, source, lambda p: _tell(p, tell))
-    tried = home.packs.tried(home.packs.find(name))  # what does not run is told now, not at the first enrolment
+    try:  # what does not run is told now, not at the first enrolment
+        tried = home.packs.tried(home.packs.find(name))
+    except ModelUnavailable as error:
+        if error.code != NEEDS_PYTORCH:
+            for fetched in (p.file for p in pulled if p.source):
+                home.packs.forget(fetched)
+        raise
     if as_json:
         shown = [{"file": p.file.name, "sha256": p.sha256, "path": str(p.path), "from": p.source} for p in pulled]
         print_json({"model": name, "fingerprint": tried.fingerprint, "files": shown})
@@ -76,6 +113,18 @@ def models_pull(home: Home, name: str, accept_license: bool, source: str | None,
     for p in pulled:
         rows.add_row(p.file.name, p.sha256, p.source or "was here already")
     show(rows)
+
+
+def _ask(pack: Pack) -> None:
+    """Raises ClickException unless somebody accepts the pack's terms."""
+    click.echo(pack.terms, err=True)
+    try:
+        accepted = click.confirm("\nDo you accept these terms?", err=True)
+    except click.Abort:  # nobody is there to answer
+        click.echo(err=True)
+        accepted = False
+    if not accepted:
+        raise click.ClickException("nothing was fetched: the terms were not accepted (--accept-license does, unasked)")
 
 
 def _tell(progress: download.Progress, tell: Callable[[str, int, int | None], None]) -> None:
@@ -95,31 +144,35 @@ def _tell(progress: download.Progress, tell: Callable[[str, int, int | None], No
 )
 @click.argument("name")
 @click.option("--embedder", required=True, type=file_option, help="An ONNX file, or a PyTorch checkpoint.")
-@click.option("--detector", required=True, metavar="FILE-OR-PACK", help="The same, or a pack whose detector to use.")
+@click.option(
+    "--detector", required=True, metavar="FILE-OR-PACK", help="The same, or the name of a pack whose detector to use."
+)
 @click.option(
     "--embedder-network",
     type=click.Choice([str(n) for n in EMBEDDERS]),
     default=str(Network.ONNX),
     show_default=True,
-    help="What the embedder's file holds.",
+    help="What the embedder's file holds; iresnetN are checkpoints of arcface_torch.",
 )
 @click.option(
     "--detector-network",
     type=click.Choice([str(n) for n in DETECTORS]),
     default=str(Network.SCRFD),
     show_default=True,
-    help="What the detector's file holds.",
+    help="What the detector's file holds; retinaface_r50 is a checkpoint.",
 )
-@click.option("--mean", type=float, default=127.5, show_default=True, help="Crops are fed as RGB, (x - mean) * scale.")
+@click.option("--mean", type=float, default=127.5, show_default=True, help="Crops are fed as RGB, (x - mean) * scale,")
 @click.option(
     "--scale",
     type=click.FloatRange(0, min_open=True),
     default=1 / 127.5,
     show_default="1/127.5",
-    help="x being 0 to 255.",
+    help="with x from 0 to 255.",
 )
-@click.option("--mirror/--no-mirror", default=True, show_default=True, help="Average in the mirrored crop.")
-@click.option("--licence", default="", help="Under which the files are yours, for whoever asks later.")
+@click.option(
+    "--mirror/--no-mirror", default=True, show_default=True, help="Embed the mirrored crop as well, and average both."
+)
+@click.option("--licence", default="", help="Licence of the files, for whoever asks later.")
 @json_option
 @with_home
 def models_add(
@@ -135,9 +188,10 @@ def models_add(
     licence: str,
     as_json: bool,
 ) -> None:
-    """Make a model pack of files that are here already. They are copied, and run once to see that they work.
+    """Make a model pack of files that are here already.
 
-    With the name of a built-in pack, they must be that pack's files.
+    They are copied to the models folder, and run once to see that they work. With the name of a built-in pack, they
+    must be that pack's files.
     """
     detects: Path | None = None if detector in home.packs.names() else Path(detector)
     if detects is not None and not detects.is_file():
@@ -147,9 +201,10 @@ def models_add(
             raise click.UsageError(f"{name} has a detector of its own; expected its file")
         pack = home.packs.take(name, detects, embedder)
     else:
+        check_name(name)
         said = PackDescription(
-            detector=detector if detects is None else _described(name, detects, detector_network, licence),
-            embedder=_described(name, embedder, embedder_network, licence),
+            detector=detector if detects is None else _described(name, "detector", detects, detector_network, licence),
+            embedder=_described(name, "embedder", embedder, embedder_network, licence),
             dim=1,  # put right when the network has answered
             mean=mean,
             scale=scale,
@@ -162,9 +217,12 @@ def models_add(
         click.echo(f"Model pack {name} added: {pack.dim}-d, fingerprint {pack.fingerprint}.")
 
 
-def _described(name: str, path: Path, network: str, licence: str) -> FileDescription:
+def _described(name: str, what: str, path: Path, network: str, licence: str) -> FileDescription:
     return FileDescription(
-        file=f"{name}-{path.name}", network=Network(network), licence=licence, origin=f"added from {path.resolve()}"
+        file=f"{name}+{what}-{path.name}",
+        network=Network(network),
+        licence=licence,
+        origin=f"added from {path.resolve()}",
     )
 
 
@@ -176,17 +234,21 @@ def _described(name: str, path: Path, network: str, licence: str) -> FileDescrip
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help="Photos of real faces, or folders or a ZIP of them; more are as good as one each of many people.",
+    help=f"Photos of real faces, or folders or ZIPs of them: at best one each of {quantize.MOST_FACES} people or more.",
 )
 @json_option
 @with_home
 def models_quantize(home: Home, name: str, folders: tuple[Path, ...], as_json: bool) -> None:
-    """Make a pack's embedder in int8, for CPUs: WHOSTHERE_PRECISION=int8 takes it from then on."""
+    """Make a pack's embedder in int8, which is faster on CPUs.
+
+    It is calibrated on the faces of photos, compared with float32 on others, and kept where both agree.
+    WHOSTHERE_PRECISION=int8 takes it from then on. Needs NNCF: pip install 'whosthere[quantize]'.
+    """
     pack = home.packs.usable(name)
-    rows = rows_of(folders)
-    rows = rows[:: max(1, len(rows) // (2 * quantize.MOST_FACES))]  # spread over all; not every photo shows a face
-    with progress_count("Looking", "photos") as tell:
-        faces = _crops(home, pack, rows, tell)
+    if importlib.util.find_spec("nncf") is None:  # before photos are looked at for nothing
+        raise ModelUnavailable("NNCF is not installed: pip install 'whosthere[quantize]'")
+    with progress_count("Looking for faces", "faces") as tell:
+        faces = _crops(home, pack, _spread(rows_of(folders)), tell)
     with progress_count("Calibrating", "faces") as tell:
         report = quantize.quantise(pack, home.files, faces, lambda done, of: tell(done, of, ""))
     if as_json:
@@ -197,23 +259,37 @@ def models_quantize(home: Home, name: str, folders: tuple[Path, ...], as_json: b
         figures.add_row(what, f"{ms:.1f}", f"{report.float32_ms / ms:.1f}")
     show(figures)
     click.echo(
-        f"{report.file} in int8: mean cosine {report.cosine_mean:.4f} to float32, {report.cosine_min:.4f} at least, "
-        f"over {report.checked_on} faces that it was not calibrated on. WHOSTHERE_PRECISION=int8 takes it."
+        f"{report.file} in int8: cosine to float32 {report.cosine_mean:.4f} on average, {report.cosine_min:.4f} at "
+        f"least, over {report.checked_on} faces; calibrated on {report.calibrated_on} others. "
+        "WHOSTHERE_PRECISION=int8 takes it from now on."
     )
 
 
+def _spread(rows: Sequence[Row]) -> list[Row]:
+    """The same rows, the first of which are spread over all."""
+    step = max(1, len(rows) // quantize.MOST_FACES)
+    return [row for start in range(step) for row in rows[start::step]]
+
+
 def _crops(home: Home, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int, str], None]) -> list[Pixels]:
-    """The aligned crop of the largest face of each photo that shows one."""
+    """The aligned crop of the largest face of each photo that shows one, until there are MOST_FACES."""
+    settings = home.settings
+    limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
+    # Not the pipeline of the settings: their precision may be the int8 that is only to be made.
+    pipeline = FacePipeline(pack, home.files, Options(limits, Threads(1, home.cores), settings.device))
     faces: list[Pixels] = []
     for start in range(0, len(rows), PHOTOS_AT_ONCE):
         images = []
         for row in rows[start : start + PHOTOS_AT_ONCE]:
             with suppress(RejectedImage):
-                images.append(row.read(home.settings.max_image_bytes))
-        for seen in home.pipeline(pack).describe(images, Pick.LARGEST):
+                images.append(row.read(settings.max_image_bytes))
+        for seen in pipeline.describe(images, Pick.LARGEST):
             faces += [face.crop for face in seen.faces if face.crop is not None]
-        tell(start + len(images), len(rows), "")
-    return faces
+        looked = min(start + PHOTOS_AT_ONCE, len(rows))
+        tell(min(len(faces), quantize.MOST_FACES), min(len(rows), quantize.MOST_FACES), f"in {looked} photos")
+        if len(faces) >= quantize.MOST_FACES:
+            break
+    return faces[: quantize.MOST_FACES]
 
 
 @models_group.command("verify", epilog=examples("whosthere models verify sface"))
@@ -221,10 +297,13 @@ def _crops(home: Home, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int
 @json_option
 @with_home
 def models_verify(home: Home, names: tuple[str, ...], as_json: bool) -> None:
-    """Check the files of model packs against their SHA-256: of the named ones, or of all that are installed."""
+    """Check the files of model packs against their SHA-256.
+
+    Of the packs that are named, or of all that are installed; of the int8 forms too. Exit code 1: one is not sound.
+    """
     known = [home.packs.find(name) for name in names or home.packs.names()]
     chosen = [pack for pack in known if names or home.packs.installed(pack)]
-    found = [(pack, file, _problem(home, file)) for pack in chosen for file in pack.files]
+    found = [(pack, *state) for pack in chosen for state in _states(home, pack)]
     if as_json:
         print_json(
             [{"model": p.name, "file": f.name, "sha256": f.sha256 or None, "error": problem} for p, f, problem in found]
@@ -238,9 +317,19 @@ def models_verify(home: Home, names: tuple[str, ...], as_json: bool) -> None:
         sys.exit(1)
 
 
-def _problem(home: Home, file: ModelFile) -> str | None:
+def _states(home: Home, pack: Pack) -> list[tuple[ModelFile, str | None]]:
+    """The pack's files, and its int8 form where there is one, each with what is wrong with it."""
+    states = [(file, _problem(home.files.read, file)) for file in pack.files]
+    form = home.files.quantised_path(pack.embedder)
+    if form.is_file():
+        int8 = replace(pack.embedder, name=f"{form.parent.name}/{form.name}", sha256="")
+        states.append((int8, _problem(home.files.quantised, pack.embedder)))
+    return states
+
+
+def _problem(read: Callable[[ModelFile], bytes], file: ModelFile) -> str | None:
     try:
-        home.files.state(file)
+        read(file)
     except WhosthereError as error:
         return error.message
     return None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,11 @@ from indexer.cli.common import (
     table,
     with_home,
 )
-from indexer.gallery.embeddings import Beside
+from indexer.errors import Conflict
 from indexer.home import Home
 from indexer.reembedding import Missing, Reembedder, hashed
 from indexer.types import Gallery
+from indexer.vision.packs import Pack
 
 SHOWN_MISSING = 20
 
@@ -38,16 +42,20 @@ SHOWN_MISSING = 20
     ),
 )
 @click.argument("name")
-@click.option("--model", metavar="PACK", help="The pack that is to take the place of the gallery's.")
-@click.option("--rollback", is_flag=True, help="Go back to the pack that the gallery had before.")
-@click.option("--forget", is_flag=True, help="Delete the embeddings by other packs; there is no way back then.")
+@click.option("--model", metavar="PACK", help="The pack that the gallery is to be bound to.")
+@click.option("--rollback", is_flag=True, help="Go back to the pack that the gallery was bound to before.")
+@click.option("--forget", is_flag=True, help="Delete the embeddings by other packs than the gallery's.")
 @click.option(
     "--images",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
-    help="Photos, or folders of them, for faces of which no crop was kept; they are known by their bytes.",
+    help="The enrolled photos, or folders of them, for faces without a kept crop; their names do not matter.",
 )
-@click.option("--drop-missing", is_flag=True, help="Delete the faces that there is neither crop nor photo of.")
+@click.option(
+    "--drop-missing",
+    is_flag=True,
+    help="Delete the faces that cannot be embedded, for want of both; their identities stay.",
+)
 @device_option
 @json_option
 @with_home
@@ -63,29 +71,35 @@ def gallery_reembed(
 ) -> None:
     """Move a gallery to another model pack.
 
-    The new embeddings are made beside the old ones, of the crops that were kept (WHOSTHERE_KEEP_CROPS) or of the
-    photos. The gallery goes on answering from the old ones until all are there, and switches in one transaction.
-    Interrupted, it goes on where it was.
+    The new embeddings are made beside the old ones, of the crops that were kept (WHOSTHERE_KEEP_CROPS=true when the
+    faces were enrolled), or of the photos that --images names. The gallery goes on answering from the old ones until
+    all are there, and switches in one transaction. Interrupted, run it again: it goes on where it was.
+
+    The old embeddings are kept for --rollback, until --forget deletes them.
 
     Exit code: 0 switched, 3 not switched as faces are missing, 2 wrong usage, 1 failed.
     """
     if sum(map(bool, (model, rollback, forget))) != 1:
         raise click.UsageError("give one of --model, --rollback and --forget")
+    if forget and (images or drop_missing):
+        raise click.UsageError("--forget embeds nothing: --images and --drop-missing go with --model or --rollback")
+    for path in images:
+        if path.is_file() and zipfile.is_zipfile(path):
+            raise click.UsageError(f"--images {path} is a ZIP; expected photos, or folders of them: unpack it")
     gallery = home.store.gallery(name)
     if forget:
         _forget(home, gallery, as_json)
         return
-    wanted = model or _former(home, gallery).model
-    pack = home.packs.usable(wanted)
+    pack = home.packs.usable(model) if model else _former(home, gallery)
     photos = hashed(images, home.settings.max_image_bytes) if images else {}
     reembedder = Reembedder(home.store, home.pipeline(pack), gallery, photos)
     with progress_count("Embedding", "faces") as tell:
         for progress in reembedder.embed():
             tell(progress.embedded, progress.faces, f"{progress.missing} missing" if progress.missing else "")
+    missing = list(reembedder.missing())
     ended = reembedder.switch(drop_missing)
     if ended.switched:
         home.indexes.of(ended.gallery).caught_up()
-    missing = [] if ended.switched else list(reembedder.missing())
     shown = {
         "gallery": name,
         "model": ended.gallery.model,
@@ -102,39 +116,62 @@ def gallery_reembed(
         sys.exit(SOME_REJECTED)
 
 
-def _tell(shown: dict[str, Any], missing: list[Missing], wanted: str) -> None:
+def _tell(shown: dict[str, Any], missing: Sequence[Missing], wanted: str) -> None:
+    name, former = shown["gallery"], shown["former"]
     if shown["switched"]:
-        dropped = f", {shown['dropped']} faces without crop or photo deleted" if shown["dropped"] else ""
-        click.echo(f"Gallery {shown['gallery']} is bound to {wanted} now, and was to {shown['former']}{dropped}.")
+        if shown["dropped"]:
+            _list(missing)
+            click.echo(f"{_faces(shown['dropped'])} with neither crop nor photo deleted.")
+        click.echo(
+            f"Gallery {name} is bound to {wanted} now; it was to {former}. The embeddings by {former} are kept: "
+            "--rollback goes back to them, --forget deletes them."
+        )
         return
-    rows = table("missing", "identity", "SHA-256 of its photo")
-    for face in islice(missing, SHOWN_MISSING):
-        rows.add_row(str(face.face_id), face.external_id, face.image_sha256)
-    show(rows)
-    more = f"... and {len(missing) - SHOWN_MISSING} more, all in --json. " if len(missing) > SHOWN_MISSING else ""
+    _list(missing)
     click.echo(
-        f"{more}Gallery {shown['gallery']} is still bound to {shown['model']}: of {len(missing)} faces there is "
-        "neither crop nor photo. Name folders with --images, or delete them with --drop-missing."
+        f"Gallery {name} is bound to {shown['model']} as before: {_faces(len(missing))} cannot be embedded by "
+        f"{wanted}, as no crop was kept and no photo that shows them is at hand. Name the photos' folder with "
+        "--images, or delete these faces with --drop-missing. What is embedded already stays."
     )
 
 
-def _former(home: Home, gallery: Gallery) -> Beside:
-    """The pack that the gallery had before."""
-    beside = home.store.former_packs(gallery.id)
-    if not beside:
-        raise click.ClickException(f"there is no way back: nothing is kept of another pack for gallery {gallery.name}")
-    return beside[0]
+def _list(missing: Sequence[Missing]) -> None:
+    rows = table("face", "identity", "SHA-256 of its photo")
+    for face in islice(missing, SHOWN_MISSING):
+        rows.add_row(str(face.face_id), face.external_id, face.image_sha256)
+    show(rows)
+    if len(missing) > SHOWN_MISSING:
+        click.echo(f"... and {len(missing) - SHOWN_MISSING} more; --json lists all.")
+
+
+def _faces(count: int) -> str:
+    return "1 face" if count == 1 else f"{count} faces"
+
+
+def _former(home: Home, gallery: Gallery) -> Pack:
+    """The pack that the gallery was bound to before. Raises Conflict where nothing is kept of one, or this program has
+    other files by its name; NotFound and ModelUnavailable."""
+    former = next((pack for pack in home.store.former_packs(gallery.id) if pack.was_bound), None)
+    if former is None:
+        raise Conflict(f"there is no way back: nothing is kept of a pack that gallery {gallery.name!r} had before")
+    pack = home.packs.usable(former.model)
+    if pack.fingerprint != former.fingerprint:
+        raise Conflict(
+            f"there is no way back: gallery {gallery.name!r} was bound to {former.model} {former.fingerprint}, and "
+            f"{pack.name} is {pack.fingerprint} here now",
+            code="model_mismatch",
+        )
+    return pack
 
 
 def _forget(home: Home, gallery: Gallery, as_json: bool) -> None:
-    forgotten = {
-        pack.model: home.store.forget_embeddings(gallery.id, pack.fingerprint)
-        for pack in home.store.former_packs(gallery.id)
-    }
+    forgotten: Counter[str] = Counter()
+    for pack in home.store.former_packs(gallery.id):
+        forgotten[pack.model] += home.store.forget_embeddings(gallery.id, pack.fingerprint)
     if as_json:
         print_json({"gallery": gallery.name, "forgotten": forgotten})
         return
     for model, faces in forgotten.items():
-        click.echo(f"{faces} embeddings by {model} deleted.")
+        click.echo(f"The embeddings of {_faces(faces)} by {model} are deleted.")
     if not forgotten:
         click.echo(f"Nothing is kept of another pack for gallery {gallery.name}.")

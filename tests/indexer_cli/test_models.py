@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,11 +46,14 @@ def site() -> Iterator[Site]:
         yield here
 
 
-def test_pulling_asks_for_the_terms(command: Command, site: Site) -> None:
-    ran = command("models", "pull", "ir50", "--from", site.url)  # no terminal to answer from
-    assert ran.code != 0
-    assert "for non-commercial use" in ran.err
-    assert "Do you accept these terms?" in ran.err
+def test_pulling_asks_for_the_terms(command: Command, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for typed in ("n\n", ""):  # nobody is there to answer
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        ran = command("models", "pull", "ir50", "--from", site.url)
+        assert ran.code == 1
+        assert "for non-commercial use" in ran.err
+        assert "Do you accept these terms?" in ran.err
+        assert "nothing was fetched: the terms were not accepted (--accept-license does, unasked)" in ran.err
     assert site.asked == []
     ran = command("models", "pull", "ir50", "--from", site.url, "--accept-license")
     assert ran.code == 1
@@ -62,6 +66,28 @@ def test_pulling_what_is_there_already(command: Command) -> None:
     assert [(file["file"], file["from"]) for file in ran.json["files"]] == [(file.name, "") for file in SFACE.files]
 
 
+def test_listing_tells_what_packs_lack(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def problems() -> dict[str, str | None]:
+        return {pack["name"]: pack["problem"] for pack in command.ok("models", "list", "--json").json}
+
+    assert problems() == {"ir50": "not installed", "buffalo_l": "not installed", "sface": None}
+    monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
+    assert problems()["sface"] == "no int8 form (whosthere models quantize sface)"
+    assert "no: no int8 form" in command.ok("models", "list").out
+
+
+def test_a_description_that_cannot_be_read_hides_no_other_pack(command: Command) -> None:
+    packs = command.home / "models" / "packs"
+    packs.mkdir(parents=True)
+    (packs / "mine.json").write_text('{"detector": "sface"}')
+    *_, sface, mine = command.ok("models", "list", "--json").json
+    assert (sface["name"], sface["problem"]) == ("sface", None)
+    assert (mine["name"], mine["installed"]) == ("mine", False)
+    assert "mine.json does not describe a model pack: embedder: Field required" in mine["problem"]
+    assert "does not describe a model pack" in command.ok("models", "list").out
+    assert command("models", "verify").code == 1
+
+
 def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) -> None:
     """Added, deleted, pulled from where its description says; a cut connection in between."""
     model = shipped(SFACE.embedder)
@@ -70,7 +96,7 @@ def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) ->
     description = folder / "packs" / "mine.json"
     url = site.keep("/sface.onnx", model.read_bytes(), cuts=[1_000_000])
     description.write_text(description.read_text().replace('"url": ""', f'"url": "{url}"'))
-    (folder / f"mine-{model.name}").unlink()
+    (folder / f"mine+embedder-{model.name}").unlink()
     assert [(p["name"], p["installed"]) for p in command.ok("models", "list", "--json").json][-1] == ("mine", False)
     refused = command("enroll", demo.photos, "--gallery", "staff", "--model", "mine")
     assert refused.code == 1
@@ -87,7 +113,21 @@ def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) ->
     assert "is bound to model pack 'mine', and 'sface' was asked for; a gallery never mixes packs" in refused.err
 
 
-def test_ir50_from_a_mirror_is_the_default_from_then_on(command: Command, site: Site) -> None:
+def test_what_was_pulled_and_does_not_run_is_taken_away_again(command: Command, site: Site) -> None:
+    """Else its hash would be the right one ever after, and a new gallery be bound to it."""
+    for file in IR50.files:
+        site.keep(f"/{file.name}", b"no checkpoint")
+    ran = command("models", "pull", "ir50", "--accept-license", "--from", site.url)
+    assert ran.code == 1
+    assert IR50.detector.name in ran.err
+    assert command.ok("models", "list", "--json").json[0]["problem"] == "not installed"
+    assert not list((command.home / "models").glob("cv_*"))
+    assert command.ok("gallery", "create", "staff", "--json").json["model"] == "sface"
+
+
+def test_ir50_from_a_mirror_is_the_default_from_then_on(
+    command: Command, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With made weights: the real ones are their owners'. The whole way, conversion included."""
     from indexer.vision.detectors.retinaface_network import RetinaFaceNetwork
     from indexer.vision.embedders.iresnet import iresnet50
@@ -104,6 +144,15 @@ def test_ir50_from_a_mirror_is_the_default_from_then_on(command: Command, site: 
     assert (told["name"], told["installed"], told["fingerprint"]) == ("ir50", True, pulled["fingerprint"])
     assert told["thresholds_measured"] is False
 
+    # What was converted needs no PyTorch any more, what was not does.
+    assert told["problem"] is None
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert command.ok("models", "list", "--json").json[0]["problem"] is None
+    shutil.rmtree(command.home / "models" / "prepared")
+    listed = command.ok("models", "list")
+    assert "no: PyTorch is not installed (pip install 'whosthere[torch]')" in listed.out
+    assert command.ok("models", "list", "--json").json[0]["installed"] is True
+
     # Other bytes of the same name are not what was pulled.
     path = command.home / "models" / IR50.embedder.name
     path.write_bytes(path.read_bytes() + b"x")
@@ -112,7 +161,8 @@ def test_ir50_from_a_mirror_is_the_default_from_then_on(command: Command, site: 
     assert [entry["error"] is None for entry in verified.json] == [True, False]
 
 
-def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path) -> None:
+def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")  # to made weights everybody looks alike
     from indexer.vision.embedders.iresnet import iresnet18
 
     path = tmp_path / "backbone.pth"
@@ -120,7 +170,7 @@ def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path) -> No
     options = ("--embedder", path, "--detector", "sface")
     wrong = command("models", "add", "deep", *options, "--embedder-network", "iresnet50")
     assert wrong.code == 1
-    assert "deep-backbone.pth" in wrong.err
+    assert "deep+embedder-backbone.pth" in wrong.err
     assert "iresnet50" in wrong.err
     added = command.ok("models", "add", "small", *options, "--embedder-network", "iresnet18", "--json").json
     assert (added["name"], added["dim"], added["installed"]) == ("small", 512, True)
@@ -179,7 +229,7 @@ def test_a_models_folder_that_cannot_be_written(command: Command, tmp_path: Path
     (command.home / "models").write_text("a file")
     ran = command("models", "add", "mine", "--embedder", shipped(SFACE.embedder), "--detector", "sface")
     assert ran.code == 1
-    assert "cannot be written" in ran.err
+    assert "nothing can be written to" in ran.err
 
 
 def test_the_terms_are_said_of_every_pack_that_has_some() -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from indexer.vision.packs import SFACE
 from search_service.demo import PEOPLE, PROBES
-from search_service.matching.calibration import threshold_for
+from search_service.matching.calibration import by_pack
 from tests import photos
 from tests.indexer_cli.command import Command
 from tests.indexer_cli.conftest import Demo
@@ -23,6 +23,7 @@ FACE_KEYS = [
     "detection_score",
     "quality",
     "decision",
+    "reasons",
     "threshold",
     "fpir",
     "candidates",
@@ -63,7 +64,7 @@ def test_the_json_list(staff: Command, demo: Demo) -> None:
     assert list(face) == FACE_KEYS
     assert face["decision"] == "match"
     assert face["fpir"] == 0.01
-    assert face["threshold"] == round(threshold_for(0.01, 7, SFACE.tail), 4)
+    assert face["threshold"] == round(by_pack(0.01, 7, SFACE.tail), 4)
     assert 0.9 < face["detection_score"] <= 1
     assert list(face["quality"]) == ["size", "sharpness", "yaw", "brightness", "contrast", "reasons"]
     assert [list(candidate) for candidate in face["candidates"]] == [
@@ -174,7 +175,7 @@ def test_thresholds(staff: Command, demo: Demo) -> None:
     probe = demo.probes / "left-6-poor.jpg"  # scores 0.76
     by_fpir = search(staff, probe, "--fpir", "0.001")[0]["faces"][0]
     assert by_fpir["fpir"] == 0.001
-    assert by_fpir["threshold"] == round(threshold_for(0.001, 7, SFACE.tail), 4)
+    assert by_fpir["threshold"] == round(by_pack(0.001, 7, SFACE.tail), 4)
     score = by_fpir["candidates"][0]["score"]
     for threshold, decision in ((score - 0.01, "match"), (score + 0.01, "no_match")):
         face = search(staff, probe, "--threshold", str(threshold))[0]["faces"][0]
@@ -184,7 +185,7 @@ def test_thresholds(staff: Command, demo: Demo) -> None:
 def test_the_service_s_own_fpir_is_a_setting(staff: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHOSTHERE_FPIR", "0.0001")
     face = search(staff, demo.photo("hanks"))[0]["faces"][0]
-    assert (face["fpir"], face["threshold"]) == (0.0001, round(threshold_for(0.0001, 7, SFACE.tail), 4))
+    assert (face["fpir"], face["threshold"]) == (0.0001, round(by_pack(0.0001, 7, SFACE.tail), 4))
 
 
 @pytest.mark.parametrize(
@@ -248,8 +249,9 @@ def test_a_poor_probe_is_for_review(staff: Command, demo: Demo, tmp_path: Path) 
 
 
 def test_two_that_are_nearly_equal_are_for_review_even_when_one_is_shown(
-    staff: Command, demo: Demo, tmp_path: Path
+    staff: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "report")
     with Image.open(demo.photo("collins")) as opened:
         other = io.BytesIO()
         opened.save(other, "JPEG", quality=80)
@@ -283,6 +285,8 @@ def test_who_is_not_valid_now_is_never_returned(empty: Command, demo: Demo, tmp_
     expired, not_yet, valid = (answer["faces"][0] for answer in search(empty, *probes, "--top-k", "100"))
     assert [ids(face) for face in (expired, not_yet, valid)] == [["valid"], ["valid"], ["valid"]]
     assert [face["decision"] for face in (expired, not_yet, valid)] == ["no_match", "no_match", "match"]
+    reasons = [face["reasons"] for face in (expired, not_yet, valid)]
+    assert reasons == [["identity_expired"], ["identity_not_yet_valid"], []]
     later = f"image,external_id,valid_until\n{demo.photo('hanks')},expired,2998-12-31\n"
     manifest.write_text(later)
     empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
