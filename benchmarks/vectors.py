@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -718,18 +718,21 @@ def read_embeddings(folder: Path, kept: Path | None) -> Embedded:
     return data
 
 
-def run(measured: Measured, sizes: Sequence[int], folder: Path) -> Iterator[dict[str, Cell]]:
+def run(measured: Measured, sizes: Sequence[int], graphs: int, folder: Path) -> Iterator[dict[str, Cell]]:
+    rivals = [
+        replace(rival, most=min(rival.most, graphs)) if rival.most == MOST_OF_A_GRAPH else rival for rival in RIVALS
+    ]
     populations = [Population(measured, dim) for dim in DIMS]
     yield from spread_rows(measured, populations)
     middle = min(sizes[-1], 100_000)
     real = real_gallery(measured, populations[0], middle)
-    yield from rival_rows(real, contend(real, [rival for rival in RIVALS if rival.name not in OTHER_GRAPHS], folder))
+    yield from rival_rows(real, contend(real, [rival for rival in rivals if rival.name not in OTHER_GRAPHS], folder))
     for population in populations:
         say(f"making {sizes[-1]:,} faces in {population.dim} dimensions")
         vectors, groups = make_vectors(population, sizes[-1])
         for faces in sizes:
             gallery = make_gallery(population, vectors[:faces], groups[:faces])
-            yield from rival_rows(gallery, contend(gallery, RIVALS, folder))
+            yield from rival_rows(gallery, contend(gallery, rivals, folder))
         yield from tier_rows(population, vectors, groups, folder)
         yield from code_rows(population, vectors[:middle], groups[:middle], folder)
 
@@ -738,11 +741,14 @@ def main() -> None:
     parser = lfw.arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="10,000 faces only; writes no results")
     parser.add_argument("--embeddings", type=Path, help="an .npz that keeps the folder's embeddings between runs")
+    parser.add_argument(
+        "--graphs", type=int, default=MOST_OF_A_GRAPH, metavar="N", help="faces up to which graphs are built"
+    )
     arguments = parser.parse_args()
     begun = time.monotonic()
     measured = measure(read_embeddings(arguments.folder, arguments.embeddings))
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(run(measured, SIZES[:1] if arguments.quick else SIZES, Path(folder)))
+        rows = list(run(measured, SIZES[:1] if arguments.quick else SIZES, arguments.graphs, Path(folder)))
         results = Path(folder) if arguments.quick else lfw.RESULTS
         lfw.write_results(results / "vectors.csv", rows)
     if not arguments.quick:
