@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     thorough: bool = Field(
         default=True,
         description="Whether packs that gain by it (`sface`) embed two crops of each face, a little nearer and wider: "
-        "10 ms a photo instead of 7.5, FNIR at FPIR 3 % lower by a tenth. Embeddings of both kinds may be compared.",
+        "twice the embedder's work, FNIR at FPIR 3 % lower by a tenth. Embeddings of both kinds may be compared.",
     )
     keep_crops: bool = Field(
         default=False,
