@@ -49,9 +49,11 @@ def content(row: Row, limit: int = LIMIT) -> bytes | str:
 
 
 def message(row: Row) -> str:
-    with pytest.raises(RejectedImage) as caught:
+    try:  # and not `pytest.raises`, whose frames would keep the archive until it is collected, still open
         row.read(LIMIT)
-    return caught.value.message
+    except RejectedImage as rejection:
+        return rejection.message
+    pytest.fail(f"{row.image} was read")
 
 
 # Folders and files
@@ -453,7 +455,8 @@ def damaged(path: Path, compression: int, how: str) -> Path:
         data[entry.header_offset + 8 : entry.header_offset + 10] = struct.pack("<H", 99)
         data[central + 10 : central + 12] = struct.pack("<H", 99)
     elif how == "offset":
-        data[central + 42 : central + 46] = struct.pack("<I", 3)
+        # Within the entry itself: Pythons that guard against overlapping entries read neither of two that do.
+        data[central + 42 : central + 46] = struct.pack("<I", entry.header_offset + 3)
     elif how == "claims less":
         data[central + 24 : central + 28] = struct.pack("<I", 10)
     else:
