@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import io
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,16 +32,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks import lfw
-from benchmarks.lfw import Cell
-from indexer.types import Pick, Precision, Vectors, normalise
-from indexer.vision import cuda, runtime
+from benchmarks.lfw import Cell, say
+from indexer.types import Device, Pick, Precision, Vectors, normalise
+from indexer.vision import cuda, networks, runtime
 from indexer.vision.checkpoints import module
 from indexer.vision.cuda import CudaSession
-from indexer.vision.embedders.base import Embedder
 from indexer.vision.embedders.iresnet import iresnet50
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import CHECKPOINTS, IR50, SFACE, Pack
-from indexer.vision.pipeline import FacePipeline
+from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.quantize import quantise
 from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, to_blob, usable_cores
 from tests.vision import golden
@@ -109,10 +107,6 @@ def main() -> None:
     lfw.write_results(lfw.RESULTS / "embed.csv", rows)
 
 
-def say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
-
-
 def faces_of(images: Sequence[bytes], files: ModelFiles) -> NDArray[np.uint8]:
     """(N, 112, 112, 3) the central face of each photo that has one."""
     seen = lfw.describe_all(FacePipeline(SFACE, files), images, len(images))
@@ -131,7 +125,7 @@ def made_pack(files: ModelFiles) -> Pack:
 
 def cpu_ways(pack: Pack, files: ModelFiles, threads: Threads) -> list[Way]:
     """Plain PyTorch only with the threads it takes itself."""
-    feed, streams = Feed((pack.mean,) * 3, pack.scale), threads.streams
+    feed, streams = networks.feed_of(pack), threads.streams
     exact, int8 = files.prepared(pack.embedder), files.quantised(pack.embedder)
     ways = [
         Way(
@@ -167,7 +161,7 @@ def on_gpu(pack: Pack, files: ModelFiles, crops: NDArray[np.uint8]) -> list[dict
     if pack.embedder.network not in CHECKPOINTS or cuda.problem() is not None:
         say(f"{pack.name}: not on a GPU: {cuda.problem() or 'it is no PyTorch network'}")
         return []
-    feed = Feed((pack.mean,) * 3, pack.scale)
+    feed = networks.feed_of(pack)
     network, *others = (module(files.read(pack.embedder), pack.embedder) for _ in range(3))
     plain = Plain(network.cuda(), feed, "cuda")
     sessions = {
@@ -238,10 +232,10 @@ def embed(way: Way, crops: NDArray[np.uint8]) -> Vectors:
 
 def whole_paths(pack: Pack, files: ModelFiles, images: Sequence[bytes]) -> list[dict[str, Cell]]:
     """JPEG bytes to embeddings, on the CPU and, where there is one, on a GPU."""
-    feed, streams = Feed((pack.mean,) * 3, pack.scale), usable_cores()
-    threads = Threads(streams=streams)
+    feed, streams = networks.feed_of(pack), usable_cores()
+    model, threads = files.prepared(pack.embedder), Threads(streams)
     sessions: list[tuple[str, str, str, Session]] = [
-        ("CPU", "openvino", "native", runtime.load(files.prepared(pack.embedder), feed, Precision.NATIVE, threads))
+        ("CPU", "openvino", "native", networks.on_cpu(model, pack.embedder, feed, Precision.NATIVE, threads))
     ]
     if cuda.problem() is None:
         network = module(files.read(pack.embedder), pack.embedder)
@@ -268,10 +262,10 @@ def whole_paths(pack: Pack, files: ModelFiles, images: Sequence[bytes]) -> list[
 
 def describe_rate(pack: Pack, files: ModelFiles, session: Session, images: Sequence[bytes], streams: int) -> float:
     """Photos a second: the median of ROUNDS, each core with a thread that describes its share."""
-    pipeline = FacePipeline(SFACE, files)
-    pipeline.load()
+    options = Options(threads=Threads(streams), device=Device.CPU)
+    pipeline = FacePipeline(replace(SFACE, zooms=pack.zooms), files, options)
     detector, _ = pipeline._load()
-    pipeline._networks = detector, Embedder(session, pack.dim, pack.mirror)
+    pipeline._networks = detector, networks.embedder_of(pack, session)
     shares = [images[i : i + DESCRIBED] for i in range(0, len(images), DESCRIBED)]
     taken = []
     with ThreadPoolExecutor(streams) as pool:

@@ -8,6 +8,8 @@ with more than K photos are searched with the others, at most PROBES of them; ev
 (Gaussian blur of 2.5 pixels sigma in the crop). The mean over DRAWS galleries. Embeddings are the pipeline's
 (`benchmarks/variants.py`, which shares its cache); the mean embedding is that of everybody.
 
+`fusion.fused_score` is `search_service/matching/fusion.py`, which the search does not use yet: it takes the best face.
+
 Writes benchmarks/results/fusion.csv.
 """
 
@@ -22,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import lfw
-from benchmarks.lfw import Cell
-from benchmarks.variants import SHIPPED, VARIANTS, People, Study, embeddings, mean_embedding, say
+from benchmarks.lfw import Cell, say
+from benchmarks.variants import SHIPPED, VARIANTS, People, Study, embeddings, mean_embedding
 from indexer.types import Vectors, normalise
 from indexer.vision.packs import SFACE
 from search_service.matching.fusion import fused_score, sort_out
@@ -34,8 +36,8 @@ DRAWS = 8
 PROBES = 5
 FPIRS = (0.1, 0.03, 0.01)
 NEAR = 0.2
-"""Only identities with a face that scores more are fused by the program's own function, which takes its time: no other
-one is anywhere near a threshold."""
+"""Only identities with a face that scores more are fused by `fusion.fused_score`, which takes its time: no other one is
+anywhere near a threshold."""
 
 Scores = NDArray[np.float32]
 """(P, K) the cosines of P probes to the K faces of one identity."""
@@ -79,7 +81,7 @@ def sorted_mean(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) ->
 
 
 def fused(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) -> NDArray[np.floating]:
-    """The program's own."""
+    """That of `search_service/matching/fusion.py`."""
     answer = np.array(scores.max(1))
     if len(faces) > 1:
         found = sort_out((faces @ faces.T).tolist(), SFACE.same_threshold)

@@ -133,6 +133,11 @@ def load_pipeline(pack: Pack, options: Options = Options()) -> FacePipeline:
         return pipeline
 
 
+def say(what: str) -> None:
+    """How far a benchmark is, on stderr."""
+    print(time.strftime("%H:%M:%S"), what, file=sys.stderr, flush=True)
+
+
 def describe_all(pipeline: FacePipeline, images: Iterator[bytes] | Sequence[bytes], total: int) -> list[Seen]:
     """The central face of each image, not gated, with progress on stderr."""
     seen: list[Seen] = []

@@ -27,6 +27,8 @@ from sqlalchemy import Connection, create_engine, insert, make_url, text
 from benchmarks import lfw
 from benchmarks.lfw import Cell
 from indexer.gallery.schema import Base
+from indexer.types import normalise
+from indexer.vectors.compressed import turned
 from indexer.vectors.milvus_client import INDEX_TYPES
 from indexer.vectors.milvus_index import RESCORED
 from tests.postgres import Postgres
@@ -54,15 +56,7 @@ def faces(count: int, dim: int) -> Iterator[NDArray[np.float32]]:
     random = np.random.default_rng(0)
     for start in range(0, count, AT_ONCE):
         part = random.standard_normal((min(AT_ONCE, count - start), dim), dtype=np.float32)
-        yield part / np.linalg.norm(part, axis=1, keepdims=True)
-
-
-def turned(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Unit vectors that have a cosine of COSINE with `vectors`, in any direction."""
-    aside = np.random.default_rng(1).standard_normal(vectors.shape, dtype=np.float32)
-    aside -= np.einsum("nd,nd->n", aside, vectors)[:, None] * vectors
-    aside /= np.linalg.norm(aside, axis=1, keepdims=True)
-    return np.asarray(COSINE * vectors + np.sqrt(1 - COSINE**2) * aside, dtype=np.float32)
+        yield normalise(part)
 
 
 def build(kind: str, count: int, dim: int) -> Any:
@@ -84,7 +78,9 @@ def scans(count: int, dim: int) -> list[dict[str, Cell]]:
     parts = [part[mates[mates // AT_ONCE == n] % AT_ONCE] for n, part in enumerate(faces(count, dim))]
     order = np.argsort(mates // AT_ONCE, kind="stable")
     asked = np.random.default_rng(3).permutation(MATES)
-    probes, wanted = turned(np.concatenate(parts))[asked], mates[order][asked]
+    cosines = np.full((MATES, 1), COSINE, np.float32)
+    probes = turned(np.concatenate(parts), cosines, np.random.default_rng(1))[asked]
+    wanted = mates[order][asked]
     times: dict[str, list[float]] = {kind: [] for kind in indexes}
     ranks: dict[str, list[int]] = {kind: [] for kind in indexes}
     for number, (probe, mate) in enumerate(zip(probes, wanted, strict=True)):

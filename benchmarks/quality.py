@@ -28,7 +28,6 @@ from PIL import Image
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell, Embedded, Shot
-from benchmarks.thresholds import cosine_at
 from indexer.types import Face, Pixels
 from indexer.vision import quality
 from indexer.vision.align import align
@@ -305,7 +304,7 @@ def main() -> None:
     shots = lfw.list_shots(folder)
     pipeline = lfw.load_pipeline(SFACE)
     data = lfw.embed(pipeline, shots)
-    limit = cosine_at(SFACE.tail, MISS_FMR)
+    limit = SFACE.tail.cosine(MISS_FMR)
     lfw.write_results(lfw.RESULTS / "quality_gate.csv", gate_rows(data, shots))
     row_of = data.rows
     pairs = [(row_of[p[0].path], p[1]) for p in lfw.by_person(shots).values() if len(p) > 1 and p[0].path in row_of]

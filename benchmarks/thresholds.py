@@ -90,7 +90,7 @@ def _same(a: NDArray[np.int64], b: NDArray[np.int64], two_names: Names) -> Flags
 
 def find_two_names(data: Embedded, tail: ScoreTail, pairs: int) -> Names:
     """People of whom some photos score where `tail` expects less than one of `pairs` pairs of strangers."""
-    limit = cosine_at(tail, 1 / pairs)
+    limit = tail.cosine(1 / pairs)
     found: set[tuple[int, int]] = set()
     for start in range(0, len(data.vectors), BLOCK):
         rows, columns = np.nonzero(data.vectors[start : start + BLOCK] @ data.vectors.T >= limit)
@@ -112,13 +112,9 @@ def rate_at(tail: ScoreTail, cosine: float) -> float:
     return float(tail.rate * np.exp(-(cosine - tail.start) / tail.scale))
 
 
-def cosine_at(tail: ScoreTail, fmr: float) -> float:
-    return float(tail.start + tail.scale * np.log(tail.rate / fmr))
-
-
 def threshold(tail: ScoreTail, fpir: float, identities: int) -> float:
     """The score that the best of `identities` strangers reaches with probability `fpir`."""
-    return cosine_at(tail, -float(np.expm1(np.log1p(-fpir) / identities)))
+    return tail.cosine(-float(np.expm1(np.log1p(-fpir) / identities)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +153,7 @@ def fmr_rows(data: Embedded, two_names: Names, pairs: list[lfw.Pair]) -> list[di
                 "cosine_as_labelled": labelled.cosine(rate),
                 "tail_fmr": rate_at(tail, cosine),
                 "tail_fmr_over_measured": rate_at(tail, cosine) / rate,
-                "tail_cosine_minus_measured": cosine_at(tail, rate) - cosine,
+                "tail_cosine_minus_measured": tail.cosine(rate) - cosine,
                 "fitted_1e-2_to_1e-5_over_measured": rate_at(wide, cosine) / rate,
             }
         )

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import lfw, looks
-from benchmarks.lfw import Cell, OpenSet, Shot
+from benchmarks.lfw import Cell, OpenSet, Shot, say
 from indexer.types import Box, Detection, Pick, Pixels, Vectors, normalise
 from indexer.vision import detection, quality
 from indexer.vision.align import SIZE, TEMPLATE, align, similarity
@@ -129,8 +127,6 @@ VIEWS: Mapping[str, View] = {
     "crop near": View(UPRIGHT, paint=zoomed(1.05)),
     "u blurred": View(UPRIGHT, paint=blurred),
 }
-
-THREE = ("u near", "upright both", "u wide")
 
 Learn = Callable[[Vectors, NDArray[np.int64], NDArray[np.int64]], Vectors]
 """All embeddings (M, D), the person of each, and the rows that may be learned from -> all embeddings, changed."""
@@ -257,10 +253,6 @@ def cut(photo: Photo, points: NDArray[np.float32], view: View) -> Pixels:
 def in_parts(items: Sequence[Item], count: int = AT_ONCE) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), count):
         yield items[start : start + count]
-
-
-def say(what: str) -> None:
-    print(time.strftime("%H:%M:%S"), what, file=sys.stderr, flush=True)
 
 
 class People:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,9 +44,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks import lfw, thresholds
-from benchmarks.lfw import Cell, Embedded
+from benchmarks.lfw import Cell, Embedded, say
 from indexer.gallery.store import FaceVectors
-from indexer.types import Tier, Vectors
+from indexer.types import Tier, Vectors, normalise
 from indexer.vectors import compressed
 from indexer.vectors.base import Header, VectorIndex
 from indexer.vectors.tiers import FaissEngine
@@ -156,7 +155,8 @@ class Population:
         # With this share of the mean in the other direction, the photo has as much of it as any face.
         aside = self._draw(groups, np.sqrt((1 - near) / (1 + near)), rng)
         aside -= np.einsum("nd,nd->n", aside, faces)[:, None] * faces
-        return _unit(near[:, None] * faces + np.sqrt(1 - near**2)[:, None] * _unit(aside))
+        photos = near[:, None] * faces + np.sqrt(1 - near**2)[:, None] * normalise(aside)
+        return normalise(photos.astype(np.float32))
 
     def _draw(self, groups: Ids, means: NDArray[np.float32], rng: np.random.Generator) -> Vectors:
         """One of each of these (N,) groups, with (N,) `means` times its mean."""
@@ -165,7 +165,7 @@ class Population:
             rows = np.flatnonzero(groups == number)
             noise = rng.standard_normal((len(rows), self.dim), dtype=np.float32)
             drawn[rows] = means[rows, None] * group.mean + noise @ group.spread
-        return _unit(drawn)
+        return normalise(drawn)
 
     def _fit_power(self, cosine: float) -> float:
         low, high = 1.0, 4.0
@@ -385,15 +385,6 @@ def _threads(count: int) -> Iterator[None]:
     faiss.omp_set_num_threads(before)
 
 
-def _unit(vectors: NDArray[np.floating]) -> Vectors:
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-    return np.asarray(vectors / lengths[:, None], dtype=np.float32)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def measure(data: Embedded) -> Measured:
     labelled = thresholds.impostors(data.vectors, data.person)
     two_names = thresholds.find_two_names(data, thresholds.fit(labelled), labelled.pairs)
@@ -483,11 +474,12 @@ def time_one_by_one(searches: Mapping[str, Search], probes: Vectors) -> dict[str
     with _threads(1):
         for start in range(0, len(probes), A_TURN):
             for name, search in searches.items():
-                for number in (*[start] * WARM_UP, *range(start, min(start + A_TURN, len(probes)))):
+                numbers = (*[start] * WARM_UP, *range(start, min(start + A_TURN, len(probes))))
+                for turn, number in enumerate(numbers):
                     begun = time.perf_counter()
                     search(probes[number : number + 1], 1)
-                    taken[name].append(1000 * (time.perf_counter() - begun))
-                del taken[name][-min(A_TURN, len(probes) - start) - WARM_UP : -min(A_TURN, len(probes) - start)]
+                    if turn >= WARM_UP:
+                        taken[name].append(1000 * (time.perf_counter() - begun))
     return {name: statistics.median(times) for name, times in taken.items()}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
-import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 if sys.platform == "win32":
     import msvcrt
@@ -16,28 +17,53 @@ else:
 
 
 def write_atomically(target: Path, parts: Iterable[bytes | memoryview], shared: bool = False) -> None:
-    """Replaces `target`, making its folder where needed. Raises OSError, and leaves nothing, when that fails.
+    """Replaces `target`, as `replacing` does."""
+    with replacing(target, shared) as (file, _):
+        for part in parts:
+            file.write(part)
 
-    Only its owner may read it; with `shared`, whoever the umask lets.
+
+@contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file, and the name it has for now: it takes the place of `path`, whole, when the block ends.
+
+    Nothing is left of it when the block raises. Only its owner may read it; with `shared`, whoever the umask lets.
+    Makes the folder where needed. Raises OSError.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-    temporary = Path(name)
-    if shared:  # a new file of the same name has the mode that the umask gives
-        os.close(handle)
-        temporary.unlink()
-        handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, temporary = _new_file(path, 0o666 if shared else 0o600)
+    file = os.fdopen(lock, "w+b")
     try:
-        with os.fdopen(handle, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        yield file, temporary
+        file.flush()
+        os.fsync(file.fileno())
+        if os.name != "posix":
+            file.close()  # Windows renames no open file
+        temporary.replace(path)  # still locked, elsewhere: nobody takes it for left over
     except BaseException:
+        with suppress(OSError):  # what is still buffered meets the same full disk
+            file.close()
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(target.parent)
+    file.close()
+    sync_folder(path.parent)
+
+
+def clear(path: Path) -> None:
+    """Deletes what killed processes left of files that were to replace `path`: those that nobody holds a lock on.
+
+    Raises OSError.
+    """
+    for leftover in path.parent.glob(f"{path.name}*.tmp"):
+        if leftover.is_file() and (lock := try_lock(leftover)) is not None:
+            unlock(leftover, lock)
+
+
+def _new_file(path: Path, mode: int) -> tuple[int, Path]:
+    while True:
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+        if (lock := try_lock(temporary, mode)) is not None:
+            return lock, temporary
 
 
 def sync_folder(folder: Path) -> None:
@@ -51,10 +77,23 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def try_lock(path: Path) -> int | None:
-    """Locks the file, making it where needed: a descriptor, to be given to `unlock`; None while someone else holds it.
-    The system lets go of it when a process ends, in whatever way. Raises OSError."""
-    lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Whether nobody else holds the lock on the file of that name, which is held then. Makes its folder where needed.
+    Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(path)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            unlock(path, lock)
+
+
+def try_lock(path: Path, mode: int = 0o666) -> int | None:
+    """Locks the file, making it with `mode` where needed: a descriptor, to be given to `unlock`; None while someone
+    else holds it. The system lets go of it when a process ends, in whatever way. Raises OSError."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR, mode)
     try:
         if sys.platform == "win32":
             msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,11 +43,10 @@ Tell = Callable[[int, int], None]
 def lookalike_bound(pack: Pack, faces: int) -> float:
     """The cosine from which a face is taken for a lookalike of one of so many, by how the pack's strangers score.
 
-    Not below the lowest that they tell of, and not above 1, which no cosine is.
+    Not below the start of their tail, and not above 1, which no cosine is.
     """
     fmr = min(LOOKALIKE_FMR, HELD_IN_VAIN / max(faces, 1))
-    rarer = max(math.log(pack.tail.rate / fmr), 0.0)
-    return round(min(pack.tail.start + pack.tail.scale * rarer, 1.0), 4)
+    return round(min(max(pack.tail.cosine(fmr), pack.tail.start), 1.0), 4)
 
 
 # New faces
@@ -379,7 +377,7 @@ def _nearer(best: Scores, nearest: Ids, scores: Scores, first: int) -> None:
 def _nearest(store: Store, gallery: Gallery, index: VectorIndex, threshold: float, tell: Tell) -> _Scan:
     """The nearest other identities of each face, as the index has them."""
     scan = _Scan(_Pairs(threshold))
-    for part in store.all_vectors(gallery, BLOCK_ROWS)[1]:
+    for part in store.all_vectors(gallery, BLOCK_ROWS):
         suspects: list[_Near] = []
         hits = index.nearest_identities(part.vectors, NEAREST + 1)
         for face_id, identity_id, some in zip(part.face_ids.tolist(), part.identity_ids.tolist(), hits, strict=True):

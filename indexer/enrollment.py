@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from indexer.duplicates import Lookalike, Lookalikes
-from indexer.errors import Conflict, InvalidVector, RejectedImage, WhosthereError
+from indexer.errors import Conflict, RejectedImage
 from indexer.gallery.store import Enrolled, NewFace, Store
 from indexer.sources import Row
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision import crops
+from indexer.vision.blame import each
 from indexer.vision.packs import Pack
 from indexer.vision.pipeline import FacePipeline, Seen
 
@@ -139,15 +140,8 @@ class Enroller:
     def _describe(self, images: Sequence[bytes], pick: Pick) -> list[Seen]:
         """What the pipeline sees. An image that it fails on is rejected, or the run would end there every time;
         errors that no image is to blame for are raised."""
-        try:
-            return self._pipeline.describe(images, pick, gate=True)
-        except Exception as error:
-            if isinstance(error, WhosthereError) and not isinstance(error, InvalidVector):
-                raise
-            if len(images) > 1:
-                return [seen for image in images for seen in self._describe([image], pick)]
-            message = f"the image cannot be processed: {type(error).__name__}: {error}"
-            return [Seen(rejection=RejectedImage(message, code=Reason.UNREADABLE_IMAGE))]
+        answers = each(images, lambda some: self._pipeline.describe(some, pick, gate=True))
+        return [_failed(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _read(self, row: Row) -> bytes | RejectedImage:
         try:
@@ -220,6 +214,11 @@ def looks_like(other: Lookalike) -> RejectedImage:
         code=Reason.LOOKS_LIKE_ANOTHER_IDENTITY,
         details=other.details,
     )
+
+
+def _failed(error: Exception) -> Seen:
+    message = f"the image cannot be processed: {type(error).__name__}: {error}"
+    return Seen(rejection=RejectedImage(message, code=Reason.UNREADABLE_IMAGE))
 
 
 def _says(person: Person) -> bool:

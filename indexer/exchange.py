@@ -26,7 +26,7 @@ from indexer.disk import write_atomically
 from indexer.enrollment import another_identity
 from indexer.errors import Conflict, InvalidRequest, InvalidVector, NotFound, StorageUnavailable
 from indexer.gallery.clock import now
-from indexer.gallery.exchange import Exchange, Record, Snapshot
+from indexer.gallery.exchange import Record, Snapshot, snapshot_of
 from indexer.gallery.store import Enrolled, NewFace, check_person
 from indexer.home import Home
 from indexer.types import (
@@ -116,7 +116,7 @@ def export_gallery(home: Home, name: str, path: Path, tell: Tell = lambda done, 
     Raises NotFound, and StorageUnavailable where the file cannot be written.
     """
     _ = home.store  # its tables brought up to date
-    with Exchange(home.engine).snapshot(name) as snapshot, closing(_file_parts(snapshot, tell)) as parts:
+    with snapshot_of(home.engine, name) as snapshot, closing(_file_parts(snapshot, tell)) as parts:
         try:
             write_atomically(path, parts)
         except OSError as error:
@@ -418,15 +418,16 @@ def _check_dim(file: GalleryFile, maker: _Maker) -> None:
 def import_rows(
     home: Home, gallery: Gallery, file: GalleryFile, tell: Tell = lambda done, total: None
 ) -> Generator[RowResult]:
-    """Enrols the file's faces and identities, BATCH rows a transaction; one result a row, in order, each after it is
-    committed. What is in already is unchanged, so that a run that ended early goes on where it was.
+    """Enrols the file's faces and identities, BATCH rows at a time, identities without faces in a transaction before
+    the rest; one result a row, in order, each after it is committed. What is in already is unchanged, so that a run
+    that ended early goes on where it was.
 
     Raises Conflict when the gallery is re-embedded meanwhile, InvalidRequest where the file is damaged.
     """
-    exchange, done = Exchange(home.engine), 0
+    done = 0
     for batch in file.batches():
         rows = _read_rows(file.path, batch, done, gallery.dim)
-        yield from _commit(home, exchange, gallery, rows)
+        yield from _commit(home, gallery, rows)
         done += len(rows)
         tell(done, file.rows)
 
@@ -440,10 +441,10 @@ class _Row:
     said: NewFace | Person | InvalidRequest
 
 
-def _commit(home: Home, exchange: Exchange, gallery: Gallery, rows: Sequence[_Row]) -> list[RowResult]:
+def _commit(home: Home, gallery: Gallery, rows: Sequence[_Row]) -> list[RowResult]:
     faces = [row.said for row in rows if isinstance(row.said, NewFace)]
     people = [row.said for row in rows if isinstance(row.said, Person)]
-    made = exchange.add_identities(gallery, people) if people else set()
+    made = home.store.add_identities(gallery, people) if people else set()
     became = home.store.enroll(gallery, faces, people) if faces or people else []
     of_faces, of_people = iter(became[: len(faces)]), iter(became[len(faces) :])
     results = []

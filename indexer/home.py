@@ -89,6 +89,11 @@ class Home:
         """
         return self.packs.usable(self.settings.model) if self.settings.model else self.packs.best()
 
+    def usable(self, name: str | None) -> Pack:
+        """The pack of that name, or the one for new galleries where none is said. Raises NotFound for one that is not
+        known, ModelUnavailable for one that cannot run here."""
+        return self.packs.usable(name) if name else self.pack
+
     @property
     def cores(self) -> int:
         return self.settings.threads or usable_cores()
@@ -120,7 +125,7 @@ class Home:
         try:
             gallery = self.store.gallery(name)
         except NotFound:
-            pack = self.packs.usable(model) if model else self.pack
+            pack = self.usable(model)
             self.pipeline(pack, streams=self.cores).load()  # what cannot enrol makes no gallery
             try:
                 return self.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
@@ -146,8 +151,9 @@ class Home:
         wants to know."""
         if self.settings.lookalikes == "off":
             return None
-        bound = lookalike_bound(self.pack_of(gallery), max(self.store.counts(gallery.id)[1], photos))
-        return Lookalikes(self.store, gallery, self.indexes.of(gallery), bound, self.settings.lookalikes == "hold")
+        index = self.indexes.of(gallery)
+        bound = lookalike_bound(self.pack_of(gallery), max(len(index.caught_up()), photos))
+        return Lookalikes(self.store, gallery, index, bound, self.settings.lookalikes == "hold")
 
     def enroller(self, gallery: Gallery, photos: int = 0) -> Enroller:
         """A stream a core, and workers enough to keep them all computing; `photos` are to be enrolled."""

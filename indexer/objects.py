@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Identity, StoredFace
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def gallery_object(store: Store, gallery: Gallery) -> dict[str, Any]:
@@ -20,6 +23,11 @@ def gallery_object(store: Store, gallery: Gallery) -> dict[str, Any]:
         "faces": faces,
         "created_at": gallery.created_at.isoformat(),
     }
+
+
+def gallery_detail(store: Store, gallery: Gallery, index: DataclassInstance) -> dict[str, Any]:
+    """The same, and the state of its index."""
+    return gallery_object(store, gallery) | {"index": asdict(index)}
 
 
 def identity_object(person: Identity) -> dict[str, Any]:

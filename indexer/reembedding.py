@@ -17,11 +17,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.errors import InvalidRequest, InvalidVector, WhosthereError
+from indexer.errors import InvalidRequest
 from indexer.gallery.embeddings import Lacking, Switch
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Pick, sha256
 from indexer.vision import crops
+from indexer.vision.blame import each
 from indexer.vision.detectors.base import iou
 from indexer.vision.pipeline import FacePipeline, Seen
 
@@ -78,44 +79,48 @@ class Reembedder:
         self._gallery = gallery
         self._fingerprint = pipeline.pack.fingerprint
         self._images = images or {}
-        self._missing: set[int] = set()
-        """Faces that this run has looked at in vain."""
+        self._missing: dict[int, Missing] = {}
+        """Faces that this run has looked at in vain, by their ids."""
 
     def embed(self) -> Generator[Progress]:
         """Embeds every face that lacks an embedding, telling how far it is at the start and after each batch that is
         committed. Close the iterator to stop early. Raises ModelUnavailable too."""
-        pack = self._pipeline.pack
-        self._store.start_reembedding(self._gallery, pack.name, self._fingerprint, pack.dim)
-        faces, embedded, after = self._store.counts(self._gallery.id)[1], self._embedded(), 0
+        rest = self._rest()
+        next(rest)
+        faces = self._store.counts(self._gallery.id)[1]
+        embedded = self._store.embedded(self._gallery.id, self._fingerprint)
         yield Progress(embedded, len(self._missing), faces)
-        while some := self._store.lacking(self._gallery.id, self._fingerprint, after, BATCH):
-            after = some[-1].face_id  # ids rise: faces that are enrolled meanwhile come after it
-            embedded += self._embed([face for face in some if face.face_id not in self._missing])
+        for more in rest:
+            embedded += more
             yield Progress(embedded, len(self._missing), max(faces, embedded + len(self._missing)))
 
-    def missing(self) -> Iterator[Missing]:
-        """The faces that `embed` has looked at in vain, in the order of their enrolment."""
-        after = 0
-        while some := self._store.lacking(self._gallery.id, self._fingerprint, after, BATCH):
-            after = some[-1].face_id
-            for face in some:
-                if face.face_id in self._missing:
-                    yield Missing(face.face_id, face.external_id, face.image_sha256)
+    def missing(self) -> list[Missing]:
+        """The faces that were looked at in vain, in the order of their enrolment; after `switch` those that it found
+        missing, also where it dropped them."""
+        return list(self._missing.values())
 
     def switch(self, drop_missing: bool = False) -> Switch:
         """Embeds what is left, and binds the gallery to the pack in one transaction; the embeddings it had lie beside
         from then on. With `drop_missing` the faces that cannot be embedded are deleted, their identities stay; without,
         one such face keeps it from switching."""
         while True:
-            for _ in self.embed():
+            for _ in self._rest():
                 pass
-            ended = self._store.switch_model(self._gallery, self._fingerprint, self._missing, drop_missing)
+            ended = self._store.switch_model(self._gallery, self._fingerprint, self._missing.keys(), drop_missing)
             if not ended.newer:
                 return ended
 
-    def _embedded(self) -> int:
-        beside = self._store.former_packs(self._gallery.id)
-        return sum(pack.faces for pack in beside if pack.fingerprint == self._fingerprint)
+    def _rest(self) -> Iterator[int]:
+        """Embeds every face that lacks an embedding: how many each batch added that is committed, and 0 once begun."""
+        pack, after = self._pipeline.pack, 0
+        self._store.start_reembedding(self._gallery, pack.name, self._fingerprint, pack.dim)
+        yield 0
+        left: dict[int, Missing] = {}
+        while some := self._store.lacking(self._gallery.id, self._fingerprint, after, BATCH):
+            after = some[-1].face_id  # ids rise: faces that are enrolled meanwhile come after it
+            yield self._embed([face for face in some if face.face_id not in self._missing])
+            left |= {face.face_id: self._missing[face.face_id] for face in some if face.face_id in self._missing}
+        self._missing = left  # others are gone, or somebody else has embedded them
 
     def _embed(self, some: Sequence[Lacking]) -> int:
         """Embeds those that can be, and commits; how many."""
@@ -124,7 +129,9 @@ class Reembedder:
         if found:
             vectors = np.stack(list(found.values()))
             self._store.put_embeddings(self._gallery, self._fingerprint, list(found), vectors)
-        self._missing.update(face.face_id for face in some if face.face_id not in found)
+        for face in some:
+            if face.face_id not in found:
+                self._missing[face.face_id] = Missing(face.face_id, face.external_id, face.image_sha256)
         return len(found)
 
     def _of_crops(self, some: Sequence[Lacking]) -> dict[int, NDArray[np.float32]]:
@@ -189,16 +196,11 @@ def hashed(paths: Sequence[Path], max_bytes: int) -> dict[str, Path]:
 
 
 def _answered(items: Sequence[Item], ask: Callable[[Sequence[Item]], Iterable[Answer]]) -> list[tuple[Item, Answer]]:
-    """Each item with its answer. One that the pipeline fails on is left out, and keeps no other one out; errors that no
-    item is to blame for are raised."""
-    if not items:
-        return []
-    try:
-        return list(zip(items, ask(items), strict=True))
-    except Exception as error:
-        if isinstance(error, WhosthereError) and not isinstance(error, InvalidVector):
-            raise
-        if len(items) > 1:
-            return [pair for item in items for pair in _answered([item], ask)]
-        log.warning("A face cannot be embedded: %s: %s", type(error).__name__, error)
-        return []
+    """Each item with its answer, as `each`; one that the pipeline fails on is left out."""
+    answered: list[tuple[Item, Answer]] = []
+    for item, answer in zip(items, each(items, ask), strict=True):
+        if isinstance(answer, Exception):
+            log.warning("A face cannot be embedded: %s: %s", type(answer).__name__, answer)
+        else:
+            answered.append((item, answer))
+    return answered

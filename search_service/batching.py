@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
-from indexer.errors import Overloaded, WhosthereError
+from indexer.errors import Overloaded
 from indexer.types import Pick
+from indexer.vision.blame import each
 from indexer.vision.pipeline import FacePipeline, Seen
 
 
@@ -108,23 +109,17 @@ def _run_all(batch: Sequence[_Waiting]) -> None:
 
 def _run(group: Sequence[_Waiting]) -> None:
     """Whatever goes wrong is told to those who asked, and the thread goes on."""
-    images, first = [one.image for one in group], group[0]
+    pipeline, kind = group[0].pipeline, group[0].kind
+
+    def ask(images: Sequence[bytes]) -> Sequence[Seen]:
+        return pipeline.describe(images, kind.pick, kind.gate) if kind.embed else pipeline.detect(images)
+
+    answers: Sequence[Seen | Exception]
     try:
-        if first.kind.embed:
-            seen = first.pipeline.describe(images, first.kind.pick, first.kind.gate)
-        else:
-            seen = first.pipeline.detect(images)
-        if len(seen) != len(group):
-            raise RuntimeError(f"the pipeline answered {len(seen)} times to {len(group)} images")
+        answers = each([one.image for one in group], ask)
     except Exception as error:
-        if len(group) > 1 and not isinstance(error, WhosthereError):  # one image's fault is not the others'
-            for one in group:
-                _run([one])
-            return
-        for one in group:
-            _tell(one, error)
-        return
-    for one, answer in zip(group, seen, strict=True):
+        answers = [error] * len(group)
+    for one, answer in zip(group, answers, strict=True):
         _tell(one, answer)
 
 

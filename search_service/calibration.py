@@ -6,15 +6,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.disk import try_lock, unlock
+from indexer.disk import alone
 from indexer.errors import WhosthereError
 from indexer.gallery.calibrations import Calibration, Calibrations
 from indexer.gallery.clock import now
@@ -140,14 +138,12 @@ def strangers(found: Survey, pack: Pack) -> Strangers:
 
 def sample(face_ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """`most` of the faces: always the same ones, and mostly the same ones when others come and go."""
-    mixed = face_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash, with 64 bits
-    return face_ids[np.argsort(mixed ^ (mixed >> np.uint64(32)))[:most]]
+    return face_ids[_mixed(face_ids)[:most]]
 
 
-def one_a_person(faces: FaceVectors, order: NDArray[np.int64], most: int) -> FaceVectors:
-    """Of each of `most` people the face that comes first in `order`."""
-    rank = {face_id: place for place, face_id in enumerate(order.tolist())}
-    rows = np.array(sorted(range(len(faces.face_ids)), key=lambda i: rank[int(faces.face_ids[i])]), dtype=np.int64)
+def one_a_person(faces: FaceVectors, most: int) -> FaceVectors:
+    """Of each of `most` people the face that comes first in a `sample`."""
+    rows = _mixed(faces.face_ids)
     _, first = np.unique(faces.identity_ids[rows], return_index=True)
     kept = rows[np.sort(first)[:most]]
     return FaceVectors(faces.face_ids[kept], faces.identity_ids[kept], faces.vectors[kept])
@@ -170,10 +166,11 @@ class Thresholds:
         """
         pack, faces = self._home.pack_of(gallery), len(index)
         kept = self._kept.find(gallery) if faces >= LEAST_PEOPLE else None
-        if faces >= LEAST_PEOPLE and (kept is None or _due(kept, gallery.seq, faces)):
+        people = faces if kept or faces < LEAST_PEOPLE else self._kept.people(gallery, LEAST_PEOPLE)
+        if people >= LEAST_PEOPLE and (kept is None or _due(kept, gallery.seq, faces)):
             self._begin(gallery, faces)
         if kept is None:
-            return by_pack(fpir, faces, pack.tail)
+            return by_pack(fpir, faces, people, pack.tail)
         return threshold_for(fpir, faces / kept.faces, _curve(kept))
 
     def calibrate(self, gallery: Gallery, pace: float = 0.0) -> Calibrated:
@@ -185,7 +182,7 @@ class Thresholds:
         most = int(min(MOST_PEOPLE, max(LEAST_SEARCHED, MOST_WORK / max(len(index) * gallery.dim, 1))))
         chosen = sample(index.face_ids(), 2 * most)  # some are of one person
         faces = self._home.store.vectors_of(gallery, chosen.tolist())
-        found = survey(index, one_a_person(faces, chosen, most), self._home.store.counts(gallery.id)[0], pace)
+        found = survey(index, one_a_person(faces, most), self._home.store.counts(gallery.id)[0], pace)
         scores = strangers(found, pack)
         curve = own_curve(scores.best.tolist(), found.compared, found.faces, pack.tail, pack.measured)
         if curve is None:
@@ -199,7 +196,7 @@ class Thresholds:
     def mates(self, found: Survey, gallery: Gallery) -> dict[int, float]:
         """By row of the survey, the score of the best other face of the person's own, of those who have one."""
         own, ids = found.probes, found.probes.identity_ids.tolist()
-        faces = self._home.store.vectors_of(gallery, self._kept.faces_of(ids))
+        faces = self._home.store.vectors_of_people(gallery, ids)
         row = {identity_id: i for i, identity_id in enumerate(ids)}
         best: dict[int, float] = {}
         for face_id, identity_id, vector in zip(
@@ -239,27 +236,21 @@ class Thresholds:
     def _aside(self, gallery: Gallery, faces: int) -> None:
         """One process computes; the others take what it has kept."""
         try:
-            with self._alone(gallery) as alone:
+            path = self._home.settings.indexes_folder / f"{gallery.id}.calibration.lock"
+            with alone(path) as computes:
                 kept = self._kept.find(gallery)
-                if alone and (kept is None or _due(kept, gallery.seq, faces)):
+                if computes and (kept is None or _due(kept, gallery.seq, faces)):
                     self.calibrate(gallery, pace=1.0)
         except (WhosthereError, OSError) as error:
             log.warning("Gallery %s could not be calibrated: %s", gallery.name, error)
         except Exception:
             log.exception("Gallery %s could not be calibrated", gallery.name)
 
-    @contextmanager
-    def _alone(self, gallery: Gallery) -> Iterator[bool]:
-        """Whether no other process over this home folder is at it."""
-        folder = self._home.settings.indexes_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{gallery.id}.calibration.lock"
-        lock = try_lock(path)
-        try:
-            yield lock is not None
-        finally:
-            if lock is not None:
-                unlock(path, lock)
+
+def _mixed(face_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Their places, in an order that hangs on each id alone."""
+    mixed = face_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Knuth's multiplicative hash, with 64 bits
+    return np.argsort(mixed ^ (mixed >> np.uint64(32)))
 
 
 def _due(kept: Calibration, seq: int, faces: int) -> bool:

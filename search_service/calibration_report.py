@@ -14,7 +14,7 @@ from search_service.matching.calibration import by_pack, own_curve, threshold_fo
 FPIRS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 ENOUGH = 5
-"""Scores above a threshold from which it counts as measured: their number is then right within a half."""
+"""Scores expected above a threshold from which on it counts as measured: their number is then right within a half."""
 
 RESAMPLED = 200
 INTERVAL = (5, 95)
@@ -25,7 +25,7 @@ class Basis(StrEnum):
     """What a threshold follows from."""
 
     MEASURED = "measured"
-    """At least ENOUGH scores of the gallery's own people are above it."""
+    """ENOUGH scores of the gallery's own people or more are expected above it."""
     EXTRAPOLATED = "extrapolated"
     """Fewer are: the fall of their tail, and that of the pack's, goes on as it began."""
     PACK = "pack"
@@ -90,7 +90,7 @@ def thresholds(made: Calibrated, best: NDArray[np.float64] | None = None) -> lis
     if best is not None:
         curve = own_curve(best.tolist(), found.compared, found.faces, pack.tail, pack.measured)
     if curve is None:
-        return [by_pack(fpir, found.faces, pack.tail) for fpir in FPIRS]
+        return [by_pack(fpir, found.faces, len(found.probes.face_ids), pack.tail) for fpir in FPIRS]
     return [threshold_for(fpir, 1, curve) for fpir in FPIRS]
 
 

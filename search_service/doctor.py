@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from indexer.errors import Conflict, NotFound, WhosthereError
+from indexer.errors import Conflict, ModelUnavailable, NotFound, WhosthereError
 from indexer.gallery.database import current_version, newest_version, storage_errors
 from indexer.home import Home
-from indexer.vision import runtime
+from indexer.vision import networks, runtime
 
 MIN_FREE_BYTES = 1 * 2**30
 """Room for the change log, snapshots and a database's own housekeeping."""
@@ -45,12 +45,20 @@ def _runtime(home: Home) -> Iterator[Finding]:
 
 
 def _models(home: Home) -> Iterator[Finding]:
-    for file in home.pack.files:
+    pack, settings = home.pack, home.settings
+    for file in pack.files:
         try:
             yield Finding(f"model file {file.name}", True, home.files.state(file))
         except WhosthereError as error:
-            advice = f"whosthere models pull {home.pack.name}"
+            advice = f"whosthere models pull {pack.name}"
             yield Finding(f"model file {file.name}", False, error.message, advice)
+    lacking = home.packs.lacks(pack, settings.precision)
+    if lacking is not None:
+        yield Finding(f"model pack {pack.name}", False, lacking, "do what it says")
+    try:
+        networks.uses_cuda(pack, settings.device)
+    except ModelUnavailable as error:
+        yield Finding("device", False, error.message, "do what it says, or take another WHOSTHERE_DEVICE")
 
 
 def _disk(home: Home) -> Iterator[Finding]:

@@ -134,7 +134,7 @@ class SearchService:
 
     def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:
         """Whether the largest faces of two images are one person. Raises RejectedImage that says which image."""
-        pack = self._home.packs.usable(model) if model else self._home.pack
+        pack = self._home.usable(model)
         return compare_seen(self._home.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
 
     def settle(self) -> None:

@@ -21,7 +21,7 @@ from indexer import exchange
 from indexer.errors import Conflict, InvalidRequest, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError
 from indexer.exchange import RowResult, export_gallery, gallery_for, import_rows, opened
 from indexer.gallery import exchange as queries
-from indexer.gallery.exchange import Exchange, FaceRecord, Record, Snapshot
+from indexer.gallery.exchange import FaceRecord, Record, Snapshot, snapshot_of
 from indexer.gallery.store import NewFace
 from indexer.home import Home
 from indexer.settings import read_settings
@@ -236,7 +236,12 @@ def test_an_empty_gallery(home: Home, path: Path) -> None:
 
 def test_there_are_more_than_fit_in_a_page(stored: Home, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of identities, of faces, of rows written and of rows read."""
-    for module, name in ((queries, "AT_ONCE"), (queries, "FACES_HELD"), (exchange, "ROW_GROUP"), (exchange, "BATCH")):
+    for module, name in (
+        (queries, "IN_ONE_QUERY"),
+        (queries, "FACES_HELD"),
+        (exchange, "ROW_GROUP"),
+        (exchange, "BATCH"),
+    ):
         monkeypatch.setattr(module, name, 3)
     gallery = make_gallery(stored)
     stored.store.enroll(gallery, [new(Person(f"p{image % 7}"), image) for image in range(50)])
@@ -258,9 +263,9 @@ def test_no_such_gallery(home: Home, path: Path) -> None:
 
 
 def test_a_snapshot_does_not_see_what_comes_after(stored: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "AT_ONCE", 1)
+    monkeypatch.setattr(queries, "IN_ONE_QUERY", 1)
     gallery = fill(stored)
-    with Exchange(stored.engine).snapshot("staff") as snapshot:
+    with snapshot_of(stored.engine, "staff") as snapshot:
         records = [next(snapshot.records)]
 
         def change() -> None:
@@ -284,7 +289,7 @@ def test_an_export_while_others_enrol_is_of_one_state(
     stored: Home, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each transaction gives somebody who is there a second face and brings somebody new with two."""
-    monkeypatch.setattr(queries, "AT_ONCE", 2)
+    monkeypatch.setattr(queries, "IN_ONE_QUERY", 2)
     gallery = make_gallery(stored)
     stored.store.enroll(gallery, [new(Person(f"old{i}"), i) for i in range(40)])
     enrolled, stop = threading.Event(), threading.Event()

@@ -10,10 +10,19 @@ import pytest
 from sqlalchemy import Engine
 
 from indexer import home as module
+from indexer.errors import NotFound
 from indexer.gallery.database import open_database
 from indexer.home import Home
 from indexer.settings import read_settings
 from tests.gallery.together import in_threads
+
+
+def test_the_pack_of_that_name_or_the_one_for_new_galleries(tmp_path: Path) -> None:
+    home = Home(read_settings({}, home=tmp_path, model="sface"))
+    assert [home.usable(name).name for name in (None, "", "sface")] == ["sface"] * 3
+    with pytest.raises(NotFound):
+        home.usable("arcface")
+    home.close()
 
 
 def test_every_part_is_made_once_and_under_the_homes_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -25,10 +26,12 @@ from rich.table import Column, Table
 
 from indexer.home import Home
 from indexer.settings import read_settings
-from indexer.types import Device
+from indexer.types import Device, Gallery, Outcome
 
 SOME_REJECTED = 3
 """Exit code when some images were rejected and the rest is in."""
+
+SHOWN_REJECTIONS = 20
 
 PLAIN_LINE_EVERY_SECONDS = 5.0
 
@@ -78,6 +81,34 @@ def show(content: object) -> None:
     if not console.is_terminal:
         console.width = 200
     console.print(content)
+
+
+def summary_of(home: Home, gallery: Gallery, unit: str, outcomes: Counter[Outcome], seconds: float) -> dict[str, Any]:
+    """What became of the `unit` that were to be enrolled, and what the gallery holds now."""
+    identities, faces = home.store.counts(gallery.id)
+    return {
+        "gallery": gallery.name,
+        "model": gallery.model,
+        unit: outcomes.total(),
+        "enrolled": outcomes[Outcome.ENROLLED],
+        "unchanged": outcomes[Outcome.UNCHANGED],
+        "rejected": outcomes[Outcome.REJECTED],
+        "identities": identities,
+        "faces": faces,
+        "seconds": round(seconds, 3),
+    }
+
+
+def print_counts(summary: dict[str, Any], unit: str) -> None:
+    """To people: what `summary_of` tells."""
+    click.echo(
+        f"{summary[unit]} {unit}: {summary['enrolled']} enrolled, {summary['unchanged']} unchanged, "
+        f"{summary['rejected']} rejected, in {summary['seconds']:.1f} s."
+    )
+    click.echo(
+        f"Gallery {summary['gallery']} ({summary['model']}) holds {summary['identities']} identities "
+        f"with {summary['faces']} faces."
+    )
 
 
 @contextmanager

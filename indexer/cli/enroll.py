@@ -10,28 +10,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import click
 
 from indexer.cli.common import (
+    SHOWN_REJECTIONS,
     SOME_REJECTED,
     device_option,
     examples,
     gallery_option,
     json_option,
+    print_counts,
     print_json,
     progress_count,
     show,
+    summary_of,
     table,
     with_home,
 )
 from indexer.enrollment import Result
 from indexer.home import Home
 from indexer.sources import rows_of
-from indexer.types import Gallery, Outcome, Pick
-
-SHOWN_REJECTIONS = 20
+from indexer.types import Outcome, Pick
 
 
 @click.command(
@@ -84,50 +85,30 @@ def enroll(
         raise click.UsageError(f"there are no images in {', '.join(map(str, paths))}")
     target = home.open_gallery(gallery, model)
     results: list[Result] = []
-    rejected = 0
+    outcomes: Counter[Outcome] = Counter()
     with _report(report) as write, progress_count("Enrolling", "images") as tell:
         enrolling = home.enroller(target, len(rows)).enroll(rows, Pick(pick))
         try:
             for result in enrolling:
                 results.append(result)
                 write(result)
-                rejected += result.outcome is Outcome.REJECTED
+                outcomes[result.outcome] += 1
+                rejected = outcomes[Outcome.REJECTED]
                 tell(len(results), len(rows), f"{rejected} rejected" if rejected else "")
         finally:
             enrolling.close()
     home.indexes.of(target).caught_up()
-    summary = _summary(home, target, results, time.monotonic() - start)
-    print_json(summary) if as_json else _print_summary(summary, results, report)
+    summary = summary_of(home, target, "images", outcomes, time.monotonic() - start)
+    if as_json:
+        print_json({**summary, "results": [asdict(result) for result in results]})
+    else:
+        print_counts(summary, "images")
+        _show_rejected(results, report)
     if summary["rejected"]:
         sys.exit(SOME_REJECTED)
 
 
-def _summary(home: Home, gallery: Gallery, results: Sequence[Result], seconds: float) -> dict[str, Any]:
-    outcomes = Counter(result.outcome for result in results)
-    identities, faces = home.store.counts(gallery.id)
-    return {
-        "gallery": gallery.name,
-        "model": gallery.model,
-        "images": len(results),
-        "enrolled": outcomes[Outcome.ENROLLED],
-        "unchanged": outcomes[Outcome.UNCHANGED],
-        "rejected": outcomes[Outcome.REJECTED],
-        "identities": identities,
-        "faces": faces,
-        "seconds": round(seconds, 3),
-        "results": [asdict(result) for result in results],
-    }
-
-
-def _print_summary(summary: dict[str, Any], results: Sequence[Result], report: Path | None) -> None:
-    click.echo(
-        f"{summary['images']} images: {summary['enrolled']} enrolled, {summary['unchanged']} unchanged, "
-        f"{summary['rejected']} rejected, in {summary['seconds']:.1f} s."
-    )
-    click.echo(
-        f"Gallery {summary['gallery']} ({summary['model']}) holds {summary['identities']} identities "
-        f"with {summary['faces']} faces."
-    )
+def _show_rejected(results: Sequence[Result], report: Path | None) -> None:
     rejected = [result for result in results if result.outcome is Outcome.REJECTED]
     if not rejected:
         return

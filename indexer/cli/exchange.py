@@ -5,33 +5,32 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from indexer.cli.common import (
-    PLAIN_LINE_EVERY_SECONDS,
+    SHOWN_REJECTIONS,
     SOME_REJECTED,
     examples,
     json_option,
+    print_counts,
     print_json,
+    progress_count,
     show,
+    summary_of,
     table,
     with_home,
 )
 from indexer.home import Home
-from indexer.types import Gallery, Outcome
+from indexer.types import Outcome
 
 if TYPE_CHECKING:  # PyArrow takes a tenth of a second to load, and only these commands need it
     from indexer.exchange import RowResult
-
-SHOWN_REJECTIONS = 20
 
 MOST_REJECTIONS = 1_000
 """That are told one by one. A file whose every row is wrong needs no more, and must not fill the memory."""
@@ -50,8 +49,8 @@ def gallery_export(home: Home, name: str, file: Path, as_json: bool) -> None:
     from indexer.exchange import export_gallery
 
     start = time.monotonic()
-    with _progress("Exporting") as tell:
-        made = export_gallery(home, name, file, tell)
+    with progress_count("Exporting", "rows") as tell:
+        made = export_gallery(home, name, file, lambda done, total: tell(done, total, ""))
     seconds = time.monotonic() - start
     if as_json:
         print_json(
@@ -99,73 +98,31 @@ def gallery_import(home: Home, name: str, file: Path, model: str | None, as_json
     start = time.monotonic()
     outcomes: Counter[Outcome] = Counter()
     rejections: list[RowResult] = []
-    with opened(file) as source, _progress("Importing") as tell:
+    with opened(file) as source, progress_count("Importing", "rows") as tell:
         target = gallery_for(home, name, source, model)
-        with closing(import_rows(home, target, source, tell)) as results:
+        with closing(import_rows(home, target, source, lambda done, total: tell(done, total, ""))) as results:
             for result in results:
                 outcomes[result.outcome] += 1
                 if result.outcome is Outcome.REJECTED and len(rejections) < MOST_REJECTIONS:
                     rejections.append(result)
-    summary = _summary(home, target, outcomes, rejections, time.monotonic() - start)
-    print_json(summary) if as_json else _print_summary(summary, rejections)
-    if outcomes[Outcome.REJECTED]:
+    summary = summary_of(home, target, "rows", outcomes, time.monotonic() - start)
+    if as_json:
+        told = [asdict(rejection) for rejection in rejections]
+        left = [{key: value for key, value in one.items() if key != "outcome"} for one in told]
+        print_json({**summary, "rejections": left})
+    else:
+        print_counts(summary, "rows")
+        _show_rejected(rejections, summary["rejected"])
+    if summary["rejected"]:
         sys.exit(SOME_REJECTED)
 
 
-def _summary(
-    home: Home, gallery: Gallery, outcomes: Counter[Outcome], rejections: list[RowResult], seconds: float
-) -> dict[str, Any]:
-    identities, faces = home.store.counts(gallery.id)
-    told = [asdict(rejection) for rejection in rejections]
-    return {
-        "gallery": gallery.name,
-        "model": gallery.model,
-        "rows": outcomes.total(),
-        "enrolled": outcomes[Outcome.ENROLLED],
-        "unchanged": outcomes[Outcome.UNCHANGED],
-        "rejected": outcomes[Outcome.REJECTED],
-        "identities": identities,
-        "faces": faces,
-        "seconds": round(seconds, 3),
-        "rejections": [{key: value for key, value in one.items() if key != "outcome"} for one in told],
-    }
-
-
-def _print_summary(summary: dict[str, Any], rejections: list[RowResult]) -> None:
-    click.echo(
-        f"{summary['rows']} rows: {summary['enrolled']} enrolled, {summary['unchanged']} unchanged, "
-        f"{summary['rejected']} rejected, in {summary['seconds']:.1f} s."
-    )
-    click.echo(
-        f"Gallery {summary['gallery']} ({summary['model']}) holds {summary['identities']} identities "
-        f"with {summary['faces']} faces."
-    )
+def _show_rejected(rejections: Sequence[RowResult], count: int) -> None:
     if not rejections:
         return
     rows = table("rejected row", "identity", "reason", "why")
     for r in rejections[:SHOWN_REJECTIONS]:
         rows.add_row(str(r.row), r.external_id, str(r.reason), r.message)
     show(rows)
-    if summary["rejected"] > SHOWN_REJECTIONS:
-        click.echo(f"... and {summary['rejected'] - SHOWN_REJECTIONS} more: --json tells the first {MOST_REJECTIONS}")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, a plain line every few seconds elsewhere; on standard error."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    told = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= PLAIN_LINE_EVERY_SECONDS:
-            told = time.monotonic()
-            click.echo(f"{what}: {done} of {total} rows", err=True)
-
-    yield tell
+    if count > SHOWN_REJECTIONS:
+        click.echo(f"... and {count - SHOWN_REJECTIONS} more: --json tells the first {MOST_REJECTIONS}")

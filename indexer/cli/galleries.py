@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import click
 
 from indexer.cli.common import examples, json_option, print_json, show, table, with_home
 from indexer.home import Home
-from indexer.objects import gallery_object
+from indexer.objects import gallery_detail, gallery_object
 
 
 @click.group("gallery")
@@ -24,7 +23,7 @@ def gallery_group() -> None:
 @with_home
 def gallery_create(home: Home, name: str, model: str | None, as_json: bool) -> None:
     """Make an empty gallery."""
-    pack = home.packs.usable(model) if model else home.pack
+    pack = home.usable(model)
     gallery = home.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
     if as_json:
         print_json(gallery_object(home.store, gallery))
@@ -54,7 +53,7 @@ def gallery_list(home: Home, as_json: bool) -> None:
 def gallery_show(home: Home, name: str, as_json: bool) -> None:
     """Show a gallery and the state of its index."""
     gallery = home.store.gallery(name)
-    shown = gallery_object(home.store, gallery) | {"index": asdict(home.indexes.of(gallery).state())}
+    shown = gallery_detail(home.store, gallery, home.indexes.of(gallery).state())
     if as_json:
         print_json(shown)
         return

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -16,12 +15,12 @@ from indexer.cli.common import examples, json_option, print_json, progress_bars,
 from indexer.errors import ModelUnavailable, RejectedImage, WhosthereError
 from indexer.home import Home
 from indexer.sources import Row, rows_of
-from indexer.types import Pick, Pixels, Precision
+from indexer.types import Pick, Pixels
 from indexer.vision import download, packs, quantize
 from indexer.vision.catalogue import FileDescription, PackDescription, check_name
 from indexer.vision.decode import Limits
-from indexer.vision.files import NEEDS_PYTORCH, PREPARED
-from indexer.vision.packs import BUILT_IN, CHECKPOINTS, DETECTORS, EMBEDDERS, ModelFile, Network, Pack
+from indexer.vision.files import NEEDS_PYTORCH
+from indexer.vision.packs import BUILT_IN, DETECTORS, EMBEDDERS, ModelFile, Network, Pack
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads
 
@@ -50,29 +49,12 @@ def models_list(home: Home, as_json: bool) -> None:
     show(rows)
 
 
-def _listed(home: Home, name: str) -> dict[str, Any]:
-    """The pack as JSON; `problem` is why it cannot be used. Of one whose description cannot be read, that alone."""
-    try:
-        pack = home.packs.find(name)
-    except WhosthereError as error:
-        return {"name": name, "installed": False, "problem": error.message}
-    installed = home.packs.installed(pack)
-    return packs.describe(pack) | {
-        "installed": installed,
-        "problem": _lacks(home, pack) if installed else "not installed",
-    }
-
-
-def _lacks(home: Home, pack: Pack) -> str | None:
-    """What an installed pack lacks, in few words."""
-    converted = home.files.folder / "prepared"
-    checkpoints = [file for file in pack.files if file.network in CHECKPOINTS]
-    waits = any(not (converted / f"{file.sha256}-{PREPARED}.onnx").is_file() for file in checkpoints)
-    if waits and importlib.util.find_spec("torch") is None:
-        return "PyTorch is not installed (pip install 'whosthere[torch]')"
-    if home.settings.precision is Precision.INT8 and not home.files.quantised_path(pack.embedder).is_file():
-        return f"no int8 form (whosthere models quantize {pack.name})"
-    return None
+def _listed(home: Home, name: str) -> dict[str, object]:
+    """The pack as JSON; `problem` is why it cannot be used."""
+    told = home.packs.told(name)
+    if "problem" in told:
+        return told
+    return told | {"problem": home.packs.lacks(home.packs.find(name), home.settings.precision)}
 
 
 @models_group.command(
@@ -102,7 +84,7 @@ def models_pull(home: Home, name: str, accept_license: bool, source: str | None,
         tried = home.packs.tried(home.packs.find(name))
     except ModelUnavailable as error:
         if error.code != NEEDS_PYTORCH:
-            for fetched in (p.file for p in pulled if p.source):
+            for fetched in (p.file for p in pulled if p.source and not p.file.sha256):  # others are what was asked for
                 home.packs.forget(fetched)
         raise
     if as_json:
@@ -283,7 +265,7 @@ def _crops(home: Home, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int
         for row in rows[start : start + PHOTOS_AT_ONCE]:
             with suppress(RejectedImage):
                 images.append(row.read(settings.max_image_bytes))
-        for seen in pipeline.describe(images, Pick.LARGEST):
+        for seen in pipeline.detect(images, Pick.LARGEST):
             faces += [face.crop for face in seen.faces if face.crop is not None]
         looked = min(start + PHOTOS_AT_ONCE, len(rows))
         tell(min(len(faces), quantize.MOST_FACES), min(len(rows), quantize.MOST_FACES), f"in {looked} photos")
@@ -301,17 +283,26 @@ def models_verify(home: Home, names: tuple[str, ...], as_json: bool) -> None:
 
     Of the packs that are named, or of all that are installed; of the int8 forms too. Exit code 1: one is not sound.
     """
-    known = [home.packs.find(name) for name in names or home.packs.names()]
-    chosen = [pack for pack in known if names or home.packs.installed(pack)]
-    found = [(pack, *state) for pack in chosen for state in _states(home, pack)]
+    found: list[tuple[str, ModelFile | None, str | None]] = []
+    for name in names or home.packs.names():
+        try:
+            pack = home.packs.find(name)
+        except ModelUnavailable as error:  # its description cannot be read
+            found.append((name, None, error.message))
+            continue
+        if names or home.packs.installed(pack):
+            found += [(name, *state) for state in _states(home, pack)]
     if as_json:
         print_json(
-            [{"model": p.name, "file": f.name, "sha256": f.sha256 or None, "error": problem} for p, f, problem in found]
+            [
+                {"model": name, "file": f and f.name, "sha256": (f and f.sha256) or None, "error": problem}
+                for name, f, problem in found
+            ]
         )
     else:
         rows = table("pack", "file", "licence", "state")
-        for pack, file, problem in found:
-            rows.add_row(pack.name, file.name, file.licence, problem or "sound")
+        for name, file, problem in found:
+            rows.add_row(name, file.name if file else "", file.licence if file else "", problem or "sound")
         show(rows)
     if any(problem for _, _, problem in found):
         sys.exit(1)

@@ -96,8 +96,8 @@ def gallery_reembed(
     with progress_count("Embedding", "faces") as tell:
         for progress in reembedder.embed():
             tell(progress.embedded, progress.faces, f"{progress.missing} missing" if progress.missing else "")
-    missing = list(reembedder.missing())
     ended = reembedder.switch(drop_missing)
+    missing = reembedder.missing()
     if ended.switched:
         home.indexes.of(ended.gallery).caught_up()
     shown = {

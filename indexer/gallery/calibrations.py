@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from indexer.gallery import changes
 from indexer.gallery.database import storage_errors
 from indexer.gallery.schema import CalibrationRow, FaceRow
 from indexer.types import Gallery
-
-IN_ONE_QUERY = 500
-"""Values bound in one `IN (...)`: SQLite allowed 999 parameters before version 3.32."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +81,11 @@ class Calibrations:
             if row is not None:
                 session.delete(row)
 
-    def faces_of(self, identity_ids: Sequence[int]) -> list[int]:
-        """The faces of these identities."""
+    def people(self, gallery: Gallery, most: int) -> int:
+        """How many people have faces in the gallery, counted up to `most`."""
+        some = select(FaceRow.identity_id).where(FaceRow.gallery_id == gallery.id).distinct().limit(most)
         with self._read() as session:
-            return [
-                face_id
-                for start in range(0, len(identity_ids), IN_ONE_QUERY)
-                for face_id in session.scalars(
-                    select(FaceRow.id).where(FaceRow.identity_id.in_(identity_ids[start : start + IN_ONE_QUERY]))
-                )
-            ]
+            return session.scalar(select(func.count()).select_from(some.subquery())) or 0
 
     @contextmanager
     def _read(self) -> Iterator[Session]:

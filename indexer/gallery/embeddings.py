@@ -1,8 +1,7 @@
 """Embeddings in SQL: those by the gallery's own pack, and those by other packs that lie beside.
 
 A gallery is re-embedded by laying embeddings by another pack beside its own, face by face, and then naming that pack in
-the gallery's row. That moves no embedding: the switch takes as long with a million faces as with ten, and so does the
-way back.
+the gallery's row. That moves no embedding: the switch only looks whether each face has one, and so does the way back.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import (
@@ -27,27 +25,29 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from indexer.errors import Conflict, NotFound
+from indexer.errors import Conflict
 from indexer.gallery import changes
 from indexer.gallery.changes import Entry, Kind
 from indexer.gallery.clock import now
-from indexer.gallery.schema import CropRow, EmbeddingRow, FaceRow, GalleryRow, IdentityRow, ReembeddingRow
+from indexer.gallery.schema import (
+    IN_ONE_QUERY,
+    CropRow,
+    EmbeddingRow,
+    FaceRow,
+    GalleryRow,
+    IdentityRow,
+    ReembeddingRow,
+    slices,
+)
 from indexer.types import Box, Gallery, Vectors, check_vectors, vector_to_bytes
-
-AT_ONCE = 500
-"""Faces that one statement names or deletes: SQLite allowed 999 parameters before version 3.32."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """A pack other than the gallery's own, and how many faces have an embedding by it."""
+    """A pack other than the gallery's own, by which all or some of its faces have an embedding."""
 
     model: str
     fingerprint: str
-    dim: int
-    faces: int
-    since: datetime
-    """When the building began, or when the gallery left it."""
     was_bound: bool
     """Whether the gallery was bound to it."""
 
@@ -86,7 +86,7 @@ def own(session: Session, gallery: Gallery, which: ColumnElement[bool], limit: i
     """
     faces = select(FaceRow.id, FaceRow.identity_id).where(_in_gallery(session, gallery.id), which)
     page = faces.order_by(FaceRow.id).limit(limit).subquery()
-    embedding = _by_pack(EmbeddingRow.embedding, page.c.id, GalleryRow.fingerprint).correlate(page, GalleryRow)
+    embedding = by_pack(EmbeddingRow.embedding, page.c.id, GalleryRow.fingerprint).correlate(page, GalleryRow)
     rows = session.execute(
         select(GalleryRow.fingerprint, page.c.id, page.c.identity_id, embedding.label("embedding"))
         .select_from(GalleryRow)
@@ -124,14 +124,19 @@ def start(session: Session, gallery: Gallery, model: str, fingerprint: str, dim:
 
 def beside(session: Session, gallery_id: int) -> list[Beside]:
     """The latest first."""
-    there = _by_pack(EmbeddingRow.face_id, FaceRow.id, ReembeddingRow.fingerprint).correlate(FaceRow, ReembeddingRow)
-    faces = select(func.count()).select_from(FaceRow).where(FaceRow.gallery_id == gallery_id, there.is_not(None))
-    rows = session.execute(
-        select(ReembeddingRow, faces.correlate(ReembeddingRow).scalar_subquery())
+    rows = session.scalars(
+        select(ReembeddingRow)
         .where(ReembeddingRow.gallery_id == gallery_id)
         .order_by(ReembeddingRow.started_at.desc(), ReembeddingRow.fingerprint)
     )
-    return [Beside(row.model, row.fingerprint, row.dim, count, row.started_at, row.was_bound) for row, count in rows]
+    return [Beside(row.model, row.fingerprint, row.was_bound) for row in rows]
+
+
+def embedded(session: Session, gallery_id: int, fingerprint: str) -> int:
+    """How many of the gallery's faces have an embedding by that pack."""
+    there = by_pack(EmbeddingRow.face_id, FaceRow.id, fingerprint).correlate(FaceRow)
+    faces = select(func.count()).select_from(FaceRow).where(FaceRow.gallery_id == gallery_id, there.is_not(None))
+    return session.scalar(faces) or 0
 
 
 def lacking(session: Session, gallery_id: int, fingerprint: str, after: int, limit: int) -> list[Lacking]:
@@ -155,12 +160,11 @@ def put(session: Session, gallery: Gallery, fingerprint: str, face_ids: Sequence
     changes.lock_as(session, gallery)
     row = _required(session, gallery, fingerprint)
     check_vectors(vectors, row.dim)
-    for start_at in range(0, len(face_ids), AT_ONCE):
-        some = list(face_ids[start_at : start_at + AT_ONCE])
-        lack = _lacks(session, gallery.id, fingerprint)
-        wanted = set(session.scalars(select(FaceRow.id).where(*lack, FaceRow.id.in_(some))))
-        kept = [i for i, face_id in enumerate(some) if face_id in wanted]
-        insert_all(session, fingerprint, [some[i] for i in kept], vectors[[start_at + i for i in kept]])
+    given = dict(zip(face_ids, vectors, strict=True))
+    lack = _lacks(session, gallery.id, fingerprint)
+    for some in slices(list(given)):
+        wanted = session.scalars(select(FaceRow.id).where(*lack, FaceRow.id.in_(some))).all()
+        insert_all(session, fingerprint, wanted, [given[face_id] for face_id in wanted])
 
 
 def switch(
@@ -182,7 +186,8 @@ def switch(
         missing, after = missing + len(some), some[-1].id
     if missing and not drop_missing:
         return Switch(gallery, False, missing)
-    last = _drop(session, gallery.id, last, lack)
+    if missing:
+        last = _drop(session, gallery.id, last, lack)
     changes.record(session, gallery.id, last, [Entry(Kind.REEMBEDDED, 0)])
     session.add(_beside_row(gallery.id, gallery.model, gallery.fingerprint, gallery.dim, was_bound=True))
     named: dict[str, Any] = {"model": row.model, "fingerprint": row.fingerprint, "dim": row.dim}
@@ -206,8 +211,8 @@ def give_up(session: Session, gallery_id: int, fingerprint: str) -> None:
 
 
 def forget_some(session: Session, gallery_id: int, fingerprint: str, after: int) -> tuple[int, int | None]:
-    """Deletes the embeddings by a pack that was given up of the next AT_ONCE faces with an id above `after`: how many,
-    and the last of these faces, None where there are no more.
+    """Deletes the embeddings by a pack that was given up of the next IN_ONE_QUERY faces with an id above `after`: how
+    many, and the last of these faces, None where there are no more.
 
     Raises Conflict when somebody has begun with that pack again, or the gallery is bound to it.
     """
@@ -233,7 +238,7 @@ def _in_gallery(session: Session, gallery_id: int) -> ColumnElement[bool]:
     return (FaceRow.gallery_id + 0 if sqlite else FaceRow.gallery_id) == gallery_id
 
 
-def _by_pack(what: Any, face_id: Any, fingerprint: Any) -> ScalarSelect[Any]:
+def by_pack(what: Any, face_id: Any, fingerprint: Any) -> ScalarSelect[Any]:
     """Of a face's embedding by a pack. One look into the key for each face: joined, PostgreSQL reads the whole table
     for each face where it has not counted yet how many embeddings by a new pack there are."""
     found = select(what).where(EmbeddingRow.face_id == face_id, EmbeddingRow.fingerprint == fingerprint)
@@ -242,12 +247,12 @@ def _by_pack(what: Any, face_id: Any, fingerprint: Any) -> ScalarSelect[Any]:
 
 def _lacks(session: Session, gallery_id: int, fingerprint: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """That a face of the gallery has no embedding by that pack."""
-    there = _by_pack(EmbeddingRow.face_id, FaceRow.id, fingerprint).correlate(FaceRow)
+    there = by_pack(EmbeddingRow.face_id, FaceRow.id, fingerprint).correlate(FaceRow)
     return _in_gallery(session, gallery_id), there.is_(None)
 
 
 def _drop(session: Session, gallery_id: int, last: int, which: Sequence[ColumnElement[bool]]) -> int:
-    """Deletes faces, AT_ONCE at a time, telling the log; the number of the last change."""
+    """Deletes faces, IN_ONE_QUERY at a time, telling the log; the number of the last change."""
     after = 0
     while some := _next(session, which, after):
         removed = [Entry(Kind.FACE_REMOVED, face.identity_id, face.id) for face in some]
@@ -258,9 +263,9 @@ def _drop(session: Session, gallery_id: int, last: int, which: Sequence[ColumnEl
 
 
 def _next(session: Session, which: Sequence[ColumnElement[bool]], after: int) -> Sequence[Any]:
-    """Ids and identities of the next AT_ONCE faces that `which` names with an id above `after`."""
+    """Ids and identities of the next IN_ONE_QUERY faces that `which` names with an id above `after`."""
     query = select(FaceRow.id, FaceRow.identity_id).where(*which, FaceRow.id > after)
-    return session.execute(query.order_by(FaceRow.id).limit(AT_ONCE)).all()
+    return session.execute(query.order_by(FaceRow.id).limit(IN_ONE_QUERY)).all()
 
 
 def _beside_row(gallery_id: int, model: str, fingerprint: str, dim: int, was_bound: bool) -> ReembeddingRow:
@@ -277,9 +282,8 @@ def _required(session: Session, gallery: Gallery, fingerprint: str) -> Reembeddi
 
 
 def _check_beside(session: Session, gallery_id: int, fingerprint: str) -> None:
-    row = session.get(GalleryRow, gallery_id)
-    if row is None:
-        raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
+    """For who holds the gallery's lock. Raises Conflict when it is bound to that pack."""
+    row = session.get_one(GalleryRow, gallery_id)
     if row.fingerprint == fingerprint:
         raise Conflict(
             f"gallery {row.name!r} is bound to {row.model} {fingerprint}: its embeddings cannot be forgotten"

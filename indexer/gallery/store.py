@@ -1,4 +1,8 @@
-"""Every query on the truth. Rows go in and come out as the frozen values of `indexer.types`."""
+"""The truth: galleries, identities and faces. Rows go in and come out as the frozen values of `indexer.types`.
+
+The queries on the change log stand in `changes`, those on embeddings in `embeddings`; `Store` runs both. Calibrations
+and whole galleries for export have doors of their own: `calibrations` and `exchange`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from indexer.gallery.changes import Change, Entry, Kind, Position
 from indexer.gallery.clock import now
 from indexer.gallery.database import storage_errors
 from indexer.gallery.embeddings import Beside, Lacking, Switch
-from indexer.gallery.schema import LONGEST_NAME, FaceRow, GalleryRow, IdentityRow
+from indexer.gallery.schema import LONGEST_NAME, FaceRow, GalleryRow, IdentityRow, slices
 from indexer.types import (
     Box,
     Detection,
@@ -39,9 +43,6 @@ from indexer.types import (
     check_vectors,
     vectors_from_bytes,
 )
-
-IN_ONE_QUERY = 500
-"""Values bound in one `IN (...)`: SQLite allowed 999 parameters before version 3.32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +123,7 @@ class Store:
     def gallery(self, name: str) -> Gallery:
         """Raises NotFound."""
         with self._read() as session:
-            row = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
-            if row is None:
-                raise NotFound(f"there is no gallery {name!r}", code="gallery_not_found")
-            return _gallery(row)
+            return gallery_named(session, name)
 
     def galleries(self, after: int = 0, limit: int | None = None) -> list[Gallery]:
         """Those with an id above `after`, in the order of their making."""
@@ -143,9 +141,7 @@ class Store:
     def counts(self, gallery_id: int) -> tuple[int, int]:
         """How many identities and faces a gallery holds."""
         with self._read() as session:
-            people = session.scalar(select(func.count()).where(IdentityRow.gallery_id == gallery_id))
-            faces = session.scalar(select(func.count()).where(FaceRow.gallery_id == gallery_id))
-            return people or 0, faces or 0
+            return counts_of(session, gallery_id)
 
     # Identities
 
@@ -163,6 +159,24 @@ class Store:
                 session.flush()
                 changes.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
             return _identity(row, _face_count(session, row.id)), created
+
+    def add_identities(self, gallery: Gallery, people: Sequence[Person]) -> set[str]:
+        """Makes those of `people` that are missing, in one transaction: the external ids of those made.
+
+        Of several of one id the first counts. Raises Conflict when the gallery was re-embedded since `gallery` was
+        read, NotFound when it was deleted.
+        """
+        wanted: dict[str, Person] = {}
+        for person in people:
+            check_person(person)
+            wanted.setdefault(person.external_id, person)
+        with self._write() as session:
+            last = changes.lock_as(session, gallery)
+            there = _identity_rows(session, gallery.id, people)
+            rows = [_identity_values(gallery.id, p) for p in wanted.values() if p.external_id not in there]
+            made = _insert_all(session, IdentityRow, rows)
+            changes.record(session, gallery.id, last, [Entry(Kind.IDENTITY_CHANGED, id_) for id_ in made])
+            return wanted.keys() - there.keys()
 
     def identity(self, gallery_id: int, external_id: str) -> Identity:
         """Raises NotFound."""
@@ -185,7 +199,7 @@ class Store:
             or_(IdentityRow.valid_until.is_(None), IdentityRow.valid_until > at),
         )
         with self._read() as session:
-            for some in _slices(list(ids)):
+            for some in slices(list(ids)):
                 found |= {row.id: Named(*row) for row in session.execute(query.where(IdentityRow.id.in_(some)))}
         return found
 
@@ -193,7 +207,7 @@ class Store:
         """Those of `ids` that exist, valid or not, by id."""
         found: dict[int, Identity] = {}
         with self._read() as session:
-            for some in _slices(list(ids)):
+            for some in slices(list(ids)):
                 rows = session.execute(_with_counts().where(IdentityRow.id.in_(some)))
                 found |= {row.id: _identity(row, count) for row, count in rows}
         return found
@@ -329,26 +343,28 @@ class Store:
         """
         rows: list[Any] = []
         with self._read() as session:
-            for some in _slices(face_ids):
+            for some in slices(face_ids):
                 rows += embeddings.own(session, gallery, FaceRow.id.in_(some))
         return _face_vectors(rows, gallery.dim)
 
     def vectors_of_identity(self, gallery: Gallery, identity_id: int) -> FaceVectors:
         """The embeddings of a person's faces, in the order of their ids; none of nobody. Raises as `vectors_of`."""
+        return self.vectors_of_people(gallery, [identity_id])
+
+    def vectors_of_people(self, gallery: Gallery, identity_ids: Sequence[int]) -> FaceVectors:
+        """The same of several people, in any order."""
+        rows: list[Any] = []
         with self._read() as session:
-            rows = embeddings.own(session, gallery, FaceRow.identity_id == identity_id)
+            for some in slices(identity_ids):
+                rows += embeddings.own(session, gallery, FaceRow.identity_id.in_(some))
         return _face_vectors(rows, gallery.dim)
 
-    def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:
-        """The number of the last change, and the embeddings of all faces that were there then, in the order of
-        their ids, `at_once` at a time. Faces added while this runs may be among them; the log tells of them again.
+    def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> Iterator[FaceVectors]:
+        """The embeddings of all faces, in the order of their ids, `at_once` at a time. Faces added while this runs may
+        be among them.
 
-        The iterator raises Conflict when the gallery was re-embedded since `gallery` was read.
+        Raises Conflict when the gallery was re-embedded since `gallery` was read.
         """
-        seq = self.last_change(gallery.id) or 0
-        return seq, self._stream(gallery, at_once)
-
-    def _stream(self, gallery: Gallery, at_once: int) -> Iterator[FaceVectors]:
         after = 0
         while True:
             with self._read() as session:
@@ -372,6 +388,11 @@ class Store:
         """The other packs whose embeddings lie beside, all or some of them, the latest first."""
         with self._read() as session:
             return embeddings.beside(session, gallery_id)
+
+    def embedded(self, gallery_id: int, fingerprint: str) -> int:
+        """How many of the gallery's faces have an embedding by that pack."""
+        with self._read() as session:
+            return embeddings.embedded(session, gallery_id, fingerprint)
 
     def lacking(self, gallery_id: int, fingerprint: str, after: int, limit: int) -> list[Lacking]:
         """Faces with an id above `after` that have no embedding by that pack, in the order of their ids."""
@@ -446,6 +467,21 @@ def check_person(person: Person) -> None:
         raise InvalidRequest(f"valid_until ({end.isoformat()}) must be after valid_from ({start.isoformat()})")
 
 
+def gallery_named(session: Session, name: str) -> Gallery:
+    """Raises NotFound."""
+    row = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
+    if row is None:
+        raise NotFound(f"there is no gallery {name!r}", code="gallery_not_found")
+    return _gallery(row)
+
+
+def counts_of(session: Session, gallery_id: int) -> tuple[int, int]:
+    """How many identities and faces a gallery holds."""
+    people = session.scalar(select(func.count()).where(IdentityRow.gallery_id == gallery_id))
+    faces = session.scalar(select(func.count()).where(FaceRow.gallery_id == gallery_id))
+    return people or 0, faces or 0
+
+
 def _known_images(session: Session, gallery_id: int, hashes: Iterable[str]) -> dict[str, Known]:
     query = (
         select(FaceRow.image_sha256, FaceRow.id, IdentityRow.id, IdentityRow.external_id)
@@ -453,7 +489,7 @@ def _known_images(session: Session, gallery_id: int, hashes: Iterable[str]) -> d
         .where(FaceRow.gallery_id == gallery_id)
     )
     known: dict[str, Known] = {}
-    for some in _slices(list(set(hashes))):
+    for some in slices(list(set(hashes))):
         for sha, face_id, identity_id, owner in session.execute(query.where(FaceRow.image_sha256.in_(some))):
             known[sha] = Known(face_id, identity_id, owner)
     return known
@@ -508,7 +544,7 @@ def _identity_rows(session: Session, gallery_id: int, people: Iterable[Person]) 
     """The rows of those that are there, by external id."""
     query = select(IdentityRow).where(IdentityRow.gallery_id == gallery_id)
     rows: dict[str, IdentityRow] = {}
-    for some in _slices(list({person.external_id for person in people})):
+    for some in slices(list({person.external_id for person in people})):
         rows |= {r.external_id: r for r in session.scalars(query.where(IdentityRow.external_id.in_(some)))}
     return rows
 
@@ -569,11 +605,6 @@ def _refused(problem: str) -> Enrolled:
 def _heard(identity_id: int | None, problem: str | None) -> Enrolled:
     """What became of what was said of a person without a new face."""
     return Enrolled(Outcome.UNCHANGED, None, identity_id) if problem is None else _refused(problem)
-
-
-def _slices(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), IN_ONE_QUERY):
-        yield values[start : start + IN_ONE_QUERY]
 
 
 def _find_identity(session: Session, gallery_id: int, external_id: str) -> IdentityRow | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -128,6 +128,23 @@ class Engine(Protocol):
     def delete(self, path: Path) -> None:
         """Lets go of what was kept. Raises OSError."""
         ...
+
+    def galleries(self) -> set[int]:
+        """The numbers of those of which it keeps something elsewhere than in files. Raises OSError."""
+        ...
+
+
+def rank(hit: Hit) -> tuple[float, int]:
+    """Hits in its order are best first, equals by face id."""
+    return -hit.score, hit.face_id
+
+
+def best_of_each(hits: Iterable[Hit]) -> list[Hit]:
+    """Of hits that are best first, the best of each identity."""
+    best: dict[int, Hit] = {}
+    for hit in hits:
+        best.setdefault(hit.identity_id, hit)
+    return list(best.values())
 
 
 class DamagedIndex(WhosthereError):

@@ -93,9 +93,9 @@ class Scan(Protocol):
         """(N, D) rows more."""
         ...
 
-    def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(Q, D) -> scores and rows, each (Q, `count`), best first; -1 where there are fewer. Fewer columns where it
-        tells no more than that."""
+    def search(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """(Q, D) -> rows (Q, `count`), best first; -1 where there are fewer. Fewer columns where it tells no more than
+        that."""
         ...
 
 
@@ -198,7 +198,7 @@ class CompressedIndex:
         wanted = np.ascontiguousarray(queries, dtype=np.float32)
         count = max(self.rescored, 4 * k)
         while left and count < rows:
-            _, found = self._scan.search(wanted[left], count)
+            found = self._scan.search(wanted[left], count)
             wider = []
             for i, some in zip(left, found, strict=True):
                 known = some[some >= 0]
@@ -301,9 +301,9 @@ class CodeScan:
         with _one_thread():
             self._codes.add(_padded(vectors))
 
-    def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        scores, rows = self._codes.search(_padded(queries), count)
-        return scores, rows
+    def search(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        _, rows = self._codes.search(_padded(queries), count)
+        return np.asarray(rows, dtype=np.int64)
 
 
 def build(path: Path, dim: int, parts: Iterable[FaceVectors], about: Mapping[str, Any]) -> Resting:
@@ -338,7 +338,7 @@ def over(base: Resting, kind: str = "compressed", scan: Callable[[Resting], Scan
     """The index of a file. The check was of its codes: with another `scan`, of more than codes, the fewest rows do."""
     told = base.about.get("checked")
     checked = Checked(**told) if told else None
-    rescored = checked.rescored if checked and scan is None else _first_rescored(len(base))
+    rescored = checked.rescored if checked and scan is None else FIRST_RESCORED
     return CompressedIndex(base, rescored, checked, kind, scan)
 
 
@@ -447,7 +447,7 @@ def _check(index: CompressedIndex) -> Checked | None:
         )
         if len(missed) <= (1 - PROMISE) * len(mates) or index.rescored >= min(MOST_RESCORED, len(base)):
             break
-        index.rescored *= 2
+        index.rescored = min(2 * index.rescored, MOST_RESCORED)
     high = np.flatnonzero(exact >= LEAST_MATE)
     same = [_top_other(index, probes[i], int(identities[rows[i]])) == owners[i] for i in high]
     return Checked(
@@ -478,8 +478,15 @@ def _exact(
 
 
 def _copies(vectors: NDArray[np.float32], threshold: float, random: np.random.Generator) -> NDArray[np.float32]:
-    """Probes that score `threshold` to halfway to 1 with `vectors`, turned away from them in any direction."""
+    """Probes that score `threshold` to halfway to 1 with `vectors`."""
     cosines = random.uniform(threshold, (1 + threshold) / 2, (len(vectors), 1)).astype(np.float32)
+    return turned(vectors, cosines, random)
+
+
+def turned(
+    vectors: NDArray[np.float32], cosines: NDArray[np.float32], random: np.random.Generator
+) -> NDArray[np.float32]:
+    """Unit vectors that score `cosines`, (N, 1), with these, in any direction from them."""
     aside = random.standard_normal(vectors.shape, dtype=np.float32)
     aside -= np.einsum("nd,nd->n", aside, vectors)[:, None] * vectors
     aside /= np.linalg.norm(aside, axis=1, keepdims=True)

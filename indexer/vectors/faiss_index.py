@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from indexer.gallery.store import FaceVectors
 from indexer.types import Hit, Vectors
+from indexer.vectors.base import best_of_each, rank
 from indexer.vectors.locks import SharedLock
 
 FIRST_FACES = 8
@@ -65,7 +66,7 @@ class FaissIndex:
             while left:
                 found = self._nearest_faces(queries[left], faces)
                 for i, hits in zip(left, found, strict=True):
-                    answers[i] = _best_of_each(hits)[:k]
+                    answers[i] = best_of_each(hits)[:k]
                 left = [i for i in left if len(answers[i]) < k] if faces < len(self._faces) else []
                 faces *= 2
             return answers
@@ -100,7 +101,7 @@ class FaissIndex:
         return [
             sorted(
                 (Hit(int(self._identities[r]), int(self._faces[r]), float(s)) for s, r in zip(score, row, strict=True)),
-                key=lambda hit: (-hit.score, hit.face_id),
+                key=rank,
             )[:k]
             for score, row in zip(scores, rows, strict=True)
         ]
@@ -112,10 +113,3 @@ def in_memory(dim: int, faces: Iterable[FaceVectors], most: int | None) -> Faiss
     for part in faces:
         index.put(part.face_ids, part.identity_ids, part.vectors)
     return index
-
-
-def _best_of_each(hits: list[Hit]) -> list[Hit]:
-    best: dict[int, Hit] = {}
-    for hit in hits:
-        best.setdefault(hit.identity_id, hit)
-    return list(best.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer.disk import try_lock, unlock
+from indexer.disk import alone
 from indexer.errors import Conflict, NotFound, StorageUnavailable, WhosthereError
 from indexer.gallery.changes import Change, Kind, Position, check_pack_is
 from indexer.gallery.store import FaceVectors, Store
@@ -28,6 +28,9 @@ SNAPSHOT_EVERY = 10_000
 
 LOOK_AGAIN_S = 1.0
 """How long after finding that another process builds the next index."""
+
+SWEEP_FROM = 16
+"""Galleries followed before those that are gone are looked for again; then twice as many as there were after that."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class FollowedIndex:
         right = np.zeros(len(face_ids), dtype=np.bool_)
         different: set[int | None] = set()
         in_database = 0
-        for part in self._store.all_vectors(self._gallery)[1]:
+        for part in self._store.all_vectors(self._gallery):
             in_database += len(part.face_ids)
             there = np.isin(part.face_ids, ordered)
             different.update(part.face_ids[~there].tolist())
@@ -277,7 +280,7 @@ class FollowedIndex:
         return self._seq + SNAPSHOT_EVERY if index.outgrown else 0
 
     def _faces(self) -> Iterator[FaceVectors]:
-        return self._store.all_vectors(self._gallery)[1]
+        return self._store.all_vectors(self._gallery)
 
     def _due(self, index: VectorIndex) -> bool:
         """Whether the next index is to be built now."""
@@ -293,20 +296,19 @@ class FollowedIndex:
         """One process builds; the others take what it has built."""
         path = self._path.with_name(f"{self._path.name}.lock")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = try_lock(path)
-            if lock is None:
-                self._renew_after = time.monotonic() + LOOK_AGAIN_S
-                return
-            self._renew_from = self._seq + SNAPSHOT_EVERY  # unless it ends well
-            try:
+            with alone(path) as builds:
+                if not builds:
+                    self._renew_after = time.monotonic() + LOOK_AGAIN_S
+                    return
+                self._renew_from = self._seq + SNAPSHOT_EVERY  # unless it ends well
                 header, index, kept = self._built_by_another() or self._built(self._engine.build)
-            finally:
-                unlock(path, lock)
             seq, mark = self._replayed(index, header.seq, header.mark)
             with self._lock:
                 seq, mark = self._replayed(index, seq, mark)
                 self._become(index, seq, mark)
+                if not index.erases and not (kept and seq == header.seq):  # a removed face may be in what is kept
+                    self._drop_snapshot()
+                    kept = False
                 self._snapshot_seq, self._tried_seq = (header.seq if kept else None), seq
                 self._renew_from = self._next_try(index)
         except (WhosthereError, OSError) as error:
@@ -388,10 +390,15 @@ class Indexes:
         self._engine = engine
         self._lock = threading.Lock()
         self._followed: dict[tuple[int, datetime, str], FollowedIndex] = {}
+        self._sweep_from = 0
+        """How many are followed when those that are gone are looked for again."""
 
     def of(self, gallery: Gallery) -> FollowedIndex:
         key = _key(gallery)
-        if key not in self._followed:
+        with self._lock:
+            another = any(gallery_id == gallery.id for gallery_id, _, _ in self._followed)  # it was re-embedded
+            due = key not in self._followed and (another or len(self._followed) >= self._sweep_from)
+        if due:
             self._forget_gone()  # whoever makes galleries and deletes them elsewhere fills neither memory nor disk
         with self._lock:
             if key not in self._followed:
@@ -411,7 +418,7 @@ class Indexes:
         Where the database does not answer nothing is written: it may be of people who are deleted.
         """
         try:
-            self._forget_gone()
+            self._forget_gone(self._kept_elsewhere())
             with self._lock:
                 followed = list(self._followed.values())
             for index in followed:
@@ -419,8 +426,16 @@ class Indexes:
         except StorageUnavailable as error:
             log.warning("The indexes are not written: %s", error)
 
-    def _forget_gone(self) -> None:
-        """First what is here, then who is there: a gallery that is made this moment loses nothing."""
+    def _kept_elsewhere(self) -> set[int]:
+        try:
+            return self._engine.galleries()
+        except (OSError, StorageUnavailable) as error:
+            log.warning("What is left of deleted galleries is not looked for: %s", error)
+            return set()
+
+    def _forget_gone(self, elsewhere: Set[int] = frozenset()) -> None:
+        """First what is here, and kept `elsewhere`, then who is there: a gallery that is made this moment loses
+        nothing."""
         files = [path for path in self._folder.glob("*.index*") if path.name.split(".")[0].isdecimal()]
         with self._lock:
             followed = dict(self._followed)
@@ -438,6 +453,13 @@ class Indexes:
                     path.unlink(missing_ok=True)
                 except OSError as error:
                     log.warning("%s, of a deleted gallery, could not be deleted: %s", path, error)
+        for gallery_id in elsewhere - ids:
+            try:
+                self._engine.delete(self._folder / f"{gallery_id}.index")
+            except (OSError, StorageUnavailable) as error:
+                log.warning("What is kept of gallery %d, which was deleted, is left over: %s", gallery_id, error)
+        with self._lock:
+            self._sweep_from = max(SWEEP_FROM, 2 * len(self._followed))
 
 
 def _key(gallery: Gallery) -> tuple[int, datetime, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -29,12 +31,8 @@ class GpuScan:
 
     def __init__(self, base: Resting) -> None:
         """Raises StorageUnavailable when they cannot hold it."""
-        try:
+        with _holding(len(base)):
             self._fill(base)
-        except RuntimeError as error:  # FAISS's own, of CUDA
-            raise StorageUnavailable(
-                f"the GPUs cannot hold {len(base)} faces in half precision: {error}; WHOSTHERE_VECTORS=auto needs none"
-            ) from error
 
     def _fill(self, base: Resting) -> None:
         dim = base.vectors.shape[1]
@@ -46,18 +44,34 @@ class GpuScan:
             self._all.add_shard(shard)
         self._rows = 0
         for start in range(0, len(base), ADD_AT_ONCE):
-            self.add(base.vectors[start : start + ADD_AT_ONCE].astype(np.float32))
+            self._add(base.vectors[start : start + ADD_AT_ONCE].astype(np.float32))
 
     def add(self, vectors: NDArray[np.float32]) -> None:
+        """Raises StorageUnavailable when they cannot hold it."""
+        with _holding(self._rows + len(vectors)):
+            self._add(vectors)
+
+    def _add(self, vectors: NDArray[np.float32]) -> None:
         rows = np.arange(self._rows, self._rows + len(vectors), dtype=np.int64)
         smallest = min(self._shards, key=lambda shard: int(shard.ntotal))
         smallest.add_with_ids(np.ascontiguousarray(vectors, dtype=np.float32), rows)
         self._all.syncWithSubIndexes()
         self._rows += len(vectors)
 
-    def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        scores, rows = self._all.search(np.ascontiguousarray(queries, dtype=np.float32), min(count, MOST_GPU))
-        return scores, rows
+    def search(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        _, rows = self._all.search(np.ascontiguousarray(queries, dtype=np.float32), min(count, MOST_GPU))
+        return np.asarray(rows, dtype=np.int64)
+
+
+@contextmanager
+def _holding(faces: int) -> Iterator[None]:
+    """Turns what FAISS raises of CUDA into StorageUnavailable."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise StorageUnavailable(
+            f"the GPUs cannot hold {faces} faces in half precision: {error}; WHOSTHERE_VECTORS=auto needs none"
+        ) from error
 
 
 def _flat(resources: Any, dim: int, gpu: int) -> Any:

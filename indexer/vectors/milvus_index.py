@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from indexer.errors import StorageUnavailable
 from indexer.gallery.store import FaceVectors
 from indexer.types import Hit, Vectors
-from indexer.vectors.base import DamagedIndex, Faces, Header, VectorIndex
+from indexer.vectors.base import DamagedIndex, Faces, Header, VectorIndex, best_of_each, rank
 from indexer.vectors.milvus_client import ANSWER_WITHIN, CollectionGone, Milvus, Positions, parse
 
 log = logging.getLogger(__name__)
@@ -70,15 +70,20 @@ class MilvusIndex:
         self._positions = Positions(milvus)
         self._dim = dim
         self._type = milvus.address.index_type
+        self._counted: list[int] = []
+        """How many faces it holds, once that was asked for; another list after each write, whoever asks meanwhile."""
 
     def __len__(self) -> int:
-        (row,) = self._ask(
-            "count faces",
-            lambda c: c.query(
-                self.collection, output_fields=["count(*)"], consistency_level="Strong", timeout=self._milvus.within
-            ),
-        )
-        return int(row["count(*)"])
+        counted = self._counted
+        if not counted:
+            (row,) = self._ask(
+                "count faces",
+                lambda c: c.query(
+                    self.collection, output_fields=["count(*)"], consistency_level="Strong", timeout=self._milvus.within
+                ),
+            )
+            counted.append(int(row["count(*)"]))
+        return counted[0]
 
     def put(self, face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> None:
         rows = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -133,23 +138,28 @@ class MilvusIndex:
             {"face_id": face_id, "identity_id": identity_id, "embedding": vector}
             for face_id, identity_id, vector in zip(face_ids.tolist(), identity_ids.tolist(), vectors, strict=True)
         ]
-        with self._milvus.writing:
-            self._ask("store faces", lambda c: c.upsert(self.collection, rows, timeout=self._milvus.within))
+        self._write("store faces", lambda c: c.upsert(self.collection, rows, timeout=self._milvus.within))
 
     def _delete(self, face_ids: list[int]) -> None:
-        with self._milvus.writing:
-            self._ask("remove faces", lambda c: c.delete(self.collection, ids=face_ids, timeout=self._milvus.within))
+        self._write("remove faces", lambda c: c.delete(self.collection, ids=face_ids, timeout=self._milvus.within))
+
+    def _write(self, what: str, method: Callable[[Any], Any]) -> None:
+        try:
+            with self._milvus.writing:
+                self._ask(what, method)
+        finally:
+            self._counted = []
 
     def _identities(self, query: NDArray[np.float32], k: int, hits: list[Hit], is_all: bool) -> list[Hit]:
         """The best face of each of the best `k` identities, of which `hits` are the best faces."""
-        best = _best_of_each(hits)
+        best = best_of_each(hits)
         count = k * FIRST_FACES
         while len(best) < k and not is_all:
             count *= 4
             others = f"identity_id not in {[hit.identity_id for hit in best]}"
             ((hits, is_all),) = self._best(query[None], count, others)
-            best += _best_of_each(hits)
-        return sorted(best, key=_rank)[:k]
+            best += best_of_each(hits)
+        return sorted(best, key=rank)[:k]
 
     def _best(self, queries: Vectors, count: int, expression: str = "") -> list[tuple[list[Hit], bool]]:
         """For each query at least `count` of the best faces and all that score as the last of them, best first, equals
@@ -200,7 +210,7 @@ class MilvusIndex:
             Hit(int(row["entity"]["identity_id"]), int(row["face_id"]), score)
             for row, score in zip(rows, scores, strict=True)
         ]
-        return sorted(hits, key=_rank)
+        return sorted(hits, key=rank)
 
     def _pages(self, fields: list[str], at_once: int) -> Iterator[list[dict[str, Any]]]:
         """All rows, by ascending face id. `pymilvus`' own iterator does the same with a request without a time-out."""
@@ -290,7 +300,6 @@ class MilvusEngine:
             self._drop(name)
 
     def galleries(self) -> set[int]:
-        """The numbers of those of which something is kept."""
         pattern = re.compile(rf"{self._milvus.address.prefix}_(\d+)_[0-9a-f]+_[0-9a-f]+")
         return {int(found[1]) for name in self._milvus.collections() if (found := pattern.fullmatch(name))}
 
@@ -341,14 +350,3 @@ def _short(text: str) -> str:
 
 def _is_cut_in_equals(hits: list[Hit], is_all: bool, count: int) -> bool:
     return not is_all and len(hits) > count and hits[count - 1].score == hits[-1].score
-
-
-def _best_of_each(hits: Iterable[Hit]) -> list[Hit]:
-    best: dict[int, Hit] = {}
-    for hit in hits:
-        best.setdefault(hit.identity_id, hit)
-    return list(best.values())
-
-
-def _rank(hit: Hit) -> tuple[float, int]:
-    return -hit.score, hit.face_id

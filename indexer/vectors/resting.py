@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.disk import clear, replacing
 from indexer.vectors.base import DamagedIndex
-from indexer.vectors.locks import replacing
 
 MAGIC = b"whosthere-faces-2\n"
 
@@ -198,8 +198,9 @@ class Writer:
 
 @contextmanager
 def writing(path: Path, dim: int) -> Iterator[Writer]:
-    """The file gets its name when the block ends, finished. Raises OSError when the disk is full, and leaves nothing
-    then."""
+    """The file gets its name when the block ends, finished. What a killed process left goes first. Raises OSError when
+    the disk is full, and leaves nothing then."""
+    clear(path)
     with replacing(path) as (file, temporary):
         yield Writer(file, temporary, dim)
 

@@ -10,19 +10,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.disk import clear, replacing
 from indexer.types import Vectors
 from indexer.vectors.base import DamagedIndex, Header, VectorIndex
-from indexer.vectors.locks import replacing
 
 MAGIC = b"whosthere-index-2\n"
 
 
 def write(path: Path, header: Header, index: VectorIndex) -> None:
-    """Replaces the file; readers and crashes see the old one or the new one. Raises OSError when the disk is full."""
+    """Replaces the file; readers and crashes see the old one or the new one. What a killed process left goes first.
+    Raises OSError when the disk is full."""
     head = json.dumps(asdict(header)).encode()
     arrays = [memoryview(array.tobytes()) for array in index.contents() if len(array)]
     parts: list[bytes | memoryview] = [MAGIC, len(head).to_bytes(4, "little"), head, *arrays]
     digest = hashlib.sha256()
+    clear(path)
     with replacing(path) as (file, _):
         for part in parts:
             digest.update(part)

@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from indexer.disk import clear
 from indexer.errors import InvalidSetting
 from indexer.types import Tier
 from indexer.vectors import compressed, gpu, resting, snapshot
 from indexer.vectors.base import DamagedIndex, Faces, Header, VectorIndex
 from indexer.vectors.faiss_index import FaissIndex, in_memory
-from indexer.vectors.locks import clear
 
 EXACT_NUMBERS = 5_000_000
 """Faces times dimension up to which every face is scored: 10,000 of 512 numbers or 39,000 of 128. Exact search takes
@@ -62,6 +62,9 @@ class FaissEngine:
 
     def close(self) -> None:
         """There are none."""
+
+    def galleries(self) -> set[int]:
+        return set()
 
     def delete(self, path: Path) -> None:
         path.unlink(missing_ok=True)

@@ -48,15 +48,18 @@ def align(pixels: Pixels, landmarks: NDArray[np.floating]) -> Pixels:
     matrix = similarity(landmarks)
     shrink = max(1, int(1 / np.hypot(matrix[0, 0], matrix[1, 0])))
     if shrink >= 2 or max(pixels.shape[:2]) > WARP_SIDE:
-        pixels, matrix = _shrunk(pixels, matrix, shrink)
+        pixels, matrix = shrunk(pixels, matrix, shrink, SIZE) or (pixels, matrix)
     crop = cv2.warpAffine(pixels, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
     return np.asarray(crop, dtype=np.uint8)
 
 
-def _shrunk(pixels: Pixels, matrix: NDArray[np.float64], shrink: int) -> tuple[Pixels, NDArray[np.float64]]:
-    """The part of the image that the crop shows, averaged down by `shrink`, and the matrix for it."""
+def shrunk(
+    pixels: Pixels, matrix: NDArray[np.float64], shrink: int, side: int
+) -> tuple[Pixels, NDArray[np.float64]] | None:
+    """The part of the image that `matrix` brings into a square of `side` pixels, averaged down by `shrink`, and the
+    matrix for it; None where no such pixel lies in the image."""
     corners = cv2.transform(
-        np.array([[[0, 0], [SIZE, 0], [0, SIZE], [SIZE, SIZE]]], np.float64), cv2.invertAffineTransform(matrix)
+        np.array([[[0, 0], [side, 0], [0, side], [side, side]]], np.float64), cv2.invertAffineTransform(matrix)
     )[0]
     height, width = pixels.shape[:2]
     left, top = np.clip(np.floor(corners.min(0)).astype(int) - shrink, 0, (width, height))
@@ -64,11 +67,12 @@ def _shrunk(pixels: Pixels, matrix: NDArray[np.float64], shrink: int) -> tuple[P
     right, bottom = np.clip(np.ceil(corners.max(0)).astype(int) + 2 * shrink, 0, (width, height))
     columns, rows = (right - left) // shrink, (bottom - top) // shrink
     if columns < 1 or rows < 1:
-        return pixels, matrix
+        return None
     part = pixels[top : top + rows * shrink, left : left + columns * shrink]
-    small = cv2.resize(part, (int(columns), int(rows)), interpolation=cv2.INTER_AREA)
+    if shrink > 1:
+        part = np.asarray(cv2.resize(part, (int(columns), int(rows)), interpolation=cv2.INTER_AREA), np.uint8)
     # A small pixel's centre u lies at shrink * u + (shrink - 1) / 2 in the large image.
     offset = np.array([left, top]) + (shrink - 1) / 2
     linear = matrix[:, :2] * shrink
     moved = matrix[:, 2] + matrix[:, :2] @ offset
-    return np.asarray(small, dtype=np.uint8), np.column_stack([linear, moved])
+    return part, np.column_stack([linear, moved])

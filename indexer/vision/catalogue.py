@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import tempfile
@@ -14,13 +15,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from indexer.disk import write_atomically
-from indexer.errors import InvalidRequest, ModelUnavailable, NotFound
+from indexer.errors import InvalidRequest, ModelUnavailable, NotFound, WhosthereError
 from indexer.types import Device, Precision, sha256
-from indexer.vision import networks
+from indexer.vision import networks, packs
 from indexer.vision.align import SIZE
 from indexer.vision.files import ModelFiles, checked
 from indexer.vision.packs import (
     BUILT_IN,
+    CHECKPOINTS,
     DETECTORS,
     EMBEDDERS,
     SFACE,
@@ -112,6 +114,26 @@ class Catalogue:
     def installed(self, pack: Pack) -> bool:
         """Whether its files are there."""
         return all(self._files.path(file) for file in pack.files)
+
+    def lacks(self, pack: Pack, precision: Precision) -> str | None:
+        """Why the pack cannot be used in that precision, in few words; None where it can."""
+        if not self.installed(pack):
+            return "not installed"
+        checkpoints = [file for file in pack.files if file.network in CHECKPOINTS]
+        waits = any(not self._files.prepared_path(file).is_file() for file in checkpoints)
+        if waits and importlib.util.find_spec("torch") is None:
+            return "PyTorch is not installed (pip install 'whosthere[torch]')"
+        if precision is Precision.INT8 and not self._files.quantised_path(pack.embedder).is_file():
+            return f"no int8 form (whosthere models quantize {pack.name})"
+        return None
+
+    def told(self, name: str) -> dict[str, object]:
+        """The pack as JSON. Of one that cannot be read `problem` says why, and nothing else is told."""
+        try:
+            pack = self.find(name)
+        except WhosthereError as error:
+            return {"name": name, "installed": False, "problem": error.message}
+        return packs.describe(pack) | {"installed": self.installed(pack)}
 
     def usable(self, name: str) -> Pack:
         """The pack, whose files are there. Raises NotFound and ModelUnavailable."""
@@ -210,11 +232,7 @@ class Catalogue:
 
     def _known(self, file: ModelFile) -> ModelFile:
         """The file with its hash. One that lies there for the first time is read, and its hash written down."""
-        known = self._files.known(file)
-        if not known.sha256 and self._files.path(file) is not None:
-            self._files.read(file)
-            known = self._files.known(file)
-        return known
+        return self._files.known(file) if self._files.path(file) is None else self._files.identified(file)
 
     def _described(self, name: str) -> Pack:
         return self._pack(name, self._read_description(name))

@@ -20,6 +20,7 @@ from indexer.errors import ModelUnavailable
 from indexer.vision.align import SIZE
 from indexer.vision.detectors.retinaface_network import RetinaFaceNetwork
 from indexer.vision.embedders import iresnet
+from indexer.vision.files import NEEDS_PYTORCH
 from indexer.vision.packs import ModelFile, Network
 
 NETWORKS: dict[Network, Callable[[], nn.Module]] = {
@@ -86,7 +87,7 @@ def to_onnx(data: bytes, file: ModelFile) -> bytes:
             )
     except ImportError as error:
         raise ModelUnavailable(
-            f"{file.name} cannot be made into ONNX: {error}; pip install 'whosthere[torch]'"
+            f"{file.name} cannot be made into ONNX: {error}; pip install 'whosthere[torch]'", code=NEEDS_PYTORCH
         ) from error
     assert program is not None  # noqa: S101 - it is for dynamo=True
     return _stripped(program.model_proto)

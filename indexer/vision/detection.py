@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Box, Detection, Pixels
-from indexer.vision.align import SIZE, TEMPLATE, similarity
+from indexer.vision.align import SIZE, TEMPLATE, shrunk, similarity
 from indexer.vision.decode import Photo
 from indexer.vision.detectors.base import Detector, iou
 
@@ -220,19 +220,10 @@ def _square(photo: Photo, face: Detection) -> _Square:
     matrix = _upright(face.landmarks / scale, np.array(face.box.center) / scale, size)
     back = cv2.invertAffineTransform(matrix)
     shrink = max(1, int(np.hypot(back[0, 0], back[1, 0])))
-    around = np.array([(0, 0), (LOOK_SIDE, 0), (0, LOOK_SIDE), (LOOK_SIDE, LOOK_SIDE)]) @ back[:, :2].T + back[:, 2]
-    height, width = photo.pixels.shape[:2]
-    left, top = np.clip(np.floor(around.min(0)).astype(int) - shrink, 0, (width, height))
-    right, bottom = np.clip(np.ceil(around.max(0)).astype(int) + 2 * shrink, 0, (width, height))
-    columns, rows = (right - left) // shrink, (bottom - top) // shrink
+    part = shrunk(photo.pixels, matrix, shrink, LOOK_SIDE)
     pixels = np.zeros((LOOK_SIDE, LOOK_SIDE, 3), np.uint8)
-    if columns > 0 and rows > 0:
-        part = photo.pixels[top : top + rows * shrink, left : left + columns * shrink]
-        if shrink > 1:
-            part = np.asarray(cv2.resize(part, (int(columns), int(rows)), interpolation=cv2.INTER_AREA), np.uint8)
-        offset = np.array([left, top]) + (shrink - 1) / 2  # where the part's first pixel has its centre
-        moved = np.column_stack([matrix[:, :2] * shrink, matrix[:, 2] + matrix[:, :2] @ offset])
-        pixels = np.asarray(cv2.warpAffine(part, moved, (LOOK_SIDE, LOOK_SIDE), flags=cv2.INTER_LINEAR), np.uint8)
+    if part is not None:
+        pixels = np.asarray(cv2.warpAffine(*part, (LOOK_SIDE, LOOK_SIDE), flags=cv2.INTER_LINEAR), np.uint8)
     return _Square(pixels, back * scale[:, None])
 
 

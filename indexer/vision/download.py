@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -113,7 +113,7 @@ def pull(
     with _writing(pack.name, files.folder):
         files.folder.mkdir(parents=True, exist_ok=True)
     with _alone(files.folder, pack.name, progress):
-        return _Pull(pack, files, source, progress, patience or Patience()).run()
+        return _Pull(pack, files, source, progress, patience or Patience()).run(found)
 
 
 def _there(file: ModelFile, files: ModelFiles) -> Pulled | None:
@@ -262,8 +262,12 @@ class _Pull:
     progress: Callable[[Progress], None]
     patience: Patience
 
-    def run(self) -> list[Pulled]:
-        pulled = [_there(file, self.files) or self._bring(file) for file in self.pack.files]
+    def run(self, found: Sequence[Pulled | None]) -> list[Pulled]:
+        """`found` is what was there of each file; the others are looked for again: another pull may have ended."""
+        pulled = [
+            there or _there(file, self.files) or self._bring(file)
+            for file, there in zip(self.pack.files, found, strict=True)
+        ]
         for part in (self._archive, *map(self._part, self.pack.files)):
             part.discard()  # also what an earlier pull left that went another way
         return pulled
@@ -512,8 +516,13 @@ def _shown(where: str) -> str:
 
 def _key(url: str) -> str:
     """Tells URLs apart and gives nothing of them away."""
+    return sha256(_bare(url).encode())
+
+
+def _bare(url: str) -> str:
+    """Without user and password."""
     parts = urlsplit(url)
-    return sha256(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).encode())
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -548,8 +557,8 @@ def _opener() -> urllib.request.OpenerDirector:
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
     """Raises ValueError. A user and password in the URL are sent to that server, and to none that it redirects to."""
     parts = urlsplit(url)
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    request = urllib.request.Request(bare, headers={"User-Agent": "whosthere", **headers})  # noqa: S310 (it was checked)
+    known = {"User-Agent": "whosthere", **headers}
+    request = urllib.request.Request(_bare(url), headers=known)  # noqa: S310 (it was checked)
     if parts.username is not None:
         secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")

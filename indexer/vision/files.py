@@ -30,7 +30,7 @@ class ModelFiles:
     folder: Path
     beyond: Path | None = None
     """Another models folder, which is read and not written."""
-    _lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
     """Held while a file is prepared: it takes seconds and a gigabyte, and who asks meanwhile needs the same."""
 
     def path(self, file: ModelFile) -> Path | None:
@@ -75,6 +75,15 @@ class ModelFiles:
             raise ModelUnavailable(f"{record} is damaged: expected a SHA-256 of 64 hexadecimal digits")
         return replace(file, sha256=found[0].decode())
 
+    def identified(self, file: ModelFile) -> ModelFile:
+        """The file with its hash. One that is used for the first time is read, and its hash written down. Raises
+        ModelUnavailable."""
+        known = self.known(file)
+        if not known.sha256:
+            self.read(file)
+            known = self.known(file)
+        return known
+
     def record(self, file: ModelFile, found: str) -> None:
         """Writes down the hash that the file must have from now on, as `sha256sum` does. Raises ModelUnavailable."""
         try:
@@ -89,11 +98,8 @@ class ModelFiles:
         Raises ModelUnavailable.
         """
         with self._lock:
-            file = self.known(file)
-            if not file.sha256:
-                self.read(file)
-                file = self.known(file)
-            target = self.folder / "prepared" / f"{file.prepared_sha256 or f'{file.sha256}-{PREPARED}'}.onnx"
+            file = self.identified(file)
+            target = self.prepared_path(file)
             kept = ModelFile(f"prepared/{target.name}", file.network, "", "", sha256=file.prepared_sha256)
             expected = self.known(kept).sha256
             with suppress(OSError):  # not made yet
@@ -119,17 +125,16 @@ class ModelFiles:
             raise ModelUnavailable(f"{file.name} has no int8 form here; {_quantise_again(file)}") from error
         except OSError as error:
             raise ModelUnavailable(f"{target} cannot be read: {error.strerror}") from error
-        if not self.known(file).sha256:
-            self.read(file)
+        known = self.identified(file)
         try:
             report = json.loads(about)
             source, expected = str(report["source_sha256"]), str(report["sha256"])
         except (ValueError, TypeError, KeyError) as error:
             place = target.with_suffix(".json")
             raise ModelUnavailable(f"{place} is damaged; {_quantise_again(file)}") from error
-        if source != self.known(file).sha256:
+        if source != known.sha256:
             raise ModelUnavailable(
-                f"{target} was made of another {file.name}: expected one with SHA-256 {self.known(file).sha256}, "
+                f"{target} was made of another {file.name}: expected one with SHA-256 {known.sha256}, "
                 f"found {source}; {_quantise_again(file)}"
             )
         if sha256(model) != expected:
@@ -138,6 +143,10 @@ class ModelFiles:
                 f"{_quantise_again(file)}"
             )
         return model
+
+    def prepared_path(self, file: ModelFile) -> Path:
+        """Where the ONNX model that is made of a file is kept, whose hash is known."""
+        return self.folder / "prepared" / f"{file.prepared_sha256 or f'{file.sha256}-{PREPARED}'}.onnx"
 
     def quantised_path(self, file: ModelFile) -> Path:
         """Where the file's int8 form is kept; what is known of it lies beside as JSON."""
@@ -179,7 +188,8 @@ def checkpoints_for(file: ModelFile) -> Any:
 
 
 def _quantise_again(file: ModelFile) -> str:
-    name = next((pack.name for pack in BUILT_IN if pack.embedder.name == file.name), "PACK")
+    own, plus, _ = file.name.partition("+")  # see `catalogue.FileDescription`
+    name = own if plus else next((pack.name for pack in BUILT_IN if pack.embedder.name == file.name), "PACK")
     return f"`whosthere models quantize {name} --calibrate FOLDER` makes it"
 
 

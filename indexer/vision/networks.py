@@ -36,10 +36,24 @@ def load(
     build = DETECTORS[pack.detector.network]
     # The detector always computes in float32 on the CPU: bfloat16 moves landmarks.
     detector = build(_session(pack.detector, files, build.feed, cuda, Precision.FLOAT32, threads))
-    feed = Feed((pack.mean,) * 3, pack.scale)
-    session = _session(pack.embedder, files, feed, cuda, precision, threads)
+    session = _session(pack.embedder, files, feed_of(pack), cuda, precision, threads)
+    return detector, embedder_of(pack, session)
+
+
+def feed_of(pack: Pack) -> Feed:
+    """How the pack's embedder wants its crops."""
+    return Feed((pack.mean,) * 3, pack.scale)
+
+
+def on_cpu(model: bytes, file: ModelFile, feed: Feed, precision: Precision, threads: Threads) -> Session:
+    """The ONNX model that was made of `file`, by the fastest engine that is installed. Raises ModelUnavailable."""
+    return runtime.load(model, feed, precision, threads, next(iter(runtime.engines(file.engines)), None))
+
+
+def embedder_of(pack: Pack, session: Session) -> Embedder:
+    """The embedder whose network `session` runs. Raises as `read_center`."""
     center = read_center(pack.center, pack.dim) if pack.center else None
-    return detector, Embedder(session, pack.dim, pack.mirror, center)
+    return Embedder(session, pack.dim, pack.mirror, center)
 
 
 def read_center(center: Center, dim: int) -> NDArray[np.float32]:
@@ -83,8 +97,7 @@ def _session(
 ) -> Session:
     if not cuda:
         model = files.quantised(file) if precision is Precision.INT8 else files.prepared(file)
-        engine = next(iter(runtime.engines(file.engines)), None)
-        return runtime.load(model, feed, precision, threads, engine)
+        return on_cpu(model, file, feed, precision, threads)
     if file.network not in CHECKPOINTS:
         return runtime.load(files.prepared(file), feed, precision, threads, runtime.ON_CUDA)
     from indexer.vision.cuda import CudaSession

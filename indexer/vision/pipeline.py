@@ -109,11 +109,11 @@ class FacePipeline:
         _, embedder = self._load()
         return embedder.embed(crops)
 
-    def detect(self, images: Sequence[bytes]) -> list[Seen]:
-        """All faces of each image, largest first, measured but not embedded (their embeddings are empty)."""
+    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[Seen]:
+        """As `describe`, the faces measured but not embedded (their embeddings are empty)."""
         answers: list[Seen] = []
-        for group in self._groups(images, Seek.ALL):
-            self._crop(group, None)
+        for group in self._groups(images, SOUGHT[pick]):
+            self._crop(group, pick)
             answers += _answers(group, repeat(np.empty(0, np.float32)))
         return answers
 

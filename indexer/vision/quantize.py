@@ -14,7 +14,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from indexer.disk import write_atomically
 from indexer.errors import InvalidRequest, InvalidVector, ModelUnavailable
 from indexer.types import Pixels, Precision, Vectors, sha256
-from indexer.vision import runtime
-from indexer.vision.embedders.base import Embedder
+from indexer.vision import networks
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import ModelFile, Pack
 from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, no_telemetry, to_blob
@@ -81,22 +80,25 @@ class Report:
 
 
 def quantise(
-    pack: Pack, files: ModelFiles, crops: Iterable[Pixels], progress: Progress = lambda done, of: None
+    pack: Pack,
+    files: ModelFiles,
+    crops: Sequence[Pixels] | NDArray[np.uint8],
+    progress: Progress = lambda done, of: None,
 ) -> Report:
     """Makes the pack's embedder in int8 and keeps it in the models folder, where `ModelFiles.quantised` finds it.
 
-    `crops` are aligned faces, (112, 112, 3) uint8 RGB; of many, up to MOST_FACES are used, spread evenly. Raises
-    InvalidRequest for fewer than LEAST_FACES, and ModelUnavailable where NNCF is not installed, the network cannot be
-    quantised, or the result strays too far from float32. Nothing is kept then.
+    `crops` are aligned faces, (112, 112, 3) uint8 RGB, at best MOST_FACES. Raises InvalidRequest for fewer than
+    LEAST_FACES, and ModelUnavailable where NNCF is not installed, the network cannot be quantised, or the result strays
+    too far from float32. Nothing is kept then.
     """
     begun = time.perf_counter()
-    faces = spread(crops, MOST_FACES)
-    if len(faces) < LEAST_FACES:
-        raise InvalidRequest(f"quantising needs {LEAST_FACES} faces or more; found {len(faces)}")
+    if len(crops) < LEAST_FACES:
+        raise InvalidRequest(f"quantising needs {LEAST_FACES} faces or more; found {len(crops)}")
+    faces = np.asarray(crops, np.uint8)
     exact = files.prepared(pack.embedder)
     file = files.known(pack.embedder)
     held = np.arange(len(faces)) % HELD_OUT == HELD_OUT - 1
-    feed = Feed((pack.mean,) * 3, pack.scale)
+    feed = networks.feed_of(pack)
     model = _quantised(exact, file, feed, faces[~held], progress)
     sessions = _sessions(exact, model, feed, file)
     try:
@@ -126,21 +128,6 @@ def quantise(
     )
     _keep(files, file, model, report)
     return report
-
-
-def spread(crops: Iterable[Pixels], most: int) -> NDArray[np.uint8]:
-    """(N, 112, 112, 3): all of them, or from `most` / 2 to `most` that are equally far apart, of however many."""
-    kept: list[Pixels] = []
-    step = 1
-    for index, crop in enumerate(crops):
-        if index % step:
-            continue
-        if len(kept) == most:
-            kept, step = kept[::2], 2 * step
-            if index % step:
-                continue
-        kept.append(crop)
-    return np.stack(kept) if kept else np.empty((0, 0, 0, 3), np.uint8)
 
 
 def _quantised(model: bytes, file: ModelFile, feed: Feed, faces: NDArray[np.uint8], progress: Progress) -> bytes:
@@ -200,18 +187,17 @@ def _quietly() -> Iterator[Any]:
 
 def _sessions(exact: bytes, int8: bytes, feed: Feed, file: ModelFile) -> dict[Precision, Session]:
     """Run as the pipeline runs them. Raises ModelUnavailable."""
-    engine = next(iter(runtime.engines(file.engines)), None)
     return {
-        precision: runtime.load(int8 if precision is Precision.INT8 else exact, feed, precision, Threads(), engine)
+        precision: networks.on_cpu(int8 if precision is Precision.INT8 else exact, file, feed, precision, Threads())
         for precision in (Precision.FLOAT32, Precision.NATIVE, Precision.INT8)
     }
 
 
 def _cosines(pack: Pack, sessions: dict[Precision, Session], faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N,) of each face's embedding in int8 to that in float32."""
+    """(N,) of each face's embedding in int8, as galleries hold it, to that in float32."""
 
     def embed(precision: Precision) -> Vectors:
-        return Embedder(sessions[precision], pack.dim, pack.mirror).embed(faces)
+        return networks.embedder_of(pack, sessions[precision]).embed(faces)
 
     return np.asarray((embed(Precision.FLOAT32) * embed(Precision.INT8)).sum(1), np.float32)
 

@@ -137,22 +137,25 @@ def _one_node() -> bytes:
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
+_importing = threading.RLock()
+
+
 @contextmanager
 def no_telemetry() -> Iterator[None]:
     """For importing OpenVINO, NNCF and ONNX Runtime, which report to their makers that they are used, and leave files
     in the home folder for it. OpenVINO and NNCF (to Google Analytics) do so unless the package `openvino_telemetry` is
     not installed, which meanwhile it is not; ONNX Runtime 1.32 (to Microsoft) unless the environment says no when it is
-    imported, which it does from now on."""
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    imported, which it does from now on. One thread at a time: what is imported is the whole process's."""
     name = "openvino_telemetry"
-    there = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if there is not None:
-            sys.modules[name] = there
+    with _importing:
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        before = {name: sys.modules[name]} if name in sys.modules else {}
+        sys.modules[name] = None  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            del sys.modules[name]
+            sys.modules.update(before)
 
 
 class _OpenVino:

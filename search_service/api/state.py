@@ -33,7 +33,7 @@ class State:
     def pack(self, name: object = None) -> Pack:
         """The installed pack of that name, or the one that new galleries are bound to. Raises NotFound,
         ModelUnavailable."""
-        return self.home.pack if name is None else self.home.packs.usable(str(name))
+        return self.home.usable(None if name is None else str(name))
 
     async def off_loop(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Runs what waits for the database or the index on a thread."""

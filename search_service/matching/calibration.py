@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 
 from indexer.vision.packs import ScoreTail
 
@@ -53,8 +52,6 @@ LOWER, MIDDLE = 0.75, 0.5
 """Shares of the people whose best score is above the lower quartile and above the median: a few duplicates move them
 little."""
 
-_Point = tuple[float, float]
-
 
 def threshold_for(fpir: float, comparisons: float, tail: ScoreTail) -> float:
     """The cosine at which a stranger, compared with that many enrolled faces, is matched in `fpir` of the searches.
@@ -67,12 +64,13 @@ def threshold_for(fpir: float, comparisons: float, tail: ScoreTail) -> float:
     each = math.log1p(-fpir) / (comparisons if comparisons > 0 else 1)
     fmr = max(-math.expm1(each), sys.float_info.min)  # 0 has no logarithm
     lowest = tail.before[0][1] if tail.before else tail.start
-    return min(max(_cosine(-math.log(fmr), tail), lowest), 1.0)
+    return min(max(tail.cosine(fmr), lowest), 1.0)
 
 
-def by_pack(fpir: float, faces: int, pack: ScoreTail) -> float:
-    """The threshold of a gallery that has no curve of its own: of one with few people on the safe side."""
-    return threshold_for(fpir * (CAUTION if faces < LEAST_PEOPLE else 1.0), faces, pack)
+def by_pack(fpir: float, faces: int, people: int, pack: ScoreTail) -> float:
+    """The threshold of a gallery that has no curve of its own: of one with few people on the safe side, however many
+    `faces` they have."""
+    return threshold_for(fpir * (CAUTION if people < LEAST_PEOPLE else 1.0), faces, pack)
 
 
 def own_curve(best: Sequence[float], compared: float, faces: int, pack: ScoreTail, measured: bool) -> ScoreTail | None:
@@ -88,7 +86,7 @@ def own_curve(best: Sequence[float], compared: float, faces: int, pack: ScoreTai
     if len(best) < (LEAST_PEOPLE if measured else LEAST_PEOPLE_UNMEASURED):
         return None
     shape = _shape(best, compared, pack, measured)
-    scores = sorted((_surprise(score, shape) for score in best), reverse=True)
+    scores = sorted(map(shape.surprise, best), reverse=True)
     count = tail_count(len(scores))
     start = (scores[count - 1] + scores[count]) / 2
     own = math.log(-math.log1p(-count / len(scores)))
@@ -111,7 +109,7 @@ def own_curve(best: Sequence[float], compared: float, faces: int, pack: ScoreTai
         above = -math.expm1(-rate) * len(scores)
         in_tail = above <= count
         at = start + beyond(level - math.log(rate)) if in_tail else _at(scores, above) + beyond(level - own)
-        points.append((fpir, _cosine(at, shape)))
+        points.append((fpir, shape.cosine_at(at)))
     (rate, low), (last, high) = points[-2:]
     return ScoreTail(high, last, (high - low) / math.log(rate / last), tuple(points[:-1]))
 
@@ -133,11 +131,11 @@ def duplicate_limit(best: Sequence[float], compared: float, pack: ScoreTail, mea
     if len(best) < LEAST_PEOPLE:
         return math.inf
     shape = _shape(best, compared, pack, measured)
-    scores = sorted((_surprise(score, shape) for score in best), reverse=True)
+    scores = sorted(map(shape.surprise, best), reverse=True)
     lower, middle = (_at(scores, share * len(scores)) for share in (LOWER, MIDDLE))
     scale = (middle - lower) / (_gumbel(MIDDLE) - _gumbel(LOWER))
     rarest = middle + scale * (math.log(len(scores) / DUPLICATES_EXPECTED) - _gumbel(MIDDLE))
-    return max(_cosine(-math.log(DUPLICATE_FMR), pack), _cosine(rarest, shape))
+    return max(pack.cosine(DUPLICATE_FMR), shape.cosine_at(rarest))
 
 
 def _shape(best: Sequence[float], compared: float, pack: ScoreTail, measured: bool) -> ScoreTail:
@@ -146,7 +144,7 @@ def _shape(best: Sequence[float], compared: float, pack: ScoreTail, measured: bo
         return pack
     scores = sorted(best, reverse=True)
     lower, middle = (_at(scores, share * len(scores)) for share in (LOWER, MIDDLE))
-    there, center = (_cosine(math.log(compared) + _gumbel(share), pack) for share in (LOWER, MIDDLE))
+    there, center = (pack.cosine_at(math.log(compared) + _gumbel(share)) for share in (LOWER, MIDDLE))
     stretch = max(middle - lower, LEAST_WIDTH) / (center - there)
     before = tuple((rate, middle + stretch * (cosine - center)) for rate, cosine in pack.before)
     return ScoreTail(middle + stretch * (pack.start - center), pack.rate, stretch * pack.scale, before)
@@ -163,23 +161,3 @@ def _at(scores: Sequence[float], position: float) -> float:
     low = int(place)
     high = min(low + 1, len(scores) - 1)
     return scores[low] + (scores[high] - scores[low]) * (place - low)
-
-
-def _segments(tail: ScoreTail) -> list[tuple[_Point, _Point]]:
-    """Lines between points of surprise (-log rate) and cosine, rising; the first one goes on before its points, and the
-    last one beyond."""
-    points = [(-math.log(rate), cosine) for rate, cosine in (*tail.before, (tail.rate, tail.start))]
-    points.append((points[-1][0] + 1, points[-1][1] + tail.scale))
-    return [(one, other) for one, other in pairwise(points) if one[0] < other[0] and one[1] < other[1]]
-
-
-def _cosine(surprise: float, tail: ScoreTail) -> float:
-    *before, last = _segments(tail)
-    (a, x), (b, y) = next((ends for ends in before if surprise <= ends[1][0]), last)
-    return x + (y - x) * (surprise - a) / (b - a)
-
-
-def _surprise(cosine: float, tail: ScoreTail) -> float:
-    *before, last = _segments(tail)
-    (a, x), (b, y) = next((ends for ends in before if cosine <= ends[1][1]), last)
-    return a + (b - a) * (cosine - x) / (y - x)

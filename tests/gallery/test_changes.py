@@ -62,8 +62,7 @@ def check(store: Store, gallery: Gallery, kept: list[list[int]], writers: int) -
         elif change.entry.kind is Kind.FACE_REMOVED:
             alive.remove(face_id or 0)
     assert alive == {face_id for some in kept for face_id in some}
-    _, parts = store.all_vectors(gallery)
-    assert {face_id for part in parts for face_id in part.face_ids.tolist()} == alive
+    assert {face_id for part in store.all_vectors(gallery) for face_id in part.face_ids.tolist()} == alive
     assert store.counts(gallery.id) == (writers + 1, len(alive))
     for writer in range(writers):
         vectors = store.vectors_of(gallery, kept[writer][:1]).vectors

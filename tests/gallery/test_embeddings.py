@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def gallery(store: Store) -> Gallery:
 
 
 def face_ids(store: Store, gallery: Gallery) -> list[int]:
-    return [face_id for part in store.all_vectors(gallery)[1] for face_id in part.face_ids.tolist()]
+    return [face_id for part in store.all_vectors(gallery) for face_id in part.face_ids.tolist()]
 
 
 def put(store: Store, gallery: Gallery, ids: list[int]) -> None:
@@ -48,11 +49,16 @@ def lay_beside(store: Store, gallery: Gallery) -> list[int]:
     return ids
 
 
-def rows(database: Database, table: str) -> int:
+def query(database: Database, sql: str) -> list[tuple[Any, ...]]:
     engine = open_database(database.url)
     with engine.connect() as connection:
-        count = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+        found = [tuple(row) for row in connection.execute(text(sql))]
     engine.dispose()
+    return found
+
+
+def rows(database: Database, table: str) -> int:
+    [(count,)] = query(database, f"SELECT count(*) FROM {table}")
     return int(count)
 
 
@@ -69,16 +75,13 @@ def test_a_switch_and_the_way_back(store: Store, gallery: Gallery) -> None:
     found = store.vectors_of(now, ids)
     assert np.array_equal(found.vectors, np.stack([vector(face_id, OTHER_DIM) for face_id in ids]))
     [former] = store.former_packs(gallery.id)
-    assert (former.model, former.fingerprint, former.dim, former.faces) == (
-        gallery.model,
-        gallery.fingerprint,
-        DIM,
-        FACES,
-    )
+    assert (former.model, former.fingerprint, former.was_bound) == (gallery.model, gallery.fingerprint, True)
+    assert store.embedded(gallery.id, former.fingerprint) == FACES
 
     back = store.switch_model(now, gallery.fingerprint)
     assert back.switched
-    assert store.gallery("staff").fingerprint == gallery.fingerprint
+    bound = store.gallery("staff")
+    assert (bound.model, bound.fingerprint, bound.dim) == (gallery.model, gallery.fingerprint, DIM)
     again = store.vectors_of(gallery, ids)
     assert again.vectors.tobytes() == before.vectors.tobytes()
     assert [pack.fingerprint for pack in store.former_packs(gallery.id)] == [OTHER]
@@ -92,7 +95,7 @@ def test_what_is_held_from_before_the_switch_is_refused(store: Store, gallery: G
     for stale in (
         lambda: store.enroll(gallery, [new_face("late", 50)]),
         lambda: store.vectors_of(gallery, ids),
-        lambda: next(store.all_vectors(gallery)[1]),
+        lambda: next(store.all_vectors(gallery)),
         lambda: store.start_reembedding(gallery, "third", "cafe", 4),
         lambda: put(store, gallery, ids),
         lambda: store.switch_model(gallery, OTHER),
@@ -108,7 +111,7 @@ def test_what_is_held_from_before_the_switch_is_refused(store: Store, gallery: G
 def test_a_switch_in_the_middle_of_reading(store: Store, gallery: Gallery) -> None:
     """Not one embedding by the other pack comes among those that were begun with."""
     lay_beside(store, gallery)
-    parts: Iterator[object] = store.all_vectors(gallery, at_once=3)[1]
+    parts: Iterator[object] = store.all_vectors(gallery, at_once=3)
     next(parts)
     store.switch_model(gallery, OTHER)
     with pytest.raises(Conflict, match="re-embedded"):
@@ -117,11 +120,11 @@ def test_a_switch_in_the_middle_of_reading(store: Store, gallery: Gallery) -> No
 
 def test_an_empty_gallery_can_be_switched_too(store: Store) -> None:
     gallery = make_gallery(store)
-    assert list(store.all_vectors(gallery)[1]) == []
+    assert list(store.all_vectors(gallery)) == []
     store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
     assert store.switch_model(gallery, OTHER).switched
     with pytest.raises(Conflict):
-        list(store.all_vectors(gallery)[1])
+        list(store.all_vectors(gallery))
     with pytest.raises(Conflict):
         store.vectors_of(gallery, [4711])
 
@@ -141,7 +144,7 @@ def test_faces_that_lack_an_embedding_keep_it_from_switching(store: Store, galle
 def test_dropping_tells_the_log(
     store: Store, gallery: Gallery, at_once: int, monkeypatch: pytest.MonkeyPatch, database: Database
 ) -> None:
-    monkeypatch.setattr(embeddings, "AT_ONCE", at_once)
+    monkeypatch.setattr(embeddings, "IN_ONE_QUERY", at_once)
     store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
     ids = face_ids(store, gallery)
     put(store, gallery, ids[3:])
@@ -202,12 +205,13 @@ def test_faces_that_are_gone_or_done_are_passed_over(store: Store, gallery: Gall
     assert np.array_equal(found.vectors, np.stack(expected))
 
 
-def test_starting_again_keeps_what_is_there(store: Store, gallery: Gallery) -> None:
+def test_starting_again_keeps_what_is_there(store: Store, gallery: Gallery, database: Database) -> None:
     ids = lay_beside(store, gallery)
-    [before] = store.former_packs(gallery.id)
+    [before] = query(database, "SELECT * FROM reembeddings")
     store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
-    assert store.former_packs(gallery.id) == [before]
-    assert before.faces == len(ids) == FACES
+    assert query(database, "SELECT * FROM reembeddings") == [before]
+    assert store.former_packs(gallery.id) == [embeddings.Beside("other", OTHER, was_bound=False)]
+    assert store.embedded(gallery.id, OTHER) == len(ids) == FACES
     with pytest.raises(Conflict, match="bound to sface 0123456789abcdef already"):
         store.start_reembedding(gallery, gallery.model, gallery.fingerprint, gallery.dim)
 
@@ -218,11 +222,11 @@ def test_bad_embeddings_do_not_lie_beside(store: Store, gallery: Gallery) -> Non
     for bad in (vector(1, DIM)[None], 2 * vector(1, OTHER_DIM)[None], np.full((1, OTHER_DIM), np.nan, np.float32)):
         with pytest.raises(InvalidVector):
             store.put_embeddings(gallery, OTHER, [first], bad)
-    assert store.former_packs(gallery.id)[0].faces == 0
+    assert store.embedded(gallery.id, OTHER) == 0
 
 
 def test_forgetting(store: Store, gallery: Gallery, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "AT_ONCE", 2)
+    monkeypatch.setattr(embeddings, "IN_ONE_QUERY", 2)
     other = make_gallery(store, "another")
     enroll_one(store, other, new_face("ana", 1))
     lay_beside(store, other)
@@ -230,7 +234,8 @@ def test_forgetting(store: Store, gallery: Gallery, database: Database, monkeypa
     assert store.forget_embeddings(gallery.id, OTHER) == FACES
     assert store.former_packs(gallery.id) == []
     assert store.forget_embeddings(gallery.id, OTHER) == 0
-    assert store.former_packs(other.id)[0].faces == 1
+    assert [pack.fingerprint for pack in store.former_packs(other.id)] == [OTHER]
+    assert (store.embedded(gallery.id, OTHER), store.embedded(other.id, OTHER)) == (0, 1)
     assert rows(database, "embeddings") == FACES + 2
     assert len(store.vectors_of(gallery, ids).face_ids) == FACES
     for late in (lambda: put(store, gallery, ids), lambda: store.switch_model(gallery, OTHER)):

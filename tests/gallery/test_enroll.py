@@ -271,9 +271,8 @@ def test_all_vectors_come_in_parts_in_the_order_of_their_ids(store: Store) -> No
     gallery, other = make_gallery(store), make_gallery(store, "other")
     store.enroll(gallery, [new_face(f"p{i}", i) for i in range(25)])
     store.enroll(other, [new_face(f"p{i}", i) for i in range(5)])
-    seq, parts = store.all_vectors(gallery, at_once=10)
-    found = list(parts)
-    assert seq == store.last_change(gallery.id) == 50
+    found = list(store.all_vectors(gallery, at_once=10))
+    assert store.last_change(gallery.id) == 50
     assert [len(part.face_ids) for part in found] == [10, 10, 5]
     ids = np.concatenate([part.face_ids for part in found]).tolist()
     assert ids == sorted(ids)

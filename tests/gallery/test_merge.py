@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.changes import Entry, Kind
-from indexer.gallery.exchange import Exchange
+from indexer.gallery.exchange import snapshot_of
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Outcome, Person, Tier
 from indexer.vectors.base import VectorIndex
@@ -144,7 +144,7 @@ def test_embeddings_beside_and_exports_go_along(database: Database) -> None:
         store.merge_identities(gallery.id, "ana", "ana-2")
         lacking = store.lacking(gallery.id, "fedcba9876543210", 0, 10)
         assert [(face.external_id, face.image_sha256) for face in lacking] == [("ana", image_hash(1))]
-        with Exchange(store._readers).snapshot("staff") as snapshot:
+        with snapshot_of(store._readers, "staff") as snapshot:
             told = [
                 (record.person.external_id, record.face and record.face.image_sha256) for record in snapshot.records
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import nn
 
 from indexer.errors import ModelUnavailable
 from indexer.types import sha256
+from indexer.vision import runtime
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import IR50, SFACE, ModelFile
 from tests.indexer_cli.command import Command
@@ -86,6 +88,13 @@ def test_a_description_that_cannot_be_read_hides_no_other_pack(command: Command)
     assert "mine.json does not describe a model pack: embedder: Field required" in mine["problem"]
     assert "does not describe a model pack" in command.ok("models", "list").out
     assert command("models", "verify").code == 1
+    for names in ([], ["sface", "mine"]):
+        ran = command("models", "verify", *names, "--json")
+        assert ran.code == 1
+        *sound, bad = ran.json
+        assert [(row["file"], row["error"]) for row in sound] == [(file.name, None) for file in SFACE.files]
+        assert bad == {"model": "mine", "file": None, "sha256": None, "error": mine["problem"]}
+    assert "does not describe a model pack" in command("models", "verify", "mine").out
 
 
 def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) -> None:
@@ -123,6 +132,41 @@ def test_what_was_pulled_and_does_not_run_is_taken_away_again(command: Command, 
     assert command.ok("models", "list", "--json").json[0]["problem"] == "not installed"
     assert not list((command.home / "models").glob("cv_*"))
     assert command.ok("gallery", "create", "staff", "--json").json["model"] == "sface"
+
+
+def test_what_was_pulled_stays_where_only_the_exporter_is_missing(
+    command: Command, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from indexer.vision.detectors.retinaface_network import RetinaFaceNetwork
+
+    def export(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript'")
+
+    data = checkpoint(RetinaFaceNetwork())
+    for file in IR50.files:
+        site.keep(f"/{file.name}", data)
+    monkeypatch.setattr(torch.onnx, "export", export)
+    ran = command("models", "pull", "ir50", "--accept-license", "--from", site.url)
+    assert ran.code == 1
+    assert "pip install 'whosthere[torch]'" in ran.err
+    assert {path.name for path in (command.home / "models").glob("cv_*.pt")} == {file.name for file in IR50.files}
+
+
+def test_what_was_asked_for_is_not_taken_away_again(command: Command, site: Site) -> None:
+    """Its hash was known before it came: that it does not run is not the fault of the bytes."""
+    model = shipped(SFACE.embedder)
+    command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
+    description = command.home / "models" / "packs" / "mine.json"
+    said = json.loads(description.read_text())
+    said["embedder"] |= {"url": site.keep("/other.onnx", shipped(SFACE.detector).read_bytes())}
+    said["embedder"] |= {"sha256": SFACE.detector.sha256, "size": SFACE.detector.size}
+    description.write_text(json.dumps(said))
+    path = command.home / "models" / said["embedder"]["file"]
+    path.unlink()
+    ran = command("models", "pull", "mine")
+    assert ran.code == 1
+    assert "640 x 640" in ran.err
+    assert path.read_bytes() == shipped(SFACE.detector).read_bytes()
 
 
 def test_ir50_from_a_mirror_is_the_default_from_then_on(
@@ -221,6 +265,22 @@ def test_doctor_names_a_pack_that_is_not_installed(command: Command, monkeypatch
     wrong = [finding for finding in ran.json if not finding["ok"]]
     assert [finding["check"] for finding in wrong] == ["models"]
     assert "`whosthere models pull buffalo_l`" in wrong[0]["found"]
+
+
+def test_doctor_tells_what_the_pack_lacks(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
+    monkeypatch.setenv("WHOSTHERE_DEVICE", "cuda")
+    monkeypatch.setattr(runtime, "cuda_problem", lambda: "there is no GPU")
+    ran = command("doctor", "--json")
+    assert ran.code == 1
+    wrong = {finding["check"]: finding["found"] for finding in ran.json if not finding["ok"]}
+    assert wrong == {
+        "model pack sface": "no int8 form (whosthere models quantize sface)",
+        "device": "pack sface cannot run on CUDA here: there is no GPU",
+    }
+    monkeypatch.setattr(runtime, "cuda_problem", lambda: None)
+    monkeypatch.delenv("WHOSTHERE_PRECISION")
+    command.ok("doctor")
 
 
 def test_a_models_folder_that_cannot_be_written(command: Command, tmp_path: Path) -> None:

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from indexer.gallery.embeddings import Switch
 from indexer.gallery.store import NewFace
 from indexer.home import Home
-from indexer.reembedding import BATCH
+from indexer.reembedding import BATCH, Reembedder
 from indexer.settings import read_settings
 from indexer.types import Person, sha256
 from indexer.vision import crops
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import FacePipeline
+from tests.gallery.faces import face, vector
 from tests.indexer_cli.command import Command
 from tests.indexer_cli.conftest import Demo
 from tests.photos import six_people
@@ -185,6 +187,23 @@ def test_dropping_is_told(command: Command) -> None:
     told = command.ok("gallery", "reembed", "bare", *TO_OTHER, "--drop-missing").out
     assert "7 faces with neither crop nor photo deleted." in told
     assert command.ok("gallery", "show", "bare", "--json").json["faces"] == 0
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_face_enrolled_just_before_the_switch_is_listed(
+    command: Command, monkeypatch: pytest.MonkeyPatch, drop: bool
+) -> None:
+    switch = Reembedder.switch
+
+    def late(run: Reembedder, drop_missing: bool) -> Switch:
+        new = NewFace(Person("late"), sha256(b"late"), face(vector(1, SFACE.dim)))
+        run._store.enroll(run._gallery, [new])
+        return switch(run, drop_missing)
+
+    monkeypatch.setattr(Reembedder, "switch", late)
+    ran = command("gallery", "reembed", "staff", *TO_OTHER, "--json", *(["--drop-missing"] if drop else []))
+    assert (ran.code, ran.json["switched"], ran.json["dropped"]) == ((0, True, 1) if drop else (3, False, 0))
+    assert [missing["external_id"] for missing in ran.json["missing"]] == ["late"]
 
 
 def test_crops_are_kept_only_when_asked_for_and_go_with_their_person(command: Command, demo: Demo) -> None:

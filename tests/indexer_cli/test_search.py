@@ -64,7 +64,7 @@ def test_the_json_list(staff: Command, demo: Demo) -> None:
     assert list(face) == FACE_KEYS
     assert face["decision"] == "match"
     assert face["fpir"] == 0.01
-    assert face["threshold"] == round(by_pack(0.01, 7, SFACE.tail), 4)
+    assert face["threshold"] == round(by_pack(0.01, 7, 7, SFACE.tail), 4)
     assert 0.9 < face["detection_score"] <= 1
     assert list(face["quality"]) == ["size", "sharpness", "yaw", "brightness", "contrast", "reasons"]
     assert [list(candidate) for candidate in face["candidates"]] == [
@@ -175,7 +175,7 @@ def test_thresholds(staff: Command, demo: Demo) -> None:
     probe = demo.probes / "left-6-poor.jpg"  # scores 0.76
     by_fpir = search(staff, probe, "--fpir", "0.001")[0]["faces"][0]
     assert by_fpir["fpir"] == 0.001
-    assert by_fpir["threshold"] == round(by_pack(0.001, 7, SFACE.tail), 4)
+    assert by_fpir["threshold"] == round(by_pack(0.001, 7, 7, SFACE.tail), 4)
     score = by_fpir["candidates"][0]["score"]
     for threshold, decision in ((score - 0.01, "match"), (score + 0.01, "no_match")):
         face = search(staff, probe, "--threshold", str(threshold))[0]["faces"][0]
@@ -185,7 +185,7 @@ def test_thresholds(staff: Command, demo: Demo) -> None:
 def test_the_service_s_own_fpir_is_a_setting(staff: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHOSTHERE_FPIR", "0.0001")
     face = search(staff, demo.photo("hanks"))[0]["faces"][0]
-    assert (face["fpir"], face["threshold"]) == (0.0001, round(by_pack(0.0001, 7, SFACE.tail), 4))
+    assert (face["fpir"], face["threshold"]) == (0.0001, round(by_pack(0.0001, 7, 7, SFACE.tail), 4))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from indexer.errors import ModelUnavailable, Overloaded
+from indexer.errors import InvalidVector, ModelUnavailable, Overloaded
 from indexer.types import Pick
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE
@@ -40,7 +40,7 @@ class Held(FacePipeline):
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
         return self._answer(f"{pick}/{gate}", images, fail=pick is Pick.CENTER)
 
-    def detect(self, images: Sequence[bytes]) -> list[Seen]:
+    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[Seen]:
         return self._answer("detect", images, fail=False)
 
     def _answer(self, kind: str, images: Sequence[bytes], fail: bool) -> list[Seen]:
@@ -294,17 +294,18 @@ def test_more_than_max_bytes_is_refused_at_once_and_whole(held: Held) -> None:
         run(test)
 
 
-def test_only_what_fails_unexpectedly_gets_the_error(batcher: Batcher) -> None:
+@pytest.mark.parametrize(("image", "error"), [(b"bad", ZeroDivisionError), (b"void", InvalidVector)])
+def test_only_what_fails_unexpectedly_gets_the_error(batcher: Batcher, image: bytes, error: type[Exception]) -> None:
     held = Fragile()
 
     async def test() -> None:
         first = await computing(batcher, held)
-        tasks = [asyncio.create_task(batcher.describe([data], held, LARGEST)) for data in (b"a", b"bad", b"ccc")]
+        tasks = [asyncio.create_task(batcher.describe([data], held, LARGEST)) for data in (b"a", image, b"ccc")]
         await waiting(batcher, 3)
         held.go.set()
         one, bad, three = await asyncio.gather(*tasks, return_exceptions=True)
         await first
-        assert isinstance(bad, ZeroDivisionError)
+        assert isinstance(bad, error)
         assert [seen[0].width for seen in (one, three) if isinstance(seen, list)] == [1, 3]
 
     run(test)
@@ -323,10 +324,12 @@ def test_too_few_answers_are_a_failure_and_the_networks_go_on(batcher: Batcher) 
 
 
 class Fragile(Held):
-    """Fails on the image `bad`, and forgets the image `short`."""
+    """Fails on the images `bad` and `void`, and forgets the image `short`."""
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
         seen = super().describe([image for image in images if image != b"short"], pick, gate)
+        if b"void" in images:
+            raise InvalidVector("an embedding has no direction")
         return [Seen(width=1 // (image != b"bad") * one.width) for image, one in zip(images, seen, strict=False)]
 
 

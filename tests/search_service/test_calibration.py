@@ -188,9 +188,10 @@ def test_the_sample_is_the_same_and_stays_while_others_come_and_go() -> None:
 
 
 def test_one_face_a_person() -> None:
-    faces = FaceVectors(np.array([1, 2, 3, 4, 5]), np.array([7, 7, 8, 8, 9]), np.eye(5, dtype=np.float32))
-    kept = one_a_person(faces, np.array([4, 2, 5, 1, 3]), 2)
-    assert (kept.face_ids.tolist(), kept.identity_ids.tolist()) == ([4, 2], [8, 7])
+    fourth, second, fifth, first, third = sample(np.arange(1, 6, dtype=np.int64), 5).tolist()
+    ids = np.array([first, second, third, fourth, fifth])
+    kept = one_a_person(FaceVectors(ids, np.array([7, 7, 8, 8, 9]), np.eye(5, dtype=np.float32)), 2)
+    assert (kept.face_ids.tolist(), kept.identity_ids.tolist()) == ([fourth, second], [8, 7])
     assert kept.vectors.tolist() == [[0, 0, 0, 1, 0], [0, 1, 0, 0, 0]]
 
 
@@ -308,6 +309,23 @@ def test_small_galleries_have_the_pack_s(home: Home) -> None:
     assert Calibrations(home.engine).find(gallery) is None
 
 
+def test_a_small_gallery_is_one_of_few_people_however_many_photos_they_have(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Gallery] = []
+    monkeypatch.setattr(Thresholds, "calibrate", lambda _, gallery, **__: begun.append(gallery))
+    make(home, people(LEAST_PEOPLE - 1, 0.35), photos=2)
+    service = SearchService(home)
+    cautious = round(threshold_for(0.001, 2 * (LEAST_PEOPLE - 1), SFACE.tail), 4)
+    assert answered(service, home) == cautious
+    service.settle()
+    assert begun == []
+    add(home, home.store.gallery("staff"), people(1, 0.35, seed=7), first=200)
+    assert answered(service, home) < cautious
+    service.settle()
+    assert [gallery.name for gallery in begun] == ["staff"]
+
+
 def test_what_goes_wrong_is_told_once_and_the_search_answers(
     home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -360,7 +378,8 @@ def test_the_report_says_how_sure_it_is(home: Home) -> None:
         assert row.fnir == pytest.approx(1 - np.mean([score >= row.threshold for score in mates.values()]), abs=0.05)
     assert told.rows[0].scores == pytest.approx(20, abs=10)
     assert "2.5 %" in said(told, made)
-    few = service.calibrate(make(home, people(5, 0.3), "few"))
+    few = service.calibrate(make(home, people(5, 0.3), "few", photos=5))
+    assert report(few, {}).rows[2].threshold == threshold_for(0.001, 25, SFACE.tail)
     assert {row.basis for row in report(few, {}).rows} == {Basis.PACK}
     assert "too few" in said(report(few, {}), few)
     borrowed = replace(few, pack=BORROWED)

@@ -114,6 +114,10 @@ def test_poor_codes_are_made_up_for_by_scoring_more(tmp_path: Path, monkeypatch:
     assert worse is not None
     assert worse.rescored == 32
     assert worse.mates_found < compressed.PROMISE  # and it says so
+    monkeypatch.setattr(compressed, "FIRST_RESCORED", 20)
+    most = made(tmp_path, faces).checked
+    assert most is not None
+    assert most.rescored == 32
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["in the file", "since"])
@@ -285,10 +289,9 @@ class ExactScan:
     def add(self, vectors: NDArray[np.float32]) -> None:
         self._rows = np.concatenate([self._rows, vectors])
 
-    def search(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        scores = queries @ self._rows.T
-        rows = np.argsort(-scores, axis=1)[:, : min(count, self.most)]
-        return np.take_along_axis(scores, rows, axis=1), rows
+    def search(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        rows = np.argsort(-(queries @ self._rows.T), axis=1)[:, : min(count, self.most)]
+        return np.asarray(rows, dtype=np.int64)
 
 
 class ShortScan(ExactScan):
@@ -318,6 +321,28 @@ def test_the_same_answers_whatever_scans(tmp_path: Path, scan: Callable[[Resting
     ]
     assert [ids(hits) for hits in index.nearest_faces(probes[:2], 4000)] != []
     assert [len(hits) for hits in index.nearest_faces(probes[:2], 4000)] == [len(exact)] * 2
+
+
+def test_a_scan_that_names_fewer_rows_than_codes_need_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not name as many as a scan of codes, and not all rows are scored for want of them."""
+    monkeypatch.setattr(compressed, "FIRST_RESCORED", 4)
+    monkeypatch.setattr(compressed, "MATES", 100)
+    monkeypatch.setattr(ShortScan, "most", 8)
+    vectors = strangers(20_000, 16, 1)
+    index = made(tmp_path, faces_of(vectors), ShortScan)
+    assert compressed.over(index.base).rescored == 20
+    scored: list[int] = []
+    pick = index._pick
+
+    def picked(rows: NDArray[np.int64]) -> resting.Halves:
+        scored.append(len(rows))
+        return pick(rows)
+
+    monkeypatch.setattr(index, "_pick", picked)
+    assert ids(index.nearest_identities(vectors[7:8], 1)[0]) == [8]
+    assert max(scored) <= 8
 
 
 def test_a_damaged_vector_is_told_once_and_the_index_says_so(tmp_path: Path) -> None:

@@ -60,10 +60,9 @@ def held(index: VectorIndex) -> dict[int, tuple[int, bytes]]:
 
 
 def truth(store: Store, gallery: Gallery) -> dict[int, tuple[int, bytes]]:
-    _, parts = store.all_vectors(gallery)
     return {
         f: (i, v.tobytes())
-        for part in parts
+        for part in store.all_vectors(gallery)
         for f, i, v in zip(part.face_ids.tolist(), part.identity_ids.tolist(), part.vectors, strict=True)
     }
 
@@ -399,15 +398,10 @@ class LosesItsConnection(Store):
 
     lost = False
 
-    def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> tuple[int, Iterator[FaceVectors]]:
-        seq, parts = super().all_vectors(gallery, at_once)
-
-        def some() -> Iterator[FaceVectors]:
-            yield from parts
-            if self.lost:
-                raise StorageUnavailable("the connection to the database was lost")
-
-        return seq, some()
+    def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> Iterator[FaceVectors]:
+        yield from super().all_vectors(gallery, at_once)
+        if self.lost:
+            raise StorageUnavailable("the connection to the database was lost")
 
 
 def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: Gallery, folder: Path) -> None:
@@ -771,15 +765,11 @@ class SwitchesItsGallery(Store):
         self._switch(gallery, "vectors_of")
         return super().vectors_of(gallery, face_ids)
 
-    def all_vectors(self, gallery: Gallery, at_once: int = 5) -> tuple[int, Iterator[FaceVectors]]:
-        seq, parts = super().all_vectors(gallery, at_once)
-
-        def some() -> Iterator[FaceVectors]:
-            yield next(parts)
-            self._switch(gallery, "the second part")
-            yield from parts
-
-        return seq, some()
+    def all_vectors(self, gallery: Gallery, at_once: int = 5) -> Iterator[FaceVectors]:
+        parts = super().all_vectors(gallery, at_once)
+        yield next(parts)
+        self._switch(gallery, "the second part")
+        yield from parts
 
 
 @pytest.mark.parametrize("before", ["vectors_of", "changes_since", "the second part"])
@@ -861,7 +851,7 @@ def test_a_gallery_deleted_while_its_snapshot_is_written(
 
 def test_indexes_of_deleted_galleries_are_not_kept(store: Store, gallery: Gallery, folder: Path) -> None:
     indexes = Indexes(store, folder, FaissEngine())
-    for i in range(5):
+    for i in range(follow.SWEEP_FROM):
         made = make_gallery(store, f"brief{i}")
         indexes.of(made).caught_up()
         indexes.of(made).rebuild()
@@ -869,6 +859,52 @@ def test_indexes_of_deleted_galleries_are_not_kept(store: Store, gallery: Galler
     indexes.of(gallery).caught_up()
     assert len(indexes._followed) == 1
     assert list(folder.iterdir()) == []
+
+
+def test_galleries_are_not_listed_for_every_index(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[int] = []
+    galleries = store.galleries
+
+    def noted() -> list[Gallery]:
+        listed.append(len(indexes._followed))
+        return galleries()
+
+    indexes = Indexes(store, folder, FaissEngine())
+    monkeypatch.setattr(store, "galleries", noted)
+    for i in range(70):
+        indexes.of(make_gallery(store, f"g{i}"))
+    assert listed == [0, 16, 32, 64]
+
+
+def test_what_is_kept_of_deleted_galleries_elsewhere_than_in_files_goes(
+    store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Elsewhere(FaissEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = {gallery.id, 4711, 4712}
+            self.away = True
+
+        def galleries(self) -> set[int]:
+            if self.away:
+                raise StorageUnavailable("it is not there")
+            return set(self.kept)
+
+        def delete(self, path: Path) -> None:
+            if path == folder / "4711.index":
+                raise StorageUnavailable("it does not go")
+            self.kept.remove(int(path.stem))
+
+    engine = Elsewhere()
+    indexes = Indexes(store, folder, engine)
+    indexes.of(gallery).caught_up()
+    indexes.save()
+    assert "not looked for: it is not there" in caplog.text
+    assert (folder / f"{gallery.id}.index").exists()
+    engine.away = False
+    indexes.save()
+    assert engine.kept == {gallery.id, 4711}
+    assert "gallery 4711, which was deleted, is left over: it does not go" in caplog.text
 
 
 def test_without_the_database_nothing_is_written(
@@ -902,17 +938,12 @@ def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder
 
 def test_comparing_while_others_enrol_and_delete(store: Store, gallery: Gallery, folder: Path) -> None:
     class Moving(Store):
-        def all_vectors(self, gallery: Gallery, at_once: int = 3) -> tuple[int, Iterator[FaceVectors]]:
-            seq, parts = super().all_vectors(gallery, at_once)
-
-            def moving() -> Iterator[FaceVectors]:
-                for i, part in enumerate(parts):
-                    if i < 3:
-                        enroll_one(store, gallery, new_face("p9", 300 + i))
-                        store.delete_identity(gallery.id, f"p{3 - i}")
-                    yield part
-
-            return seq, moving()
+        def all_vectors(self, gallery: Gallery, at_once: int = 3) -> Iterator[FaceVectors]:
+            for i, part in enumerate(super().all_vectors(gallery, at_once)):
+                if i < 3:
+                    enroll_one(store, gallery, new_face("p9", 300 + i))
+                    store.delete_identity(gallery.id, f"p{3 - i}")
+                yield part
 
     FollowedIndex(store, gallery, folder, FaissEngine()).rebuild()
     followed = FollowedIndex(Moving(store._readers), gallery, folder, FaissEngine())

@@ -183,6 +183,25 @@ def test_what_comes_in_several_requests(engine: MilvusEngine, monkeypatch: pytes
     assert list(map(faces_of, index.nearest_faces(vectors, 3))) == list(map(faces_of, exact.nearest_faces(vectors, 3)))
 
 
+def test_faces_are_counted_once_after_each_write(engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = built(engine, 4)
+    asked: list[str] = []
+    ask = index._milvus.ask
+
+    def noted(what: str, method: Callable[[object], object]) -> object:
+        asked.append(what)
+        return ask(what, method)
+
+    monkeypatch.setattr(index._milvus, "ask", noted)
+    counts = [len(index), len(index)]
+    index.put(ids(1, 2), ids(1, 2), np.eye(4, dtype=np.float32)[:2])
+    counts += [len(index), len(index)]
+    index.remove([1])
+    counts += [len(index), len(index)]
+    assert counts == [0, 0, 2, 2, 1, 1]
+    assert asked == ["count faces", "store faces", "count faces", "remove faces", "count faces"]
+
+
 @pytest.mark.parametrize("consistency", ["strong", "session"])
 def test_threads_search_while_others_put(milvus: MilvusServer, consistency: str) -> None:
     with engine_at(milvus.address(f"&consistency={consistency}")) as engine:
@@ -420,6 +439,21 @@ def test_a_follower_over_milvus(store: Store, tmp_path: Path) -> None:
             assert engine.galleries() == set()
     finally:
         server.kill()
+
+
+def test_collections_of_galleries_that_were_deleted_elsewhere_go(
+    store: Store, engine: MilvusEngine, tmp_path: Path
+) -> None:
+    indexes = Indexes(store, tmp_path, engine)
+    kept, gone = make_gallery(store), make_gallery(store, "gone")
+    for gallery in (kept, gone):
+        indexes.of(gallery).caught_up()
+    store.delete_gallery("gone")
+    later = Indexes(store, tmp_path, engine)
+    later.of(kept).caught_up()
+    assert engine.galleries() == {kept.id, gone.id}
+    later.save()
+    assert engine.galleries() == {kept.id}
 
 
 def found(index: FollowedIndex, image: int) -> int | None:

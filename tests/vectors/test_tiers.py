@@ -79,7 +79,7 @@ def check_right(index: VectorIndex, store: Store, gallery: Gallery) -> None:
     assert len(held) == len(face_ids)
     truth = {
         f: (i, v)
-        for part in store.all_vectors(gallery)[1]
+        for part in store.all_vectors(gallery)
         for f, i, v in zip(part.face_ids.tolist(), part.identity_ids.tolist(), part.vectors, strict=True)
     }
     assert held == {f: (i, v.astype(vectors.dtype).tobytes()) for f, (i, v) in truth.items()}
@@ -319,6 +319,37 @@ def test_a_face_that_another_process_put_into_the_file_is_erased_there(
         check_right(followed.caught_up(), store, gallery)
         assert secret not in path.read_bytes()
     check_right(FollowedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).caught_up(), store, gallery)
+
+
+@pytest.mark.parametrize("goes", ["p0", None])
+def test_a_face_removed_while_a_shrunk_gallery_becomes_exact_leaves_the_disk(
+    store: Store, gallery: Gallery, folder: Path, goes: str | None
+) -> None:
+    """The next index is not in a file, and the file of the one before is of no more use."""
+
+    class Removing(FaissEngine):
+        def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
+            built = super().build(path, header, faces)
+            if header.faces < MOST and goes:
+                store.delete_identity(gallery.id, goes)
+            return built
+
+    enroll(store, gallery, range(FACES, MOST + 10))
+    followed = FollowedIndex(store, gallery, folder, Removing())
+    assert followed.caught_up().kind == "compressed"
+    secret = vector(0).astype(np.float16).tobytes()
+    assert secret in path_of(folder, gallery).read_bytes()
+    for person in range(20, 27):
+        store.delete_identity(gallery.id, f"p{person}")
+    followed.caught_up()
+    assert followed._renewing is not None
+    followed._renewing.join(SECONDS)
+    assert not path_of(folder, gallery).exists()
+    check_right(followed.caught_up(), store, gallery)
+    state = followed.state()
+    assert (state.kind, state.faces, state.snapshot_seq) == ("exact", MOST - 4 - 2 * bool(goes), None)
+    followed.save()
+    assert followed.state().snapshot_seq == store.last_change(gallery.id)
 
 
 @pytest.mark.parametrize("faces", [0, 1, 30], ids=["behind", "at the same number", "beyond"])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from indexer.disk import write_atomically
 from indexer.errors import InvalidRequest, ModelUnavailable, NotFound
-from indexer.types import sha256
+from indexer.types import Precision, sha256
 from indexer.vision.catalogue import Catalogue, FileDescription, PackDescription
 from indexer.vision.files import ModelFiles
-from indexer.vision.packs import BUFFALO_L, IR50, SFACE, ModelFile, Network
+from indexer.vision.packs import BUFFALO_L, IR50, SFACE, ModelFile, Network, describe
 
 
 def shipped(file: ModelFile) -> Path:
@@ -62,6 +64,31 @@ def test_a_pack_without_its_files(packs: Catalogue) -> None:
         packs.usable("buffalo_l")
     with pytest.raises(NotFound, match=r"no model pack '../up'; expected one of ir50, buffalo_l, sface"):
         packs.find("../up")
+
+
+def test_what_a_pack_lacks(packs: Catalogue, files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packs.lacks(packs.find("ir50"), Precision.NATIVE) == "not installed"
+    assert packs.lacks(SFACE, Precision.NATIVE) is None
+    assert packs.lacks(SFACE, Precision.INT8) == "no int8 form (whosthere models quantize sface)"
+    files.folder.mkdir()
+    for file in IR50.files:
+        (files.folder / file.name).write_bytes(file.name.encode())
+    pack = packs.find("ir50")
+    assert packs.lacks(pack, Precision.NATIVE) is None  # it is prepared when it is used
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert packs.lacks(pack, Precision.NATIVE) == "PyTorch is not installed (pip install 'whosthere[torch]')"
+    for file in pack.files:
+        write_atomically(files.prepared_path(file), [b"a network"])
+    assert packs.lacks(pack, Precision.NATIVE) is None
+
+
+def test_a_pack_that_cannot_be_read_is_told(packs: Catalogue, files: ModelFiles) -> None:
+    write_atomically(files.folder / "packs" / "bad.json", [b"{"])
+    told = packs.told("bad")
+    assert set(told) == {"name", "installed", "problem"}
+    assert (told["name"], told["installed"]) == ("bad", False)
+    assert "does not describe a model pack" in str(told["problem"])
+    assert packs.told("sface") == describe(SFACE) | {"installed": True}
 
 
 def test_the_hash_of_a_file_that_was_put_there_is_taken_once(packs: Catalogue, files: ModelFiles) -> None:

@@ -21,6 +21,7 @@ from indexer.errors import ModelUnavailable
 from indexer.types import Precision, normalise
 from indexer.vision import checkpoints, runtime
 from indexer.vision.embedders.iresnet import iresnet18, iresnet34, iresnet50, iresnet100
+from indexer.vision.files import NEEDS_PYTORCH
 from indexer.vision.packs import IR50, ModelFile, Network
 from indexer.vision.runtime import Feed, Threads
 from tests.vision import golden
@@ -287,6 +288,16 @@ def test_the_export_is_whole_and_quiet(
     assert len(again) > 4 * 24_025_600
     assert capfd.readouterr() == ("", "")
     assert [record.message for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
+def test_what_exports_is_not_installed(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript'")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(ModelUnavailable, match=r"small\.pt cannot be made into ONNX: .*'whosthere\[torch\]'") as caught:
+        checkpoints.to_onnx(saved(state), SMALL)
+    assert caught.value.code == NEEDS_PYTORCH
 
 
 def test_the_export_says_what_it_cannot_read() -> None:

@@ -151,6 +151,19 @@ def test_what_is_there_is_left_alone(files: ModelFiles) -> None:
     assert path.stat() == before
 
 
+def test_a_file_that_is_there_is_read_once(files: ModelFiles, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    hash_of = download._hash
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return hash_of(path)
+
+    monkeypatch.setattr(download, "_hash", noted)
+    brought(model(site.keep("/some.onnx", CONTENT)), files)
+    assert read == ["small.onnx", "some.onnx.part"]
+
+
 def test_what_a_package_ships_is_there(tmp_path: Path) -> None:
     pulled = pull(SFACE, ModelFiles(tmp_path / "models"))
     assert [each.source for each in pulled] == ["", ""]

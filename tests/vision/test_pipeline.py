@@ -87,6 +87,18 @@ def test_detect_measures_without_embedding(pipeline: FacePipeline) -> None:
         assert a.quality == b.quality
 
 
+@pytest.mark.parametrize("pick", Pick)
+def test_detect_picks_as_describe_does(pipeline: FacePipeline, pick: Pick) -> None:
+    images = [photos.six_people(), photos.astronaut()]
+    for detected, described in zip(pipeline.detect(images, pick), pipeline.describe(images, pick), strict=True):
+        assert (detected.rejection and detected.rejection.code) == (described.rejection and described.rejection.code)
+        for a, b in zip(detected.faces, described.faces, strict=True):
+            assert a.embedding.shape == (0,)
+            assert a.crop is not None
+            assert b.crop is not None
+            assert np.array_equal(a.crop, b.crop)
+
+
 def test_no_face(pipeline: FacePipeline) -> None:
     for pick in (None, *Pick):
         seen = pipeline.describe(photos.no_faces(), pick)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from indexer.errors import InvalidRequest, ModelUnavailable
-from indexer.types import Pixels, Precision, sha256
+from indexer.types import Device, Pixels, Precision, sha256
 from indexer.vision import quantize, runtime
 from indexer.vision.embedders.base import Embedder
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE, ModelFile, Network, Pack
 from indexer.vision.pipeline import FacePipeline, Options
-from indexer.vision.quantize import LEAST_COSINE, LEAST_FACES, Report, quantise, spread
+from indexer.vision.quantize import LEAST_COSINE, LEAST_FACES, Report, quantise
 from indexer.vision.runtime import Feed, Threads, no_telemetry
 from tests import photos
 
@@ -88,6 +88,17 @@ def test_it_agrees_with_float32_and_says_how_much(made: tuple[ModelFiles, Report
     assert len((folder / MODEL).read_bytes()) < len(files.prepared(SFACE.embedder)) / 3
 
 
+def test_the_cosines_are_of_what_galleries_hold(made: tuple[ModelFiles, Report], faces: NDArray[np.uint8]) -> None:
+    """The center taken from them."""
+    files, report = made
+    held = faces[2::3]
+    exact, int8 = (
+        FacePipeline(SFACE, files, Options(device=Device.CPU, precision=precision)).embed(held)
+        for precision in (Precision.FLOAT32, Precision.INT8)
+    )
+    assert report.cosine_mean == pytest.approx((exact * int8).sum(1).mean(), abs=1e-5)
+
+
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_both_engines_run_it(engine: str, made: tuple[ModelFiles, Report], faces: NDArray[np.uint8]) -> None:
     files = made[0]
@@ -116,6 +127,11 @@ def test_none_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
     assert caught.value.message == (
         f"{SFACE.embedder.name} has no int8 form here; `whosthere models quantize sface --calibrate FOLDER` makes it"
     )
+
+
+def test_none_of_a_pack_of_ones_own(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="`whosthere models quantize mine --calibrate FOLDER` makes it"):
+        ModelFiles(tmp_path).quantised(ModelFile("mine+made.onnx", Network.ONNX, "MIT", "this test"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
@@ -155,7 +171,7 @@ def test_one_of_another_file_is_refused(copied: ModelFiles) -> None:
 def test_too_few_faces(count: int, tmp_path: Path) -> None:
     blank: Pixels = np.zeros((112, 112, 3), np.uint8)
     with pytest.raises(InvalidRequest, match=rf"quantising needs {LEAST_FACES} faces or more; found {count}"):
-        quantise(SFACE, ModelFiles(tmp_path), iter([blank] * count))
+        quantise(SFACE, ModelFiles(tmp_path), [blank] * count)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,13 +212,14 @@ def network(loud: float, opset: int = 11) -> bytes:
 def pack(folder: Path, model: bytes) -> Pack:
     """A pack of a user, whose hash is not known beforehand."""
     (folder / "made.onnx").write_bytes(model)
-    return replace(SFACE, name="made", embedder=ModelFile("made.onnx", Network.ONNX, "MIT", "this test"), dim=32)
+    embedder = ModelFile("made.onnx", Network.ONNX, "MIT", "this test")
+    return replace(SFACE, name="made", embedder=embedder, dim=32, center=None)
 
 
 def test_a_pack_of_the_users_own_in_an_old_opset(faces: NDArray[np.uint8], tmp_path: Path) -> None:
     files = ModelFiles(tmp_path)
     own = pack(tmp_path, network(loud=1))
-    report = quantise(own, files, iter(faces))
+    report = quantise(own, files, list(faces))
     assert report.source_sha256 == sha256((tmp_path / "made.onnx").read_bytes())
     (opset,) = onnx.load_model_from_string(files.quantised(own.embedder)).opset_import
     assert opset.version == quantize.PER_CHANNEL_OPSET
@@ -282,22 +299,19 @@ def test_what_was_imported_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert name not in sys.modules
 
 
-def numbered(count: int) -> Iterator[Pixels]:
-    for number in range(count):
-        yield np.full((112, 112, 3), number, np.uint16).astype(np.uint8)
+def test_what_one_thread_imports_another_waits_for() -> None:
+    name = "openvino_telemetry"
 
+    def meanwhile() -> bool:
+        with no_telemetry(), no_telemetry():
+            pass
+        return name in sys.modules
 
-@pytest.mark.parametrize(
-    ("count", "expected"),
-    [
-        (0, []),
-        (3, [0, 1, 2]),
-        (4, [0, 1, 2, 3]),
-        (5, [0, 2, 4]),
-        (7, [0, 2, 4, 6]),
-        (9, [0, 4, 8]),
-        (100, [0, 32, 64, 96]),
-    ],
-)
-def test_many_faces_are_thinned_evenly(count: int, expected: list[int]) -> None:
-    assert [int(crop[0, 0, 0]) for crop in spread(numbered(count), 4)] == expected
+    was = name in sys.modules
+    with ThreadPoolExecutor(1) as pool:
+        with no_telemetry():
+            other = pool.submit(meanwhile)
+            with pytest.raises(TimeoutError):
+                other.result(timeout=0.2)
+            assert sys.modules[name] is None
+        assert other.result() == was

@@ -26,6 +26,16 @@ class Detector(Protocol):
         ...
 
 
+def cells(
+    scores: NDArray[np.float32], least: float, columns: int, each: int = 1
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Which of `scores` (K,) reach `least`, (M,), and the column and row of the cell of each, (M, 2). Scores come row
+    by row, `each` a cell and `columns` cells a row."""
+    (kept,) = np.nonzero(scores >= least)
+    row, column = np.divmod(kept // each, columns)
+    return kept, np.stack([column, row], axis=1).astype(np.float32)
+
+
 def suppress(
     boxes: NDArray[np.float32], points: NDArray[np.float32], scores: NDArray[np.float32], overlap: float
 ) -> list[Detection]:

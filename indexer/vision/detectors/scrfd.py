@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Detection
-from indexer.vision.detectors.base import suppress
+from indexer.vision.detectors.base import cells, suppress
 from indexer.vision.runtime import Feed, Session
 
 STRIDES = (8, 16, 32)
@@ -56,9 +56,8 @@ def _read(
     """The faces of one canvas `width` pixels wide."""
     found_boxes, found_points, found_scores = [], [], []
     for stride, score, box, point in zip(STRIDES, scores, boxes, points, strict=True):
-        (kept,) = np.nonzero(score >= MIN_SCORE)
-        row, column = np.divmod(kept // ANCHORS, width // stride)
-        center = np.stack([column, row], axis=1).astype(np.float32) * stride
+        kept, origin = cells(score, MIN_SCORE, width // stride, ANCHORS)
+        center = origin * stride
         # Distances to the left, upper, right and lower side.
         first, last = box[kept, :2] * stride, box[kept, 2:] * stride
         found_boxes.append(np.concatenate([center - first, first + last], axis=1))

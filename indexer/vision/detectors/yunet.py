@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Detection
-from indexer.vision.detectors.base import suppress
+from indexer.vision.detectors.base import cells, suppress
 from indexer.vision.runtime import Feed, Session
 
 STRIDES = (8, 16, 32)
@@ -39,27 +39,26 @@ class YuNet:
             np.sqrt(np.clip(c[..., 0], 0, 1) * np.clip(o[..., 0], 0, 1)) for c, o in zip(classes, objects, strict=True)
         ]
         return [
-            self._decode([s[n] for s in scores], [b[n] for b in boxes], [p[n] for p in points], canvases.shape[2])
+            _read([s[n] for s in scores], [b[n] for b in boxes], [p[n] for p in points], canvases.shape[2])
             for n in range(len(canvases))
         ]
 
-    def _decode(
-        self,
-        scores: list[NDArray[np.float32]],
-        boxes: list[NDArray[np.float32]],
-        points: list[NDArray[np.float32]],
-        width: int,
-    ) -> list[Detection]:
-        found_boxes, found_points, found_scores = [], [], []
-        for stride, score, box, point in zip(STRIDES, scores, boxes, points, strict=True):
-            (cells,) = np.nonzero(score >= MIN_SCORE)
-            row, column = np.divmod(cells, width // stride)
-            origin = np.stack([column, row], axis=1).astype(np.float32)
-            center = (origin + box[cells, :2]) * stride
-            size = np.exp(box[cells, 2:]) * stride
-            found_boxes.append(np.concatenate([center - size / 2, size], axis=1))
-            found_points.append((point[cells].reshape(-1, 5, 2) + origin[:, None]) * stride)
-            found_scores.append(score[cells])
-        return suppress(
-            np.concatenate(found_boxes), np.concatenate(found_points), np.concatenate(found_scores), MAX_OVERLAP
-        )
+
+def _read(
+    scores: list[NDArray[np.float32]],
+    boxes: list[NDArray[np.float32]],
+    points: list[NDArray[np.float32]],
+    width: int,
+) -> list[Detection]:
+    """The faces of one canvas `width` pixels wide."""
+    found_boxes, found_points, found_scores = [], [], []
+    for stride, score, box, point in zip(STRIDES, scores, boxes, points, strict=True):
+        kept, origin = cells(score, MIN_SCORE, width // stride)
+        center = (origin + box[kept, :2]) * stride
+        size = np.exp(box[kept, 2:]) * stride
+        found_boxes.append(np.concatenate([center - size / 2, size], axis=1))
+        found_points.append((point[kept].reshape(-1, 5, 2) + origin[:, None]) * stride)
+        found_scores.append(score[kept])
+    return suppress(
+        np.concatenate(found_boxes), np.concatenate(found_points), np.concatenate(found_scores), MAX_OVERLAP
+    )

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request
 
 from indexer.errors import Conflict, InvalidRequest
 from indexer.types import Gallery, Pick, Reason
-from indexer.vision import packs
 from search_service.api.payloads import (
     AnswerPayload,
     ComparePayload,
@@ -138,6 +137,4 @@ async def models(service: Service) -> dict[str, Any]:
 
 def _models(service: State) -> dict[str, Any]:
     home = service.home
-    known = [home.packs.find(name) for name in home.packs.names()]
-    told = [packs.describe(pack) | {"installed": home.packs.installed(pack)} for pack in known]
-    return {"models": told, "default": home.pack.name}
+    return {"models": [home.packs.told(name) for name in home.packs.names()], "default": home.pack.name}

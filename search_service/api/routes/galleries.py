@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from indexer.objects import gallery_object
-from indexer.types import Gallery
+from indexer.objects import gallery_detail, gallery_object
 from search_service.api.payloads import Deleted, GalleryDetailPayload, GalleryList, GalleryPayload, NewGallery
 from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.openapi import failures
@@ -40,7 +38,7 @@ async def create_gallery(service: Service, new: NewGallery) -> Any:
     """Makes an empty gallery, bound for life to one model pack."""
 
     def create() -> dict[str, Any]:
-        pack = service.pack(new.model or None)
+        pack = service.pack(new.model)
         return gallery_object(
             service.home.store, service.home.store.create_gallery(new.name, pack.name, pack.fingerprint, pack.dim)
         )
@@ -69,5 +67,5 @@ async def delete_gallery(service: Service, gallery: str) -> Any:
 
 
 def _detail(service: State, name: str) -> dict[str, Any]:
-    gallery: Gallery = service.home.store.gallery(name)
-    return gallery_object(service.home.store, gallery) | {"index": asdict(service.home.indexes.of(gallery).state())}
+    gallery = service.home.store.gallery(name)
+    return gallery_detail(service.home.store, gallery, service.home.indexes.of(gallery).state())

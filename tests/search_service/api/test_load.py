@@ -39,9 +39,9 @@ class Held(FacePipeline):
         self._wait(images)
         return super().describe(images, pick, gate)
 
-    def detect(self, images: Sequence[bytes]) -> list[Seen]:
+    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[Seen]:
         self._wait(images)
-        return super().detect(images)
+        return super().detect(images, pick)
 
     def _wait(self, images: Sequence[bytes]) -> None:
         self.sizes.append(len(images))

@@ -10,10 +10,12 @@ import httpx
 import numpy as np
 import pytest
 
+from indexer.home import Home
+from indexer.settings import read_settings
 from indexer.vision.packs import SFACE
 from search_service.demo import PROBES, Probe
 from tests import photos as sources
-from tests.search_service.api.serving import base64_of, image, ok, refused
+from tests.search_service.api.serving import base64_of, image, ok, refused, running
 
 
 def search(client: httpx.Client, gallery: str, data: bytes, **asked: object) -> Any:
@@ -328,3 +330,23 @@ def test_models_are_told_with_their_licences(client: httpx.Client) -> None:
     (sface,) = [model for model in answer["models"] if model["name"] == "sface"]
     assert (sface["dim"], sface["fingerprint"]) == (SFACE.dim, SFACE.fingerprint)
     assert all(file["licence"] for file in sface["files"])
+    assert sface["installed"] is True
+    assert "problem" not in sface
+
+
+def test_a_model_that_cannot_be_read_hides_no_other(tmp_path: Path, models_folder: Path) -> None:
+    folder = tmp_path / "models"
+    (folder / "packs").mkdir(parents=True)
+    (folder / "packs" / "mine.json").write_text("{")
+    (folder / "prepared").symlink_to(models_folder / "prepared")
+    with running(Home(read_settings({}, home=tmp_path))) as service, service.client() as client:
+        answer = ok(client.get("/v1/models"))
+    assert [model["name"] for model in answer["models"]] == ["ir50", "buffalo_l", "sface", "mine"]
+    mine = answer["models"][-1]
+    assert (set(mine), mine["installed"]) == ({"name", "installed", "problem"}, False)
+    assert "does not describe a model pack" in mine["problem"]
+
+
+def test_no_model_is_the_one_of_new_galleries(client: httpx.Client) -> None:
+    told = ok(client.post("/v1/embed", files=image(sources.astronaut()), data={"model": ""}))
+    assert told["model"] == "sface"

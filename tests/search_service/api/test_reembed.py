@@ -179,22 +179,32 @@ def test_an_enrolment_at_the_switch(local: Running, photos: Path, monkeypatch: p
     best = said["faces"][0]["candidates"][0]
     assert (best["external_id"], best["face_id"]) == ("new", enrolled["face_id"])
     assert best["score"] == pytest.approx(1, abs=1e-3)
-    [former] = local.home.store.former_packs(local.home.store.gallery("staff").id)
-    assert (former.model, former.faces) == ("sface", 7)
+    store, staff = local.home.store, local.home.store.gallery("staff")
+    [former] = store.former_packs(staff.id)
+    assert (former.model, store.embedded(staff.id, former.fingerprint)) == ("sface", 7)
+
+
+@pytest.mark.parametrize(("name", "path"), [("delete_face", "faces/1"), ("delete_identity", "identities/left-3")])
+def test_what_is_deleted_just_before_the_switch_is_told_and_gone(
+    local: Running, monkeypatch: pytest.MonkeyPatch, name: str, path: str
+) -> None:
+    switching_after(monkeypatch, local, name)
+    with local.client() as client:
+        ok(client.delete(f"/v1/galleries/staff/{path}"))
+        said = ok(client.get("/v1/galleries/staff"))
+    assert (said["model"], said["faces"], said["index"]["faces"]) == ("other", 6, 6)
 
 
 def test_a_face_enrolled_just_before_the_switch_is_moved_with_the_others(
     local: Running, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is kept, whatever the answer; the same request again says that it is there."""
+    """It is kept, and the answer says so; the same request again says that it is there."""
     switching_after(monkeypatch, local, "enroll")
     monkeypatch.setattr(local.home, "settings", local.home.settings.model_copy(update={"keep_crops": True}))
     files = image((photos / "probes" / "stranger.jpg").read_bytes())
     path = "/v1/galleries/staff/identities/new/faces"
     with local.client() as client:
-        answer = client.post(path, files=files)
-        if answer.status_code != 201:
-            refused(answer, 409, "model_mismatch")
+        ok(client.post(path, files=files), 201)
         again = ok(client.post(path, files=files))
         assert again["outcome"] == "unchanged"
         said = ok(client.post("/v1/galleries/staff/search", files=files))
