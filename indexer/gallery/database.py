@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ from indexer.errors import InvalidSetting, StorageUnavailable
 
 BUSY_SECONDS = 30
 """How long a writer waits for another one in SQLite before it gives up."""
+
+RETRY_SECONDS = 0.01
+"""Between two tries of what SQLite refuses without waiting."""
 
 MIGRATION_LOCK = 0x77686F73
 """Key of the PostgreSQL advisory lock under which one process migrates and the others wait."""
@@ -82,10 +86,23 @@ def _prepare_postgresql(connection: Any, _: Any) -> None:
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
     connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _write_ahead(cursor)
     cursor.execute("PRAGMA synchronous = FULL")  # what is acknowledged outlives a power cut, not only a crash
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Write-ahead logging, a mark in the file: while others write it SQLite may say "locked" without waiting."""
+    give_up = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+import threading
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -38,7 +40,7 @@ def everything(store: Store, gallery_id: int) -> list[Callable[[], object]]:
         lambda: store.last_change(gallery_id),
         lambda: store.changes_since(gallery_id, 0),
         lambda: store.vectors_of(gallery, [1]),
-        lambda: store.all_vectors(gallery),
+        lambda: next(store.all_vectors(gallery)),
     ]
 
 
@@ -167,6 +169,23 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
     migrate(engine)
     engine.dispose()
     assert path.is_file()
+
+
+def test_a_new_file_that_another_one_writes_at_that_moment(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE something (id INTEGER)")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):  # at once, whatever time is given
+        sqlite3.connect(path, timeout=30).execute("PRAGMA journal_mode = WAL")
+    later = threading.Timer(0.2, other.rollback)
+    later.start()
+    engine = open_database(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+    later.join()
+    other.close()
+    engine.dispose()
 
 
 def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
