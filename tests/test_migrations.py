@@ -108,7 +108,7 @@ def test_ids_count_up_by_themselves_and_are_never_used_again(engine: Engine) -> 
                 text("SELECT DISTINCT data_type FROM information_schema.columns WHERE column_default LIKE 'nextval(%'")
             )
             assert set(wide.scalars()) == {"bigint"}
-    assert counting == {"galleries", "identities", "faces"}
+    assert counting == {"galleries", "identities", "faces", "events", "deliveries"}
 
 
 def test_down_to_nothing_and_up_again(engine: Engine) -> None:
