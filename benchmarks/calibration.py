@@ -195,7 +195,7 @@ def answer(one: Draw, measured: bool) -> Observed:
     index = FaissIndex(one.gallery.shape[1])
     index.put(ids, ids, one.gallery)
     pack = one.pack if measured else replace(one.pack, measured=False, tail=UNMEASURED_TAIL)
-    found = survey(index, FaceVectors(ids, ids, one.gallery), faces)
+    found = survey(index.nearest_identities, FaceVectors(ids, ids, one.gallery), faces)
     scores = strangers(found, pack)
     best = np.array([hits[0].score for hits in index.nearest_identities(one.strangers, 1)])
     curve = own_curve(scores.best.tolist(), found.compared, faces, pack.tail, measured) or pack.tail

@@ -8,7 +8,7 @@ with more than K photos are searched with the others, at most PROBES of them; ev
 (Gaussian blur of 2.5 pixels sigma in the crop). The mean over DRAWS galleries. Embeddings are the pipeline's
 (`benchmarks/variants.py`, which shares its cache); the mean embedding is that of everybody.
 
-`fusion.fused_score` is `search_service/matching/fusion.py`, which the search does not use yet: it takes the best face.
+`fusion.fused_score` is `search_service/matching/fusion.py`, by which the search scores people.
 
 Writes benchmarks/results/fusion.csv.
 """

@@ -197,12 +197,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Named:
-    """An identity as answers name it."""
+    """An identity as answers name it, and how many faces it has."""
 
     id: int
     external_id: str
     name: str | None
     metadata: Mapping[str, object]
+    faces: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,7 +42,7 @@ def gallery_calibrate(home: Home, name: str, target: Path | None, as_json: bool)
     made = service.calibrate(gallery)
     told = report(made, service.mates(made.survey, gallery))
     if target is not None:
-        title = f"{name}: {told.people:,} people of {made.survey.faces:,} faces, {made.pack.name}"
+        title = f"{name}: {told.people:,} people of {made.faces:,} faces, {made.pack.name}"
         write_atomically(target, [picture(told, title).encode()])
     duplicates = _duplicates(home, made)
     if as_json:
@@ -65,7 +65,7 @@ def _object(made: Calibrated, told: Report) -> dict[str, Any]:
     return {
         "gallery": made.gallery.name,
         "model": made.pack.name,
-        "faces": made.survey.faces,
+        "faces": made.faces,
         "people": told.people,
         "mated": told.mated,
         "supported_fpir": told.supported,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,14 +19,15 @@ from indexer.gallery.calibrations import Calibration, Calibrations
 from indexer.gallery.clock import now
 from indexer.gallery.store import FaceVectors
 from indexer.home import Home
-from indexer.types import Gallery, Hit
+from indexer.types import Gallery, Hit, Vectors
 from indexer.vectors.base import VectorIndex
 from indexer.vision.packs import Pack, ScoreTail
+from search_service.fusing import by_person, fused, score
 from search_service.matching.calibration import LEAST_PEOPLE, by_pack, duplicate_limit, own_curve, threshold_for
 
 log = logging.getLogger(__name__)
 
-METHOD = 1
+METHOD = 2
 """Raise it when the same scores give another curve: those in SQL are then made anew."""
 
 MOST_PEOPLE = 5_000
@@ -58,10 +60,13 @@ class Survey:
     """One face a person."""
     near: tuple[tuple[Hit, ...], ...]
     """Of each, the nearest others, best first."""
-    compared: float
-    """Faces of others that each was compared with, in the mean."""
-    faces: int
-    """In the gallery."""
+    people: int
+    """In the gallery, of those who have faces."""
+
+    @property
+    def compared(self) -> int:
+        """Others that each was compared with. All faces of one person together score like one face."""
+        return max(self.people - 1, 1)
 
 
 @dataclass(frozen=True)
@@ -91,24 +96,29 @@ class Calibrated:
 
     gallery: Gallery
     pack: Pack
+    faces: int
+    """In the gallery."""
     curve: ScoreTail | None
     survey: Survey
     strangers: Strangers
 
 
-def survey(index: VectorIndex, probes: FaceVectors, people: int, pace: float = 0.0) -> Survey:
-    """Searches `probes`, a face a person, among the faces of the `people` in the index; rests `pace` times as long as
-    it searches."""
+Nearest = Callable[[Vectors, int], list[list[Hit]]]
+"""For each of (Q, D) probes so many identities, best first."""
+
+
+def survey(nearest: Nearest, probes: FaceVectors, people: int, pace: float = 0.0) -> Survey:
+    """Searches `probes`, a face a person, among the `people` of a gallery; rests `pace` times as long as it
+    searches."""
     near: list[tuple[Hit, ...]] = []
     for start in range(0, len(probes.face_ids), AT_ONCE):
         begun = time.monotonic()
         some = slice(start, start + AT_ONCE)
-        found = index.nearest_identities(probes.vectors[some], NEIGHBOURS + 1)
+        found = nearest(probes.vectors[some], NEIGHBOURS + 1)
         for own, hits in zip(probes.identity_ids[some].tolist(), found, strict=True):
             near.append(tuple(hit for hit in hits if hit.identity_id != own)[:NEIGHBOURS])
         time.sleep(pace * (time.monotonic() - begun))
-    faces = len(index)
-    return Survey(probes, tuple(near), faces * (1 - 1 / max(people, 2)), faces)
+    return Survey(probes, tuple(near), people)
 
 
 def strangers(found: Survey, pack: Pack) -> Strangers:
@@ -178,34 +188,38 @@ class Thresholds:
         was re-embedded."""
         pack = self._home.pack_of(gallery)
         index = self._home.indexes.of(gallery).caught_up()
-        seq = self._home.store.last_change(gallery.id) or 0
-        most = int(min(MOST_PEOPLE, max(LEAST_SEARCHED, MOST_WORK / max(len(index) * gallery.dim, 1))))
+        seq, held = self._home.store.last_change(gallery.id) or 0, len(index)
+        most = int(min(MOST_PEOPLE, max(LEAST_SEARCHED, MOST_WORK / max(held * gallery.dim, 1))))
         chosen = sample(index.face_ids(), 2 * most)  # some are of one person
         faces = self._home.store.vectors_of(gallery, chosen.tolist())
-        found = survey(index, one_a_person(faces, most), self._home.store.counts(gallery.id)[0], pace)
+
+        def nearest(vectors: Vectors, k: int) -> list[list[Hit]]:
+            hits = index.nearest_identities(vectors, k)
+            people = sorted({hit.identity_id for some in hits for hit in some})
+            return fused(hits, vectors, self._home.store.vectors_of_people(gallery, people), pack.same_threshold)
+
+        found = survey(nearest, one_a_person(faces, most), self._kept.people(gallery), pace)
         scores = strangers(found, pack)
-        curve = own_curve(scores.best.tolist(), found.compared, found.faces, pack.tail, pack.measured)
+        curve = own_curve(scores.best.tolist(), found.compared, found.people, pack.tail, pack.measured)
         if curve is None:
             self._kept.forget(gallery)
         else:
             points = (*curve.before, (curve.rate, curve.start))
-            made = Calibration(METHOD, seq, len(scores.best), found.faces, points, curve.scale, now())
+            made = Calibration(METHOD, seq, len(scores.best), held, points, curve.scale, now())
             self._kept.put(gallery, made)
-        return Calibrated(gallery, pack, curve, found, scores)
+        return Calibrated(gallery, pack, held, curve, found, scores)
 
     def mates(self, found: Survey, gallery: Gallery) -> dict[int, float]:
-        """By row of the survey, the score of the best other face of the person's own, of those who have one."""
-        own, ids = found.probes, found.probes.identity_ids.tolist()
-        faces = self._home.store.vectors_of_people(gallery, ids)
-        row = {identity_id: i for i, identity_id in enumerate(ids)}
-        best: dict[int, float] = {}
-        for face_id, identity_id, vector in zip(
-            faces.face_ids.tolist(), faces.identity_ids.tolist(), faces.vectors, strict=True
-        ):
-            i = row[identity_id]
-            if face_id != int(own.face_ids[i]):
-                best[i] = max(best.get(i, -1.0), float(own.vectors[i] @ vector))
-        return best
+        """By row of the survey, the score of the person's other faces, of those who have some."""
+        own, same_threshold = found.probes, self._home.pack_of(gallery).same_threshold
+        faces = self._home.store.vectors_of_people(gallery, own.identity_ids.tolist())
+        others = ~np.isin(faces.face_ids, own.face_ids)
+        people = by_person(FaceVectors(faces.face_ids[others], faces.identity_ids[others], faces.vectors[others]))
+        return {
+            i: score(own.vectors[i], people[identity_id], same_threshold)
+            for i, identity_id in enumerate(own.identity_ids.tolist())
+            if identity_id in people
+        }
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Waits for what is being computed, at the end of a process."""

@@ -88,9 +88,9 @@ def thresholds(made: Calibrated, best: NDArray[np.float64] | None = None) -> lis
     pack, found = made.pack, made.survey
     curve = made.curve
     if best is not None:
-        curve = own_curve(best.tolist(), found.compared, found.faces, pack.tail, pack.measured)
+        curve = own_curve(best.tolist(), found.compared, found.people, pack.tail, pack.measured)
     if curve is None:
-        return [by_pack(fpir, found.faces, len(found.probes.face_ids), pack.tail) for fpir in FPIRS]
+        return [by_pack(fpir, made.faces, len(found.probes.face_ids), pack.tail) for fpir in FPIRS]
     return [threshold_for(fpir, 1, curve) for fpir in FPIRS]
 
 

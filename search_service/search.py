@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.gallery.clock import now
 from indexer.home import Home
-from indexer.types import Detection, Face, Gallery, Hit, Named, Pick, Quality, Vectors, check_vectors
+from indexer.types import Detection, Face, Gallery, Hit, Identity, Named, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
 from indexer.vision.packs import Pack
 from indexer.vision.pipeline import Seen
 from search_service.calibration import Thresholds
+from search_service.fusing import fused
 from search_service.matching.decision import Decision, DecisionReason, decide
 from search_service.matching.frames import Frame, fuse, weight_of
 from search_service.matching.ranking import Candidate, Outranked, outranked, rank
@@ -115,15 +115,20 @@ class SearchService:
         use are passed over while there is one with. The answer's box and quality are the best frame's."""
         read = [image for image in images if not isinstance(image, RejectedImage)]
         seen = self._home.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST)
+        unread = [Seen(rejection=image) for image in images if isinstance(image, RejectedImage)]
+        return self.frames_seen([*seen, *unread], gallery, query)
+
+    def frames_seen(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> Answer:
+        """The same for images whose faces are described already."""
         faces = [one.faces[0] for one in seen if one.faces]
         if not faces:
-            rejections = [one.rejection for one in seen] + [i for i in images if isinstance(i, RejectedImage)]
-            return Answer(gallery.name, gallery.model, (), next(r for r in rejections if r is not None))
+            rejection = next(one.rejection for one in seen if one.rejection is not None)
+            return Answer(gallery.name, gallery.model, (), rejection)
         frames = [Frame(face.embedding.tolist(), weight_of(face.quality)) for face in faces]
-        fused = fuse(frames, self._home.pack_of(gallery).same_threshold)
+        together = fuse(frames, self._home.pack_of(gallery).same_threshold)
         poor = all(face.quality.reasons for face in faces)
-        vector = check_vectors(fused.embedding, gallery.dim)
-        (answer,) = self._match(vector, gallery, query, [poor], disagreeing=bool(fused.disagreeing))
+        vector = check_vectors(together.embedding, gallery.dim)
+        (answer,) = self._match(vector, gallery, query, [poor], disagreeing=bool(together.disagreeing))
         best = max(zip(frames, faces, strict=True), key=lambda pair: pair[0].weight)[1]
         return Answer(gallery.name, gallery.model, (_with_face(answer, best),))
 
@@ -152,24 +157,34 @@ class SearchService:
         assert threshold is not None  # noqa: S101 (one of the two is always set)
         return [
             _answer(ranked, threshold, fpir, is_poor, disagreeing, query.top_k)
-            for ranked, is_poor in zip(self._candidates(index, vectors, query.top_k + 1), poor, strict=True)
+            for ranked, is_poor in zip(self._candidates(gallery, index, vectors, query.top_k + 1), poor, strict=True)
         ]
 
-    def _candidates(self, index: VectorIndex, vectors: Vectors, wanted: int) -> list[_Ranked]:
-        """The best `wanted` identities that exist and are valid now, for each vector: more are asked of the index
-        until there are enough or no more."""
+    def _candidates(self, gallery: Gallery, index: VectorIndex, vectors: Vectors, wanted: int) -> list[_Ranked]:
+        """The best `wanted` identities that exist and are valid now, for each vector, by all of their faces: more are
+        asked of the index until there are enough or no more."""
         if len(vectors) == 0:
             return []
         asked, at = wanted + SPARE, now()
         while True:
             hits = index.nearest_identities(vectors, asked)
-            people = self._home.store.valid_identities({hit.identity_id for some in hits for hit in some}, at)
-            ranked = [rank(some, people, wanted) for some in hits]
-            if all(len(r) >= wanted or len(some) < asked for r, some in zip(ranked, hits, strict=True)):
-                better = {i for some in hits for i in _before(some, people)}
-                others = self._home.store.identities_by_id(better)
-                return [_Ranked(r, outranked(some, people, others, at)) for r, some in zip(ranked, hits, strict=True)]
-            asked *= 4
+            ids = {hit.identity_id for some in hits for hit in some}
+            people = self._home.store.valid_identities(ids, at)
+            if not all(_enough(some, people, wanted) or len(some) < asked for some in hits):
+                asked *= 4
+                continue
+            others = self._home.store.identities_by_id(ids - people.keys()) if len(people) < len(ids) else {}
+            hits = self._fused(hits, vectors, gallery, (*people.values(), *others.values()))
+            return [_Ranked(rank(some, people, wanted), outranked(some, people, others, at)) for some in hits]
+
+    def _fused(
+        self, hits: list[list[Hit]], vectors: Vectors, gallery: Gallery, people: Iterable[Named | Identity]
+    ) -> list[list[Hit]]:
+        several = [person.id for person in people if person.faces > 1]
+        if not several:
+            return hits
+        faces = self._home.store.vectors_of_people(gallery, several)
+        return fused(hits, vectors, faces, self._home.pack_of(gallery).same_threshold)
 
 
 @dataclass(frozen=True)
@@ -180,9 +195,9 @@ class _Ranked:
     outranked: Outranked | None
 
 
-def _before(hits: Sequence[Hit], people: Mapping[int, Named]) -> Iterator[int]:
-    """The identities of the hits that come before the first of one of `people`."""
-    return (hit.identity_id for hit in takewhile(lambda hit: hit.identity_id not in people, hits))
+def _enough(hits: Sequence[Hit], people: Mapping[int, Named], wanted: int) -> bool:
+    """Whether `wanted` of the hits are of `people`."""
+    return sum(hit.identity_id in people for hit in hits) >= wanted
 
 
 def _answer(

@@ -81,7 +81,7 @@ class Calibrations:
             if row is not None:
                 session.delete(row)
 
-    def people(self, gallery: Gallery, most: int) -> int:
+    def people(self, gallery: Gallery, most: int | None = None) -> int:
         """How many people have faces in the gallery, counted up to `most`."""
         some = select(FaceRow.identity_id).where(FaceRow.gallery_id == gallery.id).distinct().limit(most)
         with self._read() as session:

@@ -7,7 +7,7 @@ and whole galleries for export have doors of their own: `calibrations` and `exch
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, Select, delete, func, insert, or_, select, update
+from sqlalchemy import Engine, ScalarSelect, Select, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -87,6 +87,15 @@ class FaceVectors:
     vectors: Vectors
 
 
+Check = Callable[[Identity | None], None]
+"""Looks at an identity, or None where it is missing, under the lock under which it is changed: whoever raises keeps it
+as it is."""
+
+
+def _whatever(there: Identity | None) -> None:
+    """The Check of those who do not mind."""
+
+
 class Store:
     """The truth behind one database. Thread-safe; each call is one transaction."""
 
@@ -145,13 +154,16 @@ class Store:
 
     # Identities
 
-    def put_identity(self, gallery_id: int, person: Person, replace: bool = True) -> tuple[Identity, bool]:
+    def put_identity(
+        self, gallery_id: int, person: Person, replace: bool = True, check: Check = _whatever
+    ) -> tuple[Identity, bool]:
         """Makes the identity, or with `replace` replaces all that is said of it; whether it is new."""
         check_person(person)
         with self._write() as session:
             last = changes.lock(session, gallery_id)
             row = _find_identity(session, gallery_id, person.external_id)
             created = row is None
+            check(None if row is None else _identity(row, _face_count(session, row.id)))
             if row is None:
                 row = IdentityRow(**_identity_values(gallery_id, person))
                 session.add(row)
@@ -159,6 +171,20 @@ class Store:
                 session.flush()
                 changes.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
             return _identity(row, _face_count(session, row.id)), created
+
+    def change_identity(self, gallery_id: int, external_id: str, change: Callable[[Identity], Person]) -> Identity:
+        """Replaces what is said of the identity by what `change` makes of it, under one lock; its external id stays.
+        Raises NotFound, and what `change` raises."""
+        with self._write() as session:
+            last = changes.lock(session, gallery_id)
+            row = _required_identity(session, gallery_id, external_id)
+            faces = _face_count(session, row.id)
+            person = change(_identity(row, faces))
+            check_person(person)
+            if _say(row, person, replace_all=True):
+                session.flush()
+                changes.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
+            return _identity(row, faces)
 
     def add_identities(self, gallery: Gallery, people: Sequence[Person]) -> set[str]:
         """Makes those of `people` that are missing, in one transaction: the external ids of those made.
@@ -194,7 +220,8 @@ class Store:
     def valid_identities(self, ids: Iterable[int], at: datetime) -> dict[int, Named]:
         """Those of `ids` that exist and are valid at that time, by id."""
         found: dict[int, Named] = {}
-        query = select(IdentityRow.id, IdentityRow.external_id, IdentityRow.name, IdentityRow.details).where(
+        said = IdentityRow.id, IdentityRow.external_id, IdentityRow.name, IdentityRow.details
+        query = select(*said, _faces_of_row()).where(
             or_(IdentityRow.valid_from.is_(None), IdentityRow.valid_from <= at),
             or_(IdentityRow.valid_until.is_(None), IdentityRow.valid_until > at),
         )
@@ -238,12 +265,13 @@ class Store:
             session.flush()
             return _identity(kept, _face_count(session, kept.id)), len(moved)
 
-    def delete_identity(self, gallery_id: int, external_id: str) -> int:
+    def delete_identity(self, gallery_id: int, external_id: str, check: Check = _whatever) -> int:
         """Deletes the person and all their faces; how many faces. Raises NotFound."""
         with self._write() as session:
             last = changes.lock(session, gallery_id)
             row = _required_identity(session, gallery_id, external_id)
             face_ids = list(session.scalars(select(FaceRow.id).where(FaceRow.identity_id == row.id)))
+            check(_identity(row, len(face_ids)))
             gone = [Entry(Kind.FACE_REMOVED, row.id, face_id) for face_id in face_ids]
             changes.record(session, gallery_id, last, [*gone, Entry(Kind.IDENTITY_REMOVED, row.id)])
             session.delete(row)
@@ -658,8 +686,11 @@ def _say(row: IdentityRow, person: Person, replace_all: bool) -> bool:
 
 
 def _with_counts() -> Select[Any]:
-    count = select(func.count()).where(FaceRow.identity_id == IdentityRow.id).scalar_subquery()
-    return select(IdentityRow, count)
+    return select(IdentityRow, _faces_of_row())
+
+
+def _faces_of_row() -> ScalarSelect[Any]:
+    return select(func.count()).where(FaceRow.identity_id == IdentityRow.id).scalar_subquery()
 
 
 def _face_count(session: Session, identity_id: int) -> int:

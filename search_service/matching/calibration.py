@@ -73,12 +73,12 @@ def by_pack(fpir: float, faces: int, people: int, pack: ScoreTail) -> float:
     return threshold_for(fpir * (CAUTION if people < LEAST_PEOPLE else 1.0), faces, pack)
 
 
-def own_curve(best: Sequence[float], compared: float, faces: int, pack: ScoreTail, measured: bool) -> ScoreTail | None:
-    """How often the best of all `faces` of a gallery scores above t when a stranger is searched, for `threshold_for`;
+def own_curve(best: Sequence[float], compared: float, people: int, pack: ScoreTail, measured: bool) -> ScoreTail | None:
+    """How often the best of all `people` of a gallery scores above t when a stranger is searched, for `threshold_for`;
     None where too few people are in it.
 
-    `best` are the scores of some of its people, each a stranger to all others: of the best of these, who have
-    `compared` faces in the mean. They are the very scores that FPIR is about, and no comparison is taken for
+    `best` are the scores of some of its people, each a stranger to all others: of the best of these, who are
+    `compared`. They are the very scores that FPIR is about, and no comparison is taken for
     independent of another one. Turned into what the pack expects of them, -log FMR, their tail is exponential; its
     level and slope are those of the scores and of the pack, by their weights. How unsure the slope is counts as well:
     rates that few scores tell of get a higher threshold.
@@ -105,7 +105,7 @@ def own_curve(best: Sequence[float], compared: float, faces: int, pack: ScoreTai
 
     points = []
     for fpir in CURVE:
-        rate = -math.log1p(-fpir) * compared / faces
+        rate = -math.log1p(-fpir) * compared / people
         above = -math.expm1(-rate) * len(scores)
         in_tail = above <= count
         at = start + beyond(level - math.log(rate)) if in_tail else _at(scores, above) + beyond(level - own)

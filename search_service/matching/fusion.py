@@ -5,8 +5,6 @@ probe count for more and a poor one for less, and the mean is brought to unit le
 alone, which a lucky stranger finds more easily the more faces there are, and the plain mean, which loses people who
 look different from photo to photo. A face that looks like somebody else than the rest is left out.
 (`benchmarks/results/fusion.csv`)
-
-The search does not use it yet: it takes an identity's best face.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from indexer.types import Hit, Identity, Named
 
 @dataclass(frozen=True)
 class Candidate:
-    """One identity in an answer. `score` is the cosine of its best face, `face_id`."""
+    """One identity in an answer. `score` is the cosine of its faces together, `face_id` the best of them."""
 
     rank: int
     identity: Named

@@ -202,7 +202,7 @@ def test_valid_identities_are_whole_and_many_can_be_asked_for(store: Store) -> N
     people = store.identities(gallery.id)
     assert len(people) == 1203
     assert all(person.faces == 1 for person in people)
-    everybody = {p.id: Named(p.id, p.external_id, p.name, p.metadata) for p in people}
+    everybody = {p.id: Named(p.id, p.external_id, p.name, p.metadata, p.faces) for p in people}
     assert store.valid_identities(everybody, NOON) == everybody
 
 

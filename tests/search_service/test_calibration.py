@@ -62,7 +62,7 @@ def searched(gallery: Vectors, pack: Pack = PACK) -> tuple[Strangers, float]:
     ids = np.arange(1, len(gallery) + 1)
     index = FaissIndex(DIM)
     index.put(ids, ids, gallery)
-    found = survey(index, FaceVectors(ids, ids, gallery), len(gallery))
+    found = survey(index.nearest_identities, FaceVectors(ids, ids, gallery), len(gallery))
     return strangers(found, pack), found.compared
 
 

@@ -17,7 +17,7 @@ EXPIRED, NOT_YET = Barred.EXPIRED, Barred.NOT_YET_VALID
 
 
 def candidates(*scores: float) -> list[Candidate]:
-    return [Candidate(i, Named(i, f"e-{i}", None, {}), score, 10 * i) for i, score in enumerate(scores, 1)]
+    return [Candidate(i, Named(i, f"e-{i}", None, {}, 1), score, 10 * i) for i, score in enumerate(scores, 1)]
 
 
 def identity(number: int, valid_from: datetime | None = None, valid_until: datetime | None = None) -> Identity:
@@ -69,7 +69,7 @@ def test_who_looks_like_somebody_who_is_not_valid_is_no_match(
 
 def test_the_best_hit_counts_unless_it_was_deleted() -> None:
     hits = [Hit(1, 10, 0.9), Hit(2, 20, 0.8), Hit(3, 30, 0.7), Hit(4, 40, 0.6)]
-    valid = {3: Named(3, "e-3", None, {})}
+    valid = {3: Named(3, "e-3", None, {}, 1)}
     expired, early = identity(2, valid_until=NOON), identity(2, valid_from=NOON + SECOND)
     assert outranked(hits, valid, {2: expired}, NOON) == Outranked(EXPIRED, 0.8)
     assert outranked(hits, valid, {2: early}, NOON) == Outranked(NOT_YET, 0.8)

@@ -20,7 +20,7 @@ THEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def identity(number: int) -> Named:
-    return Named(number, f"e-{number}", None, {})
+    return Named(number, f"e-{number}", None, {}, 1)
 
 
 def candidates(*scores: float) -> list[Candidate]:
