@@ -1,0 +1,255 @@
+"""Webhooks, and who may send what when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, text
+
+from indexer.errors import Conflict, InvalidRequest, NotFound
+from indexer.gallery import events as events_module
+from indexer.gallery import webhooks as module
+from indexer.gallery.database import open_database
+from indexer.gallery.events import DEAD, WAITING, Events, Sighting
+from indexer.gallery.store import Store
+from indexer.gallery.webhooks import LONGEST_WAIT, MOST_WEBHOOKS, Claimed, Webhooks
+from indexer.types import Gallery
+from tests.gallery.faces import make_gallery
+from tests.gallery.together import in_threads
+from tests.postgres import Database
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LEASE = timedelta(seconds=15)
+URL = "https://receiver.example.com/doors?token=1"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = NOON
+
+    def __call__(self) -> datetime:
+        return self.at
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "now", clock)
+    monkeypatch.setattr(events_module, "now", clock)
+    return clock
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[Engine]:
+    engine = open_database(database.url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def webhooks(engine: Engine) -> Webhooks:
+    return Webhooks(engine)
+
+
+@pytest.fixture
+def staff(engine: Engine) -> Gallery:
+    return make_gallery(Store(engine))
+
+
+def record(engine: Engine, gallery: Gallery) -> int:
+    """The id of a new event."""
+    seen = Sighting("door", None, "match", True, None, 0.5, 0.4)
+    return Events(engine).record(gallery, seen, timedelta()).event.id
+
+
+def claim(webhooks: Webhooks) -> Claimed:
+    (delivery_id,) = webhooks.due(())
+    claimed = webhooks.claim(delivery_id, LEASE)
+    assert claimed is not None
+    return claimed
+
+
+def test_a_webhook_and_its_secret(webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+    made, secret = webhooks.create(URL, staff, ["match", "review", "match"])
+    other, other_secret = webhooks.create("http://10.0.0.7:9000", None, ["no_match"])
+    assert (made.url, made.gallery, made.decisions, made.created_at) == (URL, "staff", ("match", "review"), NOON)
+    assert (made.waiting, made.dead, other.gallery) == (0, 0, None)
+    assert len(secret) == len(other_secret) == 64
+    assert secret != other_secret
+    assert made.id != other.id
+    assert {hook.id: hook for hook in webhooks.webhooks()} == {made.id: made, other.id: other}
+    assert webhooks.webhook(made.id) == made
+    assert webhooks.delete(made.id) == made
+    assert webhooks.webhooks() == [other]
+    for ask in (webhooks.webhook, webhooks.delete, webhooks.replay, lambda id_: webhooks.deliveries(id_, DEAD)):
+        with pytest.raises(NotFound, match=f"there is no webhook '{made.id}'"):
+            ask(made.id)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a",
+        "https://a:1/b?c=d",
+        "http://[::1]:9000/x",
+        "HTTP://localhost",
+        "https://a/%C3%A9",
+        "http://a" + "b" * 1990,
+    ],
+)
+def test_urls(webhooks: Webhooks, url: str) -> None:
+    assert webhooks.create(url, None, ["match"])[0].url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "receiver",
+        "ftp://a",
+        "file:///etc/passwd",
+        "http://",
+        "http:///path",
+        "http://a:0",
+        "http://a:port",
+        "http://a:70000",
+        "http://[::1",
+        "http://a/b c",
+        "http://a/\r\nX: y",
+        "http://a/é",
+        "http://user:secret@a",
+        "http://@a",
+        "http://a/#part",
+        "http://a" + "b" * 2000,
+    ],
+)
+def test_what_is_no_url(webhooks: Webhooks, url: str) -> None:
+    with pytest.raises(InvalidRequest, match="a webhook's url must") as caught:
+        webhooks.create(url, None, ["match"])
+    assert "secret" not in caught.value.message
+    assert webhooks.webhooks() == []
+
+
+def test_a_webhook_wants_something(webhooks: Webhooks) -> None:
+    with pytest.raises(InvalidRequest, match="at least one decision"):
+        webhooks.create(URL, None, [])
+
+
+def test_there_are_not_too_many(webhooks: Webhooks) -> None:
+    for n in range(MOST_WEBHOOKS):
+        webhooks.create(f"http://a/{n}", None, ["match"])
+    with pytest.raises(Conflict, match="as many as there may be"):
+        webhooks.create(URL, None, ["match"])
+
+
+def test_a_claim(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+    hook, secret = webhooks.create(URL, None, ["match"])
+    event = record(engine, staff)
+    (delivery_id,) = webhooks.due(())
+    assert webhooks.due([hook.id]) == []
+    claimed = webhooks.claim(delivery_id, LEASE)
+    assert claimed is not None
+    assert (claimed.webhook_id, claimed.url, claimed.secret, claimed.attempts) == (hook.id, URL, secret, 1)
+    assert claimed.event == Events(engine).event(event)
+    assert webhooks.due(()) == []
+    assert webhooks.claim(delivery_id, LEASE) is None
+    clock.at += LEASE  # whoever claimed it was killed
+    again = webhooks.claim(delivery_id, LEASE)
+    assert again is not None
+    assert again.attempts == 2
+    webhooks.arrived(delivery_id)
+    clock.at += LEASE
+    assert webhooks.due(()) == []
+    assert webhooks.deliveries(hook.id, WAITING) == []
+
+
+def test_of_those_who_claim_at_once_one_does(engine: Engine, webhooks: Webhooks, staff: Gallery) -> None:
+    webhooks.create(URL, None, ["match"])
+    record(engine, staff)
+    (delivery_id,) = webhooks.due(())
+    claims = in_threads([lambda: webhooks.claim(delivery_id, LEASE)] * 4)
+    assert len([one for one in claims if one is not None]) == 1
+
+
+def test_a_failure_is_tried_again(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+    hook, _ = webhooks.create(URL, None, ["match"])
+    record(engine, staff)
+    webhooks.failed(claim(webhooks), "answered 500", timedelta(seconds=40))
+    assert webhooks.due(()) == []
+    (waiting,) = webhooks.deliveries(hook.id, WAITING)
+    assert (waiting.attempts, waiting.problem, waiting.next_at) == (1, "answered 500", NOON + timedelta(seconds=40))
+    clock.at += timedelta(seconds=40)
+    assert claim(webhooks).attempts == 2
+
+
+def test_the_others_go_on_while_one_waits(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+    webhooks.create(URL, None, ["match"])
+    first, second = record(engine, staff), record(engine, staff)
+    failed = claim(webhooks)
+    webhooks.failed(failed, "answered 500", timedelta(seconds=40))
+    assert failed.event.id == first
+    assert claim(webhooks).event.id == second
+
+
+def test_dead_letters_and_their_replay(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+    hook, _ = webhooks.create(URL, None, ["match"])
+    other, _ = webhooks.create("http://other", None, ["review"])
+    made = [record(engine, staff) for _ in range(3)]
+    for _ in made:
+        webhooks.failed(claim(webhooks), "x" * 1000, None)
+    clock.at += timedelta(days=365)
+    assert webhooks.due(()) == []
+    dead = webhooks.deliveries(hook.id, DEAD)
+    assert [one.event_id for one in dead] == made
+    assert {len(one.problem or "") for one in dead} == {200}
+    assert webhooks.deliveries(hook.id, DEAD, after=dead[0].id, limit=1) == [dead[1]]
+    assert webhooks.webhook(hook.id).dead == 3
+    assert webhooks.replay(other.id) == 0
+    assert webhooks.replay(hook.id) == 3
+    assert (webhooks.webhook(hook.id).dead, webhooks.webhook(hook.id).waiting) == (0, 3)
+    assert webhooks.replay(hook.id) == 0
+    again = claim(webhooks)
+    assert (again.id, again.attempts) == (dead[0].id, 1)
+
+
+def test_a_late_failure_says_nothing_of_the_next_try(
+    engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock
+) -> None:
+    hook, _ = webhooks.create(URL, None, ["match"])
+    record(engine, staff)
+    late = claim(webhooks)
+    clock.at += LEASE
+    claim(webhooks)
+    webhooks.failed(late, "slow", None)
+    (waiting,) = webhooks.deliveries(hook.id, WAITING)
+    assert (waiting.problem, waiting.next_at) == (None, clock.at + LEASE)
+
+
+def test_a_clock_set_back_delays_by_no_more_than_a_wait(
+    engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock
+) -> None:
+    webhooks.create(URL, None, ["match"])
+    record(engine, staff)
+    clock.at -= timedelta(days=30)
+    claimed = claim(webhooks)
+    webhooks.failed(claimed, "answered 500", LONGEST_WAIT)
+    assert webhooks.due(()) == []
+    clock.at -= timedelta(days=30)
+    assert claim(webhooks).id == claimed.id
+
+
+def test_what_goes_with_a_webhook_a_gallery_an_event(engine: Engine, webhooks: Webhooks, staff: Gallery) -> None:
+    visitors = make_gallery(Store(engine), "visitors")
+    hook, _ = webhooks.create(URL, None, ["match"])
+    of_staff, _ = webhooks.create(URL, staff, ["match"])
+    for gallery in (staff, visitors):
+        record(engine, gallery)
+    assert [len(webhooks.deliveries(one.id, WAITING)) for one in (hook, of_staff)] == [2, 1]
+    Store(engine).delete_gallery("staff")
+    assert [one.id for one in webhooks.webhooks()] == [hook.id]
+    assert webhooks.webhook(hook.id).waiting == 1
+    assert webhooks.delete(hook.id).waiting == 1
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM deliveries")).scalar() == 0

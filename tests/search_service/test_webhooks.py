@@ -1,0 +1,268 @@
+"""What is sent to a webhook, to a real receiver that fails, hangs and comes back."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from indexer.gallery.events import DEAD, WAITING, Direction, Event, Sighting
+from indexer.gallery.webhooks import Claimed
+from indexer.home import Home
+from indexer.objects import event_object
+from indexer.settings import read_settings
+from indexer.types import Gallery, Named
+from search_service.webhooks import AT_ONCE, Deliverer, Schedule, body_of, send, signed
+from tests.gallery.faces import make_gallery
+from tests.search_service.api.serving import until
+from tests.search_service.receiver import DRIP, HANG, REDIRECT, genuine, receiving
+
+SOON = Schedule(timeout_seconds=2.0, lease_seconds=3.0, first_seconds=0.02, longest_seconds=0.1, tries=4)
+
+EVENT = Event(
+    7,
+    "staff",
+    datetime(2026, 11, 24, 12, tzinfo=UTC),
+    3,
+    "ana",
+    "Ana é",
+    "door",
+    Direction.IN,
+    "match",
+    0.61234567,
+    0.42,
+    "request-1",
+)
+SECRET = "s" * 64
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(read_settings({}, home=tmp_path))
+    yield home
+    home.close()
+
+
+@pytest.fixture
+def staff(home: Home) -> Gallery:
+    return make_gallery(home.store)
+
+
+@contextmanager
+def delivering(home: Home, schedule: Schedule = SOON) -> Iterator[Deliverer]:
+    deliverer = Deliverer(home, schedule)
+    deliverer.start()
+    try:
+        yield deliverer
+    finally:
+        deliverer.stop()
+
+
+def record(home: Home, gallery: Gallery, external_id: str = "ana") -> int:
+    person = Named(3, external_id, None, {}, 1)
+    seen = Sighting("door", Direction.IN, "match", True, person, 0.6, 0.4)
+    return home.events.record(gallery, seen, timedelta()).event.id
+
+
+def claimed(url: str) -> Claimed:
+    return Claimed(5, "wh_1", url, SECRET, 1, EVENT)
+
+
+def test_the_signature_is_hmac_sha256_of_timestamp_and_body() -> None:
+    body = body_of(claimed("http://a"))
+    headers = signed(claimed("http://a"), body, 1_790_000_000)
+    mac = hmac.new(SECRET.encode(), b"1790000000." + body, hashlib.sha256).hexdigest()
+    assert headers["X-Whosthere-Signature"] == f"v1={mac}"
+    assert headers["X-Whosthere-Timestamp"] == "1790000000"
+    assert headers["X-Whosthere-Delivery"] == "5"
+
+
+def test_receivers_can_tell_what_is_genuine() -> None:
+    check, now = genuine(), int(time.time())
+    body = body_of(claimed("http://a"))
+    headers = signed(claimed("http://a"), body, now)
+    assert check(SECRET, headers, body)
+    assert not check("t" * 64, headers, body)
+    assert not check(SECRET, headers, body + b" ")
+    assert not check(SECRET, {**headers, "X-Whosthere-Timestamp": str(now + 1)}, body)
+    assert not check(SECRET, signed(claimed("http://a"), body, now - 3600), body)
+
+
+def test_what_is_sent() -> None:
+    with receiving() as receiver:
+        assert send(claimed(receiver.url), 5, ssl.create_default_context()) is None
+        (received,) = receiver.received
+    assert received.path == "/doors?of=staff"
+    assert received.headers["Content-Type"] == "application/json"
+    assert received.headers["X-Whosthere-Delivery"] == "5"
+    assert genuine()(SECRET, received.headers, received.body)
+    assert received.told == {"webhook": "wh_1", "event": event_object(EVENT)}
+    assert received.told["event"]["name"] == "Ana é"
+    assert received.told["event"]["score"] == 0.6123
+
+
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_any_2xx_is_an_arrival(status: int) -> None:
+    with receiving(status) as receiver:
+        assert send(claimed(receiver.url), 5, ssl.create_default_context()) is None
+
+
+@pytest.mark.parametrize("status", [301, 400, 410, 500, 503])
+def test_anything_else_is_none(status: int) -> None:
+    with receiving(status) as receiver:
+        assert send(claimed(receiver.url), 5, ssl.create_default_context()) == f"answered {status}"
+
+
+def test_redirects_are_not_followed() -> None:
+    with receiving(REDIRECT) as receiver:
+        assert send(claimed(receiver.url), 5, ssl.create_default_context()) == "answered 307"
+        assert [one.path for one in receiver.received] == ["/doors?of=staff"]
+
+
+@pytest.mark.parametrize("how", [HANG, DRIP])
+def test_a_slow_answer_is_not_waited_for(how: int) -> None:
+    with receiving(how) as receiver:
+        assert send(claimed(receiver.url), 0.3, ssl.create_default_context()) == "no answer within 0.3 s"
+
+
+def test_nobody_listens() -> None:
+    with receiving() as receiver:
+        port = receiver.port
+    problem = send(claimed(f"http://127.0.0.1:{port}/"), 5, ssl.create_default_context())
+    assert problem is not None
+    assert problem.startswith("not reached: ")
+
+
+@pytest.mark.parametrize("url", ["http://no-such-host.invalid/", f"http://{'a' * 70}.invalid/", "http://a..b/"])
+def test_a_host_that_is_none(url: str) -> None:
+    problem = send(claimed(url), 5, ssl.create_default_context())
+    assert problem is not None
+    assert problem.startswith("not reached: ")
+
+
+def test_tls_is_asked_for_and_checked() -> None:
+    with receiving() as receiver:  # speaks no TLS
+        url = receiver.url.replace("http:", "https:")
+        problem = send(claimed(url), 5, ssl.create_default_context())
+        assert problem is not None
+        assert problem.startswith("not reached: ")
+        assert receiver.received == []
+
+
+def test_the_wait_grows_to_an_hour_and_ends_after_a_day() -> None:
+    schedule = Schedule()
+    waits = [schedule.wait(tried) for tried in range(1, schedule.tries)]
+    assert schedule.wait(schedule.tries) is None
+    assert all(wait is not None for wait in waits)
+    seconds = [wait.total_seconds() for wait in waits if wait is not None]
+    for tried, wait in enumerate(seconds):
+        full = min(5 * 2**tried, 3600)
+        assert full * 0.75 <= wait <= full * 1.25
+    longest = sum(min(5 * 2**tried, 3600) for tried in range(schedule.tries - 1))
+    assert 24 * 3600 <= longest <= 26 * 3600
+    assert len({schedule.wait(20) for _ in range(10)}) > 1
+    assert schedule.lease_seconds > schedule.timeout_seconds
+
+
+def test_an_event_arrives_once_recorded(home: Home, staff: Gallery) -> None:
+    with receiving() as receiver, delivering(home) as deliverer:
+        hook, secret = home.webhooks.create(receiver.url, None, ["match"])
+        made = [record(home, staff, f"person-{n}") for n in range(20)]
+        deliverer.wake()
+        until(lambda: not home.webhooks.webhook(hook.id).waiting, "everything has arrived")
+        assert receiver.events() == made  # in their order, while nothing fails
+        check = genuine()
+        assert all(check(secret, one.headers, one.body) for one in receiver.received)
+        assert len({one.headers["X-Whosthere-Delivery"] for one in receiver.received}) == len(made)
+
+
+def test_a_receiver_that_fails_and_comes_back(home: Home, staff: Gallery) -> None:
+    with receiving(500, HANG, 503, 200) as receiver, delivering(home, replace(SOON, timeout_seconds=0.2)):
+        hook, _ = home.webhooks.create(receiver.url, None, ["match"])
+        event = record(home, staff)
+        until(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
+        assert receiver.events() == [event] * 4
+        assert len({one.headers["X-Whosthere-Delivery"] for one in receiver.received}) == 1
+        assert len({one.body for one in receiver.received}) == 1
+
+
+def test_one_that_was_not_there_yet(home: Home, staff: Gallery) -> None:
+    with receiving() as receiver:
+        port, url = receiver.port, receiver.url
+    hook, _ = home.webhooks.create(url, None, ["match"])
+    event = record(home, staff)
+    with delivering(home, replace(SOON, tries=10_000)):
+        until(lambda: any(one.attempts > 1 for one in home.webhooks.deliveries(hook.id, WAITING)), "it was tried")
+        with receiving(port=port) as receiver:
+            until(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
+            assert receiver.events() == [event]
+
+
+def test_a_dead_letter_is_replayed(home: Home, staff: Gallery) -> None:
+    with receiving(500, 500, 500, 500, 200) as receiver, delivering(home) as deliverer:
+        hook, _ = home.webhooks.create(receiver.url, None, ["match"])
+        event = record(home, staff)
+        until(lambda: home.webhooks.webhook(hook.id).dead == 1, "it was tried too often")
+        (dead,) = home.webhooks.deliveries(hook.id, DEAD)
+        assert (dead.event_id, dead.attempts, dead.problem) == (event, SOON.tries, "answered 500")
+        assert len(receiver.received) == SOON.tries
+        assert home.webhooks.replay(hook.id) == 1
+        deliverer.wake()
+        until(lambda: len(receiver.received) == SOON.tries + 1, "it was sent again")
+        until(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
+        assert home.webhooks.webhook(hook.id).dead == 0
+
+
+def test_one_that_hangs_keeps_no_other_waiting(home: Home, staff: Gallery) -> None:
+    patient = replace(SOON, timeout_seconds=30, lease_seconds=60)
+    with receiving(HANG) as stuck, receiving() as quick, delivering(home, patient):
+        home.webhooks.create(stuck.url, None, ["match"])
+        hook, _ = home.webhooks.create(quick.url, None, ["match"])
+        made = [record(home, staff) for _ in range(AT_ONCE * 2)]
+        until(lambda: not home.webhooks.webhook(hook.id).waiting, "the others have arrived")
+        assert quick.events() == made
+        assert len(stuck.received) == 1
+        stuck.released.set()
+        stuck.statuses = [200]
+
+
+def test_two_processes_worth_of_deliverers_send_each_once(home: Home, staff: Gallery) -> None:
+    """Nothing fails and nobody is killed: at least once is once."""
+    with receiving() as receiver, delivering(home), delivering(home):
+        hook, _ = home.webhooks.create(receiver.url, None, ["match"])
+        made = [record(home, staff) for _ in range(30)]
+        until(lambda: not home.webhooks.webhook(hook.id).waiting, "everything has arrived")
+        assert sorted(receiver.events()) == made
+
+
+def test_a_forgotten_event_is_not_sent(home: Home, staff: Gallery) -> None:
+    with receiving() as receiver:
+        hook, _ = home.webhooks.create(receiver.url, None, ["match"])
+        record(home, staff)
+        kept = record(home, staff, "ben")
+        home.events.forget(staff, "ana")
+        with delivering(home):
+            until(lambda: not home.webhooks.webhook(hook.id).waiting, "the rest has arrived")
+        assert receiver.events() == [kept]
+
+
+def test_stopping_waits_for_what_is_being_sent(home: Home, staff: Gallery) -> None:
+    with receiving(HANG) as receiver:
+        hook, _ = home.webhooks.create(receiver.url, None, ["match"])
+        record(home, staff)
+        before = threading.active_count()
+        with delivering(home, replace(SOON, timeout_seconds=0.5)):
+            until(lambda: len(receiver.received) == 1, "it is being sent")
+        (waiting,) = home.webhooks.deliveries(hook.id, WAITING)
+        assert waiting.problem == "no answer within 0.5 s"
+        receiver.released.set()
+        until(lambda: threading.active_count() <= before, "no thread is left")
