@@ -7,9 +7,11 @@ the chunks in order. What is committed is acknowledged; a run that ends early, h
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import repeat
+from typing import Any, Protocol
 
 from indexer.duplicates import Lookalike, Lookalikes
 from indexer.errors import Conflict, RejectedImage
@@ -19,7 +21,7 @@ from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision import crops
 from indexer.vision.blame import each
 from indexer.vision.packs import Pack
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import Seen
 
 CHUNK = 16
 """Photos that one worker takes at a time, and that are committed together."""
@@ -45,6 +47,21 @@ class Result:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
+NOTHING_SAID = Enrolled(Outcome.UNCHANGED, None, None)
+"""What becomes of a person of whom nothing is said beyond their id."""
+
+Record = Callable[[Any, Sequence[Result]], None]
+"""Writes results down in the transaction that commits them, its first argument (`store.Also`)."""
+
+
+class Describes(Protocol):
+    """A FacePipeline, or what asks one."""
+
+    def load(self) -> None: ...
+
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class _Prepared:
     """A row with everything found out about it but not committed: its face, or its rejection, or neither where the
@@ -68,7 +85,7 @@ class Enroller:
     def __init__(
         self,
         store: Store,
-        pipeline: FacePipeline,
+        pipeline: Describes,
         gallery: Gallery,
         max_image_bytes: int,
         workers: int,
@@ -83,8 +100,10 @@ class Enroller:
         self._keep_crops = keep_crops
         self._lookalikes = lookalikes
 
-    def enroll(self, rows: Sequence[Row], pick: Pick = Pick.ONLY) -> Generator[Result]:
+    def enroll(self, rows: Sequence[Row], pick: Pick = Pick.ONLY, record: Record | None = None) -> Generator[Result]:
         """One result a row, in order, each yielded after it is committed. Close the iterator to stop early.
+
+        `record` gets the results of each transaction in it: what it writes is there when they are, and only then.
 
         Raises Conflict when the gallery is re-embedded meanwhile; run again, it goes on with the other pack.
         """
@@ -95,9 +114,9 @@ class Enroller:
             for start in range(0, len(rows), CHUNK):
                 waiting.append(pool.submit(self._prepare, rows[start : start + CHUNK], pick))
                 if len(waiting) >= 2 * self._workers:
-                    yield from self._commit(waiting.popleft().result())
+                    yield from self._commit(waiting.popleft().result(), record)
             while waiting:
-                yield from self._commit(waiting.popleft().result())
+                yield from self._commit(waiting.popleft().result(), record)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -149,23 +168,23 @@ class Enroller:
         except RejectedImage as rejection:
             return rejection
 
-    def _commit(self, prepared: Sequence[_Prepared]) -> list[Result]:
+    def _commit(self, prepared: Sequence[_Prepared], record: Record | None) -> list[Result]:
         prepared = self._compared(prepared)
         new = [p.new for p in prepared if p.new is not None and p.rejection is None]
         there = [p.row.person for p in prepared if p.known_face is not None]
-        if new or any(map(_says, there)):
-            became = self._store.enroll(self._gallery, new, there)
+        says = bool(new) or any(map(_says, there))
+        results: list[Result] = []
+
+        def tell(transaction: Any, became: Sequence[Enrolled]) -> None:
+            of_new, of_there = iter(became[: len(new)]), iter(became[len(new) :])
+            results.extend(_result(p, of_new, of_there if says else repeat(NOTHING_SAID)) for p in prepared)
+            if record is not None:
+                record(transaction, results)
+
+        if says or record is not None:
+            self._store.enroll(self._gallery, new, there if says else (), tell)
         else:
-            became = [Enrolled(Outcome.UNCHANGED, None, None) for _ in there]
-        of_new, of_there = iter(became[: len(new)]), iter(became[len(new) :])
-        results = []
-        for p in prepared:
-            if p.rejection is not None:
-                results.append(_rejected(p.row, p.rejection))
-            elif p.known_face is not None:
-                results.append(_answered(p.row, next(of_there), p.known_face))
-            else:
-                results.append(_told(_answered(p.row, next(of_new)), p.alike))
+            tell(None, ())
         return results
 
     def _compared(self, prepared: Sequence[_Prepared]) -> Sequence[_Prepared]:
@@ -224,6 +243,14 @@ def _failed(error: Exception) -> Seen:
 def _says(person: Person) -> bool:
     """Whether anything is said of a person beyond their id."""
     return any((person.name, person.valid_from, person.valid_until, person.metadata))
+
+
+def _result(prepared: _Prepared, of_new: Iterator[Enrolled], of_there: Iterator[Enrolled]) -> Result:
+    if prepared.rejection is not None:
+        return _rejected(prepared.row, prepared.rejection)
+    if prepared.known_face is not None:
+        return _answered(prepared.row, next(of_there), prepared.known_face)
+    return _told(_answered(prepared.row, next(of_new)), prepared.alike)
 
 
 def _rejected(row: Row, rejection: RejectedImage) -> Result:

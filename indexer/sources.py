@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
 from indexer.gallery.store import check_person
@@ -75,6 +75,10 @@ class _Place:
     unsafe: Sequence[str] = ()
     known: frozenset[str] = field(default_factory=frozenset)
 
+    def naming(self, name: str) -> str:
+        """How people know a file of it."""
+        return f"{self.label}/{name}" if self.label else name
+
 
 def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
     """The rows of everything in `paths`.
@@ -96,6 +100,14 @@ def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
     for path in paths:
         rows += _rows_of_place(_place(path)) if path.is_dir() or _is_zip(path) else [_loose(path)]
     return rows
+
+
+def rows_of_archive(file: IO[bytes]) -> list[Row]:
+    """The rows of an open ZIP, which stays open while they are read; their images are named as they are in it.
+
+    Raises InvalidRequest: a ZIP or manifest that cannot be read.
+    """
+    return _rows_of_place(_zip(file, ""))
 
 
 def identity_of_stem(stem: str) -> str:
@@ -120,7 +132,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _place(path: Path) -> _Place:
-    return _folder(path) if path.is_dir() else _zip(path)
+    return _folder(path) if path.is_dir() else _zip(path, str(path))
 
 
 def _folder(root: Path) -> _Place:
@@ -166,13 +178,13 @@ def _file_reader(path: Path) -> Callable[[int], bytes]:
     return read
 
 
-def _zip(path: Path) -> _Place:
+def _zip(file: Path | IO[bytes], label: str) -> _Place:
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file)
     except Exception as error:  # a damaged directory of entries raises nearly anything
-        raise InvalidRequest(f"{path} is not a ZIP that can be read: {error}") from error
+        raise InvalidRequest(f"{label or 'the archive'} is not a ZIP that can be read: {error}") from error
     entries = {e.filename.replace("\\", "/"): e for e in archive.infolist() if not e.is_dir()}  # as old .NET wrote them
-    unsafe = [name for name in entries if _escapes(name)]
+    unsafe = [name for name in entries if escapes(name)]
     visible = [n for n in entries if n not in unsafe and not _hidden(PurePosixPath(n).parts)]
     root = _common_root(visible)
     names = {name.removeprefix(root): entries[name] for name in visible}
@@ -181,7 +193,7 @@ def _zip(path: Path) -> _Place:
     def reader(name: str) -> Callable[[int], bytes]:
         return _entry_reader(archive, known[name])
 
-    return _Place(str(path), sorted(names), reader, unsafe=unsafe, known=frozenset(known))
+    return _Place(label, sorted(names), reader, unsafe=unsafe, known=frozenset(known))
 
 
 def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[[int], bytes]:
@@ -208,7 +220,7 @@ def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[
     return read
 
 
-def _escapes(name: str) -> bool:
+def escapes(name: str) -> bool:
     """Whether an entry's name points out of the archive."""
     plain = name.replace("\\", "/")
     return plain.startswith("/") or ".." in plain.split("/") or bool(re.match(r"^[A-Za-z]:", plain))
@@ -245,10 +257,10 @@ def _rows_of_place(place: _Place) -> list[Row]:
     ]
     manifest = _manifest_of(place)
     if manifest is not None:
-        return rows + _manifest_rows(manifest, f"{place.label}/{MANIFEST}", [place])
+        return rows + _manifest_rows(manifest, place.naming(MANIFEST), [place])
     names = _folder_names(place.folder) if place.folder is not None else place.names
     return rows + [
-        _row(f"{place.label}/{name}", Person(_identity_of_name(name)), place.reader(name))
+        _row(place.naming(name), Person(_identity_of_name(name)), place.reader(name))
         for name in names
         if PurePosixPath(name).suffix.lower() in IMAGE_NAMES
     ]
@@ -290,9 +302,9 @@ def _manifest_of(place: _Place) -> str | None:
     if MANIFEST not in place.known:
         return None
     try:
-        return _decode_manifest(place.reader(MANIFEST)(MAX_MANIFEST_BYTES), f"{place.label}/{MANIFEST}")
+        return _decode_manifest(place.reader(MANIFEST)(MAX_MANIFEST_BYTES), place.naming(MANIFEST))
     except RejectedImage as error:
-        raise InvalidRequest(f"{place.label}/{MANIFEST}: {error.message}") from error
+        raise InvalidRequest(f"{place.naming(MANIFEST)}: {error.message}") from error
 
 
 def _read_manifest(path: Path) -> str:
@@ -419,7 +431,7 @@ def _find_image(image: str, places: Sequence[_Place]) -> Callable[[int], bytes]:
                 return place.reader(image)
         elif image in place.known:
             return place.reader(image)
-        elif _escapes(image):
+        elif escapes(image):
             raise InvalidRequest(f"its image {image!r} points out of the archive")
     raise RejectedImage(f"there is no file {image!r} beside the manifest", code=Reason.UNREADABLE_IMAGE)
 
