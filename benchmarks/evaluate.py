@@ -1,0 +1,89 @@
+"""The open-set protocol by `whosthere evaluate`: one and three photos a person, and galleries of fewer people.
+
+    python -m benchmarks.evaluate [FOLDER] [--cache FOLDER]
+
+The galleries of 100 and 300 people are drawn at random from those with several photos, DRAWS times; all people with one
+photo are the strangers of each. Nothing is tuned on anybody here: thresholds come from the enrolled people alone.
+
+Writes benchmarks/results/evaluate.csv, a row for each FPIR of each gallery.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import lfw
+from benchmarks.lfw import Cell, say
+from indexer.home import Home
+from indexer.settings import read_settings
+from indexer.sources import Row, rows_of
+from indexer.types import Pick
+from search_service.evaluation import Evaluation, Protocol, evaluate
+
+PEOPLE = (100, 300)
+DRAWS = 5
+PHOTOS = (1, 3)
+
+
+def main() -> None:
+    parser = lfw.arguments(__doc__)
+    parser.add_argument("--cache", type=Path, help="a home folder, where descriptions are kept for the next time")
+    given = parser.parse_args()
+    rows = rows_of([given.folder / "people"])
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Home(read_settings({}, home=given.cache or Path(temporary)))
+        cells: list[dict[str, Cell]] = []
+        for photos in PHOTOS:
+            say(f"everybody, {photos} photos")
+            told = evaluate(home, rows, Protocol(photos, Pick.CENTER), None, True, lambda *_: None)
+            cells += list(_cells(told, photos, 0))
+        for people in PEOPLE:
+            for draw in range(DRAWS):
+                say(f"{people} people, draw {draw}")
+                told = evaluate(home, some(rows, people, draw), Protocol(1, Pick.CENTER), None, True, lambda *_: None)
+                cells += list(_cells(told, 1, draw))
+        home.close()
+    lfw.write_results(lfw.RESULTS / "evaluate.csv", cells)
+
+
+def some(rows: Sequence[Row], people: int, seed: int) -> list[Row]:
+    """All photos of `people` drawn from those with several, and of everybody with one."""
+    ids = [row.person.external_id for row in rows]
+    names, counts = np.unique(ids, return_counts=True)
+    drawn = np.random.default_rng(seed).permutation(names[counts > 1])[:people]
+    kept = {*drawn.tolist(), *names[counts == 1].tolist()}
+    return [row for row in rows if row.person.external_id in kept]
+
+
+def _cells(told: Evaluation, photos: int, draw: int) -> Iterator[dict[str, Cell]]:
+    numbers = told.numbers
+    for rate, asked in zip(numbers.rates, numbers.asked, strict=True):
+        yield {
+            "people": told.enrolment.people,
+            "photos": photos,
+            "draw": draw,
+            "mated_probes": told.mated.photos,
+            "mated_people": told.mated.people,
+            "strangers": told.stranger_people,
+            "not_enrolled": told.enrolment.photos - told.enrolment.enrolled,
+            "rank_1": numbers.rank_1.value,
+            "fpir": rate.fpir,
+            "basis": rate.basis,
+            "fnir": rate.fnir.value if rate.fnir else "",
+            "fnir_low": rate.fnir.low if rate.fnir else "",
+            "fnir_high": rate.fnir.high if rate.fnir else "",
+            "asked_threshold": asked.threshold,
+            "observed_fpir": asked.observed.value,
+            "observed_low": asked.observed.low,
+            "observed_high": asked.observed.high,
+            "fnir_as_asked": asked.fnir.value,
+            "verdict": asked.verdict,
+        }
+
+
+if __name__ == "__main__":
+    main()
