@@ -69,6 +69,10 @@ class Enrolled:
     """Why what is said of the person cannot be: it clashes with what was said of them before."""
 
 
+Also = Callable[[Session, list[Enrolled]], None]
+"""What else is written in the transaction in which faces are enrolled."""
+
+
 @dataclass(frozen=True)
 class Known:
     """An image that the gallery holds already."""
@@ -134,9 +138,14 @@ class Store:
         with self._read() as session:
             return gallery_named(session, name)
 
-    def galleries(self, after: int = 0, limit: int | None = None) -> list[Gallery]:
-        """Those with an id above `after`, in the order of their making."""
+    def galleries(
+        self, after: int = 0, limit: int | None = None, named: AbstractSet[str] | None = None
+    ) -> list[Gallery]:
+        """Those with an id above `after`, of IN_ONE_QUERY names at most where some are `named`, in the order of their
+        making."""
         query = select(GalleryRow).where(GalleryRow.id > after).order_by(GalleryRow.id).limit(limit)
+        if named is not None:
+            query = query.where(GalleryRow.name.in_(named))
         with self._read() as session:
             return [_gallery(row) for row in session.scalars(query)]
 
@@ -284,13 +293,16 @@ class Store:
         with self._read() as session:
             return _known_images(session, gallery_id, hashes)
 
-    def enroll(self, gallery: Gallery, faces: Sequence[NewFace], people: Sequence[Person] = ()) -> list[Enrolled]:
+    def enroll(
+        self, gallery: Gallery, faces: Sequence[NewFace], people: Sequence[Person] = (), also: Also | None = None
+    ) -> list[Enrolled]:
         """Enrols `faces` in one transaction, making the identities that are missing.
 
         What is said of a person (in `faces`, or in `people`, who get no new face) updates the identity where it
         differs; what is not said is kept. An image that is enrolled already changes nothing: `unchanged` for the
         same person, `rejected` for another one. So is, with a `problem`, whatever would let a person's validity end
-        before it begins; the others are enrolled. One answer for each of `faces`, then one for each of `people`.
+        before it begins; the others are enrolled. One answer for each of `faces`, then one for each of `people`;
+        `also` gets them before they are committed.
 
         Raises Conflict when the gallery was re-embedded since `gallery` was read: the embeddings are by that pack.
         """
@@ -320,13 +332,16 @@ class Store:
             entries += [Entry(Kind.FACE_ADDED, face.identity_id, face.face_id) for face in made.values()]
             changes.record(session, gallery_id, last, entries)
             firsts, stored = {id(new) for new in ours}, {**known, **made}
-            return [
+            became = [
                 *(
                     _refused(refused[i]) if i in refused else _became(new, stored[new.image_sha256], id(new) in firsts)
                     for i, new in enumerate(faces)
                 ),
                 *(_heard(ids.get(p.external_id), problem) for p, problem in zip(people, problems, strict=True)),
             ]
+            if also is not None:
+                also(session, became)
+            return became
 
     def faces(self, gallery_id: int, external_id: str, after: int = 0, limit: int | None = None) -> list[StoredFace]:
         """A person's faces with an id above `after`, in the order of their enrolment. Raises NotFound."""
