@@ -12,8 +12,12 @@ from indexer.duplicates import Lookalikes, lookalike_bound
 from indexer.enrollment import Enroller, check_pack
 from indexer.errors import Conflict, InvalidSetting, NotFound
 from indexer.gallery.database import migrate, open_database
+from indexer.gallery.events import Events
+from indexer.gallery.keys import Keys
 from indexer.gallery.store import Store
+from indexer.gallery.webhooks import Webhooks
 from indexer.settings import Settings
+from indexer.stopwatch import Stopwatch
 from indexer.types import Gallery, Tier
 from indexer.vectors.base import Engine as VectorEngine
 from indexer.vectors.follow import Indexes
@@ -51,6 +55,7 @@ class Home:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.making = threading.RLock()
+        self.stopwatch = Stopwatch()
         self._vectors = _vectors(settings.vectors)
         self._pipelines: dict[tuple[str, str, int], FacePipeline] = {}
         if settings.model:
@@ -68,6 +73,24 @@ class Home:
         """The truth, its tables brought up to date."""
         migrate(self.engine)
         return Store(self.engine)
+
+    @_made_once
+    def keys(self) -> Keys:
+        """The API keys, their table brought up to date."""
+        migrate(self.engine)
+        return Keys(self.engine)
+
+    @_made_once
+    def events(self) -> Events:
+        """Who was seen."""
+        _ = self.store  # which makes the tables
+        return Events(self.engine)
+
+    @_made_once
+    def webhooks(self) -> Webhooks:
+        """Where events are sent."""
+        _ = self.store
+        return Webhooks(self.engine)
 
     @_made_once
     def indexes(self) -> Indexes:
@@ -106,7 +129,12 @@ class Home:
                 limits = Limits(self.settings.max_image_bytes, self.settings.max_image_pixels)
                 threads = Threads(streams, max(1, self.cores // streams))
                 options = Options(
-                    limits, threads, self.settings.device, self.settings.precision, self.settings.thorough
+                    limits,
+                    threads,
+                    self.settings.device,
+                    self.settings.precision,
+                    self.settings.thorough,
+                    self.stopwatch.stage,
                 )
                 self._pipelines[key] = FacePipeline(pack, self.files, options)
             return self._pipelines[key]

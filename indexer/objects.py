@@ -1,15 +1,22 @@
-"""Galleries, identities and faces as the JSON objects that the command line and HTTP both answer with."""
+"""Galleries, identities, faces and keys as the JSON objects that the command line and HTTP both answer with."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from indexer.gallery.events import Event
+from indexer.gallery.keys import Key
 from indexer.gallery.store import Store
+from indexer.gallery.webhooks import Delivery, Webhook
 from indexer.types import Gallery, Identity, StoredFace
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+SCORE_DECIMALS = 4
+"""The fifth depends on the CPU."""
 
 
 def gallery_object(store: Store, gallery: Gallery) -> dict[str, Any]:
@@ -57,3 +64,52 @@ def face_object(face: StoredFace) -> dict[str, Any]:
         "quality": asdict(face.quality),
         "created_at": face.created_at.isoformat(),
     }
+
+
+def key_object(key: Key) -> dict[str, Any]:
+    """The key, without its secret."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "galleries": None if key.galleries is None else sorted(key.galleries),
+        "per_minute": key.per_minute,
+        "created_at": key.created_at.isoformat(),
+        "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+        "revoked_at": key.revoked_at.isoformat() if key.revoked_at else None,
+    }
+
+
+def event_object(event: Event) -> dict[str, Any]:
+    """The event, as it is sent to webhooks too."""
+    return {
+        "id": event.id,
+        "gallery": event.gallery,
+        "at": _utc(event.at),
+        "identity_id": event.identity_id,
+        "external_id": event.external_id,
+        "name": event.name,
+        "device": event.device,
+        "direction": event.direction,
+        "decision": event.decision,
+        "score": None if event.score is None else round(event.score, SCORE_DECIMALS),
+        "threshold": event.threshold,
+        "request_id": event.request_id,
+    }
+
+
+def webhook_object(webhook: Webhook) -> dict[str, Any]:
+    """The webhook and how much is on its way to it, without its secret."""
+    return asdict(webhook) | {
+        "decisions": list(webhook.decisions),
+        "created_at": _utc(webhook.created_at),
+    }
+
+
+def delivery_object(delivery: Delivery) -> dict[str, Any]:
+    return asdict(delivery) | {"next_at": _utc(delivery.next_at)}
+
+
+def _utc(time: datetime) -> str:
+    """As HTTP writes it: what a webhook is sent is what the service answers."""
+    return time.isoformat().replace("+00:00", "Z")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,13 @@ from indexer.errors import InvalidSetting
 from indexer.types import Device, Precision
 
 PREFIX = "WHOSTHERE_"
+
+
+class LogFormat(StrEnum):
+    AUTO = "auto"
+    """Text on a terminal, JSON elsewhere."""
+    TEXT = "text"
+    JSON = "json"
 
 
 class Settings(BaseSettings):
@@ -88,8 +96,33 @@ class Settings(BaseSettings):
         description="False positive identification rate wanted where a search names neither `fpir` nor `threshold`: "
         "the share of strangers that may be answered with a match.",
     )
+    cooldown_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="Seconds in which a person is recorded once at a device, where a search with `record` does not say "
+        "`cooldown`: long enough for whoever stands in front of a camera or passes twice through one door, short "
+        "enough for who forgot something and comes back.",
+    )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on.")
+    open: bool = Field(
+        default=False,
+        description="Whether a service without any API key may be reached from elsewhere and answers everybody who "
+        "does: for one behind something that asks who is there. From the first key on, keys are asked for all the same.",
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="Port that `serve` listens on; 0 takes a free one.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="Processes that `serve` answers with, each with its own networks and indexes; they share the "
+        "cores, and one uses them all.",
+    )
+    log_format: LogFormat = Field(
+        default=LogFormat.AUTO,
+        description="What `serve` logs: `text`, `json` (one object a line, one line a request), or `auto`: text on a "
+        "terminal, else JSON.",
+    )
     max_body_bytes: int = Field(
         default=64 * 2**20, ge=1024, description="Requests with a larger body are refused with 413."
     )
@@ -105,6 +138,25 @@ class Settings(BaseSettings):
         description="How many bytes the images that wait or are computed, and the bodies of requests not answered yet, "
         "may each have together before requests get 429: a hundred photos of a phone, not 256 of the largest images "
         "allowed, which are 8 GiB.",
+    )
+    max_archive_bytes: int = Field(
+        default=2 * 2**30,
+        ge=1024,
+        description="How many bytes the body of a bulk enrolment may have: a thousand photos of 2 MB, as phones "
+        "take them. It is written to the home folder while it comes, and into the database when it is whole; more "
+        "photos are better sent as several jobs.",
+    )
+    max_jobs: int = Field(
+        default=16,
+        ge=1,
+        description="How many bulk enrolments may wait or run before others get 429: their archives lie in the "
+        "database until they have ended.",
+    )
+    job_days: int = Field(
+        default=30,
+        ge=0,
+        le=36_500,
+        description="Days for which it is told what became of each image of a bulk enrolment, counted from its end.",
     )
     allowed_hosts: str = Field(
         default="",

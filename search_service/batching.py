@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 from indexer.errors import Overloaded
 from indexer.types import Pick
@@ -36,6 +38,22 @@ class _Waiting:
     kind: Kind
     future: asyncio.Future[Seen]
     loop: asyncio.AbstractEventLoop
+    since: float
+    """The time of `time.perf_counter` when it came."""
+
+
+class Watch(Protocol):
+    """Hears how it goes, on whatever thread."""
+
+    def stage(self, name: str, seconds: float) -> None: ...
+
+    def batch(self, images: int) -> None:
+        """So many are computed together."""
+        ...
+
+    def waiting(self, images: int) -> None:
+        """So many wait now."""
+        ...
 
 
 class Batcher:
@@ -44,7 +62,8 @@ class Batcher:
     Refuses more than `max_waiting` images at a time, and more than `max_bytes` of those that wait and are computed.
     """
 
-    def __init__(self, max_batch: int, max_waiting: int, max_bytes: int) -> None:
+    def __init__(self, max_batch: int, max_waiting: int, max_bytes: int, watch: Watch | None = None) -> None:
+        self._watch = watch
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._max_bytes = max_bytes
@@ -61,14 +80,15 @@ class Batcher:
         """Finishes what was taken, then ends."""
         with self._changed:
             self._stopping = True
-            self._changed.notify()
+            self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
 
     async def describe(self, images: Sequence[bytes], pipeline: FacePipeline, kind: Kind) -> list[Seen]:
         """One answer an image, in order. Raises Overloaded at once when too much is waiting already."""
         loop = asyncio.get_running_loop()
-        taken = [_Waiting(image, pipeline, kind, loop.create_future(), loop) for image in images]
+        since = time.perf_counter()
+        taken = [_Waiting(image, pipeline, kind, loop.create_future(), loop, since) for image in images]
         size = sum(map(len, images))
         with self._changed:
             if self._stopping:
@@ -83,8 +103,13 @@ class Batcher:
                 )
             self._bytes += size
             self._waiting.extend(taken)
-            self._changed.notify()
+            self._changed.notify_all()
         return list(await asyncio.gather(*(one.future for one in taken)))
+
+    def wait_until_idle(self, seconds: float) -> None:
+        """Returns when no image waits or is computed, or after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._bytes, seconds)
 
     def _work(self) -> None:
         while True:
@@ -93,11 +118,23 @@ class Batcher:
                 if not self._waiting:
                     return
                 batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+                left = len(self._waiting)
+            self._tell(batch, left)
             size = sum(len(one.image) for one in batch)
             _run_all(batch)
             batch.clear()  # its images are not kept until the next one comes
             with self._changed:
                 self._bytes -= size
+                self._changed.notify_all()
+
+    def _tell(self, batch: Sequence[_Waiting], left: int) -> None:
+        if self._watch is None:
+            return
+        begun = time.perf_counter()
+        self._watch.batch(len(batch))
+        self._watch.waiting(left)
+        for one in batch:
+            self._watch.stage("queue", begun - one.since)
 
 
 def _run_all(batch: Sequence[_Waiting]) -> None:

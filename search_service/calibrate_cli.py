@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from indexer.disk import write_atomically
 from indexer.home import Home
 from search_service.calibration import Calibrated, Thresholds
 from search_service.calibration_picture import picture
-from search_service.calibration_report import INTERVAL, Report, Row, report, said
+from search_service.calibration_report import INTERVAL, Report, calibration_object, duplicates_of, report, said
 
 SHOWN_DUPLICATES = 20
 
@@ -44,40 +43,11 @@ def gallery_calibrate(home: Home, name: str, target: Path | None, as_json: bool)
     if target is not None:
         title = f"{name}: {told.people:,} people of {made.faces:,} faces, {made.pack.name}"
         write_atomically(target, [picture(told, title).encode()])
-    duplicates = _duplicates(home, made)
+    duplicates = duplicates_of(made, home.store)
     if as_json:
-        print_json(_object(made, told) | {"duplicates": duplicates})
+        print_json(calibration_object(made, told, duplicates))
     else:
         _print(made, told, duplicates)
-
-
-def _duplicates(home: Home, made: Calibrated) -> list[dict[str, Any]]:
-    pairs = made.strangers.duplicates
-    people = home.store.identities_by_id({id_ for pair in pairs for id_ in (pair.a, pair.b)})
-    return [
-        {"external_ids": [people[pair.a].external_id, people[pair.b].external_id], "score": round(pair.score, 4)}
-        for pair in pairs
-        if pair.a in people and pair.b in people  # else somebody deleted them this moment
-    ]
-
-
-def _object(made: Calibrated, told: Report) -> dict[str, Any]:
-    return {
-        "gallery": made.gallery.name,
-        "model": made.pack.name,
-        "faces": made.faces,
-        "people": told.people,
-        "mated": told.mated,
-        "supported_fpir": told.supported,
-        "summary": said(told, made),
-        "interval_percent": list(INTERVAL),
-        "thresholds": [_row_object(row) for row in told.rows],
-    }
-
-
-def _row_object(row: Row) -> dict[str, Any]:
-    cosines = {"threshold": row.threshold, "low": row.low, "high": row.high}
-    return asdict(row) | {key: None if value is None else round(value, 4) for key, value in cosines.items()}
 
 
 def _print(made: Calibrated, told: Report, duplicates: list[dict[str, Any]]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.gallery.store import Store
 from search_service.calibration import Calibrated
 from search_service.matching.calibration import by_pack, own_curve, threshold_for
 
@@ -109,6 +111,38 @@ def said(told: Report, made: Calibrated) -> str:
         f"{told.people:,} people support an FPIR of {lowest} or more. Below, thresholds go on as their scores "
         "began, a little higher for being unsure; how many strangers they let in is not known before more are enrolled."
     )
+
+
+def calibration_object(made: Calibrated, told: Report, duplicates: list[dict[str, Any]]) -> dict[str, Any]:
+    """All that as JSON, for the command line and HTTP alike."""
+    return {
+        "gallery": made.gallery.name,
+        "model": made.pack.name,
+        "faces": made.faces,
+        "people": told.people,
+        "mated": told.mated,
+        "supported_fpir": told.supported,
+        "summary": said(told, made),
+        "interval_percent": list(INTERVAL),
+        "thresholds": [_row_object(row) for row in told.rows],
+        "duplicates": duplicates,
+    }
+
+
+def duplicates_of(made: Calibrated, store: Store) -> list[dict[str, Any]]:
+    """Who is likely one person under two ids, and was left out."""
+    pairs = made.strangers.duplicates
+    people = store.identities_by_id({id_ for pair in pairs for id_ in (pair.a, pair.b)})
+    return [
+        {"external_ids": [people[pair.a].external_id, people[pair.b].external_id], "score": round(pair.score, 4)}
+        for pair in pairs
+        if pair.a in people and pair.b in people  # else somebody deleted them this moment
+    ]
+
+
+def _row_object(row: Row) -> dict[str, Any]:
+    cosines = {"threshold": row.threshold, "low": row.low, "high": row.high}
+    return asdict(row) | {key: None if value is None else round(value, 4) for key, value in cosines.items()}
 
 
 def _basis(made: Calibrated, fpir: float) -> Basis:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +29,10 @@ from indexer.settings import read_settings
 from indexer.sources import rows_of
 from indexer.types import Gallery, Outcome, Pick, Reason
 from search_service.calibrate_cli import gallery_calibrate
+from search_service.evaluate_cli import evaluate_command
+from search_service.events_cli import events_group
 from search_service.search import Answer, Query, SearchService
+from search_service.webhooks_cli import webhooks_group
 
 FAILED, WRONG_USAGE = 1, 2
 """Exit codes; 0 is fine, and 3 says that some images were rejected."""
@@ -152,20 +154,23 @@ def compare(home: Home, a: Path, b: Path, model: str | None, as_json: bool) -> N
 @click.command(epilog=examples("whosthere serve", "whosthere serve --host 0.0.0.0 --port 9000"))
 @click.option("--host", help="Address to listen on (WHOSTHERE_HOST).")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one (WHOSTHERE_PORT).")
+@click.option("--workers", type=int, help="Processes to answer with (WHOSTHERE_WORKERS).")
 @device_option
 @click.option("--home", type=click.Path(path_type=Path), help="Data folder (WHOSTHERE_HOME).")
 @click.pass_context
-def serve(context: click.Context, host: str | None, port: int | None, device: str | None, home: Path | None) -> None:
+def serve(
+    context: click.Context,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    device: str | None,
+    home: Path | None,
+) -> None:
     """Answer over HTTP until stopped."""
-    import uvicorn
+    from search_service.serving import run
 
-    from search_service.api.app import create_app
-
-    settings = read_settings(home=home or context.find_root().params.get("home"), host=host, port=port, device=device)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    opened = Home(settings)
-    _ = opened.store  # a database that does not answer is one line and exit code 1, as for every other command
-    uvicorn.run(create_app(opened), host=settings.host, port=settings.port, log_level="info")
+    home = home or context.find_root().params.get("home")
+    run(read_settings(home=home, host=host, port=port, workers=workers, device=device))
 
 
 @click.command(epilog=examples("whosthere doctor"))
@@ -262,7 +267,7 @@ def _read(path: Path, limit: int) -> bytes | RejectedImage:
 
 
 gallery_group.add_command(gallery_calibrate)
-for _command in (*COMMANDS, search, compare, serve, doctor, demo):
+for _command in (*COMMANDS, search, compare, evaluate_command, serve, doctor, demo, events_group, webhooks_group):
     whosthere.add_command(_command)
 
 

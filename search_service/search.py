@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.gallery.clock import now
+from indexer.gallery.events import Recorded
 from indexer.home import Home
 from indexer.types import Detection, Face, Gallery, Hit, Identity, Named, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
@@ -64,6 +65,8 @@ class FaceAnswer:
     fpir: float | None
     candidates: tuple[Candidate, ...]
     reasons: tuple[DecisionReason, ...] = ()
+    event: Recorded | None = None
+    """Where it was to be recorded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +87,16 @@ class Comparison:
     faces: tuple[Face, Face]
 
 
+Told = Callable[[Gallery, FaceAnswer], None]
+"""Hears of each face that was searched."""
+
+
 class SearchService:
     """Thread-safe."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, told: Told | None = None) -> None:
         self._home = home
+        self._told = told
         self._thresholds = Thresholds(home)
 
     def search(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[Answer]:
@@ -155,10 +163,15 @@ class SearchService:
         if threshold is None and fpir is not None:
             threshold = round(self._thresholds.threshold(gallery, index, fpir), 4)
         assert threshold is not None  # noqa: S101 (one of the two is always set)
-        return [
+        candidates = self._candidates(gallery, index, vectors, query.top_k + 1)
+        answers = [
             _answer(ranked, threshold, fpir, is_poor, disagreeing, query.top_k)
-            for ranked, is_poor in zip(self._candidates(gallery, index, vectors, query.top_k + 1), poor, strict=True)
+            for ranked, is_poor in zip(candidates, poor, strict=True)
         ]
+        if self._told is not None:
+            for answer in answers:
+                self._told(gallery, answer)
+        return answers
 
     def _candidates(self, gallery: Gallery, index: VectorIndex, vectors: Vectors, wanted: int) -> list[_Ranked]:
         """The best `wanted` identities that exist and are valid now, for each vector, by all of their faces: more are
@@ -167,7 +180,8 @@ class SearchService:
             return []
         asked, at = wanted + SPARE, now()
         while True:
-            hits = index.nearest_identities(vectors, asked)
+            with self._home.stopwatch.stage("index"):
+                hits = index.nearest_identities(vectors, asked)
             ids = {hit.identity_id for some in hits for hit in some}
             people = self._home.store.valid_identities(ids, at)
             if not all(_enough(some, people, wanted) or len(some) < asked for some in hits):

@@ -14,7 +14,7 @@ import pytest
 
 from indexer.settings import PREFIX, Settings
 from indexer.types import Reason
-from search_service.demo import make_photos
+from search_service.demo import PROBES, make_photos
 from tests import photos
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +39,12 @@ def office(tmp_path: Path) -> Path:
     for number, name in enumerate(("left-2", "left-3"), 1):
         shutil.copy(people / name / "1.jpg", folder / f"ana_{number}.jpg")
     shutil.make_archive(str(folder / "photos"), "zip", folder / "photos")
+    for probe in PROBES:
+        person = folder / "labelled" / (probe.expected or "stranger")
+        person.mkdir(parents=True)
+        shutil.copy(probes / probe.file, person)
+        if probe.expected:
+            shutil.copy(people / probe.expected / "1.jpg", person)
     rows = ["image,external_id,name,valid_until,department", "photos/ana/1.jpg,ana,Ana,2099-12-31,Sales"]
     (folder / "staff.csv").write_text("\n".join(rows))
     return folder

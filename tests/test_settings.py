@@ -118,6 +118,8 @@ def test_an_unknown_variable_like_no_other() -> None:
         ("PORT", "-1"),
         ("PORT", "65536"),
         ("PORT", "http"),
+        ("OPEN", "maybe"),
+        ("OPEN", ""),
         ("MAX_BODY_BYTES", "0"),
         ("MAX_BATCH", "0"),
         ("MAX_BATCH", "257"),

@@ -29,6 +29,7 @@ TOP_LEVEL = {
 }
 
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
+    ("search_service.client", frozenset({"search_service.client"})),
     ("search_service", frozenset({"search_service", "indexer"})),
     (
         "indexer.cli",
@@ -62,6 +63,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "reembedding",
                 "enrollment",
                 "settings",
+                "stopwatch",
                 "vision",
                 "vectors",
                 "gallery",
@@ -89,15 +91,20 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         frozenset(f"indexer.{part}" for part in ["vision", "vectors", "gallery", "types", "errors"]),
     ),
     ("indexer.objects", frozenset({"indexer.gallery", "indexer.types"})),
+    ("indexer.archives", frozenset({"indexer.sources", "indexer.errors"})),
     ("indexer.sources", frozenset({"indexer.gallery", "indexer.types", "indexer.errors"})),
     ("indexer.settings", frozenset({"indexer.types", "indexer.errors"})),
-    ("indexer.vision", frozenset({"indexer.vision", "indexer.types", "indexer.errors", "indexer.disk"})),
+    (
+        "indexer.vision",
+        frozenset({"indexer.vision", "indexer.types", "indexer.errors", "indexer.disk", "indexer.stopwatch"}),
+    ),
     (
         "indexer.vectors",
         frozenset({"indexer.vectors", "indexer.gallery", "indexer.types", "indexer.errors", "indexer.disk"}),
     ),
     ("indexer.gallery", frozenset({"indexer.gallery", "indexer.types", "indexer.errors"})),
     ("indexer.disk", frozenset()),
+    ("indexer.stopwatch", frozenset()),
     ("indexer.types", frozenset({"indexer.errors"})),
     ("indexer.errors", frozenset()),
     ("migrations", frozenset({"indexer.gallery", "indexer.settings"})),

@@ -249,10 +249,12 @@ class JobRow(Base):
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), index=True)
     state: Mapped[str] = mapped_column(String(16))
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
-    images: Mapped[int | None] = mapped_column(Integer)
-    """NULL until they were counted."""
+    images: Mapped[int] = mapped_column(Integer)
+    attempts: Mapped[int] = mapped_column(Integer)
+    """How often somebody began with it since it last got further: what ends its workers must not do so for ever."""
     problem: Mapped[str | None] = mapped_column(String)
     worker: Mapped[str | None] = mapped_column(String(64))
+    """Names one claim. Whoever writes for the job shows it, so that a worker taken for dead writes nothing."""
     locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -317,9 +319,13 @@ class SightingRow(Base):
 
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True)
     external_id: Mapped[str] = mapped_column(String(LONGEST_NAME), primary_key=True)
+    """Empty for whoever was not recognised."""
     device: Mapped[str] = mapped_column(String(LONGEST_NAME), primary_key=True)
     event_id: Mapped[int] = mapped_column(Id)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
+    direction: Mapped[str | None] = mapped_column(String(8))
+    sure: Mapped[bool] = mapped_column(Boolean)
+    """Whether it was a match."""
 
 
 class WebhookRow(Base):

@@ -100,6 +100,11 @@ class FollowedIndex:
                 self._save(index)
             return index
 
+    @property
+    def reached(self) -> int | None:
+        """The last change in it; None before it is first used."""
+        return None if self._index is None else self._seq
+
     def rebuild(self) -> int:
         """Makes the index anew from SQL and keeps it; how many faces are in it. Raises NotFound, Conflict."""
         with self._lock:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import RejectedImage
+from indexer.stopwatch import Stage, unwatched
 from indexer.types import Detection, Device, Face, Pick, Pixels, Precision, Quality, Reason, Vectors
 from indexer.vision import detection, networks, quality
 from indexer.vision.align import SIZE, align, similarity
@@ -48,6 +49,8 @@ class Options:
     thorough: bool = True
     """Whether all of a pack's `zooms` are embedded, or the aligned crop alone, in the embedder's time for one crop. The
     embeddings of either may be compared with the other's."""
+    stage: Stage = unwatched
+    """Times `decode`, `detect`, `look` (the second look, aligning and measuring) and `embed`, of all images at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +116,8 @@ class FacePipeline:
         """As `describe`, the faces measured but not embedded (their embeddings are empty)."""
         answers: list[Seen] = []
         for group in self._groups(images, SOUGHT[pick]):
-            self._crop(group, pick)
+            with self._options.stage("look"):
+                self._crop(group, pick)
             answers += _answers(group, repeat(np.empty(0, np.float32)))
         return answers
 
@@ -134,21 +138,26 @@ class FacePipeline:
             item = self._decode(data, seek)
             size = item.photo.pixels.size // 3 if isinstance(item, _Image) else 0
             if group and pixels + size > PIXELS_AT_ONCE:
-                yield self._find(group, seek)
+                with self._options.stage("detect"):
+                    self._find(group, seek)
+                yield group
                 group, pixels = [], 0
             group.append(item)
             pixels += size
         if group:
-            yield self._find(group, seek)
+            with self._options.stage("detect"):
+                self._find(group, seek)
+            yield group
 
     def _decode(self, data: bytes, seek: Seek) -> _Image | RejectedImage:
         side = max(detection.LEVELS) if seek is Seek.ALL else FIRST_SIDE
         try:
-            return _Image(data, decode(data, self._options.limits, side), [], [])
+            with self._options.stage("decode"):
+                return _Image(data, decode(data, self._options.limits, side), [], [])
         except RejectedImage as rejection:
             return rejection
 
-    def _find(self, group: list[_Image | RejectedImage], seek: Seek) -> list[_Image | RejectedImage]:
+    def _find(self, group: list[_Image | RejectedImage], seek: Seek) -> None:
         detector, _ = self._load()
         read = [item for item in group if isinstance(item, _Image)]
         for item, faces in zip(read, detection.find(detector, [i.photo for i in read], seek), strict=True):
@@ -161,17 +170,18 @@ class FacePipeline:
                     item.rejection = rejection
                     continue
                 (item.detections,) = detection.find(detector, [item.photo])
-        return group
 
     def _describe(self, group: list[_Image | RejectedImage], pick: Pick | None, gate: bool) -> list[Seen]:
         detector, embedder = self._load()
-        self._crop(group, pick)
+        with self._options.stage("look"):
+            self._crop(group, pick)
         read = [item for item in group if isinstance(item, _Image)]
         for image in read:
             if gate and image.rejection is None:
                 image.rejection = _gate(image, detector.enrolled)
         views = [some for image in read if image.rejection is None for some in image.views]
-        vectors = embedder.embed_views(np.stack(views) if views else np.empty((0, 1, SIZE, SIZE, 3), np.uint8))
+        with self._options.stage("embed"):
+            vectors = embedder.embed_views(np.stack(views) if views else np.empty((0, 1, SIZE, SIZE, 3), np.uint8))
         return _answers(group, iter(vectors))
 
     def _crop(self, group: list[_Image | RejectedImage], pick: Pick | None) -> None:

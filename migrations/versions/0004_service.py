@@ -47,7 +47,8 @@ def upgrade() -> None:
         sa.Column("gallery_id", _id, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("options", sa.JSON(), nullable=False),
-        sa.Column("images", sa.Integer(), nullable=True),
+        sa.Column("images", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("problem", sa.String(), nullable=True),
         sa.Column("worker", sa.String(64), nullable=True),
         sa.Column("locked_until", sa.DateTime(timezone=True), nullable=True),
@@ -108,6 +109,8 @@ def upgrade() -> None:
         sa.Column("device", sa.String(200), nullable=False),
         sa.Column("event_id", _id, nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("direction", sa.String(8), nullable=True),
+        sa.Column("sure", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("gallery_id", "external_id", "device", name="pk_sightings"),
         sa.ForeignKeyConstraint(["gallery_id"], ["galleries.id"], name="fk_sightings_gallery_id", ondelete="CASCADE"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,15 +15,21 @@ from starlette.concurrency import run_in_threadpool
 
 from indexer.errors import Conflict, InvalidRequest, NotFound, WhosthereError
 from indexer.home import Home
-from search_service.api import errors
+from search_service.api import auth, errors
 from search_service.api.hosts import HostCheck, allowed_hosts
-from search_service.api.limits import BodyLimit
+from search_service.api.idempotency import Idempotency
+from search_service.api.limits import BodyLimit, is_archive, is_ordinary
+from search_service.api.metrics import CONTENT_TYPE, Metrics
+from search_service.api.observing import Observed
 from search_service.api.paths import EncodedSlashes
-from search_service.api.routes import faces, galleries, identities
-from search_service.api.routes.openapi import failures
-from search_service.api.state import State
+from search_service.api.payloads import AlivePayload, ReadyPayload
+from search_service.api.routes import enrollments, events, faces, galleries, identities, jobs, keys, webhooks
+from search_service.api.routes.openapi import document, failures
+from search_service.api.state import Service, State
 from search_service.batching import Batcher
+from search_service.jobs import Runner
 from search_service.search import SearchService
+from search_service.webhooks import Deliverer
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +38,37 @@ LONGEST_RETRY_SECONDS = 30.0
 """How long loading waits before it tries again: doubled from the first to the longest."""
 
 
+ARCHIVES_AT_ONCE = 4
+"""Archives of the largest size that one process receives at a time, on its disk."""
+
+
 def create_app(home: Home) -> FastAPI:
     """The service over one home. Nothing is opened before it starts; models and indexes load in the background,
     and `/readyz` tells when they are there."""
     settings = home.settings
-    service = SearchService(home)
-    batcher = Batcher(settings.max_batch, settings.max_waiting, settings.max_waiting_bytes)
-    readiness = Readiness(home)
+    metrics = Metrics(home)
+    home.stopwatch.listen(metrics.stage)
+    service = SearchService(home, metrics.decided)
+    batcher = Batcher(settings.max_batch, settings.max_waiting, settings.max_waiting_bytes, metrics)
+    deliverer = Deliverer(home)
+    guard = auth.Guard(home)
+    readiness = Readiness(home, guard)
+    runner = Runner(home, batcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(lambda: home.store)  # brings the tables up to date before anybody asks
+        await guard.start()
         batcher.start()
+        deliverer.start()
         loading = threading.Thread(target=readiness.load, name="loading", daemon=True)
         loading.start()
+        runner.start()
         yield
         readiness.stop()
+        await run_in_threadpool(runner.stop)
         await run_in_threadpool(batcher.stop)
+        await run_in_threadpool(deliverer.stop)
         await run_in_threadpool(loading.join)
         await run_in_threadpool(service.settle)
         await run_in_threadpool(home.close)
@@ -58,18 +78,32 @@ def create_app(home: Home) -> FastAPI:
         version="1",
         summary="Who is this, out of the people we enrolled?",
         lifespan=lifespan,
-        responses=failures(400, 403, 404, 422),
+        generate_unique_id_function=lambda route: route.name,
+        responses=failures(400, 401, 403, 404, 422, 429),
     )
-    app.state.service = State(home, service, batcher)
+    app.state.service = State(home, service, batcher, metrics, deliverer)
     errors.register(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_together=settings.max_waiting_bytes)
+    document(app)
+    app.add_middleware(Idempotency, home=home)
+    for meant, most, together in (
+        (is_archive, settings.max_archive_bytes, ARCHIVES_AT_ONCE * settings.max_archive_bytes),
+        (is_ordinary, settings.max_body_bytes, settings.max_waiting_bytes),
+    ):
+        app.add_middleware(BodyLimit, max_bytes=most, max_together=together, meant=meant)
+    app.add_middleware(auth.Guarded, guard=guard)
     app.add_middleware(HostCheck, allowed=allowed_hosts(settings.host, settings.allowed_hosts.split(",")))
-    app.middleware("http")(_with_request_id)
+    app.add_middleware(Observed, metrics=metrics)
     app.add_middleware(EncodedSlashes)
-    for routes in (galleries, identities, faces):
-        app.include_router(routes.router, responses=failures(503))
-    for path, told in (("/healthz", _alive), ("/readyz", readiness.answer)):
-        app.add_api_route(path, told, tags=["health"])
+    for routes in (galleries, identities, faces, keys, enrollments, jobs, events, webhooks):
+        app.include_router(routes.router, dependencies=auth.DECLARED, responses=failures(503))
+    plain: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    app.add_api_route("/metrics", _measured, name="metrics", responses=plain, tags=["health"], response_class=Response)
+    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ReadyPayload}}
+    for path, told, model, others in (
+        ("/healthz", _alive, AlivePayload, {}),
+        ("/readyz", readiness.answer, ReadyPayload, not_ready),
+    ):
+        app.add_api_route(path, told, response_model=model, responses=others, name=path[1:], tags=["health"])
         app.add_api_route(path, told, methods=["HEAD"], include_in_schema=False)  # as load balancers ask
     return app
 
@@ -77,8 +111,9 @@ def create_app(home: Home) -> FastAPI:
 class Readiness:
     """Whether the networks and every gallery's index are loaded. What fails is tried again until it works."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, guard: auth.Guard) -> None:
         self._home = home
+        self._guard = guard
         self._state = "loading"
         self._problem: str | None = None
         self._unusable: dict[int, str] = {}
@@ -117,10 +152,11 @@ class Readiness:
             except (Conflict, NotFound, InvalidRequest) as error:
                 self._unusable[gallery.id] = error.message
 
-    async def answer(self) -> Response:
+    async def answer(self, request: Request) -> Response:
         """200 when models and indexes are loaded and the database answers, else 503.
 
         `galleries` tells of those that cannot be searched, as for another model pack; the service is ready without.
+        Where there are keys, that and what the problem is are told to an admin's.
         """
         state, problem = self._state, self._problem
         unusable: dict[str, str] = {}
@@ -132,18 +168,18 @@ class Readiness:
             except WhosthereError as error:
                 state, problem = "failed", error.message
         body: dict[str, Any] = {"status": state}
+        if (problem or unusable) and not await self._guard.trusts(request):
+            problem, unusable = None, {}
         body |= {"problem": problem} if problem else {}
         body |= {"galleries": unusable} if unusable else {}
         return JSONResponse(body, 200 if state == "ready" else 503)
 
 
+async def _measured(service: Service) -> Response:
+    """What Prometheus scrapes: requests, stages, batches, decisions, sizes of galleries."""
+    return Response(await service.off_loop(service.metrics.text), media_type=CONTENT_TYPE)
+
+
 async def _alive() -> dict[str, str]:
     """The process runs."""
     return {"status": "alive"}
-
-
-async def _with_request_id(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-    known = errors.request_id(request)
-    response = await call(request)
-    response.headers.setdefault("X-Request-ID", known)
-    return response

@@ -33,9 +33,47 @@ class Forbidden(WhosthereError):
     code = "forbidden"
 
 
+class Unauthorized(WhosthereError):
+    """Whoever asks has shown no key that is valid here."""
+
+    code = "unauthorized"
+
+
+class RateLimited(errors.Overloaded):
+    """The key was used too often."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, wait: int) -> None:
+        """`wait` is in seconds."""
+        super().__init__(f"{message}; there is one again in {wait} s", details={"retry_after_seconds": wait})
+
+
+class PreconditionFailed(WhosthereError):
+    """What is to be changed is not in the state that the request expects."""
+
+    code = "precondition_failed"
+
+
+class KeyReused(WhosthereError):
+    """An Idempotency-Key was used for another request."""
+
+    code = "idempotency_key_reused"
+
+
+class RequestInProgress(WhosthereError):
+    """Another request with the same Idempotency-Key is being answered."""
+
+    code = "request_in_progress"
+
+
 STATUS: tuple[tuple[type[WhosthereError], int], ...] = (
     (BodyTooLarge, 413),
+    (Unauthorized, 401),
     (Forbidden, 403),
+    (PreconditionFailed, 412),
+    (KeyReused, 422),
+    (RequestInProgress, 409),
     (errors.RejectedImage, 422),
     (errors.InvalidRequest, 400),
     (errors.NotFound, 404),
@@ -70,8 +108,10 @@ def request_id(request: Request) -> str:
 def answer(request: Request, status: int, body: ErrorBody) -> JSONResponse:
     known = request_id(request)
     headers = {"X-Request-ID": known}
-    if status in (429, 503):
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if status in (429, 503) or body.code == RequestInProgress.code:
+        headers["Retry-After"] = str(body.details.get("retry_after_seconds", RETRY_AFTER_SECONDS))
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="whosthere"'
     content = ErrorAnswer(error=body, request_id=known).model_dump(mode="json")
     return JSONResponse(content, status, headers=headers)
 

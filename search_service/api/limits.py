@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.errors import Overloaded, WhosthereError
 from search_service.api.errors import BodyTooLarge, domain_error
 
+ARCHIVES = re.compile(r"/v1/galleries/[^/]+/enrollments")
+"""Paths to which archives are posted."""
+
+
+def is_archive(scope: Scope) -> bool:
+    """Whether the request's body is written to a file while it comes."""
+    return scope["method"] == "POST" and ARCHIVES.fullmatch(scope["path"]) is not None
+
+
+def is_ordinary(scope: Scope) -> bool:
+    """Whether the request's body is held in memory."""
+    return not is_archive(scope)
+
 
 class BodyLimit:
     """ASGI middleware: answers 413 as soon as a body is known to have more than `max_bytes`, and 429 when it and those
-    of the other requests that are not answered yet have more than `max_together`."""
+    of the other requests that are not answered yet have more than `max_together`. Bodies of requests that it is not
+    `meant` for are not looked at."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_together: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_together: int, meant: Callable[[Scope], bool]) -> None:
         self._app = app
+        self._meant = meant
         self._max_bytes = max_bytes
         self._max_together = max_together
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not self._meant(scope):
             await self._app(scope, receive, send)
             return
         started = replaced = False

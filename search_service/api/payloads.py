@@ -9,9 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from indexer.duplicates import Duplicates, Side
+from indexer.enrollment import Result
 from indexer.errors import WhosthereError
+from indexer.gallery.events import Direction
+from indexer.objects import event_object
 from indexer.types import Detection, Face, Quality, Reason
 from indexer.vision.pipeline import Seen
+from search_service.calibration_report import Basis
 from search_service.matching.decision import Decision, DecisionReason
 from search_service.matching.ranking import Candidate
 from search_service.search import Answer, Comparison, FaceAnswer
@@ -103,6 +108,29 @@ class CandidatePayload(Payload):
     face_id: int
 
 
+class EventPayload(Payload):
+    """Somebody was seen. What it says of the identity was true then."""
+
+    id: int
+    gallery: str
+    at: datetime
+    identity_id: int | None = Field(description="Null, with `external_id` and `name`, where nobody was recognised.")
+    external_id: str | None
+    name: str | None
+    device: str
+    direction: Direction | None
+    decision: Decision
+    score: float | None = Field(description="Cosine of the best candidate; null where there was none.")
+    threshold: float
+    request_id: str | None
+
+
+class RecordedPayload(EventPayload):
+    recorded: bool = Field(
+        description="false: within the cooldown of this event, which was recorded earlier, and nothing was added."
+    )
+
+
 class FaceAnswerPayload(FacePayload):
     decision: Decision
     reasons: list[DecisionReason] = Field(
@@ -111,6 +139,9 @@ class FaceAnswerPayload(FacePayload):
     threshold: float
     fpir: float | None
     candidates: list[CandidatePayload]
+    event: RecordedPayload | None = Field(
+        default=None, description="What was recorded, with `record`; null without, and on the command line."
+    )
 
 
 class AnswerPayload(Payload):
@@ -121,6 +152,12 @@ class AnswerPayload(Payload):
     model: str
     faces: list[FaceAnswerPayload]
     error: ErrorBody | None
+
+
+class AnswersPayload(Payload):
+    """One answer an image, in the order they were sent."""
+
+    answers: list[AnswerPayload]
 
 
 class DetectPayload(Payload):
@@ -189,6 +226,16 @@ class IdentityBody(Payload):
     valid_until: Utc | None = None
 
 
+class IdentityPatch(Payload):
+    """What is to be said otherwise of a person (RFC 7396): what is not named stays, null removes, and the keys of
+    `metadata` likewise."""
+
+    name: str | None = None
+    metadata: Metadata | None = None
+    valid_from: Utc | None = None
+    valid_until: Utc | None = None
+
+
 class NewIdentity(IdentityBody):
     external_id: str = Field(examples=["e-1042"])
 
@@ -229,6 +276,114 @@ class EnrolledPayload(Payload):
     details: dict[str, Any] = Field(default={}, description="Of whom an enrolled face looks like, where that is told.")
 
 
+class ResultsPayload(Payload):
+    """One result an image, in the order they were sent."""
+
+    results: list[EnrolledPayload]
+
+
+class MergeBody(Payload):
+    other: str = Field(description="The `external_id` of who is joined into this identity, and is gone after.")
+
+
+class MergedPayload(Payload):
+    """As `whosthere identity merge --json` tells it."""
+
+    identity: IdentityPayload
+    merged: str
+    faces: int = Field(description="How many were moved.")
+
+
+class SidePayload(Payload):
+    external_id: str
+    name: str | None
+    face_id: int
+
+
+class PairPayload(Payload):
+    """Two identities that look alike; `score` is the cosine of their most similar faces."""
+
+    score: float
+    identities: tuple[SidePayload, SidePayload]
+
+
+class WrongPhotoPayload(Payload):
+    """A face that looks like somebody else, and like none of the other faces of its own identity."""
+
+    face: SidePayload
+    own_score: float
+    score: float
+    looks_like: SidePayload
+
+
+class DuplicatesPayload(Payload):
+    """As `whosthere gallery duplicates --json` tells it, the most similar first."""
+
+    gallery: str
+    threshold: float
+    faces: int
+    exact: bool = Field(description="Whether every pair of faces was scored.")
+    complete: bool = Field(description="Whether all pairs and photos are told.")
+    pairs: list[PairPayload]
+    wrong_photos: list[WrongPhotoPayload]
+
+
+class ThresholdPayload(Payload):
+    """The threshold for one wanted FPIR."""
+
+    fpir: float
+    threshold: float
+    low: float | None = Field(description="Where the threshold lies, in `interval_percent`; null where not measured.")
+    high: float | None
+    fnir: float | None = Field(description="Share of the people with several photos who would not be found.")
+    scores: int = Field(description="People who have a stranger above the threshold.")
+    basis: Basis
+
+
+class LikelyOne(Payload):
+    external_ids: tuple[str, str]
+    score: float
+
+
+class CalibrationPayload(Payload):
+    """As `whosthere gallery calibrate --json` tells it."""
+
+    gallery: str
+    model: str
+    faces: int
+    people: int = Field(description="Searched among the others.")
+    mated: int = Field(description="Of them, those with several photos.")
+    supported_fpir: float | None = Field(description="The lowest that the scores support; null for none.")
+    summary: str
+    interval_percent: tuple[float, float]
+    thresholds: list[ThresholdPayload]
+    duplicates: list[LikelyOne] = Field(description="Likely one person under two ids, and left out.")
+
+
+class ModelPayload(BaseModel):
+    """One pack; of one that cannot be read, `problem` says why."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    installed: bool
+
+
+class ModelsPayload(Payload):
+    models: list[ModelPayload]
+    default: str = Field(description="The pack that new galleries are bound to.")
+
+
+class AlivePayload(Payload):
+    status: str
+
+
+class ReadyPayload(Payload):
+    status: str = Field(description="`ready`, `loading` or `failed`.")
+    problem: str | None = None
+    galleries: dict[str, str] = Field(default={}, description="What is wrong with galleries that cannot be searched.")
+
+
 class Deleted(Payload):
     deleted: Annotated[str, Field(examples=["e-1042"])]
     faces: int
@@ -260,6 +415,49 @@ def answer_payload(answer: Answer, image: str | None) -> AnswerPayload:
     )
 
 
+def enrolled_payload(result: Result, image: str | None) -> EnrolledPayload:
+    return EnrolledPayload(
+        image=image,
+        external_id=result.external_id,
+        outcome=result.outcome,
+        reason=result.reason,
+        face_id=result.face_id,
+        message=result.message,
+        details=dict(result.details),
+    )
+
+
+def duplicates_payload(gallery: str, found: Duplicates, limit: int) -> DuplicatesPayload:
+    """The first `limit` pairs and wrong photos."""
+    return DuplicatesPayload(
+        gallery=gallery,
+        threshold=found.threshold,
+        faces=found.faces,
+        exact=found.exact,
+        complete=found.complete and max(len(found.pairs), len(found.wrong_photos)) <= limit,
+        pairs=[
+            PairPayload(score=round(p.score, DECIMALS), identities=_sides(*p.identities)) for p in found.pairs[:limit]
+        ],
+        wrong_photos=[
+            WrongPhotoPayload(
+                face=_side(wrong.face),
+                own_score=round(wrong.own_score, DECIMALS),
+                score=round(wrong.score, DECIMALS),
+                looks_like=_side(wrong.looks_like),
+            )
+            for wrong in found.wrong_photos[:limit]
+        ],
+    )
+
+
+def _sides(one: Side, other: Side) -> tuple[SidePayload, SidePayload]:
+    return _side(one), _side(other)
+
+
+def _side(side: Side) -> SidePayload:
+    return SidePayload(external_id=side.external_id, name=side.name, face_id=side.face_id)
+
+
 def detect_payload(seen: Seen, image: str | None) -> DetectPayload:
     faces = [FacePayload(**face_payload(face.detection, face.quality)) for face in seen.faces]
     return DetectPayload(image=image, width=seen.width, height=seen.height, faces=faces)
@@ -286,6 +484,7 @@ def _face_answer(face: FaceAnswer) -> FaceAnswerPayload:
         threshold=face.threshold,
         fpir=face.fpir,
         candidates=[_candidate(candidate) for candidate in face.candidates],
+        event=RecordedPayload(**event_object(face.event.event), recorded=face.event.recorded) if face.event else None,
     )
 
 

@@ -15,13 +15,20 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from indexer.errors import InvalidRequest, InvalidVector
+from indexer.gallery.events import Direction, Event
+from indexer.gallery.webhooks import Delivery
 from indexer.types import Gallery, Identity, Pick, StoredFace
+from search_service.recording import Recording
 from search_service.search import Query
 
-Listed = TypeVar("Listed", Gallery, Identity, StoredFace)
+Listed = TypeVar("Listed", Gallery, Identity, StoredFace, Event, Delivery)
 
 MAX_PARTS = 100
 """Fields, and files, in one multipart body."""
+
+MAX_IMAGES = 16
+"""Images in one request: the default of `max_batch`, so that one caller's take no longer than a batch while others
+wait. More are a bulk enrolment, or several requests, which share batches."""
 
 LONGEST_SHOWN = 100
 """Characters of a bad value that an error repeats."""
@@ -31,6 +38,10 @@ PROBE_PICKS = (Pick.LARGEST, Pick.CENTER)
 
 LARGEST_ID = 2**63 - 1
 """What a database takes as an id."""
+
+
+IMAGE, IMAGES = "image", "images"
+"""The fields of one image and of several."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +56,36 @@ class Upload:
 class Body:
     """A request's body, multipart and JSON alike: images by field name, and everything else as plain values."""
 
-    images: Mapping[str, Upload]
+    images: Mapping[str, Sequence[Upload]]
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def image(self, name: str) -> Upload:
-        """Raises InvalidRequest when it was not sent."""
+        """Raises InvalidRequest when it was not sent, or several times."""
         if name in self.values:
             raise InvalidRequest(f"{name} was sent as text; expected a file (with curl: -F {name}=@photo.jpg)")
         if name not in self.images:
             raise InvalidRequest(f"the body has no {name}; expected multipart with {name}, or JSON with it as base64")
-        return self.images[name]
+        if len(self.images[name]) > 1:
+            raise InvalidRequest(f"the field {name!r} was sent twice")
+        return self.images[name][0]
+
+    @property
+    def several(self) -> bool:
+        """Whether the caller means a list of images: `images`, or `image` more than once."""
+        return IMAGES in self.images or IMAGES in self.values or len(self.images.get(IMAGE, ())) > 1
+
+    def all_images(self) -> Sequence[Upload]:
+        """Those of IMAGE and IMAGES. Raises InvalidRequest when there is none, or there are more than MAX_IMAGES."""
+        if IMAGES in self.values:
+            raise InvalidRequest(
+                f"{IMAGES} must be a list of base64 strings in JSON, or files (with curl: -F {IMAGES}=@photo.jpg)"
+            )
+        if IMAGE in self.values or not self.several:
+            return [self.image(IMAGE)]
+        sent = [*self.images.get(IMAGE, ()), *self.images.get(IMAGES, ())]
+        if not 1 <= len(sent) <= MAX_IMAGES:
+            raise InvalidRequest(f"the request has {len(sent)} images; expected 1 to {MAX_IMAGES}")
+        return sent
 
     def only(self, *known: str) -> Body:
         """Raises InvalidRequest on a field that is not among `known`: a misspelt threshold must not be overlooked."""
@@ -75,17 +106,18 @@ async def read_body(request: Request, *image_fields: str) -> Body:
 
 
 async def _read_form(request: Request, image_fields: tuple[str, ...]) -> Body:
-    images: dict[str, Upload] = {}
+    images: dict[str, list[Upload]] = {}
     values: dict[str, Any] = {}
     try:
         async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS) as form:
             for name, value in form.multi_items():
-                if name in images or name in values:
+                again = name in images and isinstance(value, UploadFile) and name in (IMAGE, IMAGES)
+                if (name in images or name in values) and not again:
                     raise InvalidRequest(f"the field {name!r} was sent twice")
                 if isinstance(value, UploadFile):
                     if name not in image_fields:
                         raise InvalidRequest(f"there is no file field {name!r}; expected {', '.join(image_fields)}")
-                    images[name] = Upload(await value.read(), value.filename or None)
+                    images.setdefault(name, []).append(Upload(await value.read(), value.filename or None))
                 else:
                     values[name] = value
     except MultiPartException as error:
@@ -101,8 +133,16 @@ def _read_json(body: bytes, image_fields: tuple[str, ...]) -> Body:
     if not isinstance(values, dict):
         raise InvalidRequest("the body must be a JSON object")
     values = {name: value for name, value in values.items() if value is not None}  # null is not said
-    images = {name: Upload(_from_base64(name, values.pop(name)), None) for name in image_fields if name in values}
+    images = {name: _from_json(name, values.pop(name)) for name in image_fields if name in values}
     return Body(images, values)
+
+
+def _from_json(name: str, value: object) -> list[Upload]:
+    if name != IMAGES:
+        return [Upload(_from_base64(name, value), None)]
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{name} must be a list of base64 strings")
+    return [Upload(_from_base64(f"{name}[{i}]", one), None) for i, one in enumerate(value)]
 
 
 def _from_base64(name: str, value: object) -> bytes:
@@ -126,6 +166,29 @@ def query_of(values: Mapping[str, Any]) -> Query:
     )
 
 
+RECORDED = ("record", "device", "direction", "cooldown")
+"""The fields that say what is to be recorded of a search."""
+
+
+def recording_of(values: Mapping[str, Any], cooldown_seconds: float, request_id: str) -> Recording | None:
+    """None where nothing is to be recorded. `cooldown_seconds` counts where the request says none. Raises
+    InvalidRequest."""
+    if not truth(values, "record"):
+        return None
+    device, direction = values.get("device"), values.get("direction") or None
+    if not isinstance(device, str):
+        raise InvalidRequest("record needs a device: the name of what the image was taken by, as north-door")
+    if direction is not None and direction not in tuple(Direction):
+        raise InvalidRequest(f"direction is {_short(direction)}; expected {' or '.join(Direction)}")
+    cooldown = number(values, "cooldown")
+    return Recording(
+        device,
+        None if direction is None else Direction(direction),
+        cooldown_seconds if cooldown is None else cooldown,
+        request_id,
+    )
+
+
 def embedding_of(value: object, dim: int) -> list[float]:
     """One embedding as it was sent. Raises InvalidVector unless it is `dim` numbers."""
     wanted = f"embedding must be a list of {dim} numbers"
@@ -146,11 +209,7 @@ def embedding_of(value: object, dim: int) -> list[float]:
 
 def pick_of(values: Mapping[str, Any], default: Pick, choices: tuple[Pick, ...] = tuple(Pick)) -> Pick | None:
     """The face asked for, one of `choices`; None for all of them."""
-    every = values.get("all_faces", False)
-    if isinstance(every, str) and every.lower() in ("true", "false", "1", "0"):
-        every = every.lower() in ("true", "1")
-    if not isinstance(every, bool):
-        raise InvalidRequest(f"all_faces is {_short(every)}; expected true or false")
+    every = truth(values, "all_faces")
     wanted = values.get("pick")
     if every:
         if wanted is not None:
@@ -161,6 +220,16 @@ def pick_of(values: Mapping[str, Any], default: Pick, choices: tuple[Pick, ...] 
     if wanted not in choices:
         raise InvalidRequest(f"pick is {_short(wanted)}; expected {', '.join(choices)}")
     return Pick(wanted)
+
+
+def truth(values: Mapping[str, Any], name: str) -> bool:
+    """False where it is not said. Raises InvalidRequest."""
+    value = values.get(name, False)
+    if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
+        value = value.lower() in ("true", "1")
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{name} is {_short(value)}; expected true or false")
+    return value
 
 
 def number(values: Mapping[str, Any], name: str) -> float | None:
@@ -206,4 +275,9 @@ def page_of(found: Sequence[Listed], limit: int) -> tuple[Sequence[Listed], str 
     """The first `limit` of `found`, of which one more was asked for, and the cursor of the page after it, if any."""
     if len(found) <= limit:
         return found, None
-    return found[:limit], base64.urlsafe_b64encode(f"after:{found[limit - 1].id}".encode()).decode()
+    return found[:limit], cursor_of(found[limit - 1].id)
+
+
+def cursor_of(last: int) -> str:
+    """What `cursor_after` reads."""
+    return base64.urlsafe_b64encode(f"after:{last}".encode()).decode()

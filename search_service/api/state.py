@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
+from indexer.errors import Conflict
 from indexer.home import Home
 from indexer.types import Gallery
 from indexer.vision.packs import Pack
+from search_service.api.metrics import Metrics
 from search_service.batching import Batcher
 from search_service.search import SearchService
+from search_service.webhooks import Deliverer
 
 Result = TypeVar("Result")
 
@@ -25,6 +29,10 @@ class State:
     home: Home
     search: SearchService
     batcher: Batcher
+    metrics: Metrics
+    deliverer: Deliverer
+    comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while all faces of a gallery are compared: each time takes every core, for seconds."""
 
     async def gallery(self, name: str) -> Gallery:
         """Raises NotFound."""
@@ -34,6 +42,15 @@ class State:
         """The installed pack of that name, or the one that new galleries are bound to. Raises NotFound,
         ModelUnavailable."""
         return self.home.usable(None if name is None else str(name))
+
+    def follow(self, gallery: Gallery) -> None:
+        """The index learns of what was committed. Where the gallery was re-embedded since, that one is no more, and
+        the next one has it from SQL."""
+        try:
+            self.home.indexes.of(gallery).caught_up()
+        except Conflict as error:
+            if error.code != "model_mismatch":
+                raise
 
     async def off_loop(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
         """Runs what waits for the database or the index on a thread."""

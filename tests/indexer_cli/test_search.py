@@ -27,6 +27,7 @@ FACE_KEYS = [
     "threshold",
     "fpir",
     "candidates",
+    "event",
 ]
 
 
@@ -269,7 +270,9 @@ def test_several_photos_of_one_person_are_one_candidate(staff: Command, demo: De
     staff.ok("enroll", tmp_path / "hanks_2.webp", "--gallery", "staff")
     (face,) = search(staff, demo.probes / "hanks-wide.webp")[0]["faces"]
     assert ids(face).count("hanks") == 1
-    assert (face["decision"], face["candidates"][0]["score"]) == ("match", pytest.approx(1, abs=2e-3))
+    score = face["candidates"][0]["score"]
+    assert face["decision"] == "match"
+    assert 0.95 < score < 0.999  # the photo itself is enrolled, and the other one counts as well
 
 
 def test_who_is_not_valid_now_is_never_returned(empty: Command, demo: Demo, tmp_path: Path) -> None:

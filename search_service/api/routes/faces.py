@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from indexer.errors import Conflict, InvalidRequest
+from indexer.gallery.events import Direction
 from indexer.types import Gallery, Pick, Reason
+from search_service.api.errors import request_id
 from search_service.api.payloads import (
     AnswerPayload,
+    AnswersPayload,
     ComparePayload,
     DetectPayload,
     EmbedPayload,
+    ModelsPayload,
     answer_payload,
     compare_payload,
     detect_payload,
     embed_payload,
 )
-from search_service.api.requests import PROBE_PICKS, Body, embedding_of, pick_of, query_of, read_body
-from search_service.api.routes.openapi import ALL_FACES, MODEL, failures, image_body, pick_field
+from search_service.api.requests import (
+    IMAGE,
+    IMAGES,
+    PROBE_PICKS,
+    RECORDED,
+    Body,
+    embedding_of,
+    pick_of,
+    query_of,
+    read_body,
+    recording_of,
+    truth,
+)
+from search_service.api.routes.openapi import ALL_FACES, MODEL, failures, image_body, images_body, pick_field
 from search_service.api.state import Service, State
 from search_service.batching import Kind
-from search_service.search import MAX_TOP_K, MIN_FPIR, Query, compare_seen
+from search_service.recording import LONGEST_COOLDOWN_SECONDS, Recording, record
+from search_service.search import MAX_TOP_K, MIN_FPIR, Answer, Query, compare_seen
 
 router = APIRouter(prefix="/v1", tags=["faces"])
 
 IMAGE_FAILURES = failures(413, 429)
 
 
+RECORD_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "record": {"type": "boolean", "description": "true to record an event of each face."},
+    "device": {"type": "string", "description": "With `record`: what the image was taken by, as `north-door`."},
+    "direction": {"type": "string", "enum": [str(d) for d in Direction], "description": "Where they are going."},
+    "cooldown": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": LONGEST_COOLDOWN_SECONDS,
+        "description": "Seconds in which a person is recorded once at a device (WHOSTHERE_COOLDOWN_SECONDS).",
+    },
+}
+
+
 @router.post(
     "/galleries/{gallery}/search",
-    response_model=AnswerPayload,
+    response_model=AnswerPayload | AnswersPayload,
     responses=failures(409, 413, 429),
-    openapi_extra=image_body(
-        "image",
-        fields={
+    openapi_extra=images_body(
+        {
             "top_k": {
                 "type": "integer",
                 "minimum": 1,
@@ -51,37 +81,73 @@ IMAGE_FAILURES = failures(413, 429)
             "threshold": {"type": "number", "minimum": -1, "maximum": 1, "description": "Or the cosine itself."},
             "pick": pick_field(PROBE_PICKS, Pick.LARGEST),
             "all_faces": ALL_FACES,
+            "same_person": {
+                "type": "boolean",
+                "description": "true where all images are of one person, as frames of a video: one answer from them "
+                "together, each counting for its quality.",
+            },
+            **RECORD_FIELDS,
         },
         embedding=True,
     ),
 )
 async def search(service: Service, gallery: str, request: Request) -> Any:
-    """Who is this, out of the people enrolled? Multipart `image`, or JSON with `image` (base64) or `embedding`."""
-    body = await read_body(request, "image")
-    body.only("image", "embedding", "top_k", "fpir", "threshold", "pick", "all_faces")
+    """Who is this, out of the people enrolled? Multipart `image`, or JSON with `image` (base64) or `embedding`.
+
+    `images`, or `image` several times: an answer each, with its own `error` where there are no faces to search; or one
+    answer from all together, with `same_person`. With `record`, an event of each face is recorded: once a person,
+    device and cooldown.
+    """
+    body = await read_body(request, IMAGE, IMAGES)
+    body.only(IMAGE, IMAGES, "embedding", "top_k", "fpir", "threshold", "pick", "all_faces", "same_person", *RECORDED)
     query = query_of(body.values)
-    if "embedding" in body.values and body.images:
-        raise InvalidRequest("give image or embedding, not both")
+    recording = recording_of(body.values, service.home.settings.cooldown_seconds, request_id(request))
+    if "embedding" in body.values and (body.images or "same_person" in body.values):
+        raise InvalidRequest("give image or embedding, not both; same_person is for images")
+    if truth(body.values, "same_person") and query.pick is None:
+        raise InvalidRequest("give same_person or all_faces, not both")
     try:
-        return await _search(service, await service.gallery(gallery), body, query)
+        return await _search(service, await service.gallery(gallery), body, query, recording)
     except Conflict as error:  # re-embedded between the look at the gallery and the look at its index
         if error.code != "model_mismatch" or "embedding" in body.values:  # one that the former pack made
             raise
-        return await _search(service, await service.gallery(gallery), body, query)
+        return await _search(service, await service.gallery(gallery), body, query, recording)
 
 
-async def _search(service: State, gallery: Gallery, body: Body, query: Query) -> AnswerPayload:
+async def _search(
+    service: State, gallery: Gallery, body: Body, query: Query, recording: Recording | None
+) -> AnswerPayload | AnswersPayload:
     if "embedding" in body.values:
         values = embedding_of(body.values["embedding"], gallery.dim)
-        answer = await service.off_loop(service.search.search_embedding, values, gallery, query)
-        return answer_payload(answer, None)
-    image = body.image("image")
+        answers = [await service.off_loop(service.search.search_embedding, values, gallery, query)]
+        return answer_payload((await _recorded(service, gallery, answers, recording))[0], None)
+    images = body.all_images()
     pipeline = service.home.pipeline_of(gallery)
-    seen = await service.batcher.describe([image.data], pipeline, Kind(query.pick))
-    (answer,) = await service.off_loop(service.search.search_seen, seen, gallery, query)
-    if answer.error is not None:
-        raise answer.error
-    return answer_payload(answer, image.name)
+    seen = await service.batcher.describe([image.data for image in images], pipeline, Kind(query.pick))
+    if truth(body.values, "same_person"):
+        answers = [await service.off_loop(service.search.frames_seen, seen, gallery, query)]
+        name = ", ".join(image.name for image in images if image.name) or None
+    else:
+        answers = await service.off_loop(service.search.search_seen, seen, gallery, query)
+        if body.several:
+            answers = await _recorded(service, gallery, answers, recording)
+            told = zip(answers, images, strict=True)
+            return AnswersPayload(answers=[answer_payload(answer, image.name) for answer, image in told])
+        name = images[0].name
+    if answers[0].error is not None:
+        raise answers[0].error
+    return answer_payload((await _recorded(service, gallery, answers, recording))[0], name)
+
+
+async def _recorded(
+    service: State, gallery: Gallery, answers: Sequence[Answer], recording: Recording | None
+) -> list[Answer]:
+    """The answers with the events of their faces, where those are to be recorded."""
+    if recording is None:
+        return list(answers)
+    told = await service.off_loop(lambda: [record(service.home.events, gallery, one, recording) for one in answers])
+    service.deliverer.wake()
+    return told
 
 
 @router.post("/detect", response_model=DetectPayload, responses=IMAGE_FAILURES, openapi_extra=image_body("image"))
@@ -129,8 +195,8 @@ async def compare(service: Service, request: Request) -> Any:
     return compare_payload(compare_seen(seen, pack))
 
 
-@router.get("/models")
-async def models(service: Service) -> dict[str, Any]:
+@router.get("/models", response_model=ModelsPayload)
+async def models(service: Service) -> Any:
     """The model packs there are, with their licences; `default` is the one new galleries are bound to."""
     return await service.off_loop(_models, service)
 

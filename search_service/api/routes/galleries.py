@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
+from indexer.duplicates import ALL_PAIRS, find_duplicates, lookalike_bound
+from indexer.errors import Conflict, Overloaded
 from indexer.objects import gallery_detail, gallery_object
-from search_service.api.payloads import Deleted, GalleryDetailPayload, GalleryList, GalleryPayload, NewGallery
+from search_service.api.auth import key_of
+from search_service.api.payloads import (
+    CalibrationPayload,
+    Deleted,
+    DuplicatesPayload,
+    GalleryDetailPayload,
+    GalleryList,
+    GalleryPayload,
+    NewGallery,
+    duplicates_payload,
+)
 from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service, State
+from search_service.calibration import Thresholds
+from search_service.calibration_report import calibration_object, duplicates_of, report
 
 router = APIRouter(prefix="/v1/galleries", tags=["galleries"])
 
+Compared = TypeVar("Compared")
+
 Limit = Annotated[int, Query(ge=1, le=1000, description="Entries on one page.")]
+Cosine = Annotated[
+    float | None,
+    Query(ge=-1, le=1, description="From which two identities look alike; else that from which enrolling says so."),
+]
 Cursor = Annotated[str | None, Query(description="What the page before answered as `cursor`.")]
 
 
 @router.get("", response_model=GalleryList)
-async def list_galleries(service: Service, limit: Limit = 100, cursor: Cursor = None) -> Any:
-    """The galleries, in the order of their making."""
+async def list_galleries(service: Service, request: Request, limit: Limit = 100, cursor: Cursor = None) -> Any:
+    """The galleries, in the order of their making: those that the key opens."""
+    key = key_of(request)
 
     def page() -> dict[str, Any]:
-        found = service.home.store.galleries(cursor_after(cursor), limit + 1)
+        found = service.home.store.galleries(cursor_after(cursor), limit + 1, key.galleries if key else None)
         shown, following = page_of(found, limit)
         return {
             "galleries": [gallery_object(service.home.store, gallery) for gallery in shown],
@@ -64,6 +86,51 @@ async def delete_gallery(service: Service, gallery: str) -> Any:
         return Deleted(deleted=gallery, faces=faces)
 
     return await service.off_loop(delete)
+
+
+@router.get("/{gallery}/duplicates", response_model=DuplicatesPayload, responses=failures(409, 429))
+async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine = None, limit: Limit = 100) -> Any:
+    """The identities that look alike, one person under two ids most likely, and the photos that look like somebody else
+    than their own person."""
+
+    def find() -> DuplicatesPayload:
+        found = service.home.store.gallery(gallery)
+        index = service.home.indexes.of(found)
+        faces = len(index.caught_up())
+        if faces > ALL_PAIRS:
+            raise Conflict(
+                f"gallery {gallery!r} holds {faces:,} faces, {ALL_PAIRS:,} at most are compared while a caller waits; "
+                f"`whosthere gallery duplicates {gallery}` compares more",
+                code="gallery_too_large",
+            )
+        bound = lookalike_bound(service.home.pack_of(found), faces) if threshold is None else threshold
+        return duplicates_payload(gallery, find_duplicates(service.home.store, found, index, bound), limit)
+
+    return await _alone(service, find)
+
+
+@router.post("/{gallery}/calibration", response_model=CalibrationPayload, responses=failures(409, 429))
+async def calibrate_gallery(service: Service, gallery: str) -> Any:
+    """Computes the gallery's thresholds from its own people now, and tells how sure they are.
+
+    Searches do so by themselves as a gallery grows. Who looks like one person under two ids is left out, and listed.
+    """
+
+    def calibrate() -> dict[str, Any]:
+        thresholds = Thresholds(service.home)
+        made = thresholds.calibrate(service.home.store.gallery(gallery))
+        told = report(made, thresholds.mates(made.survey, made.gallery))
+        return calibration_object(made, told, duplicates_of(made, service.home.store))
+
+    return await _alone(service, calibrate)
+
+
+async def _alone(service: State, compare: Callable[[], Compared]) -> Compared:
+    """Runs what compares the faces of a gallery, unless another such is running. Raises Overloaded."""
+    if service.comparing.locked():
+        raise Overloaded("the faces of a gallery are being compared already; try again when that is done")
+    async with service.comparing:
+        return await service.off_loop(compare)
 
 
 def _detail(service: State, name: str) -> dict[str, Any]:

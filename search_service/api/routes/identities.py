@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator
 
-from indexer.enrollment import another_identity, looks_like, new_face
 from indexer.errors import Conflict, NotFound
 from indexer.objects import face_object, identity_object
-from indexer.types import Gallery, Outcome, Person, Pick, StoredFace, sha256
+from indexer.types import Identity, Outcome, Person, Pick, StoredFace
+from search_service.api import enrolling
+from search_service.api.etags import Asked, etag_of
 from search_service.api.paths import with_slashes
 from search_service.api.payloads import (
     Deleted,
     EnrolledPayload,
     IdentityBody,
     IdentityList,
+    IdentityPatch,
     IdentityPayload,
+    MergeBody,
+    MergedPayload,
     NewIdentity,
+    ResultsPayload,
     StoredFaceList,
     StoredFacePayload,
+    enrolled_payload,
 )
-from search_service.api.requests import LARGEST_ID, cursor_after, page_of, pick_of, read_body
+from search_service.api.requests import IMAGE, IMAGES, LARGEST_ID, cursor_after, page_of, pick_of, read_body
 from search_service.api.routes.galleries import Cursor, Limit
-from search_service.api.routes.openapi import failures, image_body, pick_field
-from search_service.api.state import Service, State
-from search_service.batching import Kind
+from search_service.api.routes.openapi import failures, images_body, pick_field, tagged
+from search_service.api.state import Service
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["identities"])
 
@@ -49,56 +55,111 @@ async def list_identities(service: Service, gallery: str, limit: Limit = 100, cu
     return await service.off_loop(page)
 
 
-@router.post("/identities", status_code=201, response_model=IdentityPayload, responses=failures(409, 413))
-async def create_identity(service: Service, gallery: str, new: NewIdentity) -> Any:
+@router.post("/identities", status_code=201, response_model=IdentityPayload, responses=tagged(201) | failures(409, 413))
+async def create_identity(service: Service, gallery: str, new: NewIdentity, response: Response) -> Any:
     """Makes an identity, without faces yet."""
 
-    def create() -> dict[str, Any]:
+    def create() -> Identity:
         store = service.home.store
         identity, made = store.put_identity(store.gallery(gallery).id, _person(new.external_id, new), replace=False)
         if not made:
             raise Conflict(f"there is an identity {new.external_id!r} already", code="identity_exists")
-        return identity_object(identity)
+        return identity
 
-    return await service.off_loop(create)
-
-
-@router.get("/identities/{external_id}", response_model=IdentityPayload)
-async def show_identity(service: Service, gallery: str, external_id: ExternalId) -> Any:
-    def show() -> dict[str, Any]:
-        store = service.home.store
-        return identity_object(store.identity(store.gallery(gallery).id, external_id))
-
-    return await service.off_loop(show)
+    return _tagged(response, await service.off_loop(create))
 
 
-@router.put("/identities/{external_id}", response_model=IdentityPayload, responses=failures(413))
-async def put_identity(
-    service: Service, gallery: str, external_id: ExternalId, said: IdentityBody, response: Response
+@router.get(
+    "/identities/{external_id}",
+    response_model=IdentityPayload,
+    responses=tagged(200) | {304: {"description": "`If-None-Match` names the state that it is in."}},
+)
+async def show_identity(
+    service: Service, gallery: str, external_id: ExternalId, asked: Asked, response: Response
 ) -> Any:
-    """Makes the identity, or replaces all that is said of it; its faces stay."""
+    """One person, and what is said of them."""
 
-    def put() -> tuple[dict[str, Any], bool]:
+    def show() -> Identity:
         store = service.home.store
-        identity, made = store.put_identity(store.gallery(gallery).id, _person(external_id, said))
-        return identity_object(identity), made
+        return store.identity(store.gallery(gallery).id, external_id)
 
-    shown, made = await service.off_loop(put)
+    found = await service.off_loop(show)
+    if asked.is_known(found):
+        return Response(status_code=304, headers={"ETag": etag_of(found)})
+    return _tagged(response, found)
+
+
+@router.put(
+    "/identities/{external_id}",
+    response_model=IdentityPayload,
+    responses=tagged(200, 201) | failures(412, 413),
+)
+async def put_identity(
+    service: Service, gallery: str, external_id: ExternalId, said: IdentityBody, asked: Asked, response: Response
+) -> Any:
+    """Makes the identity, or replaces all that is said of it; its faces stay.
+
+    With `If-Match` it is replaced only in the state of that ETag; with `If-None-Match: *` it is made, never replaced.
+    """
+
+    def put() -> tuple[Identity, bool]:
+        store = service.home.store
+        return store.put_identity(store.gallery(gallery).id, _person(external_id, said), check=asked.check)
+
+    identity, made = await service.off_loop(put)
     response.status_code = 201 if made else 200
-    return shown
+    return _tagged(response, identity)
 
 
-@router.delete("/identities/{external_id}", response_model=Deleted)
-async def delete_identity(service: Service, gallery: str, external_id: ExternalId) -> Any:
+@router.patch(
+    "/identities/{external_id}",
+    response_model=IdentityPayload,
+    responses=tagged(200) | failures(412, 413),
+)
+async def patch_identity(
+    service: Service, gallery: str, external_id: ExternalId, said: IdentityPatch, asked: Asked, response: Response
+) -> Any:
+    """Changes what is named and leaves the rest as it is; null removes, also keys of the metadata."""
+
+    def change(there: Identity) -> Person:
+        asked.check(there)
+        return _patched(there, said)
+
+    def patch() -> Identity:
+        store = service.home.store
+        return store.change_identity(store.gallery(gallery).id, external_id, change)
+
+    return _tagged(response, await service.off_loop(patch))
+
+
+@router.delete("/identities/{external_id}", response_model=Deleted, responses=failures(412))
+async def delete_identity(service: Service, gallery: str, external_id: ExternalId, asked: Asked) -> Any:
     """Deletes the person and all their faces. They are never returned again."""
 
     def delete() -> Deleted:
         found = service.home.store.gallery(gallery)
-        faces = service.home.store.delete_identity(found.id, external_id)
-        _follow(service, found)
+        faces = service.home.store.delete_identity(found.id, external_id, asked.check)
+        service.follow(found)
         return Deleted(deleted=external_id, faces=faces)
 
     return await service.off_loop(delete)
+
+
+@router.post("/identities/{external_id}/merge", response_model=MergedPayload, responses=failures(413))
+async def merge_identities(service: Service, gallery: str, external_id: ExternalId, body: MergeBody) -> Any:
+    """Joins the identity `other` into this one: one person under two ids.
+
+    The faces of `other` become those of this one, and it is gone. What is said of this one counts, its dates too; name
+    and metadata of `other` are taken where nothing is said of this one.
+    """
+
+    def merge() -> dict[str, Any]:
+        found = service.home.store.gallery(gallery)
+        kept, moved = service.home.store.merge_identities(found.id, external_id, body.other)
+        service.follow(found)
+        return {"identity": identity_object(kept), "merged": body.other, "faces": moved}
+
+    return await service.off_loop(merge)
 
 
 @router.get("/identities/{external_id}/faces", response_model=StoredFaceList)
@@ -119,51 +180,30 @@ async def list_faces(
 @router.post(
     "/identities/{external_id}/faces",
     status_code=201,
-    response_model=EnrolledPayload,
-    responses=failures(409, 413, 429),
-    openapi_extra=image_body("image", fields={"pick": pick_field(Pick, Pick.ONLY)}),
+    response_model=EnrolledPayload | ResultsPayload,
+    responses=failures(409, 413, 429) | {200: {"model": EnrolledPayload | ResultsPayload}},
+    openapi_extra=images_body({"pick": pick_field(Pick, Pick.ONLY)}),
 )
 async def enroll_face(
     service: Service, gallery: str, external_id: ExternalId, request: Request, response: Response
 ) -> Any:
-    """Enrols one photo of a person, making the identity where it is missing.
+    """Enrols photos of a person, making the identity where it is missing.
 
-    201 enrolled, 200 unchanged (the same bytes are enrolled already), 422 rejected: the code says why.
+    One `image`: 201 enrolled, 200 unchanged (the same bytes are enrolled already), 422 rejected: the code says why.
+    `images`, or `image` several times: 200 with a result each, whatever became of them.
     """
-    body = (await read_body(request, "image")).only("image", "pick")
-    image = body.image("image")
-    pick = pick_of(body.values, Pick.ONLY)
+    body = (await read_body(request, IMAGE, IMAGES)).only(IMAGE, IMAGES, "pick")
+    photos, pick = body.all_images(), pick_of(body.values, Pick.ONLY)
     found = await service.gallery(gallery)
-    sha = await service.off_loop(sha256, image.data)
-    known = (await service.off_loop(service.home.store.known_images, found.id, [sha])).get(sha)
-    if known is not None and known.external_id == external_id:
+    results = await enrolling.enroll(service, found, external_id, photos, pick)
+    told = [enrolled_payload(result, photo.name) for result, photo in zip(results, photos, strict=True)]
+    if body.several:
         response.status_code = 200
-        return _enrolled(image.name, external_id, Outcome.UNCHANGED, known.face_id)
-    if known is not None:
-        raise another_identity(known.external_id)
-    pipeline = service.home.pipeline_of(found)
-    (seen,) = await service.batcher.describe([image.data], pipeline, Kind(pick, gate=True))
-    if seen.rejection is not None:
-        raise seen.rejection
-
-    def commit() -> EnrolledPayload:
-        new = new_face(Person(external_id), sha, seen.faces[0], service.home.settings.keep_crops)
-        lookalikes = service.home.lookalikes(found)
-        alike = lookalikes.find([new])[0] if lookalikes else None
-        if alike is not None and lookalikes is not None and lookalikes.hold:
-            raise looks_like(alike)
-        (became,) = service.home.store.enroll(found, [new])
-        if became.outcome is Outcome.REJECTED:
-            raise another_identity(became.owner or "")
-        _follow(service, found)
-        told = _enrolled(image.name, external_id, became.outcome, became.face_id)
-        if alike is None or became.outcome is not Outcome.ENROLLED:
-            return told
-        return told.model_copy(update={"message": alike.message, "details": alike.details})
-
-    enrolled = await service.off_loop(commit)
-    response.status_code = 201 if enrolled.outcome == Outcome.ENROLLED else 200
-    return enrolled
+        return ResultsPayload(results=told)
+    if results[0].outcome is Outcome.REJECTED:
+        raise enrolling.rejection(results[0])
+    response.status_code = 201 if results[0].outcome is Outcome.ENROLLED else 200
+    return told[0]
 
 
 @router.get("/faces/{face_id}", response_model=StoredFacePayload)
@@ -189,29 +229,42 @@ async def delete_face(service: Service, gallery: str, face_id: FaceId) -> Any:
     def delete() -> Deleted:
         found = service.home.store.gallery(gallery)
         service.home.store.delete_face(found.id, face_id)
-        _follow(service, found)
+        service.follow(found)
         return Deleted(deleted=str(face_id), faces=1)
 
     return await service.off_loop(delete)
 
 
-def _follow(service: State, gallery: Gallery) -> None:
-    """The index learns of what was committed. Where the gallery was re-embedded since, that one is no more, and the
-    next one has it from SQL."""
-    try:
-        service.home.indexes.of(gallery).caught_up()
-    except Conflict as error:
-        if error.code != "model_mismatch":
-            raise
+def _tagged(response: Response, identity: Identity) -> dict[str, Any]:
+    response.headers["ETag"] = etag_of(identity)
+    return identity_object(identity)
 
 
 def _face(face: StoredFace, external_id: str) -> dict[str, Any]:
     return {**face_object(face), "external_id": external_id}
 
 
-def _enrolled(image: str | None, external_id: str, outcome: Outcome, face_id: int | None) -> EnrolledPayload:
-    return EnrolledPayload(image=image, external_id=external_id, outcome=outcome, reason=None, face_id=face_id)
-
-
 def _person(external_id: str, said: IdentityBody) -> Person:
     return Person(external_id, said.name, said.valid_from, said.valid_until, said.metadata)
+
+
+def _patched(there: Identity, said: IdentityPatch) -> Person:
+    """What is said of a person after the patch (RFC 7396)."""
+    named = said.model_fields_set
+    return Person(
+        there.external_id,
+        said.name if "name" in named else there.name,
+        said.valid_from if "valid_from" in named else there.valid_from,
+        said.valid_until if "valid_until" in named else there.valid_until,
+        _merged(there.metadata, said.metadata or {}) if said.metadata is not None or "metadata" not in named else {},
+    )
+
+
+def _merged(there: object, patch: Mapping[str, object]) -> dict[str, object]:
+    merged = dict(there) if isinstance(there, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = _merged(merged.get(key), value) if isinstance(value, Mapping) else value
+    return merged

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,31 @@ def running(home: Home) -> Iterator[Running]:
         service.stop()
 
 
-class Serve:
-    """`whosthere serve` as a process of its own, on a free port that it tells in its log."""
+def told_url(log: Path) -> str:
+    """Where a service answers that writes to this log, once it says so."""
+    until(lambda: _url_in(log.read_text(encoding="utf-8", errors="replace")) is not None, "the server tells its port")
+    return str(_url_in(log.read_text(encoding="utf-8", errors="replace")))
 
-    def __init__(self, home: Path, log: Path) -> None:
+
+def _url_in(text: str) -> str | None:
+    found = re.search(r"running on (http://127\.0\.0\.1:\d+)", text)
+    return found[1] if found else None
+
+
+class Serve:
+    """`whosthere serve` as a process of its own, on a free port that it tells in its log. `program` stands in for
+    `whosthere`; `environment` is set on top of what is there."""
+
+    def __init__(
+        self, home: Path, log: Path, *arguments: str, program: Sequence[str] = (WHOSTHERE,), **environment: str
+    ) -> None:
         self._log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [WHOSTHERE, "serve", "--port", "0", "--home", str(home)],
+                [*program, "serve", "--port", "0", "--home", str(home), *arguments],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=ENVIRONMENT,
+                env=ENVIRONMENT | environment,
             )
         until(lambda: self._told() is not None or self.process.poll() is not None, "the server tells its port")
         told = self._told()
@@ -100,8 +114,7 @@ class Serve:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
     def _told(self) -> str | None:
-        found = re.search(r"running on (http://127\.0\.0\.1:\d+)", self.log())
-        return found[1] if found else None
+        return _url_in(self.log())
 
     def ready(self) -> Serve:
         until(lambda: self.client.get("/readyz").status_code == 200, "the server is ready")
@@ -124,12 +137,12 @@ def serving(home: Path, log: Path) -> Iterator[Serve]:
         serve.end(signal.SIGKILL)
 
 
-def command(home: Path, *arguments: str | Path) -> tuple[int, Any]:
+def command(home: Path, *arguments: str | Path, **environment: str) -> tuple[int, Any]:
     """Runs `whosthere ... --json` to its end: its exit code, and what it printed."""
     done = subprocess.run(
         [WHOSTHERE, *map(str, arguments), "--home", str(home), "--json"],
         capture_output=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         timeout=PATIENCE,
         check=False,
     )

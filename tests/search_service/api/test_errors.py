@@ -72,6 +72,12 @@ def shaped(answer: httpx.Response) -> None:
         refused(answer, answer.status_code, answer.json()["error"]["code"])
 
 
+def filled(path: str, gallery: str, external_id: str, other: str) -> str:
+    """A route's path with something in each of its places."""
+    places = {"gallery": gallery, "external_id": external_id}
+    return re.sub(r"\{(\w+)\}", lambda place: places.get(place[1], other), path)
+
+
 def routes(service: Running) -> list[tuple[str, str]]:
     return [(method, path) for path, methods in service.app.openapi()["paths"].items() for method in methods]
 
@@ -80,11 +86,11 @@ def routes(service: Running) -> list[tuple[str, str]]:
 def test_nonsense_fails_no_route(service: Running, client: httpx.Client, gallery: str, number: int) -> None:
     headers, body = NONSENSE[number]
     ok(client.put(f"{gallery}/identities/ana", json={}), 201)
-    places = {"gallery": gallery.rpartition("/")[2], "external_id": "ana", "face_id": "1"}
+    name = gallery.rpartition("/")[2]
     for method, path in sorted(routes(service), key=lambda route: route[0] == "delete"):
-        answer = client.request(method, path.format(**places), content=body, headers=headers)
+        answer = client.request(method, filled(path, name, "ana", "1"), content=body, headers=headers)
         shaped(answer)
-        if method in ("post", "put"):
+        if "requestBody" in service.app.openapi()["paths"][path][method]:
             assert answer.status_code in (400, 404, 422), (method, path, answer.text)
     assert ok(client.get("/healthz")) == {"status": "alive"}
 
@@ -96,12 +102,9 @@ def test_nonsense_fails_no_route(service: Running, client: httpx.Client, gallery
 def test_odd_paths_fail_no_route(service: Running, client: httpx.Client, gallery: str, odd: str) -> None:
     name = gallery.rpartition("/")[2]
     for method, path in routes(service):
-        for places in (
-            {"gallery": odd, "external_id": "ana", "face_id": "1"},
-            {"gallery": name, "external_id": odd, "face_id": odd},
-        ):
-            if "{" in path and path.format(**places) != gallery:
-                shaped(client.request(method, path.format(**places), json={}))
+        for place in (filled(path, odd, "ana", "1"), filled(path, name, odd, odd)):
+            if "{" in path and place != gallery:
+                shaped(client.request(method, place, json={}))
     ok(client.get(gallery))
 
 
@@ -110,7 +113,7 @@ def test_odd_query_parameters_fail_no_route(service: Running, client: httpx.Clie
     ok(client.put(f"{gallery}/identities/ana", json={}), 201)
     for method, path in routes(service):
         if method == "get":
-            place = path.format(gallery=name, external_id="ana", face_id="1")
+            place = filled(path, name, "ana", "1")
             for query in (
                 "limit=&cursor=",
                 "limit=%00",
@@ -132,7 +135,7 @@ def test_an_unknown_route_is_not_found(client: httpx.Client) -> None:
     [
         ("PUT", "/v1/galleries", "GET, POST"),
         ("POST", "/v1/galleries/staff", "DELETE, GET"),
-        ("PATCH", "/v1/galleries/staff/identities/a%2Fb", "DELETE, GET, PUT"),
+        ("POST", "/v1/galleries/staff/identities/a%2Fb", "DELETE, GET, PATCH, PUT"),
         ("GET", "/v1/galleries/staff/search", "POST"),
         ("GET", "/v1/detect", "POST"),
         ("DELETE", "/v1/models", "GET"),

@@ -1,0 +1,117 @@
+"""What Prometheus is told: how requests went and how long their stages took, counted as they happen; how large
+galleries are and what waits, looked up when it asks.
+
+With several workers each counts for itself, in files of PROMETHEUS_MULTIPROC_DIR, and whichever is asked tells the sum.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from indexer.errors import Conflict, NotFound, WhosthereError
+from indexer.home import Home
+from indexer.types import Gallery
+from search_service.search import FaceAnswer
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""The folder in which the workers of one service count together: a word of prometheus_client's own."""
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Bounds of histograms: a search takes a hundredth of a second, a queue that is full some seconds."""
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Of one process. Thread-safe."""
+
+    def __init__(self, home: Home) -> None:
+        self._registry = CollectorRegistry()
+        self._looked_up = _LookedUp(home)
+        given: dict[str, Any] = {"namespace": "whosthere", "registry": self._registry}
+        self._requests = Counter("requests", "Requests answered.", ["method", "route", "status"], **given)
+        self._seconds = Histogram(
+            "request_seconds", "From a request's first byte to its answer's last.", ["route"], buckets=SECONDS, **given
+        )
+        self._stages = Histogram(
+            "stage_seconds", "How long one stage of the answers of a batch took.", ["stage"], buckets=SECONDS, **given
+        )
+        self._batches = Histogram("batch_images", "Images computed in one batch.", buckets=SIZES, **given)
+        self._waiting = Gauge(
+            "waiting_images", "Images that wait for the networks.", multiprocess_mode="livesum", **given
+        )
+        self._decisions = Counter("decisions", "Faces searched.", ["gallery", "decision"], **given)
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, status).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._stages.labels(name).observe(seconds)
+
+    def batch(self, images: int) -> None:
+        self._batches.observe(images)
+
+    def waiting(self, images: int) -> None:
+        self._waiting.set(images)
+
+    def decided(self, gallery: Gallery, face: FaceAnswer) -> None:
+        self._decisions.labels(gallery.name, face.decision).inc()
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' text format."""
+        counted = self._registry
+        if SHARED in os.environ:
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
+        there = CollectorRegistry()
+        there.register(self._looked_up)
+        return generate_latest(counted) + generate_latest(there)
+
+
+class _LookedUp(Collector):
+    """What the database and the indexes of this process tell."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("whosthere_database_up", "Whether the database answers.")
+        try:
+            families = [*self._galleries()]
+            up.add_metric([], 1)
+        except WhosthereError:
+            families = []
+            up.add_metric([], 0)
+        yield up
+        yield from families
+
+    def _galleries(self) -> Iterator[Metric]:
+        identities, faces, lag = (
+            GaugeMetricFamily(f"whosthere_gallery_{name}", told, labels=["gallery"])
+            for name, told in (
+                ("identities", "People in a gallery."),
+                ("faces", "Enrolled faces in a gallery."),
+                ("index_lag", "Changes of a gallery that this worker's index has not followed yet."),
+            )
+        )
+        for gallery in self._home.store.galleries():
+            try:
+                people, enrolled = self._home.store.counts(gallery.id)
+                reached = self._home.indexes.of(gallery).reached
+            except (Conflict, NotFound):  # re-embedded or deleted at this moment
+                continue
+            identities.add_metric([gallery.name], people)
+            faces.add_metric([gallery.name], enrolled)
+            if reached is not None:
+                lag.add_metric([gallery.name], max(gallery.seq - reached, 0))
+        yield from (identities, faces, lag)

@@ -1,0 +1,93 @@
+"""/v1/galleries/{gallery}/enrollments: many images, as a job."""
+
+from __future__ import annotations
+
+from typing import IO, Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from indexer.archives import check_archive
+from indexer.errors import InvalidRequest, Overloaded
+from indexer.gallery.jobs import PART, Job, Jobs
+from indexer.sources import rows_of_archive
+from indexer.types import Gallery, Pick
+from search_service.api.requests import pick_of
+from search_service.api.routes.jobs import JobPayload, job_object
+from search_service.api.routes.openapi import failures, pick_field
+from search_service.api.state import Service, State
+from search_service.api.uploads import receive
+from search_service.jobs import spool
+
+router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["jobs"])
+
+FILE = {"type": "string", "format": "binary"}
+
+LOCATION: dict[int | str, dict[str, Any]] = {202: {"headers": {"Location": {"schema": {"type": "string"}}}}}
+
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "archive": {**FILE, "description": "A ZIP of folders, of images, or with a manifest.csv."},
+                        "images": {"type": "array", "items": FILE, "description": "Or the images one by one."},
+                        "manifest": {**FILE, "description": "CSV; names images as they are sent."},
+                        "pick": pick_field(Pick, Pick.ONLY),
+                    },
+                }
+            },
+            "application/zip": {"schema": FILE},
+        },
+    }
+}
+
+
+@router.post(
+    "/enrollments",
+    status_code=202,
+    response_model=JobPayload,
+    responses={**LOCATION, **failures(409, 413, 429)},
+    openapi_extra=BODY,
+)
+async def enroll(
+    service: Service,
+    gallery: str,
+    request: Request,
+    response: Response,
+    pick: Annotated[Pick | None, Query(description="As the field `pick`, where the body is a ZIP.")] = None,
+) -> Any:
+    """Enrols a ZIP of images, or images and a manifest, into a gallery that is there.
+
+    What cannot be read as such is refused at once; what becomes of each image is told by the job.
+    """
+    target = await service.gallery(gallery)
+    jobs = Jobs(service.home.engine)
+    await service.off_loop(_check_welcome, service, jobs, target)
+    with await service.off_loop(spool, service.home.settings) as file:
+        values = await receive(service, request, file)
+        if pick is not None and "pick" in values:
+            raise InvalidRequest("pick was given twice, in the body and in the address")
+        chosen = pick or pick_of(values, Pick.ONLY) or Pick.ONLY
+        job = await service.off_loop(_create, jobs, target, chosen, file)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job_object(job)
+
+
+def _check_welcome(service: State, jobs: Jobs, gallery: Gallery) -> None:
+    """Raises Overloaded, and what would fail the job as soon as it ran."""
+    service.home.pack_of(gallery)
+    waiting, most = jobs.unfinished(), service.home.settings.max_jobs
+    if waiting >= most:
+        raise Overloaded(f"{waiting} bulk enrolments are waiting or running already, {most} at most; try again later")
+
+
+def _create(jobs: Jobs, gallery: Gallery, pick: Pick, file: IO[bytes]) -> Job:
+    check_archive(file)
+    images = len(rows_of_archive(file))
+    if not images:
+        raise InvalidRequest("there are no images in the archive", code="invalid_archive")
+    file.seek(0)
+    return jobs.create(gallery.id, images, {"pick": str(pick)}, iter(lambda: file.read(PART), b""))

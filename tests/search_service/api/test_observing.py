@@ -1,0 +1,201 @@
+"""What a running service tells of itself: metrics, log lines, request ids; by one process and by several."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from indexer.settings import LogFormat
+from indexer.stopwatch import Stopwatch, unwatched
+from search_service import logs
+from search_service.logs import FIELDS, Json, Text
+from tests import photos as sources
+from tests.search_service.api.conftest import new_home
+from tests.search_service.api.serving import ENVIRONMENT, PATIENCE, WHOSTHERE, Running, image, ok, until
+
+
+def samples(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every number that is told, by name and labels."""
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    families = text_string_to_metric_families(answer.text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def value(client: httpx.Client, name: str, **labels: str) -> float:
+    return samples(client).get((f"whosthere_{name}", frozenset(labels.items())), 0.0)
+
+
+def test_requests_stages_and_decisions_are_counted(client: httpx.Client, gallery: str, service: Running) -> None:
+    name = gallery.rpartition("/")[2]
+    data = sources.astronaut()
+    ok(client.post(f"{gallery}/identities/eileen/faces", files=image(data)), 201)
+    before = samples(client)
+    ok(client.post(f"{gallery}/search", files=image(data)))
+    ok(client.post(f"{gallery}/search", files=image(sources.six_people()), data={"all_faces": "true"}))
+    assert client.get(f"{gallery}/identities/nobody").status_code == 404
+    after = samples(client)
+
+    def more(told: str, **labels: str) -> float:
+        key = f"whosthere_{told}", frozenset(labels.items())
+        return after.get(key, 0.0) - before.get(key, 0.0)
+
+    search = "/v1/galleries/{gallery}/search"
+    assert more("requests_total", method="POST", route=search, status="200") == 2
+    assert more("request_seconds_count", route=search) == 2
+    missing = "/v1/galleries/{gallery}/identities/{external_id}"
+    assert more("requests_total", method="GET", route=missing, status="404") == 1
+    for stage in ("queue", "decode", "detect", "look", "embed", "index"):
+        assert more("stage_seconds_count", stage=stage) == 2, stage
+    assert more("batch_images_count") == 2
+    assert more("decisions_total", gallery=name, decision="match") == 1
+    assert more("decisions_total", gallery=name, decision="no_match") == 6
+    assert after["whosthere_gallery_faces", frozenset({("gallery", name)})] == 1
+    assert after["whosthere_gallery_identities", frozenset({("gallery", name)})] == 1
+    assert after["whosthere_gallery_index_lag", frozenset({("gallery", name)})] == 0
+    assert after["whosthere_database_up", frozenset()] == 1
+    enrolled = service.home.store.gallery(name)
+    service.home.store.delete_identity(enrolled.id, "eileen")  # by another process: the index has not heard of it
+    assert value(client, "gallery_index_lag", gallery=name) == 2
+
+
+def test_paths_that_anybody_can_make_up_are_one_route(client: httpx.Client) -> None:
+    before = value(client, "requests_total", method="GET", route="none", status="404")
+    for path in ("/what", "/v1/what", "/v2/galleries"):
+        assert client.get(path).status_code == 404
+    assert value(client, "requests_total", method="GET", route="none", status="404") == before + 3
+
+
+def test_a_request_is_one_line_without_names(
+    client: httpx.Client, gallery: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "search_service.api.observing")
+    data = image(sources.astronaut(), "private.png")
+    ok(client.post(f"{gallery}/identities/secret-badge/faces", files=data), 201)
+    caplog.clear()
+    headers = {"X-Request-ID": "door-7-42"}
+    answer = client.post(f"{gallery}/search", files=data, headers=headers)
+    assert answer.headers["x-request-id"] == "door-7-42"
+    client.get("/readyz")
+    (record,) = [r for r in caplog.records if r.name == "search_service.api.observing"]
+    line = Json().format(record)
+    told = json.loads(line)
+    assert {key: told[key] for key in ("message", "level", "request_id", "method", "route", "status", "key")} == {
+        "message": "request",
+        "level": "info",
+        "request_id": "door-7-42",
+        "method": "POST",
+        "route": "/v1/galleries/{gallery}/search",
+        "status": 200,
+        "key": None,
+    }
+    assert told["bytes"] == len(answer.content)
+    assert told["milliseconds"] > 0
+    for private in ("secret-badge", "private.png", gallery.rpartition("/")[2]):
+        assert private not in line
+
+
+def test_the_formats() -> None:
+    record = logging.LogRecord("a.logger", logging.WARNING, "file", 1, "%s of %d\nlines", ("one", 2), None)
+    setattr(record, FIELDS, {"status": 200, "key": None, "at": Path("x")})
+    assert Text("%(levelname)s: %(message)s").format(record) == "WARNING: one of 2\nlines status=200 at=x"
+    told = json.loads(Json().format(record))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", told.pop("time"))
+    expected: dict[str, Any] = {"level": "warning", "logger": "a.logger", "message": "one of 2\nlines"}
+    assert told == expected | {"status": 200, "key": None, "at": "x"}
+    assert "\n" not in Json().format(record)
+
+
+def test_an_exception_is_told_in_the_same_line() -> None:
+    try:
+        raise ValueError("what went wrong")
+    except ValueError as error:
+        record = logging.LogRecord("a", logging.ERROR, "f", 1, "failed", (), (ValueError, error, error.__traceback__))
+    assert json.loads(Json().format(record))["exception"].endswith("ValueError: what went wrong")
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    root, chatty = logging.getLogger(), logging.getLogger(logs.CHATTY[0])
+    handlers, level, other = root.handlers[:], root.level, chatty.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name in logs.CHATTY:
+        logging.getLogger(name).setLevel(other)
+
+
+@pytest.mark.parametrize(("wanted", "formatter"), [(LogFormat.JSON, Json), (LogFormat.TEXT, Text), ("auto", Json)])
+@pytest.mark.usefixtures("logging_as_before")
+def test_what_is_not_a_terminal_gets_json(wanted: str, formatter: type[logging.Formatter]) -> None:
+    logs.set_up(LogFormat(wanted))
+    assert [type(handler.formatter) for handler in logging.getLogger().handlers] == [formatter]
+
+
+def test_the_stopwatch_tells_who_listens() -> None:
+    heard: list[tuple[str, float]] = []
+    stopwatch = Stopwatch()
+    with stopwatch.stage("before"):
+        pass
+    stopwatch.listen(lambda name, seconds: heard.append((name, seconds)))
+    with stopwatch.stage("decode"):
+        pass
+    with pytest.raises(ValueError, match="x"), stopwatch.stage("failed"):
+        raise ValueError("x")
+    with unwatched("nobody"):
+        pass
+    assert [name for name, _ in heard] == ["decode"]
+    assert 0 <= heard[0][1] < 1
+
+
+def test_several_workers_share_a_port_and_count_together(tmp_path: Path, models_folder: Path) -> None:
+    home, log = new_home(tmp_path, models_folder), tmp_path / "log"
+    with log.open("wb") as file:
+        parent = subprocess.Popen(
+            [WHOSTHERE, "serve", "--port", "0", "--workers", "2", "--home", str(home)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=ENVIRONMENT,
+        )
+    try:
+        until(lambda: log.read_text().count("Application startup complete") == 2, "both workers have started")
+        (url,) = set(re.findall(r"running on (http://127\.0\.0\.1:\d+)", log.read_text()))
+        workers = {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", log.read_text())}
+        assert len(workers) == 2
+        answered = 0
+        until(lambda: httpx.get(f"{url}/readyz", timeout=PATIENCE).status_code == 200, "one is ready")
+        while answered < 20:
+            with httpx.Client(base_url=url, timeout=PATIENCE) as client:  # each connection may be another worker's
+                ok(client.get("/v1/galleries"))
+            answered += 1
+        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+            assert value(client, "requests_total", method="GET", route="/v1/galleries", status="200") == answered
+        os.kill(min(workers), signal.SIGKILL)
+        until(lambda: log.read_text().count("Application startup complete") == 3, "another worker took its place")
+        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+            ok(client.get("/v1/galleries"))
+            assert value(client, "requests_total", method="GET", route="/v1/galleries", status="200") >= answered
+        folder = re.search(r"PROMETHEUS_MULTIPROC_DIR=(\S+)", environment_of(max(workers)))
+        assert folder is not None
+    finally:
+        parent.terminate()
+        assert parent.wait(PATIENCE) == 0
+    assert not Path(folder[1]).exists()
+    for line in log.read_text().splitlines():
+        json.loads(line)
+
+
+def environment_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/environ").read_bytes().replace(b"\0", b"\n").decode()
