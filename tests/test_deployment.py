@@ -1,0 +1,80 @@
+"""The files that put the service into production name what is there, and are what they should be."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from indexer.settings import PREFIX, Settings
+from search_service.api.auth import NEEDS
+
+ROOT = Path(__file__).parent.parent
+DOCKER = ROOT / "docker"
+FILES = [
+    DOCKER / name for name in ("Dockerfile", "compose.yaml", "kubernetes.yaml", "prometheus.yml", "whosthere.service")
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.name for file in FILES])
+def test_every_setting_named_is_one(file: Path) -> None:
+    named = set(re.findall(rf"\b{PREFIX}([A-Z_]+)\b", file.read_text()))
+    assert named <= {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml", "prometheus.yml"])
+def test_every_path_asked_is_a_route(name: str) -> None:
+    asked = {path for document in documents(name) for path in paths_in(document)}
+    assert asked <= NEEDS.keys()
+    if name == "kubernetes.yaml":
+        assert {"/healthz", "/readyz"} <= asked
+
+
+def test_pods_may_do_nothing_but_answer() -> None:
+    deployment = next(one for one in documents("kubernetes.yaml") if one["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert deployment["spec"]["selector"]["matchLabels"] == deployment["spec"]["template"]["metadata"]["labels"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    service = next(one for one in documents("kubernetes.yaml") if one["kind"] == "Service")
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    assert service["spec"]["ports"][0]["targetPort"] in {port["name"] for port in container["ports"]}
+
+
+def test_the_unit_is_one(tmp_path: Path) -> None:
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        pytest.skip("systemd-analyze is not installed; expected it on Linux with systemd")
+    unit = tmp_path / "whosthere.service"
+    here = str(Path(sys.executable).with_name("whosthere"))
+    unit.write_text((DOCKER / "whosthere.service").read_text().replace("/opt/whosthere/bin/whosthere", here))
+    done = subprocess.run([tool, "verify", str(unit)], capture_output=True, text=True, check=False)
+    told = [line for line in done.stderr.splitlines() if "whosthere.service" in line]
+    assert (done.returncode, told) == (0, []), done.stderr
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return [one for one in yaml.safe_load_all((DOCKER / name).read_text()) if one]
+
+
+def paths_in(value: Any) -> Iterator[str]:
+    """What is asked of the service: values of `path`, `metrics_path` and annotations that end so."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key.endswith(("path", "metrics_path")) and isinstance(inner, str):
+                yield inner
+            yield from paths_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from paths_in(inner)
