@@ -13,6 +13,7 @@ from indexer.enrollment import Enroller, check_pack
 from indexer.errors import Conflict, InvalidSetting, NotFound
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.events import Events
+from indexer.gallery.jobs import Jobs
 from indexer.gallery.keys import Keys
 from indexer.gallery.store import Store
 from indexer.gallery.webhooks import Webhooks
@@ -91,6 +92,12 @@ class Home:
         """Where events are sent."""
         _ = self.store
         return Webhooks(self.engine)
+
+    @_made_once
+    def jobs(self) -> Jobs:
+        """Bulk enrolments."""
+        _ = self.store
+        return Jobs(self.engine)
 
     @_made_once
     def indexes(self) -> Indexes:

@@ -108,7 +108,8 @@ class Settings(BaseSettings):
     open: bool = Field(
         default=False,
         description="Whether a service without any API key may be reached from elsewhere and answers everybody who "
-        "does: for one behind something that asks who is there. From the first key on, keys are asked for all the same.",
+        "does: for one behind something that asks who is there. From the first key on, keys are asked for all the "
+        "same.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port that `serve` listens on; 0 takes a free one.")
     workers: int = Field(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from indexer.errors import Conflict, ModelUnavailable, NotFound, WhosthereError
+from indexer.gallery.clock import now
 from indexer.gallery.database import current_version, newest_version, storage_errors
 from indexer.home import Home
 from indexer.vision import networks, runtime
@@ -27,7 +28,16 @@ class Finding:
 
 def examine(home: Home) -> list[Finding]:
     """Every check, also after one has failed."""
-    checks: tuple[Callable[[Home], Iterator[Finding]], ...] = (_runtime, _models, _disk, _database, _galleries)
+    checks: tuple[Callable[[Home], Iterator[Finding]], ...] = (
+        _runtime,
+        _models,
+        _disk,
+        _database,
+        _keys,
+        _jobs,
+        _webhooks,
+        _galleries,
+    )
     findings: list[Finding] = []
     for check in checks:
         try:
@@ -86,8 +96,44 @@ def _database(home: Home) -> Iterator[Finding]:
     )
 
 
+def _keys(home: Home) -> Iterator[Finding]:
+    if not _up_to_date(home):
+        return
+    keys = home.keys.list()
+    usable = [key for key in keys if key.revoked_at is None and not key.expired(now())]
+    found = f"{len(usable)} usable, {len(keys) - len(usable)} revoked or expired"
+    closed = bool(keys) and not usable
+    yield Finding("API keys", not closed, found if keys else "none: serve answers this machine alone", _NO_KEY)
+
+
+_NO_KEY = "nobody can ask the service anything: whosthere keys create --name NAME --scope admin"
+
+
+def _jobs(home: Home) -> Iterator[Finding]:
+    if not _up_to_date(home):
+        return
+    jobs = home.jobs.waiting()
+    yield Finding("jobs", True, f"{len(jobs)} wait or run")
+    for job in jobs:
+        if job.problem is not None:
+            yield Finding(f"job {job.id}", False, f"waits: {job.problem}", "mend that: it goes on by itself")
+
+
+def _webhooks(home: Home) -> Iterator[Finding]:
+    if not _up_to_date(home):
+        return
+    for webhook in home.webhooks.webhooks():
+        found = f"{webhook.waiting} events on their way, {webhook.dead} given up"
+        advice = f"whosthere webhooks dead {webhook.id} says why; once mended, whosthere webhooks replay {webhook.id}"
+        yield Finding(f"webhook {webhook.id}", not webhook.dead, found, advice)
+
+
+def _up_to_date(home: Home) -> bool:
+    return current_version(home.engine) == newest_version()
+
+
 def _galleries(home: Home) -> Iterator[Finding]:
-    if current_version(home.engine) != newest_version():
+    if not _up_to_date(home):
         return
     for gallery in home.store.galleries():
         name = f"gallery {gallery.name}"

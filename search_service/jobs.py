@@ -6,6 +6,7 @@ exactly once, however often its workers end and whoever goes on with it.
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 import threading
@@ -56,9 +57,17 @@ def spool(settings: Settings) -> IO[bytes]:
     StorageUnavailable."""
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryFile(dir=settings.home)
+        return _Spool(tempfile.TemporaryFile(dir=settings.home, buffering=0))
     except OSError as error:
         raise StorageUnavailable(f"{settings.home} cannot be written to: {error.strerror or error}") from error
+
+
+class _Spool(io.BufferedRandom):
+    """A file that is thrown away at the end of its block: that what is still buffered meets a full disk is no error."""
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self.close()
 
 
 class Runner:
@@ -73,7 +82,7 @@ class Runner:
 
     def start(self) -> None:
         """The tables must be there."""
-        self._jobs = Jobs(self._home.engine)
+        self._jobs = self._home.jobs
         self._thread.start()
 
     def stop(self) -> None:

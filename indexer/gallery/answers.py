@@ -6,17 +6,15 @@ LOCKED_SECONDS after it last said that it is alive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Engine, Update, and_, delete, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Update, and_, delete, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from indexer.gallery.clock import now
-from indexer.gallery.database import storage_errors
+from indexer.gallery.database import Door
 from indexer.gallery.schema import AnswerRow
 
 KEPT = timedelta(hours=24)
@@ -55,13 +53,8 @@ class Stored:
     body: bytes
 
 
-class Answers:
+class Answers(Door):
     """The answers of one database. Thread-safe."""
-
-    def __init__(self, engine: Engine) -> None:
-        """The tables must be there."""
-        self._readers = engine
-        self._writers = engine.execution_options(writing=True)
 
     def claim(self, owner: str, key: str) -> Claim | Pending | Stored:
         """The right to answer, or what became of the one who has it. Of several at once one gets it."""
@@ -125,16 +118,6 @@ class Answers:
             if row.status is None:
                 return Pending()
             return Stored(row.request_sha256, row.status, row.headers or {}, row.body or b"")
-
-    @contextmanager
-    def _read(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._readers) as session:
-            yield session
-
-    @contextmanager
-    def _write(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._writers) as session, session.begin():
-            yield session
 
 
 def _is(claim: Claim) -> ColumnElement[bool]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Engine, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select
 
 from indexer.gallery import changes
-from indexer.gallery.database import storage_errors
+from indexer.gallery.database import Door
 from indexer.gallery.schema import CalibrationRow, FaceRow
 from indexer.types import Gallery
 
@@ -35,13 +32,8 @@ class Calibration:
     made_at: datetime
 
 
-class Calibrations:
+class Calibrations(Door):
     """The calibrations of one database's galleries, by the pack of their embeddings. Thread-safe."""
-
-    def __init__(self, engine: Engine) -> None:
-        """The tables must be there."""
-        self._readers = engine
-        self._writers = engine.execution_options(writing=True)
 
     def find(self, gallery: Gallery) -> Calibration | None:
         """By the pack that `gallery` was read with."""
@@ -58,7 +50,7 @@ class Calibrations:
 
     def put(self, gallery: Gallery, made: Calibration) -> None:
         """Takes the place of what was there. Raises NotFound when the gallery is gone, Conflict when re-embedded."""
-        with storage_errors(), Session(self._writers) as session, session.begin():
+        with self._write() as session:
             changes.lock_as(session, gallery)
             session.merge(
                 CalibrationRow(
@@ -75,7 +67,7 @@ class Calibrations:
 
     def forget(self, gallery: Gallery) -> None:
         """Where there is nothing to be said any more. Raises as `put`."""
-        with storage_errors(), Session(self._writers) as session, session.begin():
+        with self._write() as session:
             changes.lock_as(session, gallery)
             row = session.get(CalibrationRow, (gallery.id, gallery.fingerprint))
             if row is not None:
@@ -86,8 +78,3 @@ class Calibrations:
         some = select(FaceRow.identity_id).where(FaceRow.gallery_id == gallery.id).distinct().limit(most)
         with self._read() as session:
             return session.scalar(select(func.count()).select_from(some.subquery())) or 0
-
-    @contextmanager
-    def _read(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._readers) as session:
-            yield session

@@ -22,6 +22,7 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
 
 from indexer.errors import InvalidSetting, StorageUnavailable
 
@@ -130,6 +131,25 @@ def storage_errors() -> Iterator[None]:
         if type(error) is DatabaseError:  # SQLite's word for a file that is damaged or no database
             raise StorageUnavailable(f"the database cannot be read: {error.orig}") from error
         raise
+
+
+class Door:
+    """What asks one database about one thing: each call of a subclass is a transaction or several. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        """The tables must be there."""
+        self._readers = engine
+        self._writers = engine.execution_options(writing=True)
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with storage_errors(), Session(self._readers) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        with storage_errors(), Session(self._writers) as session, session.begin():
+            yield session
 
 
 def migrate(engine: Engine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.clock import now
-from indexer.gallery.database import storage_errors
+from indexer.gallery.database import Door
 from indexer.gallery.schema import DeliveryRow, EventRow, GalleryRow, SightingRow, WebhookRow
 from indexer.gallery.store import check_name
 from indexer.types import Gallery, Named
@@ -91,13 +90,11 @@ class Filter:
     direction: Direction | None = None
 
 
-class Events:
+class Events(Door):
     """The events of one database. Thread-safe; each call is one transaction, `record` one or two."""
 
     def __init__(self, engine: Engine) -> None:
-        """The tables must be there."""
-        self._readers = engine
-        self._writers = engine.execution_options(writing=True)
+        super().__init__(engine)
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
 
     def record(self, gallery: Gallery, seen: Sighting, cooldown: timedelta) -> Recorded:
@@ -172,16 +169,6 @@ class Events:
             where=~_repeats(seen, at, cooldown),
         )
         return session.execute(taken.returning(SightingRow.event_id)).one_or_none() is not None
-
-    @contextmanager
-    def _read(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._readers) as session:
-            yield session
-
-    @contextmanager
-    def _write(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._writers) as session, session.begin():
-            yield session
 
 
 def event_of(session: Session, event_id: int | None) -> Event | None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Engine, and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import and_, case, delete, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, NotFound, StorageUnavailable
 from indexer.gallery.clock import now
-from indexer.gallery.database import storage_errors
+from indexer.gallery.database import Door
 from indexer.gallery.schema import GalleryRow, JobPartRow, JobResultRow, JobRow, slices
 
 PART = 2**20
@@ -44,6 +44,7 @@ class JobState(StrEnum):
 
 
 HELD = (JobState.RUNNING, JobState.CANCELLING)
+GOING_ON = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)
 ENDED = (JobState.CANCELLED, JobState.DONE, JobState.FAILED)
 
 
@@ -92,13 +93,17 @@ class JobResult:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
-class Jobs:
-    """The jobs of one database's galleries. Thread-safe; each call is one transaction where it says nothing else."""
+@dataclass(frozen=True)
+class Waiting:
+    """A job that has not ended. `problem` says why it got no further the last time."""
 
-    def __init__(self, engine: Engine) -> None:
-        """The tables must be there."""
-        self._readers = engine
-        self._writers = engine.execution_options(writing=True)
+    id: str
+    state: str
+    problem: str | None
+
+
+class Jobs(Door):
+    """The jobs of one database's galleries. Thread-safe; each call is one transaction where it says nothing else."""
 
     # For those who ask
 
@@ -170,6 +175,12 @@ class Jobs:
         """How many wait, run, or are on their way in."""
         with self._read() as session:
             return session.scalar(select(func.count()).where(JobRow.state.not_in(ENDED))) or 0
+
+    def waiting(self) -> list[Waiting]:
+        """Those that wait or run, the oldest first."""
+        query = select(JobRow.id, JobRow.state, JobRow.problem).where(JobRow.state.in_(GOING_ON))
+        with self._read() as session:
+            return [Waiting(*row) for row in session.execute(query.order_by(JobRow.created_at, JobRow.id))]
 
     # For workers
 
@@ -309,16 +320,6 @@ class Jobs:
                 session.execute(delete(JobPartRow).where(JobPartRow.job_id == job_id, JobPartRow.place.in_(places)))
             if len(places) < PARTS_AT_ONCE:
                 return
-
-    @contextmanager
-    def _read(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._readers) as session:
-            yield session
-
-    @contextmanager
-    def _write(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._writers) as session, session.begin():
-            yield session
 
 
 def _new_id() -> str:

@@ -10,19 +10,18 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery.clock import now
-from indexer.gallery.database import storage_errors
+from indexer.gallery.database import Door
 from indexer.gallery.schema import IN_ONE_QUERY, KeyRow
 from indexer.gallery.store import check_name
 
@@ -79,13 +78,8 @@ class Key:
         return self.expires_at is not None and time >= self.expires_at
 
 
-class Keys:
+class Keys(Door):
     """The keys of one database. Thread-safe."""
-
-    def __init__(self, engine: Engine) -> None:
-        """The tables must be there."""
-        self._readers = engine
-        self._writers = engine.execution_options(writing=True)
 
     def create(
         self,
@@ -156,16 +150,6 @@ class Keys:
         """Whether a key was ever made. Revoked and expired ones count, so that a service never opens again."""
         with self._read() as session:
             return session.scalar(select(KeyRow.id).limit(1)) is not None
-
-    @contextmanager
-    def _read(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._readers) as session:
-            yield session
-
-    @contextmanager
-    def _write(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._writers) as session, session.begin():
-            yield session
 
 
 def _check(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, ScalarSelect, Select, delete, func, insert, or_, select, update
+from sqlalchemy import ScalarSelect, Select, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -24,7 +23,7 @@ from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery import changes, embeddings
 from indexer.gallery.changes import Change, Entry, Kind, Position
 from indexer.gallery.clock import now
-from indexer.gallery.database import storage_errors
+from indexer.gallery.database import Door
 from indexer.gallery.embeddings import Beside, Lacking, Switch
 from indexer.gallery.schema import LONGEST_NAME, FaceRow, GalleryRow, IdentityRow, slices
 from indexer.types import (
@@ -100,22 +99,8 @@ def _whatever(there: Identity | None) -> None:
     """The Check of those who do not mind."""
 
 
-class Store:
+class Store(Door):
     """The truth behind one database. Thread-safe; each call is one transaction."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._readers = engine
-        self._writers = engine.execution_options(writing=True)
-
-    @contextmanager
-    def _read(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._readers) as session:
-            yield session
-
-    @contextmanager
-    def _write(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._writers) as session, session.begin():
-            yield session
 
     # Galleries
 

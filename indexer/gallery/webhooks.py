@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, CursorResult, Engine, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery.clock import now
-from indexer.gallery.database import storage_errors
+from indexer.gallery.database import Door
 from indexer.gallery.events import DEAD, WAITING, Event, event_of
 from indexer.gallery.schema import DeliveryRow, GalleryRow, WebhookRow
 from indexer.types import Gallery
@@ -73,13 +72,8 @@ class Claimed:
     event: Event
 
 
-class Webhooks:
+class Webhooks(Door):
     """The webhooks of one database. Thread-safe; each call is one transaction."""
-
-    def __init__(self, engine: Engine) -> None:
-        """The tables must be there."""
-        self._readers = engine
-        self._writers = engine.execution_options(writing=True)
 
     def create(self, url: str, gallery: Gallery | None, decisions: Sequence[str]) -> tuple[Webhook, str]:
         """The webhook and the secret that signs what is sent to it. Raises InvalidRequest on another URL than http and
@@ -174,16 +168,6 @@ class Webhooks:
         row = update(DeliveryRow).where(DeliveryRow.id == claimed.id, DeliveryRow.attempts == claimed.attempts)
         with self._write() as session:
             _count(session, row.values(**said, **later))
-
-    @contextmanager
-    def _read(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._readers) as session:
-            yield session
-
-    @contextmanager
-    def _write(self) -> Iterator[Session]:
-        with storage_errors(), Session(self._writers) as session, session.begin():
-            yield session
 
 
 def check_url(url: str) -> None:

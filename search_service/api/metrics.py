@@ -7,6 +7,7 @@ With several workers each counts for itself, in files of PROMETHEUS_MULTIPROC_DI
 from __future__ import annotations
 
 import os
+from collections import Counter as Counted
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from indexer.errors import Conflict, NotFound, WhosthereError
+from indexer.gallery.jobs import GOING_ON
 from indexer.home import Home
 from indexer.types import Gallery
 from search_service.search import FaceAnswer
@@ -87,7 +89,7 @@ class _LookedUp(Collector):
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("whosthere_database_up", "Whether the database answers.")
         try:
-            families = [*self._galleries()]
+            families = [*self._galleries(), *self._waiting()]
             up.add_metric([], 1)
         except WhosthereError:
             families = []
@@ -115,3 +117,19 @@ class _LookedUp(Collector):
             if reached is not None:
                 lag.add_metric([gallery.name], max(gallery.seq - reached, 0))
         yield from (identities, faces, lag)
+
+    def _waiting(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("whosthere_jobs", "Bulk enrolments that have not ended.", labels=["state"])
+        states = Counted(job.state for job in self._home.jobs.waiting())
+        for state in GOING_ON:
+            jobs.add_metric([state], states[state])
+        yield jobs
+        webhooks = self._home.webhooks.webhooks()
+        for name, told, counts in (
+            ("waiting", "Events on their way to a webhook.", [webhook.waiting for webhook in webhooks]),
+            ("dead", "Events that a webhook was tried with too often.", [webhook.dead for webhook in webhooks]),
+        ):
+            deliveries = GaugeMetricFamily(f"whosthere_webhook_events_{name}", told, labels=["webhook"])
+            for webhook, count in zip(webhooks, counts, strict=True):
+                deliveries.add_metric([webhook.id], count)
+            yield deliveries

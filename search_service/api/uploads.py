@@ -62,6 +62,7 @@ async def receive(service: State, request: Request, file: IO[bytes]) -> Mapping[
                 await service.off_loop(write)
         await service.off_loop(write)
         await service.off_loop(sink.end)
+        await service.off_loop(file.flush)
     except ClientDisconnect as error:
         raise InvalidRequest("the caller hung up before the body was whole") from error
     except FormParserError as error:
@@ -144,11 +145,10 @@ class _Form:
             raise InvalidRequest(f"the body holds no images; {EXPECTED}")
 
     def close(self) -> None:
-        with suppress(OSError):  # of what is thrown away: all that counted was written before
-            if self._out is not None and self._out is not self._file:
-                self._out.close()
-            if self._zip is not None:
-                self._zip.close()
+        for opened in (self._out, self._zip):
+            if opened is not None and opened is not self._file:
+                with suppress(OSError):  # of what is thrown away: all that counted was written before
+                    opened.close()
 
     def _begin(self) -> None:
         self._disposition, self._text, self._out = b"", None, None

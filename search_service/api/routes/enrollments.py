@@ -64,7 +64,7 @@ async def enroll(
     What cannot be read as such is refused at once; what becomes of each image is told by the job.
     """
     target = await service.gallery(gallery)
-    jobs = Jobs(service.home.engine)
+    jobs = service.home.jobs
     await service.off_loop(_check_welcome, service, jobs, target)
     with await service.off_loop(spool, service.home.settings) as file:
         values = await receive(service, request, file)
