@@ -27,6 +27,12 @@ class BodyTooLarge(WhosthereError):
     code = "body_too_large"
 
 
+class BodyTooSlow(WhosthereError):
+    """The request's body does not come, or hardly."""
+
+    code = "body_too_slow"
+
+
 class Forbidden(WhosthereError):
     """Whoever asks, or by whatever name, is not answered."""
 
@@ -69,6 +75,7 @@ class RequestInProgress(WhosthereError):
 
 STATUS: tuple[tuple[type[WhosthereError], int], ...] = (
     (BodyTooLarge, 413),
+    (BodyTooSlow, 408),
     (Unauthorized, 401),
     (Forbidden, 403),
     (PreconditionFailed, 412),
@@ -110,6 +117,8 @@ def answer(request: Request, status: int, body: ErrorBody) -> JSONResponse:
     headers = {"X-Request-ID": known}
     if status in (429, 503) or body.code == RequestInProgress.code:
         headers["Retry-After"] = str(body.details.get("retry_after_seconds", RETRY_AFTER_SECONDS))
+    if status == 408:
+        headers["Connection"] = "close"  # the rest of the body may come yet
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="whosthere"'
     content = ErrorAnswer(error=body, request_id=known).model_dump(mode="json")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.errors import Overloaded, WhosthereError
-from search_service.api.errors import BodyTooLarge, domain_error
+from search_service.api.errors import BodyTooLarge, BodyTooSlow, domain_error
 
 ARCHIVES = re.compile(r"/v1/galleries/[^/]+/enrollments")
 """Paths to which archives are posted."""
@@ -25,16 +27,29 @@ def is_ordinary(scope: Scope) -> bool:
     return not is_archive(scope)
 
 
-class BodyLimit:
-    """ASGI middleware: answers 413 as soon as a body is known to have more than `max_bytes`, and 429 when it and those
-    of the other requests that are not answered yet have more than `max_together`. Bodies of requests that it is not
-    `meant` for are not looked at."""
+GRACE_SECONDS, LEAST_RATE = 20.0, 500
+"""A body may take so long, and a second more for each LEAST_RATE bytes of it: who holds a connection and sends next to
+nothing is let go. The figures are those of Apache's mod_reqtimeout, `body=20,MinRate=500`."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_together: int, meant: Callable[[Scope], bool]) -> None:
+
+class BodyLimit:
+    """ASGI middleware: answers 413 as soon as a body is known to have more than `max_bytes`, 429 when it and those of
+    the other requests that are not answered yet have more than `max_together`, and 408 when it comes too slowly. Bodies
+    of requests that it is not `meant` for are not looked at."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        max_together: int,
+        meant: Callable[[Scope], bool],
+        grace: float = GRACE_SECONDS,
+    ) -> None:
         self._app = app
         self._meant = meant
         self._max_bytes = max_bytes
         self._max_together = max_together
+        self._grace = grace
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,13 +57,20 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         started = replaced = False
-        received = 0
+        received, whole, begun = 0, False, time.monotonic()
         refusal: WhosthereError | None = None
         declared = dict(scope["headers"]).get(b"content-length", b"0")
 
         async def bounded() -> Message:
-            nonlocal received, refusal
-            message = await receive()
+            nonlocal received, whole, refusal
+            took = time.monotonic() - begun
+            try:
+                async with asyncio.timeout(None if whole else self._grace + received / LEAST_RATE - took):
+                    message = await receive()
+            except TimeoutError:
+                refusal = BodyTooSlow(f"{received:,} bytes of the request's body came in {took:.0f} s, and no more")
+                raise refusal from None
+            whole = not message.get("more_body", False)
             size = len(message.get("body", b""))
             received += size
             self._held += size

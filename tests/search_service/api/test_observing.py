@@ -71,6 +71,16 @@ def test_requests_stages_and_decisions_are_counted(client: httpx.Client, gallery
     assert value(client, "gallery_index_lag", gallery=name) == 2
 
 
+def test_what_waits_is_told(client: httpx.Client, gallery: str, service: Running) -> None:
+    webhook, _ = service.home.webhooks.create("http://127.0.0.1:9/hook", None, ["match"])
+    told = samples(client)
+    service.home.webhooks.delete(webhook.id)
+    for name in ("waiting", "dead"):
+        assert told[f"whosthere_webhook_events_{name}", frozenset({("webhook", webhook.id)})] == 0
+    for state in ("queued", "running", "cancelling"):
+        assert ("whosthere_jobs", frozenset({("state", state)})) in told
+
+
 def test_paths_that_anybody_can_make_up_are_one_route(client: httpx.Client) -> None:
     before = value(client, "requests_total", method="GET", route="none", status="404")
     for path in ("/what", "/v1/what", "/v2/galleries"):
