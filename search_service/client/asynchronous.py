@@ -1,0 +1,272 @@
+"""The client that lets others run while it waits. It is for asyncio, and for one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import replace
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+import httpx
+
+from search_service.client.answers import Pick
+from search_service.client.asking import Api, Lost, Options, Pages, Pause, Reply, Retries, Send, Steps, base_of, lost
+from search_service.client.bodies import Body, Photo, chunks_of
+from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
+
+C = TypeVar("C")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Connection:
+    """Where the service is, and what its requests go through."""
+
+    def __init__(self, url: str, http: httpx.AsyncClient) -> None:
+        self._base = base_of(url)
+        self._http = http
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Does one step after the other, up to what comes of them."""
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(await self._take(step))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    async def each(self, pages: Pages[T]) -> AsyncIterator[T]:
+        cursor: str | None = None
+        while True:
+            page = await self.run(pages.page(cursor))
+            for entry in page.entries:
+                yield entry
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _take(self, step: Send | Pause) -> Reply | Lost | None:
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            return None
+        request = step.request
+        try:
+            response = await self._http.request(
+                request.method,
+                self._base + request.path,
+                params=request.params,
+                content=_chunks(request.body) if request.body else None,
+                headers=step.headers,
+                timeout=step.timeout_seconds,
+            )
+        except httpx.RequestError as error:
+            return lost(error)
+        return Reply(response.status_code, response.headers, response.content)
+
+
+async def _chunks(body: Body) -> AsyncIterator[bytes]:
+    """Files are read by a thread: a disk may take its time."""
+    for piece in body.pieces:
+        if isinstance(piece, bytes):
+            yield piece
+        else:
+            chunks = chunks_of(piece)
+            while (data := await asyncio.to_thread(next, chunks, None)) is not None:
+                yield data
+
+
+class Handle(Generic[C]):
+    """Something of the service. Making one asks nothing."""
+
+    def __init__(self, connection: Connection, calls: C) -> None:
+        self._connection = connection
+        self._calls = calls
+
+
+def _answered(
+    call: Callable[Concatenate[C, P], Steps[T]],
+) -> Callable[Concatenate[Handle[C], P], Coroutine[Any, Any, T]]:
+    """The call as a method that its answer is awaited of."""
+
+    @wraps(call)
+    async def method(handle: Handle[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await handle._connection.run(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (a method of it)
+
+    return method
+
+
+def _listed(call: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[Handle[C], P], AsyncIterator[T]]:
+    """The call as a method that gives one entry after the other, and asks for pages as they are needed."""
+
+    @wraps(call)
+    def method(handle: Handle[C], /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        return handle._connection.each(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (a method of it)
+
+    return method
+
+
+class AsyncJobHandle(Handle[JobCalls]):
+    """One bulk enrolment."""
+
+    show = _answered(JobCalls.show)
+    wait = _answered(JobCalls.wait)
+    cancel = _answered(JobCalls.cancel)
+    rows = _listed(JobCalls.rows)
+
+    @property
+    def id(self) -> str:
+        return self._calls.id
+
+
+class AsyncIdentityHandle(Handle[IdentityCalls]):
+    """One person of a gallery, who need not be there yet."""
+
+    show = _answered(IdentityCalls.show)
+    changed = _answered(IdentityCalls.changed)
+    put = _answered(IdentityCalls.put)
+    update = _answered(IdentityCalls.update)
+    delete = _answered(IdentityCalls.delete)
+    merge = _answered(IdentityCalls.merge)
+    faces = _listed(IdentityCalls.faces)
+
+    @property
+    def external_id(self) -> str:
+        return self._calls.external_id
+
+
+class AsyncGalleryHandle(Handle[GalleryCalls]):
+    """One gallery, which need not be there yet."""
+
+    create = _answered(GalleryCalls.create)
+    show = _answered(GalleryCalls.show)
+    delete = _answered(GalleryCalls.delete)
+    search = _answered(GalleryCalls.search)
+    search_each = _answered(GalleryCalls.search_each)
+    search_frames = _answered(GalleryCalls.search_frames)
+    search_embedding = _answered(GalleryCalls.search_embedding)
+    identities = _listed(GalleryCalls.identities)
+    create_identity = _answered(GalleryCalls.create_identity)
+    enroll = _answered(GalleryCalls.enroll)
+    enroll_each = _answered(GalleryCalls.enroll_each)
+    face = _answered(GalleryCalls.face)
+    delete_face = _answered(GalleryCalls.delete_face)
+    duplicates = _answered(GalleryCalls.duplicates)
+    calibrate = _answered(GalleryCalls.calibrate)
+    _archive = _answered(GalleryCalls.enroll_archive)
+    _many = _answered(GalleryCalls.enroll_many)
+
+    @property
+    def name(self) -> str:
+        return self._calls.name
+
+    def identity(self, external_id: str) -> AsyncIdentityHandle:
+        return AsyncIdentityHandle(self._connection, IdentityCalls(self._calls.api, self.name, external_id))
+
+    async def enroll_archive(self, path: str | os.PathLike[str], *, pick: Pick | str | None = None) -> AsyncJobHandle:
+        """Enrols a ZIP of many people's photos, as `whosthere enroll` takes it. It is sent as it is read, and never
+        held in memory."""
+        return self._job((await self._archive(path, pick=pick)).id)
+
+    async def enroll_many(
+        self, images: Mapping[str, Photo], *, manifest: Photo | None = None, pick: Pick | str | None = None
+    ) -> AsyncJobHandle:
+        """The same of photos by their names: `ana/1.jpg` is a photo of `ana`, and so is `ana_1.jpg`; or of whom the
+        row of that name says in the manifest, a CSV."""
+        return self._job((await self._many(images, manifest=manifest, pick=pick)).id)
+
+    def _job(self, job_id: str) -> AsyncJobHandle:
+        return AsyncJobHandle(self._connection, JobCalls(self._calls.api, job_id))
+
+
+class AsyncWebhooks(Handle[WebhookCalls]):
+    list = _answered(WebhookCalls.list)
+    create = _answered(WebhookCalls.create)
+    show = _answered(WebhookCalls.show)
+    delete = _answered(WebhookCalls.delete)
+    deliveries = _listed(WebhookCalls.deliveries)
+    replay = _answered(WebhookCalls.replay)
+
+
+class AsyncKeys(Handle[KeyCalls]):
+    list = _listed(KeyCalls.list)
+    create = _answered(KeyCalls.create)
+    revoke = _answered(KeyCalls.revoke)
+
+
+class AsyncClient(Handle[ServiceCalls]):
+    """The service at an address. Close it, or use it in an `async with`."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        timeout_seconds: float = Options.timeout_seconds,
+        retries: Retries = Options.retries,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        """`http` is one of yours, with certificates or a proxy, and stays yours to close. Raises ValueError."""
+        options = Options(key, timeout_seconds, retries)
+        super().__init__(Connection(url, httpx.AsyncClient() if http is None else http), ServiceCalls(Api(options)))
+        self._owns = http is None
+
+    ready = _answered(ServiceCalls.ready)
+    models = _answered(ServiceCalls.models)
+    detect = _answered(ServiceCalls.detect)
+    embed = _answered(ServiceCalls.embed)
+    compare = _answered(ServiceCalls.compare)
+    galleries = _listed(ServiceCalls.galleries)
+    jobs = _listed(ServiceCalls.jobs)
+    events = _listed(ServiceCalls.events)
+    event = _answered(ServiceCalls.event)
+    forget_events = _answered(ServiceCalls.forget_events)
+
+    def gallery(self, name: str) -> AsyncGalleryHandle:
+        return AsyncGalleryHandle(self._connection, GalleryCalls(self._calls.api, name))
+
+    def job(self, job_id: str) -> AsyncJobHandle:
+        return AsyncJobHandle(self._connection, JobCalls(self._calls.api, job_id))
+
+    @property
+    def webhooks(self) -> AsyncWebhooks:
+        return AsyncWebhooks(self._connection, WebhookCalls(self._calls.api))
+
+    @property
+    def keys(self) -> AsyncKeys:
+        return AsyncKeys(self._connection, KeyCalls(self._calls.api))
+
+    def with_options(
+        self,
+        *,
+        timeout_seconds: float | None = None,
+        retries: Retries | None = None,
+        request_id: str | None = None,
+        page_size: int | None = None,
+    ) -> Self:
+        """The same client, asking otherwise: `faces.with_options(timeout_seconds=2).gallery("staff")`. It shares the
+        connections, and is closed with the first. Raises ValueError."""
+        other = copy.copy(self)
+        api = self._calls.api
+        options = api.options.changed(timeout_seconds, retries, request_id, page_size)
+        other._calls, other._owns = ServiceCalls(replace(api, options=options)), False  # noqa: SLF001 (its own)
+        return other
+
+    async def close(self) -> None:
+        if self._owns:
+            await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,258 @@
+"""The client that waits."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import wraps
+from types import TracebackType
+from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
+
+import httpx
+
+from search_service.client.answers import Pick
+from search_service.client.asking import Api, Lost, Options, Pages, Pause, Reply, Retries, Send, Steps, base_of, lost
+from search_service.client.bodies import Photo
+from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
+
+C = TypeVar("C")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Connection:
+    """Where the service is, and what its requests go through. Safe to share between threads."""
+
+    def __init__(self, url: str, http: httpx.Client) -> None:
+        self._base = base_of(url)
+        self._http = http
+
+    def run(self, steps: Steps[T]) -> T:
+        """Does one step after the other, up to what comes of them."""
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(self._take(step))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def each(self, pages: Pages[T]) -> Iterator[T]:
+        cursor: str | None = None
+        while True:
+            page = self.run(pages.page(cursor))
+            yield from page.entries
+            if page.cursor is None:
+                return
+            cursor = page.cursor
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _take(self, step: Send | Pause) -> Reply | Lost | None:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        request = step.request
+        try:
+            response = self._http.request(
+                request.method,
+                self._base + request.path,
+                params=request.params,
+                content=request.body.chunks() if request.body else None,
+                headers=step.headers,
+                timeout=step.timeout_seconds,
+            )
+        except httpx.RequestError as error:
+            return lost(error)
+        return Reply(response.status_code, response.headers, response.content)
+
+
+class Handle(Generic[C]):
+    """Something of the service. Making one asks nothing."""
+
+    def __init__(self, connection: Connection, calls: C) -> None:
+        self._connection = connection
+        self._calls = calls
+
+
+def _answered(call: Callable[Concatenate[C, P], Steps[T]]) -> Callable[Concatenate[Handle[C], P], T]:
+    """The call as a method that returns its answer."""
+
+    @wraps(call)
+    def method(handle: Handle[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return handle._connection.run(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (a method of it)
+
+    return method
+
+
+def _listed(call: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[Handle[C], P], Iterator[T]]:
+    """The call as a method that gives one entry after the other, and asks for pages as they are needed."""
+
+    @wraps(call)
+    def method(handle: Handle[C], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return handle._connection.each(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (a method of it)
+
+    return method
+
+
+class JobHandle(Handle[JobCalls]):
+    """One bulk enrolment."""
+
+    show = _answered(JobCalls.show)
+    wait = _answered(JobCalls.wait)
+    cancel = _answered(JobCalls.cancel)
+    rows = _listed(JobCalls.rows)
+
+    @property
+    def id(self) -> str:
+        return self._calls.id
+
+
+class IdentityHandle(Handle[IdentityCalls]):
+    """One person of a gallery, who need not be there yet."""
+
+    show = _answered(IdentityCalls.show)
+    changed = _answered(IdentityCalls.changed)
+    put = _answered(IdentityCalls.put)
+    update = _answered(IdentityCalls.update)
+    delete = _answered(IdentityCalls.delete)
+    merge = _answered(IdentityCalls.merge)
+    faces = _listed(IdentityCalls.faces)
+
+    @property
+    def external_id(self) -> str:
+        return self._calls.external_id
+
+
+class GalleryHandle(Handle[GalleryCalls]):
+    """One gallery, which need not be there yet."""
+
+    create = _answered(GalleryCalls.create)
+    show = _answered(GalleryCalls.show)
+    delete = _answered(GalleryCalls.delete)
+    search = _answered(GalleryCalls.search)
+    search_each = _answered(GalleryCalls.search_each)
+    search_frames = _answered(GalleryCalls.search_frames)
+    search_embedding = _answered(GalleryCalls.search_embedding)
+    identities = _listed(GalleryCalls.identities)
+    create_identity = _answered(GalleryCalls.create_identity)
+    enroll = _answered(GalleryCalls.enroll)
+    enroll_each = _answered(GalleryCalls.enroll_each)
+    face = _answered(GalleryCalls.face)
+    delete_face = _answered(GalleryCalls.delete_face)
+    duplicates = _answered(GalleryCalls.duplicates)
+    calibrate = _answered(GalleryCalls.calibrate)
+    _archive = _answered(GalleryCalls.enroll_archive)
+    _many = _answered(GalleryCalls.enroll_many)
+
+    @property
+    def name(self) -> str:
+        return self._calls.name
+
+    def identity(self, external_id: str) -> IdentityHandle:
+        return IdentityHandle(self._connection, IdentityCalls(self._calls.api, self.name, external_id))
+
+    def enroll_archive(self, path: str | os.PathLike[str], *, pick: Pick | str | None = None) -> JobHandle:
+        """Enrols a ZIP of many people's photos, as `whosthere enroll` takes it. It is sent as it is read, and never
+        held in memory."""
+        return self._job(self._archive(path, pick=pick).id)
+
+    def enroll_many(
+        self, images: Mapping[str, Photo], *, manifest: Photo | None = None, pick: Pick | str | None = None
+    ) -> JobHandle:
+        """The same of photos by their names: `ana/1.jpg` is a photo of `ana`, and so is `ana_1.jpg`; or of whom the
+        row of that name says in the manifest, a CSV."""
+        return self._job(self._many(images, manifest=manifest, pick=pick).id)
+
+    def _job(self, job_id: str) -> JobHandle:
+        return JobHandle(self._connection, JobCalls(self._calls.api, job_id))
+
+
+class Webhooks(Handle[WebhookCalls]):
+    list = _answered(WebhookCalls.list)
+    create = _answered(WebhookCalls.create)
+    show = _answered(WebhookCalls.show)
+    delete = _answered(WebhookCalls.delete)
+    deliveries = _listed(WebhookCalls.deliveries)
+    replay = _answered(WebhookCalls.replay)
+
+
+class Keys(Handle[KeyCalls]):
+    list = _listed(KeyCalls.list)
+    create = _answered(KeyCalls.create)
+    revoke = _answered(KeyCalls.revoke)
+
+
+class Client(Handle[ServiceCalls]):
+    """The service at an address. Close it, or use it in a `with`. Safe to share between threads."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        timeout_seconds: float = Options.timeout_seconds,
+        retries: Retries = Options.retries,
+        http: httpx.Client | None = None,
+    ) -> None:
+        """`http` is one of yours, with certificates or a proxy, and stays yours to close. Raises ValueError."""
+        options = Options(key, timeout_seconds, retries)
+        super().__init__(Connection(url, httpx.Client() if http is None else http), ServiceCalls(Api(options)))
+        self._owns = http is None
+
+    ready = _answered(ServiceCalls.ready)
+    models = _answered(ServiceCalls.models)
+    detect = _answered(ServiceCalls.detect)
+    embed = _answered(ServiceCalls.embed)
+    compare = _answered(ServiceCalls.compare)
+    galleries = _listed(ServiceCalls.galleries)
+    jobs = _listed(ServiceCalls.jobs)
+    events = _listed(ServiceCalls.events)
+    event = _answered(ServiceCalls.event)
+    forget_events = _answered(ServiceCalls.forget_events)
+
+    def gallery(self, name: str) -> GalleryHandle:
+        return GalleryHandle(self._connection, GalleryCalls(self._calls.api, name))
+
+    def job(self, job_id: str) -> JobHandle:
+        return JobHandle(self._connection, JobCalls(self._calls.api, job_id))
+
+    @property
+    def webhooks(self) -> Webhooks:
+        return Webhooks(self._connection, WebhookCalls(self._calls.api))
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self._connection, KeyCalls(self._calls.api))
+
+    def with_options(
+        self,
+        *,
+        timeout_seconds: float | None = None,
+        retries: Retries | None = None,
+        request_id: str | None = None,
+        page_size: int | None = None,
+    ) -> Self:
+        """The same client, asking otherwise: `faces.with_options(timeout_seconds=2).gallery("staff")`. It shares the
+        connections, and is closed with the first. Raises ValueError."""
+        other = copy.copy(self)
+        api = self._calls.api
+        options = api.options.changed(timeout_seconds, retries, request_id, page_size)
+        other._calls, other._owns = ServiceCalls(replace(api, options=options)), False  # noqa: SLF001 (its own)
+        return other
+
+    def close(self) -> None:
+        if self._owns:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

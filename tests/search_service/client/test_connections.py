@@ -1,0 +1,81 @@
+"""Many requests at once, and connections of the caller's own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import pytest
+
+from search_service.client import AsyncClient, Client
+from tests.search_service.api.serving import PATIENCE, Running
+
+AT_ONCE = 6
+
+
+class _Together(ThreadingHTTPServer):
+    """Answers when AT_ONCE requests are there, and not before."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Waiting)
+        self.there = threading.Barrier(AT_ONCE)
+
+
+class _Waiting(BaseHTTPRequestHandler):
+    server: _Together
+
+    def do_GET(self) -> None:
+        self.server.there.wait(PATIENCE)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"models": [], "default": "sface"}')
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (as it is inherited)
+        return
+
+
+@pytest.mark.parametrize("way", ["threads", "asyncio"])
+def test_many_are_asked_at_once(way: str) -> None:
+    with _Together() as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            told = by_threads(url) if way == "threads" else asyncio.run(by_tasks(url))
+        finally:
+            server.shutdown()
+            serving.join(PATIENCE)
+    assert told == ["sface"] * AT_ONCE
+
+
+def by_threads(url: str) -> list[str]:
+    with Client(url) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda _: client.models().default, range(AT_ONCE)))
+
+
+async def by_tasks(url: str) -> list[str]:
+    async with AsyncClient(url) as client:
+        return [told.default for told in await asyncio.gather(*(client.models() for _ in range(AT_ONCE)))]
+
+
+def test_the_callers_connections_stay_open(service: Running) -> None:
+    with httpx.Client(headers={"X-Door": "7"}) as http:
+        with Client(service.url, http=http) as client, client.with_options(timeout_seconds=PATIENCE) as other:
+            assert client.models() == other.models()
+        assert not http.is_closed
+
+
+def test_a_client_closes_its_own(service: Running) -> None:
+    client = Client(service.url)
+    with client.with_options(request_id="x") as other:
+        other.models()
+    assert client.models().models
+    client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.models()

@@ -1,0 +1,227 @@
+"""The client and the service say the same: every route is asked, every field and word is known."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from indexer import types
+from indexer.gallery import events as stored_events
+from indexer.gallery import jobs as stored_jobs
+from indexer.gallery import keys as stored_keys
+from indexer.vision.packs import SFACE, describe
+from search_service import calibration_report
+from search_service.api.auth import NEEDS
+from search_service.api.examples import EXAMPLES
+from search_service.api.idempotency import CHANGES_NOTHING
+from search_service.client import answers, asynchronous, sync
+from search_service.client.asking import Api, Options, Pages, Send
+from search_service.client.calls import (
+    GalleryCalls,
+    IdentityCalls,
+    JobCalls,
+    KeyCalls,
+    ServiceCalls,
+    WebhookCalls,
+)
+from search_service.client.reading import read
+from search_service.matching import decision
+from tests.search_service.api.serving import Running
+
+API = Api(Options())
+SERVICE, GALLERY, ANA = ServiceCalls(API), GalleryCalls(API, "g"), IdentityCalls(API, "g", "ana")
+JOB, WEBHOOKS, KEYS = JobCalls(API, "1"), WebhookCalls(API), KeyCalls(API)
+
+CALLS: Mapping[str, Callable[[], Any]] = {
+    "GET /readyz": SERVICE.ready,
+    "GET /v1/galleries": SERVICE.galleries,
+    "POST /v1/galleries": GALLERY.create,
+    "GET /v1/galleries/{gallery}": GALLERY.show,
+    "DELETE /v1/galleries/{gallery}": GALLERY.delete,
+    "POST /v1/galleries/{gallery}/search": lambda: GALLERY.search(b""),
+    "GET /v1/galleries/{gallery}/identities": GALLERY.identities,
+    "POST /v1/galleries/{gallery}/identities": lambda: GALLERY.create_identity("ana"),
+    "GET /v1/galleries/{gallery}/identities/{id}": ANA.show,
+    "PUT /v1/galleries/{gallery}/identities/{id}": ANA.put,
+    "PATCH /v1/galleries/{gallery}/identities/{id}": ANA.update,
+    "DELETE /v1/galleries/{gallery}/identities/{id}": ANA.delete,
+    "POST /v1/galleries/{gallery}/identities/{id}/merge": lambda: ANA.merge("ben"),
+    "GET /v1/galleries/{gallery}/identities/{id}/faces": ANA.faces,
+    "POST /v1/galleries/{gallery}/identities/{id}/faces": lambda: GALLERY.enroll("ana", b""),
+    "GET /v1/galleries/{gallery}/faces/{id}": lambda: GALLERY.face(1),
+    "DELETE /v1/galleries/{gallery}/faces/{id}": lambda: GALLERY.delete_face(1),
+    "GET /v1/galleries/{gallery}/duplicates": GALLERY.duplicates,
+    "POST /v1/galleries/{gallery}/calibration": GALLERY.calibrate,
+    "POST /v1/galleries/{gallery}/enrollments": lambda: GALLERY.enroll_many({"ana.jpg": b""}),
+    "GET /v1/jobs": SERVICE.jobs,
+    "GET /v1/jobs/{id}": JOB.show,
+    "POST /v1/jobs/{id}/cancel": JOB.cancel,
+    "POST /v1/detect": lambda: SERVICE.detect(b""),
+    "POST /v1/compare": lambda: SERVICE.compare(b"", b""),
+    "POST /v1/embed": lambda: SERVICE.embed(b""),
+    "GET /v1/models": SERVICE.models,
+    "GET /v1/events": SERVICE.events,
+    "DELETE /v1/events": lambda: SERVICE.forget_events("g"),
+    "GET /v1/events/{id}": lambda: SERVICE.event(1),
+    "GET /v1/webhooks": WEBHOOKS.list,
+    "POST /v1/webhooks": lambda: WEBHOOKS.create("http://h"),
+    "GET /v1/webhooks/{id}": lambda: WEBHOOKS.show("1"),
+    "DELETE /v1/webhooks/{id}": lambda: WEBHOOKS.delete("1"),
+    "GET /v1/webhooks/{id}/deliveries": lambda: WEBHOOKS.deliveries("1"),
+    "POST /v1/webhooks/{id}/replay": lambda: WEBHOOKS.replay("1"),
+    "GET /v1/keys": KEYS.list,
+    "POST /v1/keys": lambda: KEYS.create("door", scopes=["search"]),
+    "DELETE /v1/keys/{id}": lambda: KEYS.revoke("1"),
+}
+
+NOT_ANSWERED_WITH_JSON = {"GET /metrics"}
+FOR_MACHINES = {"GET /healthz", "GET /docs", "GET /redoc", "GET /openapi.json"}
+
+KINDS: Mapping[str, type] = {
+    "AnswerPayload": answers.Answer,
+    "CalibrationPayload": answers.Calibration,
+    "ComparePayload": answers.Comparison,
+    "DetectPayload": answers.Detected,
+    "DuplicatesPayload": answers.Duplicates,
+    "EmbedPayload": answers.Embedded,
+    "EnrolledPayload": answers.Enrolled,
+    "EventPayload": answers.Event,
+    "GalleryDetailPayload": answers.GalleryDetail,
+    "GalleryPayload": answers.Gallery,
+    "IdentityPayload": answers.Identity,
+    "JobPayload": answers.Job,
+    "KeyPayload": answers.Key,
+    "MadeKey": answers.MadeKey,
+    "MadeWebhook": answers.MadeWebhook,
+    "MergedPayload": answers.Merged,
+    "ModelsPayload": answers.Models,
+    "ReadyPayload": answers.Ready,
+    "StoredFacePayload": answers.StoredFace,
+    "WebhookDeleted": answers.WebhookDeleted,
+    "WebhookList": answers.Webhooks,
+    "WebhookPayload": answers.Webhook,
+    "Deleted": answers.Deleted,
+    # those that others consist of
+    "CandidatePayload": answers.Candidate,
+    "DeliveryPayload": answers.Delivery,
+    "EmbeddedFacePayload": answers.EmbeddedFace,
+    "ErrorBody": answers.Problem,
+    "FaceAnswerPayload": answers.FaceAnswer,
+    "FacePayload": answers.Face,
+    "IndexPayload": answers.Index,
+    "LikelyOne": answers.LikelyOne,
+    "PairPayload": answers.Pair,
+    "QualityPayload": answers.Quality,
+    "RecordedPayload": answers.Recorded,
+    "SidePayload": answers.Side,
+    "ThresholdPayload": answers.Threshold,
+    "WrongPhotoPayload": answers.WrongPhoto,
+}
+"""What each object of the service's OpenAPI becomes."""
+
+SENT = {"IdentityBody", "IdentityPatch", "MergeBody", "NewGallery", "NewIdentity", "NewKey", "NewWebhook"}
+
+UNWRAPPED = {
+    *("DeliveryList", "EventList", "GalleryList", "IdentityList", "JobDetailPayload", "JobList", "KeyList"),
+    *("StoredFaceList", "AlivePayload", "AnswersPayload", "ErrorAnswer", "Forgotten", "ModelPayload", "Replayed"),
+    "ResultsPayload",
+}
+"""Pages, errors, and objects around one thing; and the model packs, which may say anything."""
+
+WORDS = [
+    (answers.Decision, decision.Decision),
+    (answers.DecisionReason, decision.DecisionReason),
+    (answers.Reason, types.Reason),
+    (answers.Outcome, types.Outcome),
+    (answers.Pick, types.Pick),
+    (answers.Direction, stored_events.Direction),
+    (answers.JobState, stored_jobs.JobState),
+    (answers.Scope, stored_keys.Scope),
+    (answers.Basis, calibration_report.Basis),
+]
+
+
+@pytest.mark.parametrize("route", CALLS)
+def test_a_call_asks_its_route(route: str) -> None:
+    call = CALLS[route]()
+    step = next(call.page(None) if isinstance(call, Pages) else call)
+    assert isinstance(step, Send)
+    method, path = route.split()
+    assert step.request.method == method
+    assert re.fullmatch(re.sub(r"{\w+}", "[^/]+", path), step.request.path)
+    changes_nothing = step.request.path in CHANGES_NOTHING or route.endswith("/search")
+    keyed = method == "POST" and not changes_nothing and route != "POST /v1/keys"
+    assert ("Idempotency-Key" in step.headers) == keyed
+
+
+def test_every_route_is_asked() -> None:
+    told = {f"{method} {path}" for path, methods in NEEDS.items() for method in methods if method != "HEAD"}
+    told = {route for route in told if not re.search(r"oauth2|static", route)}
+    assert told - FOR_MACHINES - NOT_ANSWERED_WITH_JSON == set(CALLS)
+
+
+def test_every_field_is_known(service: Running) -> None:
+    schemas = service.app.openapi()["components"]["schemas"]
+    for name, kind in KINDS.items():
+        assert {f.name for f in fields(kind)} - {"etag"} == set(schemas[name]["properties"]), name
+
+
+def test_everything_of_a_model_pack_is_known() -> None:
+    told = describe(SFACE)
+    assert {f.name for f in fields(answers.Model)} == {*told, "installed", "problem"}
+    assert isinstance(told["files"], list)
+    assert {f.name for f in fields(answers.ModelFile)} == set(told["files"][0])
+
+
+def test_every_object_is_known(service: Running) -> None:
+    words = {kind.__name__ for _, kind in WORDS}
+    assert set(service.app.openapi()["components"]["schemas"]) - words == set(KINDS) | SENT | UNWRAPPED
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name in KINDS])
+def test_every_example_is_read(name: str) -> None:
+    told = json.loads(json.dumps(EXAMPLES[name]))
+    assert read(KINDS[name], told | {"something": "new"}) == read(KINDS[name], told)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), WORDS)
+def test_every_word_is_known(ours: type[Any], theirs: type[Any]) -> None:
+    assert {str(word) for word in ours} == {str(word) for word in theirs}
+
+
+def test_both_clients_have_every_call() -> None:
+    for kind, name in (
+        (ServiceCalls, "Client"),
+        (GalleryCalls, "GalleryHandle"),
+        (IdentityCalls, "IdentityHandle"),
+        (JobCalls, "JobHandle"),
+        (WebhookCalls, "Webhooks"),
+        (KeyCalls, "Keys"),
+    ):
+        asked = {name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
+        for place in (getattr(sync, name), getattr(asynchronous, f"Async{name}")):
+            assert asked <= {name for name in vars(place) if not name.startswith("_")}, place
+            for one in asked:
+                assert inspect.getdoc(getattr(place, one)) or not inspect.getdoc(getattr(kind, one)), one
+
+
+def test_it_is_light() -> None:
+    """A door's controller has none of what the service needs, and `indexer` least of all."""
+    script = (
+        "import sys, warnings\n"
+        "import search_service.client\n"
+        "heavy = {'numpy', 'faiss', 'torch', 'cv2', 'fastapi', 'starlette', 'pydantic', 'sqlalchemy', 'indexer'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "ours = {name for name in sys.modules if name.startswith('search_service.')}\n"
+        "assert all(name.startswith('search_service.client') for name in ours), ours\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
