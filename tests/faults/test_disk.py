@@ -1,0 +1,94 @@
+"""The disk is full while the service writes, and has room again."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.place import STAFF, Ask, Photo, Place, calling, check, faces
+from tests.search_service.api.serving import image, ok, refused
+
+ROOMY = 2 * 2**30
+"""Bytes that let `doctor` find nothing; a file system in memory takes what is written, and no more."""
+
+ROOM = 256 * 2**10
+"""Bytes left for the photos: some of them."""
+
+
+class Disk:
+    """A file system of its own that may grow and shrink. Skips the test where it cannot be mounted; says why."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self._mount("-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs")
+
+    def leave(self, free: int) -> None:
+        self._mount("-o", f"remount,size={shutil.disk_usage(self.folder).used + free}")
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", self.folder], check=True, capture_output=True)
+
+    def _mount(self, *arguments: str) -> None:
+        try:
+            subprocess.run(["mount", *arguments, self.folder], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no disk can be mounted here: {error} {getattr(error, 'stderr', b'').decode()}")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    disk = Disk(tmp_path / "home")
+    yield disk
+    disk.close()
+
+
+def test_full_and_roomy_again(disk: Disk, new_place: Callable[[str], Place], enrol: Ask, photo: Photo) -> None:
+    """Writers are told that it is full; searches are answered; nothing that was acknowledged is lost. With room made,
+    the same process goes on by itself."""
+    place = new_place(f"sqlite:///{disk.folder / 'whosthere.db'}")
+    with place.serving() as serve:
+        client = serve.client
+        disk.leave(ROOM)
+        with calling(str(client.base_url), enrol) as callers:
+            callers.wait(12, 503)
+        assert callers.statuses() == {201, 503}
+        error = refused(enrol(client, 1_000_000), 503, "storage_unavailable")
+        assert "full" in error["message"]
+        refused(client.delete(f"{STAFF}/identities/left-1"), 503, "storage_unavailable")
+        archive = {"images": ("a.jpg", photo(2_000_000)[1] * 100)}
+        refused(client.post(f"{STAFF}/enrollments", files=archive), 503, "storage_unavailable")
+        assert (client.get("/readyz").status_code, client.get("/healthz").status_code) == (200, 200)
+        person, data = photo(0)
+        (face,) = ok(client.post(f"{STAFF}/search", files=image(data)))["faces"]
+        assert face["candidates"][0]["external_id"] == person
+        disk.leave(ROOMY)
+        with calling(str(client.base_url), enrol) as again:
+            again.wait(12, 200, 201)
+        assert again.statuses() <= {200, 201}
+        serve.end()
+        assert "Traceback" not in serve.log()
+    told = [*callers.bodies(201).values(), *again.bodies(201).values(), *again.bodies(200).values()]
+    check(place, {one["face_id"]: f"staff/{one['external_id']}" for one in told})
+
+
+def test_full_when_it_is_killed_and_when_it_ends(disk: Disk, new_place: Callable[[str], Place], enrol: Ask) -> None:
+    """It starts on a full disk as well, and what was acknowledged is there."""
+    place = new_place(f"sqlite:///{disk.folder / 'whosthere.db'}")
+    with place.serving() as serve:
+        disk.leave(ROOM)
+        with calling(str(serve.client.base_url), enrol) as callers:
+            callers.wait(4, 503)
+        serve.process.kill()
+    kept = {one["face_id"]: f"staff/{one['external_id']}" for one in callers.bodies(201).values()}
+    with place.serving() as serve:
+        assert kept.items() <= faces(serve.client).items()
+        assert serve.end() == -signal.SIGTERM, serve.log()
+        assert "Traceback" not in serve.log()
+    disk.leave(ROOMY)
+    check(place, kept)

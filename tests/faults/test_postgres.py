@@ -1,0 +1,86 @@
+"""PostgreSQL goes away under load and comes back: stopped as for an update, and killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import httpx
+import psutil
+import pytest
+
+from tests import postgres
+from tests.faults.place import STAFF, Ask, Place, calling, checked, embedding, pages
+from tests.postgres import Postgres
+from tests.search_service.api.serving import until
+
+SAFE = "synchronous_commit = on\n"
+"""What is acknowledged outlives the server's processes; no power cut is tried here."""
+
+
+@pytest.fixture
+def server() -> Iterator[Postgres]:
+    with postgres.running() as server:
+        with (server.folder / "postgresql.conf").open("a") as file:
+            file.write(SAFE)
+        server.stop()
+        server.start()
+        yield server
+
+
+def stop(server: Postgres) -> None:
+    server.stop()
+
+
+def crash(server: Postgres) -> None:
+    """Kills the server and waits for its processes, which find out by themselves."""
+    main = psutil.Process(int((server.folder / "postmaster.pid").read_text().split("\n")[0]))
+    others = main.children(recursive=True)
+    os.kill(main.pid, signal.SIGKILL)
+    _, left = psutil.wait_procs([main, *others], timeout=30)
+    assert not left
+
+
+@pytest.mark.parametrize("end", [stop, crash])
+def test_restarted_under_load(
+    server: Postgres, new_place: Callable[[str], Place], enrol: Ask, end: Callable[[Postgres], None]
+) -> None:
+    """Meanwhile requests get 503 and are told to come again; then everything goes on by itself."""
+    place = new_place(server.migrated())
+
+    def ask(client: httpx.Client, number: int) -> httpx.Response:
+        turn, kind = divmod(number, 4)
+        if kind == 0:
+            return enrol(client, turn)
+        if kind == 1:
+            return client.post(f"{STAFF}/search", json={"embedding": embedding(turn).tolist()})
+        if kind == 2:
+            return client.put(f"{STAFF}/identities/n{turn}", json={"name": f"Number {turn}"})
+        return client.get(f"{STAFF}/identities", params={"limit": 10})
+
+    with place.serving() as serve:
+        client = serve.client
+        with calling(str(client.base_url), ask) as callers:
+            callers.wait(40, 200, 201)
+            end(server)
+            callers.wait(40, 503)
+            not_ready = client.get("/readyz")
+            assert (not_ready.status_code, not_ready.json()["status"]) == (503, "failed")
+            assert client.get("/healthz").status_code == 200
+            server.start()
+            callers.wait(40, 200, 201)
+            until(lambda: client.get("/readyz").status_code == 200, "it is ready again")
+        serve.end()
+    assert callers.statuses() == {200, 201, 503}
+    assert callers.lost == 0, "no connection was lost"
+    for answer in callers.answered.values():
+        if answer.status_code == 503:
+            assert answer.json()["error"]["code"] == "storage_unavailable"
+            assert int(answer.headers["retry-after"]) >= 1
+    made = callers.bodies(201)
+    kept = {told["face_id"]: f"staff/{told['external_id']}" for told in made.values() if "face_id" in told}
+    assert len(kept) >= 10
+    with checked(place, kept) as client:
+        people = {one["external_id"] for one in pages(client, f"{STAFF}/identities", "identities")}
+        assert {told["external_id"] for told in made.values()} <= people
