@@ -31,6 +31,11 @@ RECEIVING_SECONDS = 600
 """Who writes a job's file, and has written nothing of it for so long, is taken for dead."""
 
 
+LONGEST_HOLD = timedelta(minutes=1)
+"""For which a job is held, or postponed. One that is held for twice that time from now was taken before the clock was
+set back, and is free."""
+
+
 class JobState(StrEnum):
     RECEIVING = "receiving"
     """Its file is not whole yet: nobody knows of it."""
@@ -185,11 +190,15 @@ class Jobs(Door):
     # For workers
 
     def claim(self, seconds: float) -> Held | None:
-        """Takes the oldest job that waits, or whose worker let its time run out, for so many seconds."""
+        """Takes the oldest job that waits, or whose worker let its time run out, for so many seconds, LONGEST_HOLD at
+        most."""
         at, claim = now(), secrets.token_hex(16)
         free = or_(
             JobRow.state == JobState.QUEUED,
-            and_(JobRow.state.in_(HELD), JobRow.locked_until < at),
+            and_(
+                JobRow.state.in_(HELD),
+                or_(JobRow.locked_until < at, JobRow.locked_until > at + 2 * LONGEST_HOLD),
+            ),
         )
         oldest = select(JobRow.id).where(free).order_by(JobRow.created_at, JobRow.id).limit(1)
         with self._read() as session:
@@ -265,7 +274,7 @@ class Jobs(Door):
             _change(session, _by(held), state=state, attempts=0, worker=None, locked_until=now())
 
     def postpone(self, held: Held, problem: str, seconds: float) -> None:
-        """Lets another worker go on with it after so many seconds; tells why until then."""
+        """Lets another worker go on with it after so many seconds, LONGEST_HOLD at most; tells why until then."""
         with self._write() as session:
             until = now() + timedelta(seconds=seconds)
             _change(session, _by(held), problem=_storable(problem), attempts=0, locked_until=until)

@@ -70,6 +70,17 @@ def test_a_key_that_is_given_up_is_free(answers: Answers) -> None:
     assert answers.claim("", "k") == ANSWER
 
 
+def test_a_key_that_was_taken_before_the_clock_was_set_back_is_free(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(monkeypatch, timedelta(days=1))
+    claimed(answers)
+    at(monkeypatch, timedelta())
+    claimed(answers)
+    at(monkeypatch, -SECOND * LOCKED_SECONDS / 2)  # as a machine's whose clock is behind
+    assert answers.claim("", "k") == Pending()
+
+
 def test_an_answer_is_not_given_up(answers: Answers) -> None:
     claim = claimed(answers)
     answers.put(claim, ANSWER)

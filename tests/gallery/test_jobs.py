@@ -20,8 +20,8 @@ from tests.gallery.faces import image_hash, make_gallery, new_face
 from tests.gallery.together import in_processes, in_threads
 from tests.postgres import Database
 
-LONG = 3600.0
-"""Seconds: longer than any test."""
+LONG = 60.0
+"""Seconds: longer than any test, and as long as a job may be held (`LONGEST_HOLD`)."""
 
 FILE = [bytes([n]) * 10 for n in range(2 * PARTS_AT_ONCE + 3)]
 
@@ -156,6 +156,13 @@ def test_what_a_worker_left_is_taken_over(jobs: Jobs, gallery: Gallery, engine: 
     assert (now.state, now.problem) == (JobState.RUNNING, None)
     assert list(jobs.parts(alive)) == FILE
     assert jobs.renew(alive, LONG) is JobState.RUNNING
+
+
+def test_one_that_was_taken_before_the_clock_was_set_back_is_free(jobs: Jobs, gallery: Gallery) -> None:
+    make(jobs, gallery)
+    ahead = taken(jobs, seconds=86_400)
+    assert taken(jobs).claim != ahead.claim
+    assert jobs.claim(LONG) is None
 
 
 def test_results_are_committed_with_the_faces_or_not_at_all(

@@ -527,6 +527,7 @@ def test_killed_in_the_middle_every_image_is_told_of_once(
         serve.ready()
         assert ok(serve.client.get("/v1/galleries/staff"))["faces"] == 42
     assert not [path.name for path in home.iterdir() if path.name.startswith("tmp")]
+    assert command(home, "doctor")[0] == 0
 
 
 def test_two_workers_and_no_job_run_twice(

@@ -202,3 +202,4 @@ def test_events_outlive_kill_9_on_their_way(tmp_path: Path, models_folder: Path)
         assert again.headers["X-Whosthere-Delivery"] == first.headers["X-Whosthere-Delivery"]
         check = genuine()
         assert all(check(hook["secret"], one.headers, one.body) for one in receiver.received)
+    assert command(home, "doctor")[0] == 0
