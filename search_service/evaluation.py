@@ -162,6 +162,8 @@ class Evaluation:
 
 def split(rows: Sequence[Row], photos: int) -> Split:
     """Raises InvalidRequest where nobody could be searched."""
+    if not rows:
+        raise InvalidRequest("there are no photos in what was named; expected a folder of folders, one a person")
     people: dict[str, list[Row]] = {}
     for row in rows:
         # Dates of validity are not what is evaluated: whoever expired would count as missed.
@@ -311,6 +313,7 @@ class _Run:
         """FPIRs, and what the service takes for them in this gallery, as it does once it has calibrated itself."""
         if not self.photo_of:
             raise InvalidRequest("not one of the photos to be enrolled could be; `whosthere enroll` says why of each")
+        self.gallery = self.home.store.gallery(GALLERY)  # as it is now, or the service would take its curve for old
         Thresholds(self.home).calibrate(self.gallery)
         anyone = [1.0, *[0.0] * (self.gallery.dim - 1)]
         queries = [(fpir, Query(fpir=fpir)) for fpir in FPIRS]

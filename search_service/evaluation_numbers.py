@@ -130,29 +130,29 @@ def numbers(
     once = sums.rates(np.ones(sums.people))
     drawn = np.stack([sums.rates(weights) for weights in _drawn(mated, strangers, sums.people, draws, seed)])
     lows, highs = np.percentile(drawn, INTERVAL, axis=0)
-    of_mated, of_strangers = mated.people, strangers.people
+    of_strangers = strangers.people
 
-    def estimate(place: int, people: int) -> Estimate:
+    def estimate(place: int, of: Searches, counted: NDArray[np.bool_]) -> Estimate:
         value = float(once[place])
         low, high = min(float(lows[place]), value), max(float(highs[place]), value)
-        return Estimate(value, *_honest(value, low, high, people))
+        return Estimate(value, *_honest(low, high, of.person, counted))
 
     rates = []
     for i, fpir in enumerate(FPIRS):
         basis = basis_of(fpir, of_strangers)
         some = basis is not Basis.UNSUPPORTED
-        fnir = estimate(1 + i, of_mated) if some else None
-        rates.append(Rate(fpir, basis, fpir * of_strangers, sums.threshold(fpir) if some else None, fnir))
+        threshold = sums.threshold(fpir)
+        fnir = estimate(1 + i, mated, ~(mated.right & (mated.score > threshold))) if some else None
+        rates.append(Rate(fpir, basis, fpir * of_strangers, threshold if some else None, fnir))
     asked, first = [], 1 + len(FPIRS)
     for i, (fpir, threshold) in enumerate(thresholds):
-        observed = estimate(first + i, of_strangers)
-        fnir = estimate(first + len(thresholds) + i, of_mated)
-        above = int((strangers.score >= threshold).sum())
+        above = strangers.score >= threshold
+        observed = estimate(first + i, strangers, above)
+        missed = estimate(first + len(thresholds) + i, mated, ~(mated.right & (mated.score >= threshold)))
         verdict = verdict_of(fpir, observed.value, of_strangers)
-        asked.append(Asked(fpir, threshold, observed, above, fnir, verdict))
-    return Numbers(
-        estimate(0, of_mated), tuple(rates), tuple(asked), det(mated, strangers), histogram(mated, strangers)
-    )
+        asked.append(Asked(fpir, threshold, observed, int(above.sum()), missed, verdict))
+    rank_1 = estimate(0, mated, mated.right)
+    return Numbers(rank_1, tuple(rates), tuple(asked), det(mated, strangers), histogram(mated, strangers))
 
 
 def basis_of(fpir: float, strangers: int) -> Basis:
@@ -260,14 +260,19 @@ def _drawn(mated: Searches, strangers: Searches, people: int, draws: int, seed: 
         yield weights
 
 
-def _honest(value: float, low: float, high: float, people: int) -> tuple[float, float]:
-    """Where no error was seen, or nothing else, every draw says the same. So many people may still stand for a rate
-    that would show none of them with a probability of 2.5 % (Clopper and Pearson)."""
+def _honest(low: float, high: float, person: NDArray[np.int64], counted: NDArray[np.bool_]) -> tuple[float, float]:
+    """The bootstrap's interval of the share of the searches that are `counted`, where it can be trusted.
+
+    Where none is, or all are, every draw says the same, and of one or two people the draws know little more. So where
+    fewer than ENOUGH people make up one side, the interval reaches as far as where nobody did: to the rate at which so
+    many people would all be on the other side with a probability of 2.5 % (Clopper and Pearson).
+    """
+    people = len(np.unique(person))
     if not people:
         return 0.0, 1.0
     bound = 1 - (INTERVAL[0] / 100) ** (1 / people)
-    if value <= 0:
-        return 0.0, max(high, bound)
-    if value >= 1:
-        return min(low, 1 - bound), 1.0
+    if len(np.unique(person[counted])) < ENOUGH:
+        high = max(high, bound)
+    if len(np.unique(person[~counted])) < ENOUGH:
+        low = min(low, 1 - bound)
     return low, high

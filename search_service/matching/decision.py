@@ -34,7 +34,7 @@ class DecisionReason(StrEnum):
     POOR_PROBE = "poor_probe"
     """The probe's `quality` has reasons for which it would not be enrolled."""
     FRAMES_DISAGREE = "frames_disagree"
-    """Of several images that should show one person, one does not look like the others."""
+    """Of several images that should show one person, some look like somebody else."""
     IDENTITY_EXPIRED = "identity_expired"
     """Somebody who is not valid any more is more similar than every candidate, and similar enough. Who it is stays
     unsaid: they have left, and whoever may search need not learn of them; whoever keeps the gallery can look."""

@@ -93,14 +93,24 @@ def test_people_with_fewer_than_k_photos_are_enrolled_with_all_but_one_and_not_s
 
 
 def test_rows_that_name_nobody_are_counted_and_what_a_manifest_says_of_people_is_left_out() -> None:
-    parts = split([*rows(ana=2), *(Row("odd", Person(""), row.read) for row in rows(x=2))], 1)
+    parts = split([*rows(ana=2, ben=1), *(Row("odd", Person(""), row.read) for row in rows(x=2))], 1)
     assert parts.nobody == 2
     assert all(not row.person.metadata for row in parts.enrolled)
 
 
-@pytest.mark.parametrize(("counts", "photos_each"), [({"ana": 1, "ben": 1}, 1), ({"ana": 3}, 3), ({}, 1)])
-def test_with_nobody_to_search_for_it_says_what_was_expected(counts: dict[str, int], photos_each: int) -> None:
-    with pytest.raises(InvalidRequest, match="expected several photos of some people"):
+@pytest.mark.parametrize(
+    ("counts", "photos_each", "expected"),
+    [
+        ({"ana": 1, "ben": 1}, 1, "of 2 people, none has more than 1 photo: .*expected several photos of some people"),
+        ({"ana": 3, "ben": 2}, 3, "of 2 people, none has more than 3 photos"),
+        ({"ana": 3}, 1, "the 3 photos are of 1 person by their folders or names; expected a folder of folders"),
+        ({}, 1, "there are no photos in what was named"),
+    ],
+)
+def test_with_nobody_to_search_for_it_says_what_was_expected(
+    counts: dict[str, int], photos_each: int, expected: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=expected):
         split(rows(**counts), photos_each)
 
 
@@ -256,9 +266,10 @@ def test_wrong_usage_says_what_is_wrong(command: Command, people: Path, argument
 
 
 def test_if_nobody_can_be_enrolled_it_says_so(command: Command, tmp_path: Path) -> None:
-    for number in (1, 2):
-        (tmp_path / f"cat_{number}.png").write_bytes(photos.no_faces()[-number])
-    ran = command("evaluate", tmp_path / "cat_1.png", tmp_path / "cat_2.png")
+    images = [tmp_path / name for name in ("cat_1.png", "cat_2.png", "dog_1.png")]
+    for number, image in enumerate(images, 1):
+        image.write_bytes(photos.no_faces()[-number])
+    ran = command("evaluate", *images)
     assert ran.code == 2
     assert "not one of the photos to be enrolled could be" in ran.err
 

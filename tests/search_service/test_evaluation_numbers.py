@@ -136,6 +136,20 @@ def test_no_mistake_among_few_people_is_no_proof() -> None:
     assert above.observed.high == pytest.approx(0.0183, abs=1e-4)
 
 
+@pytest.mark.parametrize("erring", range(6))
+def test_a_few_mistakes_tell_no_more_than_none(erring: int) -> None:
+    """Of 22 people with four photos each, one photo of some is missed: by the bootstrap alone, of one person it would
+    be 3.4 % at most, and of nobody 15.4 %."""
+    people = [i for i in range(22) for _ in range(4)]
+    right = [i % 4 > 0 or i // 4 >= erring for i in range(len(people))]
+    told = measured(searches(people, [0.9] * len(people), right), strangers(100), draws=1000).rank_1
+    assert told.value == pytest.approx(1 - erring / 88)
+    if erring < 5:
+        assert told.low == pytest.approx(1 - 0.1544, abs=1e-4)
+    else:
+        assert 0.88 < told.low < 0.93
+
+
 def test_what_calibration_asked_for_is_held_against_what_came() -> None:
     told = numbers(searches([0, 1], [0.95, 0.02]), strangers(100), [(0.1, 0.091), (0.03, 0.05)], 100, 0)
     first, second = told.asked

@@ -67,6 +67,13 @@ def test_the_odd_one_of_several_is_named_and_the_others_are_not() -> None:
     assert fuse([frame(f) for f in frames], 0.4).disagreeing == (2,)
 
 
+@pytest.mark.parametrize("each", [2, 3, 8])
+def test_two_people_do_not_pass_for_one_by_having_many_frames(each: int) -> None:
+    frames = [frame(near(person, 100 * person + i, 0.85)) for i in range(each) for person in (1, 3)]
+    assert fuse(frames, 0.3).disagreeing == tuple(range(2 * each))
+    assert fuse([*frames, frame(near(1, 99, 0.85))], 0.3).disagreeing == tuple(range(1, 2 * each, 2))
+
+
 @pytest.mark.parametrize("frames", [[], [frame(vector(1)), frame(-vector(1))]], ids=["none", "opposites"])
 def test_what_has_no_mean_is_refused(frames: list[Frame]) -> None:
     with pytest.raises(InvalidRequest):
