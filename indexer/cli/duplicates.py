@@ -75,6 +75,11 @@ def _print(found: Duplicates, gallery: str) -> None:
         show(rows)
     if max(len(found.pairs), len(found.wrong_photos)) > SHOWN:
         click.echo(f"The first {SHOWN} are shown; --json tells all.")
+    if found.wrong_photos:
+        click.echo(
+            f"`whosthere identity delete A --gallery {gallery} --face N` deletes a wrong photo. Do so first: two "
+            "identities that look alike by it alone are two people."
+        )
     if found.pairs:
         click.echo(f"`whosthere identity merge A B --gallery {gallery}` makes two one.")
 

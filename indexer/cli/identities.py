@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from indexer.cli.common import examples, gallery_option, json_option, print_json, show, table, with_home
+from indexer.errors import NotFound
 from indexer.home import Home
 from indexer.objects import face_object, identity_object
 
@@ -53,20 +54,35 @@ def identity_show(home: Home, external_id: str, gallery: str, as_json: bool) -> 
     show(rows)
 
 
-@identity_group.command("delete", epilog=examples("whosthere identity delete ana --gallery staff"))
+@identity_group.command(
+    "delete",
+    epilog=examples(
+        "whosthere identity delete ana --gallery staff", "whosthere identity delete ana --gallery staff --face 93"
+    ),
+)
 @click.argument("external_id")
 @gallery_option
+@click.option("--face", "face_id", type=click.IntRange(min=1), help="Only this one of their faces.")
 @json_option
 @with_home
-def identity_delete(home: Home, external_id: str, gallery: str, as_json: bool) -> None:
-    """Delete a person and all their faces. They are never returned again."""
+def identity_delete(home: Home, external_id: str, gallery: str, face_id: int | None, as_json: bool) -> None:
+    """Delete a person and all their faces, who are never returned again; or one wrong face of theirs."""
     found = home.store.gallery(gallery)
-    faces = home.store.delete_identity(found.id, external_id)
+    if face_id is None:
+        faces = home.store.delete_identity(found.id, external_id)
+    else:
+        own = home.store.faces(found.id, external_id, after=face_id - 1, limit=1)
+        if [face.id for face in own] != [face_id]:
+            raise NotFound(f"identity {external_id!r} has no face {face_id}", code="face_not_found")
+        home.store.delete_face(found.id, face_id)
+        faces = 1
     home.indexes.of(found).caught_up()
     if as_json:
         print_json({"external_id": external_id, "faces": faces})
-    else:
+    elif face_id is None:
         click.echo(f"Identity {external_id} deleted with {faces} faces.")
+    else:
+        click.echo(f"Face {face_id} of identity {external_id} deleted.")
 
 
 @identity_group.command("merge", epilog=examples("whosthere identity merge ana ana-old --gallery staff"))

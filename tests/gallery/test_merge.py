@@ -144,7 +144,7 @@ def test_embeddings_beside_and_exports_go_along(database: Database) -> None:
         store.merge_identities(gallery.id, "ana", "ana-2")
         lacking = store.lacking(gallery.id, "fedcba9876543210", 0, 10)
         assert [(face.external_id, face.image_sha256) for face in lacking] == [("ana", image_hash(1))]
-        with snapshot_of(store._readers, "staff") as snapshot:
+        with snapshot_of(store._writers, "staff") as snapshot:
             told = [
                 (record.person.external_id, record.face and record.face.image_sha256) for record in snapshot.records
             ]

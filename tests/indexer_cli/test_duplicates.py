@@ -77,7 +77,22 @@ def test_a_wrong_photo_is_told(staff: Command) -> None:
     assert list(wrong) == ["face", "own_score", "score", "looks_like"]
     assert (wrong["face"]["external_id"], wrong["looks_like"]["external_id"]) == ("hanks", "collins")
     assert wrong["own_score"] < found["threshold"] <= wrong["score"]
-    assert "Wrong photos: 1" in staff.ok("gallery", "duplicates", "staff").out
+    shown = staff.ok("gallery", "duplicates", "staff").out
+    assert "Wrong photos: 1" in shown
+    assert "identity delete A --gallery staff --face N" in shown
+
+    face = wrong["face"]["face_id"]
+    for somebody_else in ("collins", "nobody"):
+        refused = staff("identity", "delete", somebody_else, "--gallery", "staff", "--face", str(face))
+        assert (refused.code, refused.out) == (1, "")
+        assert somebody_else in refused.err
+    assert len(staff.ok("gallery", "duplicates", "staff", "--json").json["wrong_photos"]) == 1
+    delete = ("identity", "delete", "hanks", "--gallery", "staff", "--face", str(face))
+    assert staff.ok(*delete, "--json").json == {"external_id": "hanks", "faces": 1}
+    assert staff(*delete).code == 1
+    found = staff.ok("gallery", "duplicates", "staff", "--json").json
+    assert (found["pairs"], found["wrong_photos"], found["faces"]) == ([], [], 7)
+    assert len(staff.ok("identity", "show", "hanks", "--gallery", "staff", "--json").json["faces"]) == 1
 
 
 def test_any_threshold_may_be_asked_for(staff: Command) -> None:
