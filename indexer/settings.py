@@ -125,7 +125,9 @@ class Settings(BaseSettings):
         "terminal, else JSON.",
     )
     max_body_bytes: int = Field(
-        default=64 * 2**20, ge=1024, description="Requests with a larger body are refused with 413."
+        default=64 * 2**20,
+        ge=1024,
+        description="Requests with a larger body are refused with 413; those that carry no photo from 1 MiB on.",
     )
     max_batch: int = Field(
         default=16, ge=1, le=256, description="How many probes that arrive together are computed in one batch."

@@ -52,4 +52,11 @@ class Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, FIELDS, {})
-        return super().format(record) + "".join(f" {key}={value}" for key, value in fields.items() if value is not None)
+        told = (f" {key}={_word(value)}" for key, value in fields.items() if value is not None)
+        return super().format(record) + "".join(told)
+
+
+def _word(value: object) -> str:
+    """In quotes where it could be taken for more than one: callers choose the ids of their requests."""
+    text = str(value)
+    return json.dumps(text) if set(text) & set(' "=') else text

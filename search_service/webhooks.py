@@ -181,7 +181,9 @@ def send(claimed: Claimed, timeout_seconds: float, tls: ssl.SSLContext) -> str |
     except (OSError, http.client.HTTPException, ValueError) as error:  # a name that cannot be one is a ValueError
         if isinstance(error, TimeoutError) or expired.is_set():
             return f"no answer within {timeout_seconds:g} s"
-        return f"not reached: {str(error) or type(error).__name__}"
+        told = str(error).strip()  # in which the other side may be quoted
+        said = "".join(sign if sign.isprintable() else "?" for sign in told)
+        return f"not reached: {said or type(error).__name__}"
     finally:
         late.cancel()
         connection.close()

@@ -18,11 +18,13 @@ from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
     InternalError,
+    InvalidatePoolError,
     NoSuchModuleError,
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from indexer.errors import InvalidSetting, StorageUnavailable
 
@@ -34,6 +36,31 @@ RETRY_SECONDS = 0.01
 
 MIGRATION_LOCK = 0x77686F73
 """Key of the PostgreSQL advisory lock under which one process migrates and the others wait."""
+
+CONNECTIONS = 15
+"""To PostgreSQL, of one process: its threads wait for one, each for a few milliseconds. PostgreSQL allows 100 unless
+told otherwise, so six processes."""
+
+UNREACHABLE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""When a server that has gone without a word is given up, in seconds, the last one in milliseconds: the system's own
+two minutes for a connection and a quarter of an hour for a query would stop every thread. What the URL says goes
+first."""
+
+IDLE_SECONDS = 1.0
+"""After which a connection may have been lost without anybody noticing, as when PostgreSQL was restarted."""
+
+USED = "used"
+"""Where a connection of the pool notes when it was given back."""
+
+LOST_SECONDS = 600
+"""After which PostgreSQL ends the transaction of somebody who says nothing more, as a machine that was switched off,
+and others may change the gallery. An export writes to a disk between two queries."""
 
 REFUSED = {"42501", "42P01"}
 """PostgreSQL's words for a role that may not, and for a table that is not there."""
@@ -52,8 +79,15 @@ def open_database(url: str) -> Engine:
     if backend == "postgresql":
         if parsed.drivername == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
-        engine = _create_engine(parsed, pool_pre_ping=True)
+        engine = _create_engine(
+            parsed,
+            pool_size=CONNECTIONS,
+            max_overflow=0,  # connections beyond the pool would be made anew for every second query
+            connect_args={name: value for name, value in UNREACHABLE.items() if name not in parsed.query},
+        )
         event.listen(engine, "connect", _prepare_postgresql)
+        event.listen(engine, "checkin", _used)
+        event.listen(engine, "checkout", lambda connection, record, _: _check_alive(engine, connection, record))
         return engine
     if backend == "sqlite":
         file = unquote(url.partition(":///")[2].partition("?")[0])  # SQLAlchemy decodes it from 2.1 on
@@ -81,7 +115,25 @@ def _create_engine(url: URL, **options: Any) -> Engine:
 def _prepare_postgresql(connection: Any, _: Any) -> None:
     """Times come back in UTC: in the server's own zone, the last day of the year 9999 may be past what Python knows."""
     connection.execute("SET TIME ZONE 'UTC'")
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{LOST_SECONDS}s'")
     connection.commit()
+
+
+def _used(_: Any, record: ConnectionPoolEntry) -> None:
+    record.info[USED] = time.monotonic()
+
+
+def _check_alive(engine: Engine, connection: Any, record: ConnectionPoolEntry) -> None:
+    """Asks the server only where a connection has been idle: asked each time, it is waited for more often than for what
+    was to be asked, and while all cores compute each wait is long. Of connections that are lost within the second one
+    fails, and all are made anew."""
+    used = record.info.get(USED)
+    if used is not None and time.monotonic() - used > IDLE_SECONDS:
+        try:
+            engine.dialect.do_ping(connection)
+            connection.rollback()
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error  # the pool makes another one
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
@@ -138,7 +190,10 @@ class Door:
 
     def __init__(self, engine: Engine) -> None:
         """The tables must be there."""
-        self._readers = engine
+        # In PostgreSQL each statement sees what was committed before it, within a transaction or without: beginning and
+        # ending one are two more waits for the server. In SQLite a transaction reads from one state.
+        level = {"isolation_level": "AUTOCOMMIT"} if engine.dialect.name == "postgresql" else {}
+        self._readers = engine.execution_options(**level)
         self._writers = engine.execution_options(writing=True)
 
     @contextmanager

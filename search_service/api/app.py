@@ -18,7 +18,7 @@ from indexer.home import Home
 from search_service.api import auth, errors
 from search_service.api.hosts import HostCheck, allowed_hosts
 from search_service.api.idempotency import Idempotency
-from search_service.api.limits import BodyLimit, is_archive, is_ordinary
+from search_service.api.limits import SAID_BYTES, BodyLimit, is_archive, is_photos, is_said
 from search_service.api.metrics import CONTENT_TYPE, Metrics
 from search_service.api.observing import Observed
 from search_service.api.paths import EncodedSlashes
@@ -87,7 +87,8 @@ def create_app(home: Home) -> FastAPI:
     app.add_middleware(Idempotency, home=home)
     for meant, most, together in (
         (is_archive, settings.max_archive_bytes, ARCHIVES_AT_ONCE * settings.max_archive_bytes),
-        (is_ordinary, settings.max_body_bytes, settings.max_waiting_bytes),
+        (is_photos, settings.max_body_bytes, settings.max_waiting_bytes),
+        (is_said, min(SAID_BYTES, settings.max_body_bytes), settings.max_waiting_bytes),
     ):
         app.add_middleware(BodyLimit, max_bytes=most, max_together=together, meant=meant)
     app.add_middleware(auth.Guarded, guard=guard)

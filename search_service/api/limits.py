@@ -22,14 +22,28 @@ def is_archive(scope: Scope) -> bool:
     return scope["method"] == "POST" and ARCHIVES.fullmatch(scope["path"]) is not None
 
 
-def is_ordinary(scope: Scope) -> bool:
-    """Whether the request's body is held in memory."""
-    return not is_archive(scope)
+PHOTOS = re.compile(r".*/(search|faces|detect|compare|embed)")
+"""Paths to which photos are posted."""
+
+SAID_BYTES = 2**20
+"""Of a body without photos, which is parsed while nobody else is answered: as many as nginx lets through unless told
+otherwise. Metadata of more would come back with every search."""
+
+
+def is_photos(scope: Scope) -> bool:
+    """Whether the request's body may hold photos, and is held in memory."""
+    return PHOTOS.fullmatch(scope["path"]) is not None and not is_archive(scope)
+
+
+def is_said(scope: Scope) -> bool:
+    """Whether it is any other request."""
+    return not (is_archive(scope) or is_photos(scope))
 
 
 GRACE_SECONDS, LEAST_RATE = 20.0, 500
-"""A body may take so long, and a second more for each LEAST_RATE bytes of it: who holds a connection and sends next to
-nothing is let go. The figures are those of Apache's mod_reqtimeout, `body=20,MinRate=500`."""
+"""A body may be waited for so long, and a second more for each LEAST_RATE bytes that come, but never longer than the
+first of the two at once: who holds a connection and sends next to nothing is let go, also after the first 60 MB. The
+figures are those of Apache's mod_reqtimeout, `body=20,MinRate=500`, which lets that one keep them for a day."""
 
 
 class BodyLimit:
@@ -57,21 +71,22 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         started = replaced = False
-        received, whole, begun = 0, False, time.monotonic()
+        received, whole, patience = 0, False, self._grace
         refusal: WhosthereError | None = None
         declared = dict(scope["headers"]).get(b"content-length", b"0")
 
         async def bounded() -> Message:
-            nonlocal received, whole, refusal
-            took = time.monotonic() - begun
+            nonlocal received, whole, patience, refusal
+            begun = time.monotonic()
             try:
-                async with asyncio.timeout(None if whole else self._grace + received / LEAST_RATE - took):
+                async with asyncio.timeout(None if whole else patience):
                     message = await receive()
             except TimeoutError:
-                refusal = BodyTooSlow(f"{received:,} bytes of the request's body came in {took:.0f} s, and no more")
+                refusal = BodyTooSlow(f"{received:,} bytes of the request's body came, and then next to nothing")
                 raise refusal from None
             whole = not message.get("more_body", False)
             size = len(message.get("body", b""))
+            patience = min(self._grace, patience - (time.monotonic() - begun) + size / LEAST_RATE)
             received += size
             self._held += size
             if received > self._max_bytes:

@@ -8,7 +8,7 @@ import time
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from search_service.api.errors import request_id
+from search_service.api.errors import METHODS, request_id
 from search_service.api.metrics import Metrics
 from search_service.logs import FIELDS
 
@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 NO_ROUTE = "none"
 """The route of requests that fit none: their paths are anybody's to make up."""
+
+OTHER = "other"
+"""Counted as the method of requests that have one of their own making."""
 
 QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines: counted, and told only where they fail."""
@@ -55,7 +58,7 @@ class Observed:
 
     def _tell(self, scope: Scope, known: str, status: int, sent: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", NO_ROUTE)
-        self._metrics.request(scope["method"], route, status, seconds)
+        self._metrics.request(scope["method"] if scope["method"] in METHODS else OTHER, route, status, seconds)
         if route in QUIET and status < FAILED:
             return
         key = scope.get("state", {}).get("key")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from reprlib import Repr
 from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from indexer.errors import InvalidRequest, InvalidVector
 from indexer.gallery.events import Direction, Event
@@ -30,8 +33,17 @@ MAX_IMAGES = 16
 """Images in one request: the default of `max_batch`, so that one caller's take no longer than a batch while others
 wait. More are a bulk enrolment, or several requests, which share batches."""
 
+MOST_VALUES = 100_000
+"""In a JSON body: an embedding has some thousand numbers at most, and nobody else is answered while it is parsed, which
+takes some seconds for as many as 64 MiB hold."""
+
 LONGEST_SHOWN = 100
 """Characters of a bad value that an error repeats."""
+
+SHORTENED = Repr()
+"""Looks at the beginning of a value alone: a body may hold millions."""
+SHORTENED.maxlist = SHORTENED.maxdict = SHORTENED.maxlevel = LONGEST_SHOWN
+SHORTENED.maxstring = SHORTENED.maxlong = SHORTENED.maxother = 2 * LONGEST_SHOWN
 
 PROBE_PICKS = (Pick.LARGEST, Pick.CENTER)
 """What a search may pick: a probe with several faces is no reason to refuse it."""
@@ -109,7 +121,7 @@ async def _read_form(request: Request, image_fields: tuple[str, ...]) -> Body:
     images: dict[str, list[Upload]] = {}
     values: dict[str, Any] = {}
     try:
-        async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS) as form:
+        async with _form(request) as form:
             for name, value in form.multi_items():
                 again = name in images and isinstance(value, UploadFile) and name in (IMAGE, IMAGES)
                 if (name in images or name in values) and not again:
@@ -125,7 +137,22 @@ async def _read_form(request: Request, image_fields: tuple[str, ...]) -> Body:
     return Body(images, values)
 
 
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    """In memory, however large: bodies are bounded before, and photos are not written to a disk."""
+    async with aclosing(request.stream()) as stream:
+        parser = MultiPartParser(request.headers, stream, max_files=MAX_PARTS, max_fields=MAX_PARTS)
+        parser.spool_max_size = sys.maxsize
+        form = await parser.parse()
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
 def _read_json(body: bytes, image_fields: tuple[str, ...]) -> Body:
+    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:  # base64 has none of these
+        raise InvalidRequest(f"the body holds more than the {MOST_VALUES:,} values allowed")
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -194,7 +221,7 @@ def embedding_of(value: object, dim: int) -> list[float]:
     wanted = f"embedding must be a list of {dim} numbers"
     if not isinstance(value, list):
         raise InvalidVector(f"{wanted}; got {_short(value)}")
-    for number in value:
+    for number in value[: dim + 1]:  # of more it is told how many they are
         if isinstance(number, list):
             raise InvalidVector(f"{wanted}; got a list of lists (a request holds one embedding)")
         if isinstance(number, bool) or not isinstance(number, int | float):
@@ -254,7 +281,7 @@ def whole(values: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = SHORTENED.repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 

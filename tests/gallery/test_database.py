@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from indexer.errors import InvalidSetting, StorageUnavailable
-from indexer.gallery.database import current_version, migrate, open_database
+from indexer.gallery import database
+from indexer.gallery.database import CONNECTIONS, Door, current_version, migrate, open_database
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Person
 from tests.gallery.faces import DIM, enroll_one, make_gallery, new_face
@@ -114,6 +115,54 @@ def test_postgresql_stops_and_comes_back() -> None:
         assert store.gallery("staff").id == gallery.id
         assert store.face(gallery.id, face_id).id == face_id
         assert enroll_one(store, gallery, new_face("ana", 2)) > face_id
+
+
+def test_postgresql_restarts_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "IDLE_SECONDS", 0.0)  # every connection of the pool has been idle for longer
+    with running() as server, opened(server.migrated()) as store:
+        gallery = make_gallery(store)
+        in_threads([lambda: store.counts(gallery.id)] * 4)
+        server.stop()
+        server.start()
+        assert in_threads([lambda: store.counts(gallery.id)] * 8) == [(0, 0)] * 8
+
+
+def test_many_threads_share_a_few_connections(postgres: Postgres) -> None:
+    engine = open_database(postgres.migrated())
+    made: list[object] = []
+    event.listen(engine, "connect", lambda connection, _: made.append(connection))
+    store = Store(engine)
+    for _ in range(3):
+        in_threads([store.galleries] * 40)
+    assert 1 <= len(made) <= CONNECTIONS
+    engine.dispose()
+
+
+def test_reading_holds_no_transaction_of_postgresql_open(postgres: Postgres) -> None:
+    class Reader(Door):
+        def status(self) -> int:
+            with self._read() as session:
+                session.execute(text("SELECT 1"))
+                return int(session.connection().connection.driver_connection.info.transaction_status)  # type: ignore[union-attr]
+
+    engine = open_database(postgres.migrated())
+    assert Reader(engine).status() == 0  # IDLE of libpq
+    with engine.connect() as connection:  # which the same connection of the pool serves
+        connection.execute(text("SELECT 1"))
+        assert connection.connection.driver_connection.info.transaction_status == 2  # type: ignore[union-attr]
+    engine.dispose()
+
+
+def test_a_postgresql_that_is_gone_is_given_up(postgres: Postgres) -> None:
+    url = postgres.migrated()
+    for asked, told in ((url, "10"), (f"{url}&connect_timeout=3", "3")):
+        engine = open_database(asked)
+        with engine.connect() as connection:
+            parameters = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
+            assert parameters["connect_timeout"] == told
+            assert parameters["tcp_user_timeout"] == "25000"
+            assert connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "10min"
+        engine.dispose()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

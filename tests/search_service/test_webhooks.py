@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import socket
 import ssl
 import threading
 import time
@@ -140,6 +141,28 @@ def test_nobody_listens() -> None:
     problem = send(claimed(f"http://127.0.0.1:{port}/"), 5, ssl.create_default_context())
     assert problem is not None
     assert problem.startswith("not reached: ")
+
+
+def test_what_the_other_side_says_is_told_in_signs_that_logs_and_databases_take(home: Home, staff: Gallery) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        hook, _ = home.webhooks.create(url, staff, ["match"])
+
+        def answer() -> None:
+            for _ in range(SOON.tries):
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(2**16)
+                    connection.sendall(b"\0\x1b[2J oops\r\n\r\n")
+
+        receiver = threading.Thread(target=answer)
+        receiver.start()
+        with delivering(home):
+            record(home, staff)
+            until(lambda: home.webhooks.webhook(hook.id).dead == 1, "it is dead")
+        receiver.join()
+    (dead,) = home.webhooks.deliveries(hook.id, DEAD)
+    assert dead.problem == "not reached: ??[2J oops"
 
 
 @pytest.mark.parametrize("url", ["http://no-such-host.invalid/", f"http://{'a' * 70}.invalid/", "http://a..b/"])

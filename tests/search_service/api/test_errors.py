@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from search_service.api.limits import SAID_BYTES
+from search_service.api.requests import MOST_VALUES
 from tests import photos
 from tests.search_service.api.conftest import MAX_BODY_BYTES
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused
@@ -200,8 +204,8 @@ def chunked(body: bytes) -> Iterator[bytes]:
 
 TOO_MUCH = MAX_BODY_BYTES + 1
 LARGE: list[tuple[str, dict[str, str], bytes]] = [
-    ("/v1/galleries", JSON, b'{"name": "' + b"x" * TOO_MUCH + b'"}'),
-    ("{gallery}/identities", JSON, b" " * TOO_MUCH),
+    ("/v1/galleries", JSON, b'{"name": "' + b"x" * SAID_BYTES + b'"}'),
+    ("{gallery}/identities", JSON, b" " * (SAID_BYTES + 1)),
     ("{gallery}/search", JSON, b'{"image": "' + b"A" * TOO_MUCH),
     ("{gallery}/search", FORM, part("image", bytes(TOO_MUCH))),
     ("{gallery}/identities/ana/faces", FORM, part("image", bytes(TOO_MUCH))),
@@ -216,7 +220,10 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(
 ) -> None:
     path = path.format(gallery=gallery)
     declared = client.post(path, content=body, headers=headers)
-    assert f"{MAX_BODY_BYTES:,}" in refused(declared, 413, "body_too_large")["message"]
+    assert (
+        f"{MAX_BODY_BYTES if len(body) >= TOO_MUCH else SAID_BYTES:,}"
+        in refused(declared, 413, "body_too_large")["message"]
+    )
     undeclared = client.post(path, content=chunked(body), headers=headers)
     if headers.get("Content-Type") == "text/plain":  # refused before it is read
         refused(undeclared, 400, "invalid_request")
@@ -242,11 +249,34 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_arrives(service: 
 
 def test_bodies_up_to_the_limit_are_taken(client: httpx.Client, gallery: str) -> None:
     start, end = b'{"name": "staff", "x": "', b'"}'
-    body = start + b"x" * (MAX_BODY_BYTES - len(start) - len(end)) + end
-    assert len(body) == MAX_BODY_BYTES
-    for content in (body, chunked(body)):
-        answer = client.post("/v1/galleries", content=content, headers=JSON)
-        assert "body.x" in refused(answer, 400, "invalid_request")["message"]
+    for path, most, named in (("/v1/galleries", SAID_BYTES, "body.x"), (f"{gallery}/search", MAX_BODY_BYTES, "'name'")):
+        body = start + b"x" * (most - len(start) - len(end)) + end
+        assert len(body) == most
+        for content in (body, chunked(body)):
+            assert named in refused(client.post(path, content=content, headers=JSON), 400, "invalid_request")["message"]
+
+
+def test_a_photo_is_not_written_to_a_disk(
+    client: httpx.Client, gallery: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    sent = client.post(f"{gallery}/search", files=image(photos.astronaut() + bytes(2 * 2**20)))
+    assert sent.status_code != 500, sent.text
+
+
+def test_only_the_beginning_of_a_bad_value_is_looked_at(client: httpx.Client, gallery: str) -> None:
+    for told, message in (
+        ('{"top_k": [' + "1," * 50_000 + "1]}", "top_k is [1, 1, 1"),
+        ('{"top_k": ' + "[" * 900 + "]" * 900 + "}", "top_k is [[[["),
+        ('{"embedding": [' + "1," * 50_000 + "1]}", "got 50001"),
+        ('{"embedding": [' + '"x",' * 50_000 + "1]}", "got 'x'"),
+        ('{"embedding": [' + "1," * MOST_VALUES + "1]}", "more than the 100,000 values"),
+        ('{"image": ["' + '", ["' * MOST_VALUES, "more than the 100,000 values"),
+    ):
+        code = "invalid_embedding" if "got" in message else "invalid_request"
+        error = refused(client.post(f"{gallery}/search", content=told, headers=JSON), 400, code)
+        assert message in error["message"]
+        assert len(error["message"]) < 300
 
 
 def test_a_chunked_upload_is_taken(client: httpx.Client, people: str) -> None:

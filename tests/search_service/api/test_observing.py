@@ -121,6 +121,9 @@ def test_the_formats() -> None:
     record = logging.LogRecord("a.logger", logging.WARNING, "file", 1, "%s of %d\nlines", ("one", 2), None)
     setattr(record, FIELDS, {"status": 200, "key": None, "at": Path("x")})
     assert Text("%(levelname)s: %(message)s").format(record) == "WARNING: one of 2\nlines status=200 at=x"
+    setattr(record, FIELDS, {"request_id": 'x status=500 "', "status": 200, "key": None, "at": Path("x")})
+    assert Text("%(levelname)s").format(record) == r'WARNING request_id="x status=500 \"" status=200 at=x'
+    setattr(record, FIELDS, {"status": 200, "key": None, "at": Path("x")})
     told = json.loads(Json().format(record))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", told.pop("time"))
     expected: dict[str, Any] = {"level": "warning", "logger": "a.logger", "message": "one of 2\nlines"}
