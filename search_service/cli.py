@@ -98,15 +98,16 @@ def search(
     names = [click.format_filename(image) for image in images]
     if same_person:
         frames = [_read(path, home.settings.max_image_bytes) for path in images]
-        answers, names = [service.search_frames(frames, found, query)], [", ".join(names)]
+        answers, probes = [service.search_frames(frames, found, query)], [names]
     else:
         answers = _search_each(service, images, found, query, home.settings.max_image_bytes)
+        probes = [[name] for name in names]
     if as_json:
         from search_service.api.payloads import answer_payload
 
-        print_json([answer_payload(a, i).model_dump(mode="json") for a, i in zip(answers, names, strict=True)])
+        print_json([answer_payload(a, p).model_dump(mode="json") for a, p in zip(answers, probes, strict=True)])
     else:
-        _print_answers(answers, names)
+        _print_answers(answers, [", ".join(probe) for probe in probes])
     service.settle()
     if any(answer.error for answer in answers):
         sys.exit(SOME_REJECTED)

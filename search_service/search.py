@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,13 +70,26 @@ class FaceAnswer:
 
 
 @dataclass(frozen=True, eq=False)
+class FrameAnswer:
+    """What became of one of several images of one person."""
+
+    error: RejectedImage | None = None
+    """Why it was passed over."""
+    disagrees: bool = False
+    """Whether it looks like somebody else than the others."""
+    shown: bool = False
+    """Whether the answer's box, landmarks and quality are those of its face."""
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
-    """The answer to one probe; `error` says why there are no faces."""
+    """The answer to one probe; `error` says why there are no faces. `frames` where the probe is several images."""
 
     gallery: str
     model: str
     faces: tuple[FaceAnswer, ...]
     error: RejectedImage | None = None
+    frames: tuple[FrameAnswer, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,23 +135,24 @@ class SearchService:
         """One answer from several images of one person, each face counting for its quality; images without a face to
         use are passed over while there is one with. The answer's box and quality are the best frame's."""
         read = [image for image in images if not isinstance(image, RejectedImage)]
-        seen = self._home.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST)
-        unread = [Seen(rejection=image) for image in images if isinstance(image, RejectedImage)]
-        return self.frames_seen([*seen, *unread], gallery, query)
+        seen = iter(self._home.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST))
+        every = [Seen(rejection=image) if isinstance(image, RejectedImage) else next(seen) for image in images]
+        return self.frames_seen(every, gallery, query)
 
     def frames_seen(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> Answer:
         """The same for images whose faces are described already."""
-        faces = [one.faces[0] for one in seen if one.faces]
-        if not faces:
+        used = [(place, one.faces[0]) for place, one in enumerate(seen) if one.faces]
+        if not used:
             rejection = next(one.rejection for one in seen if one.rejection is not None)
-            return Answer(gallery.name, gallery.model, (), rejection)
-        frames = [Frame(face.embedding.tolist(), weight_of(face.quality)) for face in faces]
+            return Answer(gallery.name, gallery.model, (), rejection, _frames(seen))
+        frames = [Frame(face.embedding.tolist(), weight_of(face.quality)) for _, face in used]
         together = fuse(frames, self._home.pack_of(gallery).same_threshold)
-        poor = all(face.quality.reasons for face in faces)
+        poor = all(face.quality.reasons for _, face in used)
         vector = check_vectors(together.embedding, gallery.dim)
         (answer,) = self._match(vector, gallery, query, [poor], disagreeing=bool(together.disagreeing))
-        best = max(zip(frames, faces, strict=True), key=lambda pair: pair[0].weight)[1]
-        return Answer(gallery.name, gallery.model, (_with_face(answer, best),))
+        best, face = used[max(range(len(used)), key=lambda i: frames[i].weight)]
+        told = _frames(seen, best, {used[i][0] for i in together.disagreeing})
+        return Answer(gallery.name, gallery.model, (_with_face(answer, face),), frames=told)
 
     def search_embedding(self, values: Sequence[float], gallery: Gallery, query: Query) -> Answer:
         """For one embedding (D,) made elsewhere with the same pack. Raises InvalidVector."""
@@ -220,6 +234,15 @@ def _answer(
     verdict = decide(ranked.candidates, threshold, poor_probe, frames_disagree=disagreeing, outranked=ranked.outranked)
     candidates = ranked.candidates[:top_k]
     return FaceAnswer(None, None, verdict.decision, threshold, fpir, candidates, verdict.reasons)
+
+
+def _frames(
+    seen: Sequence[Seen], shown: int | None = None, disagreeing: Collection[int] = ()
+) -> tuple[FrameAnswer, ...]:
+    return tuple(
+        FrameAnswer(None if one.faces else one.rejection, place in disagreeing, place == shown)
+        for place, one in enumerate(seen)
+    )
 
 
 def compare_seen(seen: Sequence[Seen], pack: Pack) -> Comparison:

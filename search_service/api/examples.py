@@ -42,7 +42,9 @@ ANSWER = {
         {**FACE, "decision": "match", "reasons": [], "threshold": 0.4127, "fpir": 0.01, "candidates": [CANDIDATE]}
     ],
     "error": None,
+    "frames": None,
 }
+FRAME = {"image": "door_1.jpg", "error": None, "disagrees": False, "shown": True}
 NO_FACE = {"code": "no_face", "message": "no face was found", "details": {}}
 GALLERY = {"name": "staff", "model": "sface", "dim": 128, "identities": 212, "faces": 431, "created_at": AT}
 STORED_FACE = {**FACE, "face_id": 31, "external_id": "e-1042", "image_sha256": "9f86d081" * 8, "created_at": AT}
@@ -178,6 +180,7 @@ EXAMPLES: Mapping[str, Any] = MappingProxyType(
         "ResultsPayload": {"results": [ENROLLED, {**REJECTED, "message": "no face was found"}]},
         "Deleted": {"deleted": "e-1042", "faces": 2},
         "AnswerPayload": ANSWER,
+        "FramePayload": FRAME,
         "AnswersPayload": {"answers": [ANSWER, {**ANSWER, "image": "wall.jpg", "faces": [], "error": NO_FACE}]},
         "DetectPayload": {"image": "group.jpg", "width": 1280, "height": 960, "faces": [FACE]},
         "EmbedPayload": {

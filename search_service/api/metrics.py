@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from collections import Counter as Counted
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from indexer.errors import Conflict, NotFound, WhosthereError
@@ -73,11 +74,22 @@ class Metrics:
         """All of them, in Prometheus' text format."""
         counted = self._registry
         if SHARED in os.environ:
+            _forget_dead(Path(os.environ[SHARED]))
             counted = CollectorRegistry()
             MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
         there = CollectorRegistry()
         there.register(self._looked_up)
         return generate_latest(counted) + generate_latest(there)
+
+
+def _forget_dead(folder: Path) -> None:
+    """Takes what waited in a worker that was killed out of the sum: nothing waits there any more."""
+    for file in folder.glob("gauge_live*.db"):
+        pid = file.stem.rpartition("_")[2]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            mark_process_dead(int(pid), str(folder))  # type: ignore[no-untyped-call]
 
 
 class _LookedUp(Collector):

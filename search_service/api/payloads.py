@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from indexer.vision.pipeline import Seen
 from search_service.calibration_report import Basis
 from search_service.matching.decision import Decision, DecisionReason
 from search_service.matching.ranking import Candidate
-from search_service.search import Answer, Comparison, FaceAnswer
+from search_service.search import Answer, Comparison, FaceAnswer, FrameAnswer
 
 DECIMALS = 4
 """Of cosines and scores: the fifth depends on the CPU."""
@@ -144,6 +144,15 @@ class FaceAnswerPayload(FacePayload):
     )
 
 
+class FramePayload(Payload):
+    """What became of one of several images of one person."""
+
+    image: str | None
+    error: ErrorBody | None = Field(description="Why it was passed over.")
+    disagrees: bool = Field(description="Whether it looks like somebody else than the others.")
+    shown: bool = Field(description="Whether the answer's box, landmarks and quality are those of its face.")
+
+
 class AnswerPayload(Payload):
     """The answer to one probe."""
 
@@ -152,6 +161,9 @@ class AnswerPayload(Payload):
     model: str
     faces: list[FaceAnswerPayload]
     error: ErrorBody | None
+    frames: list[FramePayload] | None = Field(
+        default=None, description="With `same_person`, of each image in the order they were sent; null without."
+    )
 
 
 class AnswersPayload(Payload):
@@ -405,14 +417,21 @@ def face_payload(detection: Detection | None, quality: Quality | None) -> dict[s
     }
 
 
-def answer_payload(answer: Answer, image: str | None) -> AnswerPayload:
+def answer_payload(answer: Answer, images: Sequence[str | None]) -> AnswerPayload:
+    """`images` are the names of all that were searched together, of one where there is one."""
     return AnswerPayload(
-        image=image,
+        image=", ".join(name for name in images if name) or None,
         gallery=answer.gallery,
         model=answer.model,
         faces=[_face_answer(face) for face in answer.faces],
         error=error_body(answer.error) if answer.error else None,
+        frames=None if answer.frames is None else list(map(_frame, answer.frames, images)),
     )
+
+
+def _frame(frame: FrameAnswer, image: str | None) -> FramePayload:
+    error = error_body(frame.error) if frame.error else None
+    return FramePayload(image=image, error=error, disagrees=frame.disagrees, shown=frame.shown)
 
 
 def enrolled_payload(result: Result, image: str | None) -> EnrolledPayload:

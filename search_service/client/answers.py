@@ -196,14 +196,28 @@ class FaceAnswer(Face):
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What became of one of several images of one person."""
+
+    image: str | None
+    error: Problem | None
+    """Why it was passed over."""
+    disagrees: bool
+    """Whether it looks like somebody else than the others."""
+    shown: bool
+    """Whether the answer's box, landmarks and quality are those of its face."""
+
+
+@dataclass(frozen=True)
 class Answer:
-    """The answer to one probe. `faces` is empty where `error` says why."""
+    """The answer to one probe. `faces` is empty where `error` says why. `frames` are of `search_frames`."""
 
     image: str | None
     gallery: str
     model: str
     faces: tuple[FaceAnswer, ...]
     error: Problem | None
+    frames: tuple[Frame, ...] | None
 
     @property
     def match(self) -> Candidate | None:

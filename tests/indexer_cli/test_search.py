@@ -54,7 +54,8 @@ def ids(face: dict[str, Any]) -> list[str]:
 def test_the_json_list(staff: Command, demo: Demo) -> None:
     probe = demo.probes / "left-2-large.png"
     (answer,) = search(staff, probe, "--top-k", "3")
-    assert list(answer) == ["image", "gallery", "model", "faces", "error"]
+    assert list(answer) == ["image", "gallery", "model", "faces", "error", "frames"]
+    assert answer["frames"] is None
     assert (answer["image"], answer["gallery"], answer["model"], answer["error"]) == (
         str(probe),
         "staff",

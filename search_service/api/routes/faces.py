@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from indexer.errors import Conflict, InvalidRequest
 from indexer.gallery.events import Direction
@@ -91,7 +91,7 @@ RECORD_FIELDS: Mapping[str, Mapping[str, Any]] = {
         embedding=True,
     ),
 )
-async def search(service: Service, gallery: str, request: Request) -> Any:
+async def search(service: Service, gallery: str, request: Request, response: Response) -> Any:
     """Who is this, out of the people enrolled? Multipart `image`, or JSON with `image` (base64) or `embedding`.
 
     `images`, or `image` several times: an answer each, with its own `error` where there are no faces to search; or one
@@ -102,6 +102,8 @@ async def search(service: Service, gallery: str, request: Request) -> Any:
     body.only(IMAGE, IMAGES, "embedding", "top_k", "fpir", "threshold", "pick", "all_faces", "same_person", *RECORDED)
     query = query_of(body.values)
     recording = recording_of(body.values, service.home.settings.cooldown_seconds, request_id(request))
+    if recording is None:  # nothing was changed: made again, it is answered as it is then, whoever was deleted since
+        response.headers["Cache-Control"] = "no-store"
     if "embedding" in body.values and (body.images or "same_person" in body.values):
         raise InvalidRequest("give image or embedding, not both; same_person is for images")
     if truth(body.values, "same_person") and query.pick is None:
@@ -120,23 +122,21 @@ async def _search(
     if "embedding" in body.values:
         values = embedding_of(body.values["embedding"], gallery.dim)
         answers = [await service.off_loop(service.search.search_embedding, values, gallery, query)]
-        return answer_payload((await _recorded(service, gallery, answers, recording))[0], None)
+        return answer_payload((await _recorded(service, gallery, answers, recording))[0], [None])
     images = body.all_images()
     pipeline = service.home.pipeline_of(gallery)
     seen = await service.batcher.describe([image.data for image in images], pipeline, Kind(query.pick))
     if truth(body.values, "same_person"):
         answers = [await service.off_loop(service.search.frames_seen, seen, gallery, query)]
-        name = ", ".join(image.name for image in images if image.name) or None
     else:
         answers = await service.off_loop(service.search.search_seen, seen, gallery, query)
         if body.several:
             answers = await _recorded(service, gallery, answers, recording)
             told = zip(answers, images, strict=True)
-            return AnswersPayload(answers=[answer_payload(answer, image.name) for answer, image in told])
-        name = images[0].name
+            return AnswersPayload(answers=[answer_payload(answer, [image.name]) for answer, image in told])
     if answers[0].error is not None:
         raise answers[0].error
-    return answer_payload((await _recorded(service, gallery, answers, recording))[0], name)
+    return answer_payload((await _recorded(service, gallery, answers, recording))[0], [image.name for image in images])
 
 
 async def _recorded(

@@ -75,7 +75,7 @@ def test_every_post_that_changes_something(client: httpx.Client, gallery: str) -
         ("identities/collins/faces", {"files": [*image(data).items(), *image(b"no image").items()]}),
         ("identities/collins/faces", {"files": image(b"no image")}),
         ("identities/ana/merge", {"json": {"other": "ben"}}),
-        ("search", {"files": image(data), "data": {"top_k": "1"}}),
+        ("search", {"files": image(data), "data": {"record": "true", "device": "door"}}),
     ]
     for path, asked in posts:
         key = keyed()
@@ -86,6 +86,17 @@ def test_every_post_that_changes_something(client: httpx.Client, gallery: str) -
         assert "idempotency-replayed" not in without.headers
     shown = ok(client.get(gallery))
     assert (shown["identities"], shown["faces"]) == (2, 1)
+
+
+def test_a_search_that_changes_nothing_is_answered_as_things_are_then(client: httpx.Client, gallery: str) -> None:
+    key, files = keyed(), image(sources.astronaut())
+    ok(client.post(f"{gallery}/identities/collins/faces", files=files), 201)
+    first = client.post(f"{gallery}/search", files=files, headers=key)
+    assert [c["external_id"] for c in ok(first)["faces"][0]["candidates"]] == ["collins"]
+    ok(client.delete(f"{gallery}/identities/collins"))
+    then = client.post(f"{gallery}/search", files=files, headers=key)
+    assert ok(then)["faces"][0]["candidates"] == []
+    assert "idempotency-replayed" not in then.headers
 
 
 def test_a_bulk_enrolment_is_one_job(client: httpx.Client, gallery: str) -> None:

@@ -200,8 +200,10 @@ def test_several_workers_share_a_port_and_count_together(tmp_path: Path, models_
         with httpx.Client(base_url=url, timeout=PATIENCE) as client:
             ok(client.get("/v1/galleries"))
             assert value(client, "requests_total", method="GET", route="/v1/galleries", status="200") >= answered
+            assert samples(client)["whosthere_waiting_images", frozenset()] == 0
         folder = re.search(r"PROMETHEUS_MULTIPROC_DIR=(\S+)", environment_of(max(workers)))
         assert folder is not None
+        assert not list(Path(folder[1]).glob(f"gauge_live*_{min(workers)}.db"))
     finally:
         parent.terminate()
         assert parent.wait(PATIENCE) == 0

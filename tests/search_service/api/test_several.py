@@ -67,6 +67,15 @@ def test_frames_of_one_person_are_one_answer(client: httpx.Client, people: str) 
     (face,) = told["faces"]
     assert (told["image"], told["error"]) == ("0.jpg, 1.jpg, 2.jpg, 3.jpg", None)
     assert (face["decision"], face["candidates"][0]["external_id"]) == ("match", "collins")
+    assert [frame["image"] for frame in told["frames"]] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert [frame["error"] and frame["error"]["code"] for frame in told["frames"]] == [
+        None,
+        None,
+        "no_face",
+        "unreadable_image",
+    ]
+    assert sum(frame["shown"] for frame in told["frames"][:2]) == 1
+    assert not any(frame["disagrees"] for frame in told["frames"])
     one = {"image": base64_of(sources.astronaut()), "same_person": True}
     (alone,) = ok(client.post(f"{people}/search", json=one))["faces"]
     assert alone["candidates"][0]["score"] == pytest.approx(face["candidates"][0]["score"], abs=2e-3)
@@ -74,7 +83,9 @@ def test_frames_of_one_person_are_one_answer(client: httpx.Client, people: str) 
 
 def test_frames_of_different_people_are_no_match(client: httpx.Client, people: str, photos: Path) -> None:
     frames = several(sources.astronaut(), hanks(photos))
-    (face,) = ok(client.post(f"{people}/search", files=frames, data={"same_person": "true"}))["faces"]
+    told = ok(client.post(f"{people}/search", files=frames, data={"same_person": "true"}))
+    (face,) = told["faces"]
+    assert [frame["disagrees"] for frame in told["frames"]] == [True, True]
     assert face["decision"] != "match"
     assert "frames_disagree" in face["reasons"]
 

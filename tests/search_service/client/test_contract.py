@@ -87,6 +87,7 @@ FOR_MACHINES = {"GET /healthz", "GET /docs", "GET /redoc", "GET /openapi.json"}
 
 KINDS: Mapping[str, type] = {
     "AnswerPayload": answers.Answer,
+    "FramePayload": answers.Frame,
     "CalibrationPayload": answers.Calibration,
     "ComparePayload": answers.Comparison,
     "DetectPayload": answers.Detected,
