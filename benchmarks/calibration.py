@@ -11,6 +11,7 @@ constants of `search_service/matching/calibration.py` were chosen on other draws
 - poor photos: everybody's photo made 56 pixels wide, and large again;
 - alike: the two fifths of the half that score highest against one person, who is another one in each draw;
 - twice: of 3 % of the people another photo is enrolled under another id;
+- 3 photos, 5 photos: of everyone enrolled, scored together; those of LFW with so many are famous, and look more alike;
 - unmeasured: lfw, by a pack without statistics of its own, which has the borrowed ones.
 
 `pack` is what was observed by the threshold of the pack's statistics alone, `gallery` by the gallery's own curve, means
@@ -32,12 +33,14 @@ from PIL import Image
 from benchmarks import lfw, thresholds
 from benchmarks.lfw import Cell, Embedded, Shot
 from indexer.gallery.store import FaceVectors
-from indexer.types import Vectors
+from indexer.types import Hit, Vectors
 from indexer.vectors.faiss_index import FaissIndex
 from indexer.vision.packs import SFACE, UNMEASURED_TAIL, Pack
-from search_service.calibration import strangers, survey
+from search_service.calibration import one_a_person, strangers, survey
+from search_service.fusing import fused
 from search_service.matching import calibration
 from search_service.matching.calibration import own_curve, threshold_for
+from search_service.search import SPARE
 
 FPIRS = (0.1, 0.03, 0.01, 0.003, 0.001)
 SIZES = (30, 100, 300, 860)
@@ -58,26 +61,31 @@ Random = np.random.Generator
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """One photo of each person; a second one of those who have it; the first one made poor."""
+    """One photo of each person, and further ones; the first one made poor."""
 
     first: Vectors
     """(P, D)."""
-    second: dict[int, NDArray[np.float32]]
+    others: dict[int, Vectors]
+    """The further photos of those who have some."""
     poor: Vectors
     """(P, D); zeros where no face was found."""
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """A gallery, a row an identity, and strangers; the pack as it was measured on other people."""
+    """A gallery and strangers; the pack as it was measured on other people."""
 
     gallery: Vectors
+    owners: People
+    """(N,) whose face each is, from 1."""
     strangers: Vectors
     pack: Pack
 
 
-Choose = Callable[[Photos, People, int, Random], tuple[Vectors, Vectors]]
-"""Of the people of a half, the gallery of that many and the strangers."""
+Chosen = tuple[Vectors, People, Vectors]
+"""The faces of a gallery, whose they are, and strangers."""
+Choose = Callable[[Photos, People, int, Random], Chosen]
+"""Of the people of a half, a gallery of that many."""
 
 
 def main() -> None:
@@ -100,18 +108,19 @@ def made_poor(shot: Shot) -> bytes:
 
 def report(data: Embedded, poor: Vectors) -> None:
     _, first = np.unique(data.person, return_index=True)
-    several = np.flatnonzero(np.bincount(data.person) > 1)
+    several = {p: np.flatnonzero(data.person == p)[1:] for p in np.flatnonzero(np.bincount(data.person) > 1).tolist()}
     labelled = thresholds.impostors(data.vectors, data.person)
     two_names = thresholds.find_two_names(data, thresholds.fit(labelled), labelled.pairs)
     people = np.setdiff1d(np.arange(len(first)), [other for _, other in two_names])
-    photos = Photos(data.vectors[first], {int(p): data.vectors[first[p] + 1] for p in several}, poor)
+    photos = Photos(data.vectors[first], {p: data.vectors[rows] for p, rows in several.items()}, poor)
     rows: list[dict[str, Cell]] = []
     calibration.LEAST_PEOPLE_UNMEASURED = min(UNMEASURED_SIZES)  # to see how many are needed
     for kind, choose in KINDS.items():
         for size in UNMEASURED_SIZES if kind == UNMEASURED else SIZES:
             print(f"{kind}, {size} people", file=sys.stderr, flush=True)
             draws = [draw(photos, people, choose, size, FIRST_SEED + number) for number in range(DRAWS)]
-            rows += observed(kind, size, [one for one in draws if len(one.strangers) >= LEAST_STRANGERS])
+            full = [one for one in draws if one.owners.max() >= size and len(one.strangers) >= LEAST_STRANGERS]
+            rows += observed(kind, size, full)
     lfw.write_results(lfw.RESULTS / "calibration.csv", rows)
 
 
@@ -119,8 +128,7 @@ def draw(photos: Photos, people: People, choose: Choose, size: int, seed: int) -
     random = np.random.default_rng(seed)
     mixed = random.permutation(people)
     half = len(mixed) // 2
-    gallery, others = choose(photos, mixed[:half], size, random)
-    return Draw(gallery, others, measured_on(photos.first[mixed[half:]]))
+    return Draw(*choose(photos, mixed[:half], size, random), measured_on(photos.first[mixed[half:]]))
 
 
 def measured_on(vectors: Vectors) -> Pack:
@@ -130,30 +138,46 @@ def measured_on(vectors: Vectors) -> Pack:
     return replace(SFACE, tail=replace(thresholds.fit(scores, FIT_FMR), before=before))
 
 
-def anyone(photos: Photos, half: People, size: int, _: Random) -> tuple[Vectors, Vectors]:
-    return photos.first[half[:size]], photos.first[half[size:]]
+def one_each(vectors: Vectors, strangers: Vectors) -> Chosen:
+    return vectors, np.arange(1, len(vectors) + 1), strangers
 
 
-def poor_photos(photos: Photos, half: People, size: int, _: Random) -> tuple[Vectors, Vectors]:
+def anyone(photos: Photos, half: People, size: int, _: Random) -> Chosen:
+    return one_each(photos.first[half[:size]], photos.first[half[size:]])
+
+
+def with_photos(count: int) -> Choose:
+    def several(photos: Photos, half: People, size: int, _: Random) -> Chosen:
+        have = np.array([len(photos.others.get(p, ())) + 1 >= count for p in half.tolist()])
+        people, others = half[have][:size], np.concatenate([half[have][size:], half[~have]])
+        faces = [np.concatenate([photos.first[[p]], photos.others[p][: count - 1]]) for p in people.tolist()]
+        return np.concatenate(faces), np.repeat(np.arange(1, len(people) + 1), count), photos.first[others]
+
+    return several
+
+
+def poor_photos(photos: Photos, half: People, size: int, _: Random) -> Chosen:
     there = half[np.any(photos.poor[half], axis=1)]
-    return photos.poor[there[:size]], photos.poor[there[size:]]
+    return one_each(photos.poor[there[:size]], photos.poor[there[size:]])
 
 
-def alike(photos: Photos, half: People, size: int, random: Random) -> tuple[Vectors, Vectors]:
+def alike(photos: Photos, half: People, size: int, random: Random) -> Chosen:
     scores = photos.first[half] @ photos.first[random.choice(half)]
     nearest = random.permutation(half[np.argsort(-scores)[: int(ALIKE * len(half))]])
-    return photos.first[nearest[:size]], photos.first[nearest[size:]]
+    return one_each(photos.first[nearest[:size]], photos.first[nearest[size:]])
 
 
-def twice(photos: Photos, half: People, size: int, _: Random) -> tuple[Vectors, Vectors]:
+def twice(photos: Photos, half: People, size: int, _: Random) -> Chosen:
     once, others = half[:size], half[size:]
-    again = [photos.second[p] for p in once.tolist() if p in photos.second][: max(1, int(TWICE * size))]
-    return np.concatenate([photos.first[once], np.stack(again)]), photos.first[others]
+    again = [photos.others[p][0] for p in once.tolist() if p in photos.others][: max(1, int(TWICE * size))]
+    return one_each(np.concatenate([photos.first[once], np.stack(again)]), photos.first[others])
 
 
 UNMEASURED = "unmeasured"
 KINDS: dict[str, Choose] = {
     "lfw": anyone,
+    "3 photos": with_photos(3),
+    "5 photos": with_photos(5),
     "poor photos": poor_photos,
     "alike": alike,
     "twice": twice,
@@ -190,15 +214,19 @@ class Observed:
 
 
 def answer(one: Draw, measured: bool) -> Observed:
-    faces = len(one.gallery)
-    ids = np.arange(1, faces + 1)
+    faces, people = len(one.gallery), int(one.owners.max())
+    all_faces = FaceVectors(np.arange(1, faces + 1), one.owners, one.gallery)
     index = FaissIndex(one.gallery.shape[1])
-    index.put(ids, ids, one.gallery)
+    index.put(all_faces.face_ids, all_faces.identity_ids, one.gallery)
     pack = one.pack if measured else replace(one.pack, measured=False, tail=UNMEASURED_TAIL)
-    found = survey(index.nearest_identities, FaceVectors(ids, ids, one.gallery), faces)
+
+    def nearest(probes: Vectors, k: int) -> list[list[Hit]]:
+        return fused(index.nearest_identities(probes, k), probes, all_faces, pack.same_threshold)
+
+    found = survey(nearest, one_a_person(all_faces, people), people, faces)
     scores = strangers(found, pack)
-    best = np.array([hits[0].score for hits in index.nearest_identities(one.strangers, 1)])
-    curve = own_curve(scores.best.tolist(), found.compared, faces, pack.tail, measured) or pack.tail
+    best = np.array([hits[0].score for hits in nearest(one.strangers, SPARE + 1)])
+    curve = own_curve(scores.best.tolist(), found.compared, found.total, pack.tail, measured) or pack.tail
     comparisons = faces if curve is pack.tail else 1
     by_pack = [threshold_for(fpir, faces, pack.tail) for fpir in FPIRS]
     own = [threshold_for(fpir, comparisons, curve) for fpir in FPIRS]

@@ -41,7 +41,7 @@ def gallery_calibrate(home: Home, name: str, target: Path | None, as_json: bool)
     made = service.calibrate(gallery)
     told = report(made, service.mates(made.survey, gallery))
     if target is not None:
-        title = f"{name}: {told.people:,} people of {made.faces:,} faces, {made.pack.name}"
+        title = f"{name}: {told.people:,} people of {made.survey.faces:,} faces, {made.pack.name}"
         write_atomically(target, [picture(told, title).encode()])
     duplicates = duplicates_of(made, home.store)
     if as_json:

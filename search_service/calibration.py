@@ -23,7 +23,14 @@ from indexer.types import Gallery, Hit, Vectors
 from indexer.vectors.base import VectorIndex
 from indexer.vision.packs import Pack, ScoreTail
 from search_service.fusing import by_person, fused, score
-from search_service.matching.calibration import LEAST_PEOPLE, by_pack, duplicate_limit, own_curve, threshold_for
+from search_service.matching.calibration import (
+    LEAST_PEOPLE,
+    by_pack,
+    comparisons,
+    duplicate_limit,
+    own_curve,
+    threshold_for,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +56,9 @@ GROWN = 0.1
 """Share by which a gallery's faces grow, shrink or are exchanged before it is due again. In between the curve is taken
 for so many times as many faces."""
 
+AGAIN_SECONDS = 600.0
+"""After which it is tried again where it could not be computed, or another process that was about to has not."""
+
 SETTLE_SECONDS = 30.0
 
 
@@ -62,11 +72,18 @@ class Survey:
     """Of each, the nearest others, best first."""
     people: int
     """In the gallery, of those who have faces."""
+    faces: int
+    """In the gallery."""
 
     @property
-    def compared(self) -> int:
-        """Others that each was compared with. All faces of one person together score like one face."""
-        return max(self.people - 1, 1)
+    def total(self) -> float:
+        """Comparisons of a stranger's search."""
+        return comparisons(self.people, self.faces / max(self.people, 1))
+
+    @property
+    def compared(self) -> float:
+        """Comparisons with others that each was searched by."""
+        return self.total * (1 - 1 / max(self.people, 2))
 
 
 @dataclass(frozen=True)
@@ -96,8 +113,6 @@ class Calibrated:
 
     gallery: Gallery
     pack: Pack
-    faces: int
-    """In the gallery."""
     curve: ScoreTail | None
     survey: Survey
     strangers: Strangers
@@ -107,9 +122,9 @@ Nearest = Callable[[Vectors, int], list[list[Hit]]]
 """For each of (Q, D) probes so many identities, best first."""
 
 
-def survey(nearest: Nearest, probes: FaceVectors, people: int, pace: float = 0.0) -> Survey:
-    """Searches `probes`, a face a person, among the `people` of a gallery; rests `pace` times as long as it
-    searches."""
+def survey(nearest: Nearest, probes: FaceVectors, people: int, faces: int, pace: float = 0.0) -> Survey:
+    """Searches `probes`, a face a person, among the `people` of a gallery, who have so many `faces`; rests `pace` times
+    as long as it searches."""
     near: list[tuple[Hit, ...]] = []
     for start in range(0, len(probes.face_ids), AT_ONCE):
         begun = time.monotonic()
@@ -118,7 +133,7 @@ def survey(nearest: Nearest, probes: FaceVectors, people: int, pace: float = 0.0
         for own, hits in zip(probes.identity_ids[some].tolist(), found, strict=True):
             near.append(tuple(hit for hit in hits if hit.identity_id != own)[:NEIGHBOURS])
         time.sleep(pace * (time.monotonic() - begun))
-    return Survey(probes, tuple(near), people)
+    return Survey(probes, tuple(near), people, faces)
 
 
 def strangers(found: Survey, pack: Pack) -> Strangers:
@@ -166,8 +181,9 @@ class Thresholds:
         self._home = home
         self._lock = threading.Lock()
         self._running: dict[tuple[int, str], threading.Thread] = {}
-        self._tried: dict[tuple[int, str], tuple[int, int]] = {}
-        """Last change and faces when it was last computed or could not be: not to be tried at every search."""
+        self._tried: dict[tuple[int, str], tuple[int, int, float]] = {}
+        """Last change, faces and the time of `time.monotonic` when it was last computed or could not be: not to be
+        tried at every search."""
 
     def threshold(self, gallery: Gallery, index: VectorIndex, fpir: float) -> float:
         """The cosine for that FPIR, by the gallery's own curve where there is one. `index` is the gallery's.
@@ -198,16 +214,16 @@ class Thresholds:
             people = sorted({hit.identity_id for some in hits for hit in some})
             return fused(hits, vectors, self._home.store.vectors_of_people(gallery, people), pack.same_threshold)
 
-        found = survey(nearest, one_a_person(faces, most), self._kept.people(gallery), pace)
+        found = survey(nearest, one_a_person(faces, most), self._kept.people(gallery), held, pace)
         scores = strangers(found, pack)
-        curve = own_curve(scores.best.tolist(), found.compared, found.people, pack.tail, pack.measured)
+        curve = own_curve(scores.best.tolist(), found.compared, found.total, pack.tail, pack.measured)
         if curve is None:
             self._kept.forget(gallery)
         else:
             points = (*curve.before, (curve.rate, curve.start))
             made = Calibration(METHOD, seq, len(scores.best), held, points, curve.scale, now())
             self._kept.put(gallery, made)
-        return Calibrated(gallery, pack, held, curve, found, scores)
+        return Calibrated(gallery, pack, curve, found, scores)
 
     def mates(self, found: Survey, gallery: Gallery) -> dict[int, float]:
         """By row of the survey, the score of the person's other faces, of those who have some."""
@@ -238,11 +254,13 @@ class Thresholds:
         key = gallery.id, gallery.fingerprint
         with self._lock:
             running, tried = self._running.get(key), self._tried.get(key)
-            if (running is not None and running.is_alive()) or (
-                tried is not None and not _moved(*tried, gallery.seq, faces)
-            ):
+            if running is not None and running.is_alive():
                 return
-            self._tried[key] = gallery.seq, faces
+            if tried is not None:
+                seq, then, at = tried
+                if not _moved(seq, then, gallery.seq, faces) and time.monotonic() < at + AGAIN_SECONDS:
+                    return
+            self._tried[key] = gallery.seq, faces, time.monotonic()
             thread = threading.Thread(target=self._aside, args=(gallery, faces), name="calibration", daemon=True)
             self._running[key] = thread
             thread.start()

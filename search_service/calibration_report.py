@@ -90,9 +90,9 @@ def thresholds(made: Calibrated, best: NDArray[np.float64] | None = None) -> lis
     pack, found = made.pack, made.survey
     curve = made.curve
     if best is not None:
-        curve = own_curve(best.tolist(), found.compared, found.people, pack.tail, pack.measured)
+        curve = own_curve(best.tolist(), found.compared, found.total, pack.tail, pack.measured)
     if curve is None:
-        return [by_pack(fpir, made.faces, len(found.probes.face_ids), pack.tail) for fpir in FPIRS]
+        return [by_pack(fpir, made.survey.faces, len(found.probes.face_ids), pack.tail) for fpir in FPIRS]
     return [threshold_for(fpir, 1, curve) for fpir in FPIRS]
 
 
@@ -118,7 +118,7 @@ def calibration_object(made: Calibrated, told: Report, duplicates: list[dict[str
     return {
         "gallery": made.gallery.name,
         "model": made.pack.name,
-        "faces": made.faces,
+        "faces": made.survey.faces,
         "people": told.people,
         "mated": told.mated,
         "supported_fpir": told.supported,

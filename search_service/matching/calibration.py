@@ -19,7 +19,7 @@ of LFW's strangers would. It costs 0.06 of cosine, where mates score 0.6 and mor
 
 LEAST_PEOPLE_UNMEASURED = 100
 """The same where the pack's figures are borrowed, which know neither level nor width of its scores. FPIR 1 % asked for
-was 1.4 % in the mean with 100 people, 0.8 % with 300, 1.7 % with 50 (`benchmarks/results/calibration.csv`)."""
+was 1.9 % in the mean with 100 people, 1.3 % with 300, 3.2 % with 50 (`benchmarks/results/calibration.csv`)."""
 
 LEVEL_WEIGHT = 10.0
 """How many own scores in the tail the pack's level is worth. To galleries of people who look alike, strangers came 1.5
@@ -73,12 +73,24 @@ def by_pack(fpir: float, faces: int, people: int, pack: ScoreTail) -> float:
     return threshold_for(fpir * (CAUTION if people < LEAST_PEOPLE else 1.0), faces, pack)
 
 
-def own_curve(best: Sequence[float], compared: float, people: int, pack: ScoreTail, measured: bool) -> ScoreTail | None:
-    """How often the best of all `people` of a gallery scores above t when a stranger is searched, for `threshold_for`;
-    None where too few people are in it.
+def comparisons(people: float, photos: float) -> float:
+    """With how many single faces a search of so many people compares, of whom each has so many photos in the mean.
 
-    `best` are the scores of some of its people, each a stranger to all others: of the best of these, who are
-    `compared`. They are the very scores that FPIR is about, and no comparison is taken for
+    The faces of one person are alike, and together they score as high with a stranger as 1 + ln(photos) of different
+    people: measured on LFW, where one face in 10,000 scores so high, 1.8 with 2 photos, 2.1 with 3, 2.6 with 5 and 2.9
+    with 8 (`benchmarks/results/fusion_strangers.csv`).
+    """
+    return people * (1 + math.log(max(photos, 1.0)))
+
+
+def own_curve(
+    best: Sequence[float], compared: float, total: float, pack: ScoreTail, measured: bool
+) -> ScoreTail | None:
+    """How often the best of a gallery scores above t when a stranger is searched, in `total` comparisons, for
+    `threshold_for`; None where too few people are in it.
+
+    `best` are the scores of some of its people, each a stranger to all others: of the best of these, in `compared`
+    comparisons. They are the very scores that FPIR is about, and no comparison is taken for
     independent of another one. Turned into what the pack expects of them, -log FMR, their tail is exponential; its
     level and slope are those of the scores and of the pack, by their weights. How unsure the slope is counts as well:
     rates that few scores tell of get a higher threshold.
@@ -105,7 +117,7 @@ def own_curve(best: Sequence[float], compared: float, people: int, pack: ScoreTa
 
     points = []
     for fpir in CURVE:
-        rate = -math.log1p(-fpir) * compared / people
+        rate = -math.log1p(-fpir) * compared / total
         above = -math.expm1(-rate) * len(scores)
         in_tail = above <= count
         at = start + beyond(level - math.log(rate)) if in_tail else _at(scores, above) + beyond(level - own)

@@ -62,7 +62,7 @@ def searched(gallery: Vectors, pack: Pack = PACK) -> tuple[Strangers, float]:
     ids = np.arange(1, len(gallery) + 1)
     index = FaissIndex(DIM)
     index.put(ids, ids, gallery)
-    found = survey(index.nearest_identities, FaceVectors(ids, ids, gallery), len(gallery))
+    found = survey(index.nearest_identities, FaceVectors(ids, ids, gallery), len(gallery), len(gallery))
     return strangers(found, pack), found.compared
 
 
@@ -343,6 +343,23 @@ def test_what_goes_wrong_is_told_once_and_the_search_answers(
     assert [r.message for r in caplog.records] == [
         "Gallery staff could not be calibrated: gallery 'staff' was re-embedded meanwhile"
     ]
+
+
+def test_what_went_wrong_is_tried_again_after_a_while(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery = make(home, people(60, 0.35))
+    in_the_way = home.settings.indexes_folder / f"{gallery.id}.calibration.lock"
+    in_the_way.mkdir(parents=True)
+    service, kept = SearchService(home), Calibrations(home.engine)
+    answered(service, home)
+    service.settle()
+    in_the_way.rmdir()
+    answered(service, home)
+    service.settle()
+    assert kept.find(gallery) is None
+    monkeypatch.setattr("search_service.calibration.AGAIN_SECONDS", 0.0)
+    answered(service, home)
+    service.settle()
+    assert kept.find(gallery) is not None
 
 
 def test_a_calibration_is_of_one_pack_and_goes_with_its_gallery(home: Home) -> None:
