@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from indexer.duplicates import Lookalikes, lookalike_bound
 from indexer.enrollment import Enroller, check_pack
 from indexer.errors import Conflict, InvalidSetting, NotFound
+from indexer.gallery.answers import Answers
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.events import Events
 from indexer.gallery.jobs import Jobs
@@ -98,6 +99,12 @@ class Home:
         """Bulk enrolments."""
         _ = self.store
         return Jobs(self.engine)
+
+    @_made_once
+    def answers(self) -> Answers:
+        """Those kept for requests that are made again."""
+        _ = self.store
+        return Answers(self.engine)
 
     @_made_once
     def indexes(self) -> Indexes:

@@ -40,7 +40,7 @@ POLL_SECONDS = 1.0
 """Between two looks for a job that waits: a query each."""
 
 SWEEP_SECONDS = 3600.0
-"""Between two sweeps of jobs that ended days ago."""
+"""Between two sweeps of jobs that ended days ago, and of answers that are not given again."""
 
 RETRY_SECONDS = 60.0
 """How long a job waits for what may be over soon, such as a full disk: its file is read anew each time."""
@@ -109,6 +109,7 @@ class Runner:
         if time.monotonic() >= self._sweep_at:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
             self._jobs.sweep(now() - timedelta(days=self._home.settings.job_days))
+            self._home.answers.sweep()
 
     def _run(self, held: Held) -> None:
         """Ends the job, or leaves it to whoever claims it next. Raises StorageUnavailable where not even that can be

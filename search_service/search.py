@@ -16,7 +16,7 @@ from indexer.types import Detection, Face, Gallery, Hit, Identity, Named, Pick, 
 from indexer.vectors.base import VectorIndex
 from indexer.vision.packs import Pack
 from indexer.vision.pipeline import Seen
-from search_service.calibration import Thresholds
+from search_service.calibration import SETTLE_SECONDS, Thresholds
 from search_service.fusing import fused
 from search_service.matching.decision import Decision, DecisionReason, decide
 from search_service.matching.frames import Frame, fuse, weight_of
@@ -164,9 +164,9 @@ class SearchService:
         pack = self._home.usable(model)
         return compare_seen(self._home.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
 
-    def settle(self) -> None:
+    def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Waits a while for what searches have left to be computed in the background, before a process ends."""
-        self._thresholds.settle()
+        self._thresholds.settle(seconds)
 
     def _match(
         self, vectors: Vectors, gallery: Gallery, query: Query, poor: Sequence[bool], disagreeing: bool = False

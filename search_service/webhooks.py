@@ -13,10 +13,11 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 from indexer.errors import WhosthereError
@@ -49,13 +50,17 @@ class Schedule:
     tries: int = 35
     """A day: ten waits that grow and 24 of an hour. Who repairs a receiver within it has lost nothing."""
 
-    def wait(self, tried: int) -> timedelta | None:
-        """Until the next try, after so many; None when it was the last. A random quarter more or less keeps those that
-        failed together from coming again together."""
-        if tried >= self.tries:
-            return None
-        full = min(self.first_seconds * 2.0 ** min(tried - 1, 32), self.longest_seconds)
-        return timedelta(seconds=full * random.uniform(0.75, 1.25))  # noqa: S311 (no secret)
+    def waits(self, attempts: int, failures: int) -> tuple[timedelta | None, timedelta]:
+        """Until an event is tried again after so many tries, None when that was the last; and until its webhook is,
+        after so many failures in a row. A random quarter more or less keeps those that failed together from coming
+        again together; it is the same for both, so that every event that failed no more often than its webhook is due
+        when that is well again."""
+        spread = random.uniform(0.75, 1.25)  # noqa: S311 (no secret)
+        again = None if attempts >= self.tries else self._wait(attempts) * spread
+        return again, self._wait(failures) * spread
+
+    def _wait(self, tried: int) -> timedelta:
+        return timedelta(seconds=min(self.first_seconds * 2.0 ** min(tried - 1, 32), self.longest_seconds))
 
 
 class Deliverer:
@@ -117,10 +122,10 @@ class Deliverer:
         try:
             problem = send(claimed, self._schedule.timeout_seconds, self._tls)
             if problem is None:
-                webhooks.arrived(claimed.id)
+                webhooks.arrived(claimed)
                 return
-            again = self._schedule.wait(claimed.attempts)
-            webhooks.failed(claimed, problem, again)
+            again, pause = self._schedule.waits(claimed.attempts, claimed.failures + 1)
+            webhooks.failed(claimed, problem, again, pause)
             then = f"again in {again.total_seconds():.0f} s" if again else "that was the last try"
             log.warning(
                 "webhook %s: event %d, try %d: %s; %s",
@@ -160,10 +165,12 @@ def signed(claimed: Claimed, body: bytes, at: int) -> Mapping[str, str]:
 
 def send(claimed: Claimed, timeout_seconds: float, tls: ssl.SSLContext) -> str | None:
     """Posts it once: what went wrong, None when a 2xx came back. Redirects are not followed, proxies not asked, and of
-    the answer nothing but its status is read."""
+    the answer nothing but its status is read. The time is that of the whole: name, connection, TLS and answer."""
+    until = time.monotonic() + timeout_seconds
     parts = urlsplit(claimed.url)
     host, port = parts.hostname or "", parts.port
-    if parts.scheme == "https":
+    https = parts.scheme == "https"
+    if https:
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
             host, port, timeout=timeout_seconds, context=tls
         )
@@ -172,10 +179,16 @@ def send(claimed: Claimed, timeout_seconds: float, tls: ssl.SSLContext) -> str |
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     body = body_of(claimed)
     expired = threading.Event()
-    late = threading.Timer(timeout_seconds, _hang_up, (connection, expired))  # a socket's own counts between bytes
-    late.daemon = True
-    late.start()
+    late: threading.Timer | None = None
     try:
+        connection.sock = _reach(host, connection.port, until)
+        if https:
+            connection.sock = tls.wrap_socket(connection.sock, server_hostname=host, do_handshake_on_connect=False)
+        late = threading.Timer(_left(until), _hang_up, (connection, expired))  # a socket's own counts between bytes
+        late.daemon = True
+        late.start()
+        if isinstance(connection.sock, ssl.SSLSocket):
+            connection.sock.do_handshake()
         connection.request("POST", path, body, dict(signed(claimed, body, int(time.time()))))
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException, ValueError) as error:  # a name that cannot be one is a ValueError
@@ -185,9 +198,49 @@ def send(claimed: Claimed, timeout_seconds: float, tls: ssl.SSLContext) -> str |
         said = "".join(sign if sign.isprintable() else "?" for sign in told)
         return f"not reached: {said or type(error).__name__}"
     finally:
-        late.cancel()
+        if late is not None:
+            late.cancel()
         connection.close()
     return None if 200 <= status < 300 else f"answered {status}"
+
+
+def _reach(host: str, port: int, until: float) -> socket.socket:
+    """A connection to the first of the host's addresses that takes one. Raises OSError, a TimeoutError when it is
+    `until` by the monotonic clock, and ValueError for a name that cannot be one."""
+    problem = OSError("the name has no address")
+    for family, kind, protocol, _, address in _addresses(host, port, until):
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(_left(until))
+            connection.connect(address)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # headers and body are two packets
+            return connection
+        except OSError as error:
+            connection.close()
+            problem = error
+    raise problem
+
+
+def _addresses(host: str, port: int, until: float) -> list[Any]:
+    """As `socket.getaddrinfo`, which cannot be told how long to wait: its thread is left to end by itself."""
+    found: Future[list[Any]] = Future()
+
+    def ask() -> None:
+        try:
+            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, ValueError) as error:
+            found.set_exception(error)
+
+    threading.Thread(target=ask, name="webhook-name", daemon=True).start()
+    return found.result(_left(until))
+
+
+def _left(until: float) -> float:
+    """Seconds. Raises TimeoutError when there are none."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _hang_up(connection: http.client.HTTPConnection, expired: threading.Event) -> None:

@@ -245,7 +245,7 @@ def _insert_deliveries(session: Session, gallery_id: int, event_id: int, decisio
         or_(WebhookRow.gallery_id.is_(None), WebhookRow.gallery_id == gallery_id)
     )
     rows = [
-        {"webhook_id": row.id, "event_id": event_id, "state": WAITING, "attempts": 0, "next_at": at}
+        {"webhook_id": row.id, "event_id": event_id, "state": WAITING, "attempts": 0, "since": at, "next_at": at}
         for row in session.execute(wanting.with_for_update(read=True, key_share=True))
         if decision in row.decisions
     ]

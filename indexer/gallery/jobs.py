@@ -12,11 +12,11 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, insert, not_, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from indexer.errors import Conflict, NotFound, StorageUnavailable
+from indexer.errors import Conflict, NotFound, Overloaded, StorageUnavailable
 from indexer.gallery.clock import now
 from indexer.gallery.database import Door
 from indexer.gallery.schema import GalleryRow, JobPartRow, JobResultRow, JobRow, slices
@@ -30,6 +30,8 @@ PARTS_AT_ONCE = 16
 RECEIVING_SECONDS = 600
 """Who writes a job's file, and has written nothing of it for so long, is taken for dead."""
 
+ROOM_LOCK = 0x77686F74
+"""Key of the PostgreSQL advisory lock under which jobs are counted before there is one more."""
 
 LONGEST_HOLD = timedelta(minutes=1)
 """For which a job is held, or postponed. One that is held for twice that time from now was taken before the clock was
@@ -112,14 +114,21 @@ class Jobs(Door):
 
     # For those who ask
 
-    def create(self, gallery_id: int, images: int, options: Mapping[str, Any], file: Iterable[bytes]) -> Job:
+    def create(
+        self,
+        gallery_id: int,
+        images: int,
+        options: Mapping[str, Any],
+        file: Iterable[bytes],
+        most: int | None = None,
+    ) -> Job:
         """Writes the file down, PARTS_AT_ONCE of its parts in a transaction; with the last one it is a job.
 
-        Raises NotFound when the gallery was deleted.
+        Raises NotFound when the gallery was deleted, and as `check_room` does, before anything is written.
         """
         job_id, parts = _new_id(), enumerate(file)
         try:
-            self._receive(job_id, gallery_id, images, options)
+            self._receive(job_id, gallery_id, images, options, most)
             while some := list(islice(parts, PARTS_AT_ONCE)):
                 self._add_parts(job_id, some)
             with self._write() as session:
@@ -179,7 +188,12 @@ class Jobs(Door):
     def unfinished(self) -> int:
         """How many wait, run, or are on their way in."""
         with self._read() as session:
-            return session.scalar(select(func.count()).where(JobRow.state.not_in(ENDED))) or 0
+            return _unfinished(session)
+
+    def check_room(self, most: int) -> None:
+        """Raises Overloaded where so many are unfinished."""
+        with self._read() as session:
+            _check_room(session, most)
 
     def waiting(self) -> list[Waiting]:
         """Those that wait or run, the oldest first."""
@@ -282,11 +296,7 @@ class Jobs(Door):
     def sweep(self, before: datetime) -> int:
         """Deletes jobs that ended before that time, files of others that have ended, and what never became a job; how
         many jobs. In several transactions."""
-        dead = now() - timedelta(seconds=RECEIVING_SECONDS)
-        gone = or_(
-            and_(JobRow.state.in_(ENDED), JobRow.finished_at < before),
-            and_(JobRow.state == JobState.RECEIVING, JobRow.locked_until < dead),
-        )
+        gone = or_(and_(JobRow.state.in_(ENDED), JobRow.finished_at < before), _broken_off())
         with_parts = JobRow.state.in_(ENDED), exists().where(JobPartRow.job_id == JobRow.id)
         with self._read() as session:
             old = list(session.scalars(select(JobRow.id).where(gone)))
@@ -298,8 +308,12 @@ class Jobs(Door):
                 session.execute(delete(JobRow).where(JobRow.id.in_(some)))
         return len(old)
 
-    def _receive(self, job_id: str, gallery_id: int, images: int, options: Mapping[str, Any]) -> None:
+    def _receive(self, job_id: str, gallery_id: int, images: int, options: Mapping[str, Any], most: int | None) -> None:
         with self._write() as session:
+            if most is not None:
+                if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+                    session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ROOM_LOCK})
+                _check_room(session, most)
             session.add(
                 JobRow(
                     id=job_id,
@@ -334,6 +348,22 @@ class Jobs(Door):
 def _new_id() -> str:
     """32 hexadecimal digits: milliseconds, then chance."""
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def _unfinished(session: Session) -> int:
+    return session.scalar(select(func.count()).where(JobRow.state.not_in(ENDED), not_(_broken_off()))) or 0
+
+
+def _check_room(session: Session, most: int) -> None:
+    waiting = _unfinished(session)
+    if waiting >= most:
+        raise Overloaded(f"{waiting} bulk enrolments are waiting or running already, {most} at most; try again later")
+
+
+def _broken_off() -> ColumnElement[bool]:
+    """Whoever wrote the file is taken for dead: it never becomes a job."""
+    dead = now() - timedelta(seconds=RECEIVING_SECONDS)
+    return and_(JobRow.state == JobState.RECEIVING, JobRow.locked_until < dead)
 
 
 def _by(held: Held) -> Any:

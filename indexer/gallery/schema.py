@@ -341,6 +341,10 @@ class WebhookRow(Base):
     """NULL for every gallery."""
     decisions: Mapped[list[str]] = mapped_column(JSON)
     """Which events: those with one of these decisions."""
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    """Tries that failed since the last one that did not."""
+    paused_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """After a failure: nothing is sent before, and then one event, to see."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
@@ -348,14 +352,20 @@ class DeliveryRow(Base):
     """One event on its way to one webhook; deleted when it has arrived."""
 
     __tablename__ = "deliveries"
-    __table_args__ = (Index(None, "state", "next_at"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index(None, "webhook_id", "state", "next_at", "id"),
+        Index(None, "webhook_id", "state", "since"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
-    webhook_id: Mapped[str] = mapped_column(String(32), ForeignKey("webhooks.id", ondelete="CASCADE"), index=True)
+    webhook_id: Mapped[str] = mapped_column(String(32), ForeignKey("webhooks.id", ondelete="CASCADE"))
     event_id: Mapped[int] = mapped_column(Id, ForeignKey("events.id", ondelete="CASCADE"), index=True)
     state: Mapped[str] = mapped_column(String(16))
     """`waiting`, or `dead` when it was tried too often."""
     attempts: Mapped[int] = mapped_column(Integer)
+    since: Mapped[datetime] = mapped_column(UtcDateTime)
+    """When it began to wait: it was recorded, or is tried anew after it was dead."""
     next_at: Mapped[datetime] = mapped_column(UtcDateTime)
     """When it is tried next; whoever tries it moves this on first."""
     problem: Mapped[str | None] = mapped_column(String)

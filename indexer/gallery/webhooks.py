@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, and_, delete, func, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
@@ -30,6 +30,10 @@ LONGEST_PROBLEM = 200
 
 LONGEST_WAIT = timedelta(hours=1)
 """Between two tries. What is due in twice that time was written before the clock was set back, and is due now."""
+
+LONGEST_DELAY = timedelta(hours=26)
+"""What waited for so long behind others, and still nothing arrives, is dead as well: had it been tried each time, it
+would be by now."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class Claimed:
     attempts: int
     """This one counted."""
     event: Event
+    failures: int = 0
+    """Of its webhook, since something arrived there."""
 
 
 class Webhooks(Door):
@@ -130,44 +136,63 @@ class Webhooks(Door):
         dead = update(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id, DeliveryRow.state == DEAD)
         with self._write() as session:
             _required(session, webhook_id)
-            return _count(session, dead.values(state=WAITING, attempts=0, next_at=now()))
+            _go_on(session, webhook_id)
+            return _count(session, dead.values(state=WAITING, attempts=0, since=now(), next_at=now()))
 
     # What delivers
 
     def due(self, busy: Collection[str]) -> list[int]:
-        """The first delivery that is due of each webhook but those that are `busy`."""
-        query = select(func.min(DeliveryRow.id)).where(_is_due(now())).group_by(DeliveryRow.webhook_id)
+        """The delivery that has been due for longest of each webhook but those that are paused or `busy`."""
+        at = now()
+        first = select(DeliveryRow.id).where(DeliveryRow.webhook_id == WebhookRow.id, _is_due(at))
+        first = first.order_by(DeliveryRow.next_at, DeliveryRow.id).limit(1)  # a step in an index, however many wait
+        query = select(first.scalar_subquery()).select_from(WebhookRow).where(_is_open(at))
         if busy:
-            query = query.where(DeliveryRow.webhook_id.not_in(busy))
+            query = query.where(WebhookRow.id.not_in(busy))
         with self._read() as session:
-            return list(session.scalars(query))
+            return [found for found in session.scalars(query) if found is not None]
 
     def claim(self, delivery_id: int, lease: timedelta) -> Claimed | None:
-        """Takes a delivery for the time of `lease`, after which it is due again; None when somebody else was first."""
+        """Takes a delivery for the time of `lease`, after which it is due again; None when somebody else was first, or
+        the webhook is paused. After a pause this one alone is sent: the webhook is paused for the same time."""
         at = now()
+        hook_id = select(DeliveryRow.webhook_id).where(DeliveryRow.id == delivery_id).scalar_subquery()
         claim = update(DeliveryRow).where(DeliveryRow.id == delivery_id, _is_due(at))
         claim = claim.values(next_at=at + lease, attempts=DeliveryRow.attempts + 1)
         with self._write() as session:
-            if not _count(session, claim):
+            hook = session.scalar(_locked(WebhookRow.id == hook_id, _is_open(at)))
+            if hook is None or not _count(session, claim):
                 return None
+            if hook.failures:
+                hook.paused_until = at + lease
             row = session.get_one(DeliveryRow, delivery_id)
-            hook = session.get_one(WebhookRow, row.webhook_id)
             event = event_of(session, row.event_id)
             if event is None:  # its gallery goes at this moment, and so does this row
                 return None
-            return Claimed(row.id, hook.id, hook.url, hook.secret, row.attempts, event)
+            return Claimed(row.id, hook.id, hook.url, hook.secret, row.attempts, event, hook.failures)
 
-    def arrived(self, delivery_id: int) -> None:
+    def arrived(self, claimed: Claimed) -> None:
+        """What else waits for the webhook is sent as well."""
         with self._write() as session:
-            session.execute(delete(DeliveryRow).where(DeliveryRow.id == delivery_id))
+            _go_on(session, claimed.webhook_id)
+            session.execute(delete(DeliveryRow).where(DeliveryRow.id == claimed.id))
 
-    def failed(self, claimed: Claimed, problem: str, again: timedelta | None) -> None:
-        """To be tried `again` after a while, or dead. Nothing happens where it is gone or claimed anew."""
-        said = {"problem": problem[:LONGEST_PROBLEM]}
-        later = {"state": DEAD} if again is None else {"next_at": now() + again}
+    def failed(self, claimed: Claimed, problem: str, again: timedelta | None, pause: timedelta = timedelta()) -> None:
+        """To be tried `again` after a while, or dead; the webhook is paused, and what has waited for it for
+        LONGEST_DELAY is dead. Nothing happens where it is gone or claimed anew."""
+        at, said = now(), {"problem": problem[:LONGEST_PROBLEM]}
+        later = {"state": DEAD} if again is None else {"next_at": at + again}
         row = update(DeliveryRow).where(DeliveryRow.id == claimed.id, DeliveryRow.attempts == claimed.attempts)
+        late = update(DeliveryRow).where(
+            DeliveryRow.webhook_id == claimed.webhook_id,
+            DeliveryRow.state == WAITING,
+            DeliveryRow.since <= at - LONGEST_DELAY,
+        )
         with self._write() as session:
-            _count(session, row.values(**said, **later))
+            hook = session.scalar(_locked(WebhookRow.id == claimed.webhook_id))
+            if hook is not None and _count(session, row.values(**said, **later)):
+                hook.failures, hook.paused_until = hook.failures + 1, at + pause
+                _count(session, late.values(state=DEAD, **said))
 
 
 def check_url(url: str) -> None:
@@ -188,8 +213,27 @@ def check_url(url: str) -> None:
 
 
 def _is_due(at: datetime) -> ColumnElement[bool]:
-    soon = or_(DeliveryRow.next_at <= at, DeliveryRow.next_at > at + 2 * LONGEST_WAIT)
-    return and_(DeliveryRow.state == WAITING, soon)
+    return and_(DeliveryRow.state == WAITING, not_(_ahead(DeliveryRow.next_at, at)))
+
+
+def _is_open(at: datetime) -> ColumnElement[bool]:
+    """Whether a webhook is not paused."""
+    return or_(WebhookRow.paused_until.is_(None), not_(_ahead(WebhookRow.paused_until, at)))
+
+
+def _ahead(column: Any, at: datetime) -> ColumnElement[bool]:
+    return and_(column > at, column <= at + 2 * LONGEST_WAIT)
+
+
+def _locked(*which: ColumnElement[bool]) -> Select[WebhookRow]:
+    """Webhooks, which nobody else claims for until the transaction ends; events are recorded meanwhile."""
+    return select(WebhookRow).where(*which).with_for_update(key_share=True)
+
+
+def _go_on(session: Session, webhook_id: str) -> None:
+    """Ends the webhook's pause."""
+    paused = update(WebhookRow).where(WebhookRow.id == webhook_id, WebhookRow.failures > 0)
+    _count(session, paused.values(failures=0, paused_until=None))
 
 
 def _required(session: Session, webhook_id: str) -> WebhookRow:

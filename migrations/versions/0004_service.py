@@ -121,6 +121,8 @@ def upgrade() -> None:
         sa.Column("secret", sa.String(64), nullable=False),
         sa.Column("gallery_id", _id, nullable=True),
         sa.Column("decisions", sa.JSON(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("paused_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_webhooks"),
         sa.ForeignKeyConstraint(["gallery_id"], ["galleries.id"], name="fk_webhooks_gallery_id", ondelete="CASCADE"),
@@ -132,6 +134,7 @@ def upgrade() -> None:
         sa.Column("event_id", _id, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
         sa.Column("next_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("problem", sa.String(), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_deliveries"),
@@ -140,8 +143,10 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_deliveries_event_id", "deliveries", ["event_id"])
-    op.create_index("ix_deliveries_state_next_at", "deliveries", ["state", "next_at"])
-    op.create_index("ix_deliveries_webhook_id", "deliveries", ["webhook_id"])
+    op.create_index(
+        "ix_deliveries_webhook_id_state_next_at_id", "deliveries", ["webhook_id", "state", "next_at", "id"]
+    )
+    op.create_index("ix_deliveries_webhook_id_state_since", "deliveries", ["webhook_id", "state", "since"])
 
 
 def downgrade() -> None:

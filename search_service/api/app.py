@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,6 +39,11 @@ LONGEST_RETRY_SECONDS = 30.0
 """How long loading waits before it tries again: doubled from the first to the longest."""
 
 
+STOP_SECONDS = 12.0
+"""For what runs in the background to stop, after the last request was answered: a webhook may take ten to answer, and
+that is written down. With `SHUTDOWN_SECONDS` before and the indexes to write after, it stays under the minute after
+which supervisors kill."""
+
 ARCHIVES_AT_ONCE = 4
 """Archives of the largest size that one process receives at a time, on its disk."""
 
@@ -66,11 +72,8 @@ def create_app(home: Home) -> FastAPI:
         runner.start()
         yield
         readiness.stop()
-        await run_in_threadpool(runner.stop)
-        await run_in_threadpool(batcher.stop)
-        await run_in_threadpool(deliverer.stop)
-        await run_in_threadpool(loading.join)
-        await run_in_threadpool(service.settle)
+        stops = runner.stop, batcher.stop, deliverer.stop, loading.join, lambda: service.settle(STOP_SECONDS)
+        await run_in_threadpool(stop_together, stops, STOP_SECONDS)
         await run_in_threadpool(home.close)
 
     app = FastAPIOffline(
@@ -107,6 +110,20 @@ def create_app(home: Home) -> FastAPI:
         app.add_api_route(path, told, response_model=model, responses=others, name=path[1:], tags=["health"])
         app.add_api_route(path, told, methods=["HEAD"], include_in_schema=False)  # as load balancers ask
     return app
+
+
+def stop_together(stops: Iterable[Callable[[], object]], seconds: float) -> None:
+    """Calls them side by side. Those that take longer go on until the process ends, and hold it up no more than any
+    other thread: what they leave is found by the next start."""
+    until = time.monotonic() + seconds
+    stopping = [threading.Thread(target=stop, name="stopping", daemon=True) for stop in stops]
+    for thread in stopping:
+        thread.start()
+    for thread in stopping:
+        thread.join(max(0.0, until - time.monotonic()))
+    left = sum(thread.is_alive() for thread in stopping)
+    if left:
+        log.warning("%d of %d parts did not stop within %g s", left, len(stopping), seconds)
 
 
 class Readiness:

@@ -10,9 +10,7 @@ import asyncio
 import hashlib
 import logging
 import re
-import time
 from contextlib import suppress
-from functools import cached_property
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -42,9 +40,6 @@ KEPT_HEADERS = ("content-type", "etag", "location")
 ALIVE_SECONDS = LOCKED_SECONDS / 4
 """How often whoever answers a request says so: it may fail twice."""
 
-SWEEP_SECONDS = 3600.0
-"""Between two sweeps by one process. What is too old is not given again; it tells of people, and takes room."""
-
 BOUNDARY = re.compile(r'boundary="?([^";]+)', re.IGNORECASE)
 
 
@@ -54,13 +49,9 @@ class Idempotency:
     def __init__(self, app: ASGIApp, home: Home) -> None:
         self._app = app
         self._home = home
-        self._sweep_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         posted = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] not in CHANGES_NOTHING
-        if posted and time.monotonic() >= self._sweep_at:
-            self._sweep_at = time.monotonic() + SWEEP_SECONDS
-            await run_in_threadpool(self._sweep)
         given = Headers(scope=scope).getlist(HEADER) if posted else []
         if not given:
             await self._app(scope, receive, send)
@@ -83,7 +74,7 @@ class Idempotency:
 
     async def _first(self, claim: Claim, scope: Scope, body: _Hashed, send: Send) -> None:
         """Answers, and keeps the answer before it is sent."""
-        held = _Held(self._answers, claim)
+        held = _Held(self._home.answers, claim)
         alive = asyncio.create_task(held.stay_alive())
         messages: list[Message] = []
 
@@ -103,18 +94,7 @@ class Idempotency:
             await send(message)
 
     def _claim(self, owner: str, key: str) -> Claim | Pending | Stored:
-        return self._answers.claim(owner, key)
-
-    def _sweep(self) -> None:
-        try:
-            self._answers.sweep()
-        except WhosthereError as error:
-            log.warning("old answers could not be swept: %s", error.message)
-
-    @cached_property
-    def _answers(self) -> Answers:
-        _ = self._home.store  # which makes the tables
-        return Answers(self._home.engine)
+        return self._home.answers.claim(owner, key)
 
 
 class _Held:

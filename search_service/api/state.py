@@ -33,6 +33,8 @@ class State:
     deliverer: Deliverer
     comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while all faces of a gallery are compared: each time takes every core, for seconds."""
+    listing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the images of an archive are listed: 200,000 take a quarter of a gigabyte."""
 
     async def gallery(self, name: str) -> Gallery:
         """Raises NotFound."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.orm import Session
 
-from indexer.errors import Conflict, NotFound
+from indexer.errors import Conflict, NotFound, Overloaded
 from indexer.gallery.clock import now
 from indexer.gallery.database import open_database
-from indexer.gallery.jobs import PARTS_AT_ONCE, Held, Job, JobResult, Jobs, JobState
+from indexer.gallery.jobs import PARTS_AT_ONCE, RECEIVING_SECONDS, Held, Job, JobResult, Jobs, JobState
 from indexer.gallery.schema import JobPartRow, JobResultRow, JobRow
 from indexer.gallery.store import Enrolled, Store
 from indexer.types import Gallery
@@ -101,6 +104,53 @@ def test_a_writer_that_died_is_swept(jobs: Jobs, gallery: Gallery, engine: Engin
     with Session(engine) as session:
         assert session.scalars(select(JobRow.id)).all() == ["slow"]
     assert count(engine, JobPartRow) == 1
+
+
+def test_a_writer_that_died_takes_no_room(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    with Session(engine.execution_options(writing=True)) as session, session.begin():
+        for name, age in (("dead", RECEIVING_SECONDS + 1), ("slow", RECEIVING_SECONDS // 2)):
+            at = now() - timedelta(seconds=age)
+            row = JobRow(id=name, gallery_id=gallery.id, state="receiving", options={}, images=1, attempts=0)
+            row.locked_until = row.created_at = at
+            session.add(row)
+    assert jobs.unfinished() == 1
+    jobs.check_room(2)
+    with pytest.raises(Overloaded, match="1 bulk enrolments are waiting or running already, 1 at most"):
+        jobs.check_room(1)
+
+
+def test_no_more_than_there_is_room_for(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    def create() -> Job | None:
+        try:
+            return jobs.create(gallery.id, 3, {}, FILE, most=3)
+        except Overloaded:
+            return None
+
+    made = [job for job in in_threads([create] * 8) if job is not None]
+    assert len(made) == jobs.unfinished() == 3
+    assert (count(engine, JobRow), count(engine, JobPartRow)) == (3, 3 * len(FILE))
+    jobs.cancel(made[0].id)
+    assert create() is not None
+    assert create() is None
+
+
+def test_they_are_counted_one_after_the_other(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    """Whoever has counted waits a while for somebody who counts the same."""
+    both = threading.Barrier(2)
+
+    def counted(*told: Any) -> None:
+        if "count" in told[2]:
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.5)
+
+    def create() -> bool:
+        try:
+            return bool(jobs.create(gallery.id, 3, {}, FILE, most=1).id)
+        except Overloaded:
+            return False
+
+    event.listen(engine, "after_cursor_execute", counted)
+    assert sorted(in_threads([create] * 2)) == [False, True]
 
 
 def test_the_gallery_goes_while_the_file_is_written(jobs: Jobs, gallery: Gallery, store: Store, engine: Engine) -> None:

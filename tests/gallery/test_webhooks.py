@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, insert, text
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery import events as events_module
 from indexer.gallery import webhooks as module
 from indexer.gallery.database import open_database
 from indexer.gallery.events import DEAD, WAITING, Events, Sighting
+from indexer.gallery.schema import DeliveryRow
 from indexer.gallery.store import Store
-from indexer.gallery.webhooks import LONGEST_WAIT, MOST_WEBHOOKS, Claimed, Webhooks
+from indexer.gallery.webhooks import LONGEST_DELAY, LONGEST_WAIT, MOST_WEBHOOKS, Claimed, Webhooks
 from indexer.types import Gallery
 from tests.gallery.faces import make_gallery
 from tests.gallery.together import in_threads
@@ -66,6 +70,12 @@ def record(engine: Engine, gallery: Gallery) -> int:
 
 def claim(webhooks: Webhooks) -> Claimed:
     (delivery_id,) = webhooks.due(())
+    claimed = webhooks.claim(delivery_id, LEASE)
+    assert claimed is not None
+    return claimed
+
+
+def claim_of(webhooks: Webhooks, delivery_id: int) -> Claimed:
     claimed = webhooks.claim(delivery_id, LEASE)
     assert claimed is not None
     return claimed
@@ -146,20 +156,20 @@ def test_there_are_not_too_many(webhooks: Webhooks) -> None:
 
 def test_a_claim(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
     hook, secret = webhooks.create(URL, None, ["match"])
-    event = record(engine, staff)
+    made = record(engine, staff)
     (delivery_id,) = webhooks.due(())
     assert webhooks.due([hook.id]) == []
     claimed = webhooks.claim(delivery_id, LEASE)
     assert claimed is not None
     assert (claimed.webhook_id, claimed.url, claimed.secret, claimed.attempts) == (hook.id, URL, secret, 1)
-    assert claimed.event == Events(engine).event(event)
+    assert claimed.event == Events(engine).event(made)
     assert webhooks.due(()) == []
     assert webhooks.claim(delivery_id, LEASE) is None
     clock.at += LEASE  # whoever claimed it was killed
     again = webhooks.claim(delivery_id, LEASE)
     assert again is not None
     assert again.attempts == 2
-    webhooks.arrived(delivery_id)
+    webhooks.arrived(again)
     clock.at += LEASE
     assert webhooks.due(()) == []
     assert webhooks.deliveries(hook.id, WAITING) == []
@@ -184,13 +194,103 @@ def test_a_failure_is_tried_again(engine: Engine, webhooks: Webhooks, staff: Gal
     assert claim(webhooks).attempts == 2
 
 
-def test_the_others_go_on_while_one_waits(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+def test_a_failure_pauses_its_webhook(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+    hook, _ = webhooks.create(URL, None, ["match"])
+    made = [record(engine, staff) for _ in range(3)]
+    first, second, third = (one.id for one in webhooks.deliveries(hook.id, WAITING))
+    other, _ = webhooks.create("http://other", None, ["match"])
+    last = record(engine, staff)
+    failed = claim_of(webhooks, first)
+    webhooks.failed(failed, "answered 500", 3 * LEASE, 4 * LEASE)
+    (due,) = webhooks.due(())
+    assert webhooks.deliveries(other.id, WAITING)[0].id == due, "the other webhook goes on"
+    assert webhooks.claim(second, LEASE) is None, "as a process does that looked for it before"
+    clock.at += 4 * LEASE
+    assert webhooks.due([other.id]) == [second], "it was due for longest"
+    trial = claim_of(webhooks, second)
+    assert (failed.failures, trial.failures) == (0, 1)
+    assert webhooks.due([other.id]) == []
+    assert webhooks.claim(third, LEASE) is None, "one event alone is tried after a pause"
+    webhooks.failed(trial, "answered 500", 3 * LEASE, 8 * LEASE)
+    clock.at += 8 * LEASE - timedelta(seconds=1)
+    assert webhooks.due([other.id]) == []
+    clock.at += timedelta(seconds=1)
+    again = claim_of(webhooks, third)
+    assert again.failures == 2
+    webhooks.arrived(again)
+    rest = []
+    while found := webhooks.due([other.id]):  # the rest at once
+        rest.append(claim_of(webhooks, found[0]))
+        webhooks.arrived(rest[-1])
+    assert [one.event.id for one in rest] == [last, *made[:2]]
+    assert {one.failures for one in rest} == {0}
+
+
+def test_whoever_tried_after_a_pause_was_killed(
+    engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock
+) -> None:
     webhooks.create(URL, None, ["match"])
-    first, second = record(engine, staff), record(engine, staff)
-    failed = claim(webhooks)
-    webhooks.failed(failed, "answered 500", timedelta(seconds=40))
-    assert failed.event.id == first
-    assert claim(webhooks).event.id == second
+    for _ in range(3):
+        record(engine, staff)
+    webhooks.failed(claim(webhooks), "answered 500", LEASE, LEASE)
+    clock.at += LEASE
+    claim(webhooks)
+    assert webhooks.due(()) == []
+    clock.at += LEASE
+    assert claim(webhooks).failures == 1
+
+
+def test_of_those_who_try_at_once_after_a_pause_one_does(engine: Engine, webhooks: Webhooks, staff: Gallery) -> None:
+    """Each another event."""
+    hook, _ = webhooks.create(URL, None, ["match"])
+    for _ in range(5):
+        record(engine, staff)
+    webhooks.failed(claim(webhooks), "answered 500", LEASE)
+    waiting = [one.id for one in webhooks.deliveries(hook.id, WAITING)[1:]]
+    claims = in_threads([partial(webhooks.claim, one, LEASE) for one in waiting])
+    assert len([one for one in claims if one is not None]) == 1
+
+
+def test_what_waited_behind_others_for_a_day_is_dead(
+    engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock
+) -> None:
+    hook, _ = webhooks.create(URL, None, ["match"])
+    made = [record(engine, staff) for _ in range(3)]
+    clock.at += timedelta(hours=20)
+    young = record(engine, staff)
+    clock.at += LONGEST_DELAY - timedelta(hours=20, seconds=1)
+    webhooks.failed(claim(webhooks), "answered 500", LEASE, LEASE)
+    assert webhooks.webhook(hook.id).dead == 0
+    clock.at += LEASE
+    webhooks.failed(claim(webhooks), "answered 503", LEASE, LEASE)
+    dead = webhooks.deliveries(hook.id, DEAD)
+    assert [(one.event_id, one.problem) for one in dead] == [(one, "answered 503") for one in made]
+    assert [one.event_id for one in webhooks.deliveries(hook.id, WAITING)] == [young]
+    assert webhooks.replay(hook.id) == 3
+    assert claim(webhooks).failures == 0, "a replay does not wait for the pause to end"
+    clock.at += 2 * LEASE
+    webhooks.failed(claim(webhooks), "answered 500", LEASE, LEASE)
+    assert webhooks.webhook(hook.id).dead == 0, "they wait anew"
+
+
+def test_a_long_queue_is_not_read_to_find_what_is_due(engine: Engine, webhooks: Webhooks, staff: Gallery) -> None:
+    hook, _ = webhooks.create(URL, None, ["match"])
+    for n in range(20):
+        webhooks.create(f"http://other/{n}", None, ["review"])
+    event_id, at = record(engine, staff), datetime.now(UTC)
+    row = {"webhook_id": hook.id, "event_id": event_id, "state": WAITING, "attempts": 0, "since": at, "next_at": at}
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.execute(insert(DeliveryRow), [row] * 5000)
+        connection.execute(text("ANALYZE"))
+    asked: list[tuple[str, Any]] = []
+    event.listen(engine, "before_cursor_execute", lambda *told: asked.append((told[2], told[3])))
+    assert len(webhooks.due(())) == 1
+    ((query, values),) = [one for one in asked if "deliveries" in one[0]]
+    explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+    with engine.connect() as connection:
+        plan = "\n".join(map(str, connection.exec_driver_sql(explain + query, values)))
+    assert "ix_deliveries_webhook_id_state_next_at_id" in plan, plan
+    assert not re.search("(SCAN|Seq Scan on) deliveries|Sort|TEMP B-TREE", plan), plan
 
 
 def test_dead_letters_and_their_replay(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
@@ -234,7 +334,7 @@ def test_a_clock_set_back_delays_by_no_more_than_a_wait(
     record(engine, staff)
     clock.at -= timedelta(days=30)
     claimed = claim(webhooks)
-    webhooks.failed(claimed, "answered 500", LONGEST_WAIT)
+    webhooks.failed(claimed, "answered 500", LONGEST_WAIT, LONGEST_WAIT)
     assert webhooks.due(()) == []
     clock.at -= timedelta(days=30)
     assert claim(webhooks).id == claimed.id

@@ -1,19 +1,31 @@
-"""Photos of a job let probes go first, but not for ever, and are given up as soon as that is said."""
+"""Photos of a job let probes go first, but not for ever, and are given up as soon as that is said.
+
+And what is swept beside them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict
+from indexer.gallery.answers import Pending
+from indexer.gallery.clock import now
+from indexer.gallery.schema import AnswerRow
+from indexer.home import Home
+from indexer.settings import read_settings
 from indexer.types import Pick
 from indexer.vision.pipeline import Seen
 from search_service import jobs
 from search_service.batching import Batcher
-from search_service.jobs import Courteous
+from search_service.jobs import Courteous, Runner
+from tests.search_service.api.serving import until
 from tests.search_service.test_batching import LARGEST, Held, started
 
 LONG = 30.0
@@ -65,6 +77,25 @@ def beside_two_probes(batcher: Batcher, probes: Held, networks: Networks, until:
 
     asyncio.run(asyncio.wait_for(test(), LONG))
     assert [one.width for one in seen] == [1, 2]
+
+
+def test_old_answers_are_swept(batcher: Batcher, tmp_path: Path) -> None:
+    home = Home(read_settings({}, home=tmp_path))
+    for key in ("old", "young"):
+        home.answers.claim("", key)
+    with Session(home.engine) as session, session.begin():
+        session.execute(update(AnswerRow).where(AnswerRow.key == "old").values(expires_at=now()))
+    runner = Runner(home, batcher)
+    runner.start()
+
+    def kept() -> list[str]:
+        with Session(home.engine) as session:
+            return list(session.scalars(select(AnswerRow.key)))
+
+    until(lambda: kept() == ["young"], "the old one is swept")
+    runner.stop()
+    assert isinstance(home.answers.claim("", "young"), Pending)
+    home.close()
 
 
 def test_probes_go_first(batcher: Batcher, probes: Held, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,22 +9,23 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from indexer.gallery.events import DEAD, WAITING, Direction, Event, Sighting
-from indexer.gallery.webhooks import Claimed
+from indexer.gallery.webhooks import LONGEST_DELAY, Claimed
 from indexer.home import Home
 from indexer.objects import event_object
 from indexer.settings import read_settings
 from indexer.types import Gallery, Named
 from search_service.webhooks import AT_ONCE, Deliverer, Schedule, body_of, send, signed
 from tests.gallery.faces import make_gallery
-from tests.search_service.api.serving import until
+from tests.search_service.api.serving import PATIENCE, until
 from tests.search_service.receiver import DRIP, HANG, REDIRECT, genuine, receiving
 
 SOON = Schedule(timeout_seconds=2.0, lease_seconds=3.0, first_seconds=0.02, longest_seconds=0.1, tries=4)
@@ -135,6 +136,51 @@ def test_a_slow_answer_is_not_waited_for(how: int) -> None:
         assert send(claimed(receiver.url), 0.3, ssl.create_default_context()) == "no answer within 0.3 s"
 
 
+def test_a_slow_handshake_is_not_waited_for() -> None:
+    """A TLS record that comes byte by byte: a socket's own timeout counts anew with each."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def trickle() -> None:
+            connection, _ = listening.accept()
+            with connection, suppress(OSError):
+                for byte in b"\x16\x03\x03\x3f\xff" + bytes(600):
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.05)
+
+        receiver = threading.Thread(target=trickle)
+        receiver.start()
+        url = f"https://127.0.0.1:{listening.getsockname()[1]}/"
+        assert send(claimed(url), 0.3, ssl.create_default_context()) == "no answer within 0.3 s"
+        receiver.join()
+
+
+def test_a_slow_name_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever knows names says nothing here until the test is over."""
+    over, ask = threading.Event(), socket.getaddrinfo
+
+    def silent(*asked: Any, **more: Any) -> Any:
+        over.wait(PATIENCE)
+        return ask("127.0.0.1", 9)
+
+    before = threading.active_count()
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    assert send(claimed("http://slow.invalid/"), 0.1, ssl.create_default_context()) == "no answer within 0.1 s"
+    over.set()
+    until(lambda: threading.active_count() <= before, "no thread is left")
+
+
+def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one of `localhost` has nobody listening, as often with IPv6."""
+    with receiving() as receiver, socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = closed.getsockname()
+        closed.close()
+        there = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", receiver.port))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(*there[:4], nobody), there])
+        assert send(claimed("http://localhost:1/doors"), 5, ssl.create_default_context()) is None
+        (received,) = receiver.received
+        assert received.headers["Host"] == "localhost:1"
+
+
 def test_nobody_listens() -> None:
     with receiving() as receiver:
         port = receiver.port
@@ -183,16 +229,20 @@ def test_tls_is_asked_for_and_checked() -> None:
 
 def test_the_wait_grows_to_an_hour_and_ends_after_a_day() -> None:
     schedule = Schedule()
-    waits = [schedule.wait(tried) for tried in range(1, schedule.tries)]
-    assert schedule.wait(schedule.tries) is None
-    assert all(wait is not None for wait in waits)
-    seconds = [wait.total_seconds() for wait in waits if wait is not None]
+    waits = [schedule.waits(tried, tried) for tried in range(1, schedule.tries)]
+    assert all(again == pause for again, pause in waits), "it is due when the pause is over"
+    assert schedule.waits(schedule.tries, 1)[0] is None
+    seconds = [pause.total_seconds() for _, pause in waits]
     for tried, wait in enumerate(seconds):
         full = min(5 * 2**tried, 3600)
         assert full * 0.75 <= wait <= full * 1.25
     longest = sum(min(5 * 2**tried, 3600) for tried in range(schedule.tries - 1))
     assert 24 * 3600 <= longest <= 26 * 3600
-    assert len({schedule.wait(20) for _ in range(10)}) > 1
+    again, pause = schedule.waits(2, 9)
+    assert again is not None
+    assert pause > 100 * again
+    assert timedelta(seconds=longest * 1.02) < LONGEST_DELAY  # what was tried each time is dead before that
+    assert len({schedule.waits(20, 20) for _ in range(10)}) > 1
     assert schedule.lease_seconds > schedule.timeout_seconds
 
 
@@ -216,6 +266,28 @@ def test_a_receiver_that_fails_and_comes_back(home: Home, staff: Gallery) -> Non
         assert receiver.events() == [event] * 4
         assert len({one.headers["X-Whosthere-Delivery"] for one in receiver.received}) == 1
         assert len({one.body for one in receiver.received}) == 1
+
+
+def test_one_that_is_down_is_asked_once_a_pause(home: Home, staff: Gallery) -> None:
+    """By whichever process, and however many events wait; with the first that arrives go all."""
+    slow = replace(SOON, first_seconds=1000, longest_seconds=1000)
+    with receiving(500) as down, receiving() as well:
+        hook, _ = home.webhooks.create(down.url, None, ["match"])
+        other, _ = home.webhooks.create(well.url, None, ["match"])
+        made = [record(home, staff) for _ in range(20)]
+        with delivering(home, slow), delivering(home, slow):
+            until(lambda: not home.webhooks.webhook(other.id).waiting, "the others have arrived")
+        assert len(down.received) <= 2  # the two began at once
+        tried = len(down.received)
+        down.statuses = [200]
+        home.webhooks.replay(hook.id)  # ends the pause
+        (due,) = home.webhooks.due(())
+        trial = home.webhooks.claim(due, timedelta(seconds=1000))
+        assert trial is not None
+        home.webhooks.failed(trial, "answered 500", timedelta(), timedelta())
+        with delivering(home, slow):
+            until(lambda: home.webhooks.webhook(hook.id).waiting == tried, "the rest has arrived")
+    assert sorted(down.events()[tried:]) == made[tried:]
 
 
 def test_one_that_was_not_there_yet(home: Home, staff: Gallery) -> None:

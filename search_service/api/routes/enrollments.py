@@ -7,7 +7,7 @@ from typing import IO, Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from indexer.archives import check_archive
-from indexer.errors import InvalidRequest, Overloaded
+from indexer.errors import InvalidRequest
 from indexer.gallery.jobs import PART, Job, Jobs
 from indexer.sources import rows_of_archive
 from indexer.types import Gallery, Pick
@@ -71,7 +71,10 @@ async def enroll(
         if pick is not None and "pick" in values:
             raise InvalidRequest("pick was given twice, in the body and in the address")
         chosen = pick or pick_of(values, Pick.ONLY) or Pick.ONLY
-        job = await service.off_loop(_create, jobs, target, chosen, file)
+        async with service.listing:
+            await service.off_loop(jobs.check_room, service.home.settings.max_jobs)  # others were faster
+            images = await service.off_loop(_images_in, file)
+        job = await service.off_loop(_create, service, target, images, chosen, file)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job_object(job)
 
@@ -79,15 +82,20 @@ async def enroll(
 def _check_welcome(service: State, jobs: Jobs, gallery: Gallery) -> None:
     """Raises Overloaded, and what would fail the job as soon as it ran."""
     service.home.pack_of(gallery)
-    waiting, most = jobs.unfinished(), service.home.settings.max_jobs
-    if waiting >= most:
-        raise Overloaded(f"{waiting} bulk enrolments are waiting or running already, {most} at most; try again later")
+    jobs.check_room(service.home.settings.max_jobs)
 
 
-def _create(jobs: Jobs, gallery: Gallery, pick: Pick, file: IO[bytes]) -> Job:
+def _images_in(file: IO[bytes]) -> int:
+    """How many. Raises InvalidRequest, and where there are none too."""
     check_archive(file)
     images = len(rows_of_archive(file))
     if not images:
         raise InvalidRequest("there are no images in the archive", code="invalid_archive")
+    return images
+
+
+def _create(service: State, gallery: Gallery, images: int, pick: Pick, file: IO[bytes]) -> Job:
+    """Raises Overloaded: of several that came at once, there may be room for one."""
     file.seek(0)
-    return jobs.create(gallery.id, images, {"pick": str(pick)}, iter(lambda: file.read(PART), b""))
+    parts, most = iter(lambda: file.read(PART), b""), service.home.settings.max_jobs
+    return service.home.jobs.create(gallery.id, images, {"pick": str(pick)}, parts, most)

@@ -346,6 +346,42 @@ def test_too_many_are_told_to_come_again(own: Callable[..., Home], steps: Steps,
         finished(client, accepted(client.post("/v1/galleries/staff/enrollments", files=sent(people_zip))))
 
 
+def test_of_those_that_come_at_once_no_more_are_taken(
+    own: Callable[..., Home], steps: Steps, people_zip: bytes
+) -> None:
+    """All are let in, while there is room for any of them."""
+    half = len(people_zip) // 2
+    with running(own(max_jobs=2)) as service:
+
+        async def slow(go: asyncio.Event) -> AsyncIterator[bytes]:
+            yield people_zip[:half]
+            await go.wait()
+            yield people_zip[half:]
+
+        async def test() -> list[httpx.Response]:
+            async with httpx.AsyncClient(base_url=service.url, timeout=PATIENCE) as client:
+                ok(await client.post("/v1/galleries", json={"name": "staff"}), 201)
+                path, zipped = "/v1/galleries/staff/enrollments", {"Content-Type": "application/zip"}
+                go = asyncio.Event()
+                posts = [asyncio.create_task(client.post(path, content=slow(go), headers=zipped)) for _ in range(6)]
+                held = layer(service, limits.is_archive)
+                while held._held < 6 * half:
+                    await asyncio.sleep(0.001)
+                go.set()
+                return await asyncio.gather(*posts)
+
+        answers = asyncio.run(asyncio.wait_for(test(), PATIENCE))
+        taken = [accepted(answer) for answer in answers if answer.status_code == 202]
+        assert len(taken) == 2
+        for answer in answers:
+            if answer.status_code != 202:
+                refused(answer, 429, "overloaded")
+        steps.let(100)
+        with service.client() as client:
+            for path in taken:
+                finished(client, path)
+
+
 def test_archives_have_a_limit_of_their_own(own: Callable[..., Home], people_zip: bytes) -> None:
     """A small one here: for each, and for those that are received at a time."""
     most = 2**20

@@ -1,0 +1,35 @@
+"""What runs in the background stops side by side, within a time."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from search_service.api.app import STOP_SECONDS, stop_together
+from search_service.serving import SHUTDOWN_SECONDS
+from search_service.webhooks import Schedule
+from tests.search_service.api.serving import PATIENCE, until
+
+
+def test_side_by_side() -> None:
+    """Each waits for the others to be stopped."""
+    together = threading.Barrier(3)
+    passed: list[int] = []
+    stop_together([lambda: passed.append(together.wait(PATIENCE))] * 3, PATIENCE)
+    assert sorted(passed) == [0, 1, 2]
+
+
+def test_what_does_not_stop_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    before, over, stopped = threading.active_count(), threading.Event(), threading.Event()
+    stop_together([over.wait, stopped.set], 0.05)
+    assert stopped.is_set()
+    assert "1 of 2 parts did not stop within 0.05 s" in caplog.text
+    over.set()
+    until(lambda: threading.active_count() <= before, "no thread is left")
+
+
+def test_the_whole_is_over_before_a_supervisor_kills() -> None:
+    """They wait for a minute (`docker/`): a quarter of it is for the indexes to be written."""
+    assert SHUTDOWN_SECONDS + STOP_SECONDS < 45
+    assert Schedule().timeout_seconds < STOP_SECONDS
