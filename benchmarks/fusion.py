@@ -10,7 +10,10 @@ with more than K photos are searched with the others, at most PROBES of them; ev
 
 `fusion.fused_score` is `search_service/matching/fusion.py`, by which the search scores people.
 
-Writes benchmarks/results/fusion.csv.
+Then the strangers alone: how many times as often they score above t with all of a person's photos together, or with the
+best of them, as with a single one, where one pair in 1 / FMRS scores above t.
+
+Writes benchmarks/results/fusion.csv and fusion_strangers.csv.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ SPOILT = ("clean", "blurred", "wrong")
 DRAWS = 8
 PROBES = 5
 FPIRS = (0.1, 0.03, 0.01)
+FMRS = (1e-3, 1e-4, 1e-5)
+STRANGER_COUNTS = (2, 3, 5, 8)
 NEAR = 0.2
 """Only identities with a face that scores more are fused by `fusion.fused_score`, which takes its time: no other one is
 anywhere near a threshold."""
@@ -174,6 +179,28 @@ def _row(name: str, count: int, spoilt: str, probes: int, values: Sequence[Seque
     return row | {"sd_of_the_last": float(table[:, -1].std(ddof=1))}
 
 
+def as_often(people: People, vectors: Vectors, count: int) -> list[dict[str, Cell]]:
+    """A row for each of FMRS."""
+    ways: dict[str, Way] = {"single": lambda scores, *_: scores[:, 0], "best": best_of, "together": fused}
+    qualities = np.empty((count, 4), np.float32)  # which none of these ways asks for
+    found: dict[str, list[NDArray[np.floating]]] = {name: [] for name in ways}
+    for seed in range(DRAWS):
+        given = draw(people, count + 1, seed)
+        probes = vectors[given.strangers]
+        for rows in given.faces:
+            if len(rows) >= count:
+                faces = vectors[list(rows[:count])]
+                for name, way in ways.items():
+                    found[name].append(way(probes @ faces.T, faces, qualities))
+    scores = {name: np.concatenate(some) for name, some in found.items()}
+    table: list[dict[str, Cell]] = []
+    for fmr in FMRS:
+        t = np.quantile(scores["single"], 1 - fmr)
+        often = {name: float((some > t).mean() / fmr) for name, some in scores.items() if name != "single"}
+        table.append({"photos": count, "pairs": len(scores["single"]), "fmr": fmr, **often})
+    return table
+
+
 def main() -> None:
     parser = lfw.arguments(__doc__)
     parser.add_argument("--cache", type=Path, help="a folder for landmarks and embeddings")
@@ -191,6 +218,8 @@ def main() -> None:
             say(f"{spoilt}, {count} photos")
             rows += compare(people, normalise(sharp - center), blurred, qualities, count, spoilt)
     lfw.write_results(lfw.RESULTS / "fusion.csv", rows)
+    strangers = [row for count in STRANGER_COUNTS for row in as_often(people, normalise(sharp - center), count)]
+    lfw.write_results(lfw.RESULTS / "fusion_strangers.csv", strangers)
 
 
 if __name__ == "__main__":

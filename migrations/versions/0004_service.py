@@ -143,9 +143,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_deliveries_event_id", "deliveries", ["event_id"])
-    op.create_index(
-        "ix_deliveries_webhook_id_state_next_at_id", "deliveries", ["webhook_id", "state", "next_at", "id"]
-    )
+    op.create_index("ix_deliveries_webhook_id_state_next_at_id", "deliveries", ["webhook_id", "state", "next_at", "id"])
     op.create_index("ix_deliveries_webhook_id_state_since", "deliveries", ["webhook_id", "state", "since"])
 
 

@@ -77,7 +77,7 @@ def comparisons(people: float, photos: float) -> float:
     """With how many single faces a search of so many people compares, of whom each has so many photos in the mean.
 
     The faces of one person are alike, and together they score as high with a stranger as 1 + ln(photos) of different
-    people: measured on LFW, where one face in 10,000 scores so high, 1.8 with 2 photos, 2.1 with 3, 2.6 with 5 and 2.9
+    people: measured on LFW, where one face in 10,000 scores so high, 1.7 with 2 photos, 2.2 with 3, 2.6 with 5 and 2.9
     with 8 (`benchmarks/results/fusion_strangers.csv`).
     """
     return people * (1 + math.log(max(photos, 1.0)))
