@@ -175,7 +175,9 @@ class _OpenVino:
             "NUM_STREAMS": threads.streams,
             "INFERENCE_NUM_THREADS": threads.streams * threads.per_stream,
         }
-        if threads.streams > 1:  # a pinned stream waits for whatever else runs on its core
+        if threads.streams > 1 or threads.per_stream < usable_cores():
+            # A pinned stream waits for whatever else runs on its core: several processes, each with some of the cores,
+            # are all pinned to the first ones.
             config["ENABLE_CPU_PINNING"] = False
         if precision is not Precision.NATIVE:
             config["INFERENCE_PRECISION_HINT"] = "f32"

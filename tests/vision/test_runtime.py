@@ -6,6 +6,7 @@ import importlib.util
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,3 +99,13 @@ def test_threads_share_the_cores() -> None:
     assert Threads().per_stream == cores
     assert Threads(streams=10 * cores).per_stream == 1
     assert Threads(streams=2, each=3).per_stream == 3
+
+
+def test_processes_that_share_the_cores_are_not_all_on_the_first_ones(
+    models_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "usable_cores", lambda: 4)
+    model = ModelFiles(models_folder).prepared(SFACE.embedder)
+    for threads, pinned in ((Threads(1, 4), True), (Threads(1, 2), False), (Threads(2, 2), False)):
+        session: Any = runtime.load(model, Feed(), Precision.NATIVE, threads, "openvino")
+        assert session._model.get_property("ENABLE_CPU_PINNING") is pinned, threads
