@@ -1,0 +1,380 @@
+"""The service under load: searches, enrolments and deletions mixed, over HTTP on loopback, and what was lost.
+
+    python -m benchmarks.load [FOLDER] [--seconds 20]
+
+`whosthere serve --workers 2` answers, over SQLite and over PostgreSQL, both keeping what they acknowledge through a
+power cut. Of 20 requests 18 are searches, one enrols a photo of a new person and one deletes a person who was enrolled
+before. First as fast as CLIENTS connections go, each asking when it was answered: `throughput`. Then at LOAD of that
+rate, whether the service keeps up or not: requests are due at random moments (a Poisson process), and a request's time
+runs from the moment at which it is due, also while all connections are busy.
+
+The packs are `sface`, and IR-50 with made weights behind the same detector: its time does not depend on them.
+
+Beside them, in the same run, what the machine can do at most: the networks alone (decoding, two looks, aligning,
+embedding) in as many processes, without HTTP, index or database, and the embedder alone on aligned crops.
+
+Afterwards everything that was acknowledged is looked for: whoever was enrolled and not deleted must be there, whoever
+was deleted must be gone, `doctor` must find nothing, and every request must have been answered once, with its own id.
+
+Writes benchmarks/results/load.csv.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import multiprocessing
+import os
+import queue
+import random
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+
+from benchmarks.lfw import RESULTS, Cell, Shot, arguments, by_person, enrolled, list_shots, say, write_results
+from indexer.home import Home
+from indexer.settings import read_settings
+from indexer.sources import rows_of
+from indexer.types import Pick
+from indexer.vision.embedders.iresnet import iresnet50
+from tests.postgres import Postgres
+from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, told_url
+from tests.vision import golden
+
+WORKERS = 2
+CLIENTS = (1, 8, 64)
+LOAD = 0.7
+"""Share of the throughput at which times are taken: a service that is to answer in time is not run at its limit."""
+ENROLMENTS, DELETIONS, ALL = 1, 1, 20
+PATIENCE = 120.0
+MADE = "ir50-made"
+AT_ONCE = 16
+"""Photos in one batch of the networks alone."""
+
+
+@dataclass
+class Ledger:
+    """What was acknowledged. Thread-safe."""
+
+    spare: queue.Queue[tuple[str, bytes]]
+    """People to enrol, with a photo."""
+    there: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def somebody(self) -> str | None:
+        """Whoever is there, to be deleted: nobody else deletes them."""
+        with self.lock:
+            return self.there.pop() if self.there else None
+
+
+@dataclass(frozen=True)
+class Timed:
+    what: str
+    seconds: float
+
+
+class Client:
+    """One connection. Not thread-safe."""
+
+    def __init__(self, url: str, gallery: str, probes: Sequence[bytes], ledger: Ledger, seed: int) -> None:
+        self._to = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
+        self._gallery = f"/v1/galleries/{gallery}"
+        self._probes = probes
+        self._ledger = ledger
+        self._random = random.Random(seed)
+
+    def ask(self) -> str:
+        """One request of the mixture; what it was."""
+        what = self._random.randrange(ALL)
+        if what < ENROLMENTS and not self._ledger.spare.empty():
+            return self._enrol()
+        if what < ENROLMENTS + DELETIONS and (somebody := self._ledger.somebody()) is not None:
+            return self._delete(somebody)
+        status, answer = self._send("POST", f"{self._gallery}/search", self._random.choice(self._probes))
+        if status == 200 and not answer["faces"]:
+            self._ledger.wrong.append(f"a search was answered without faces: {answer}")
+        return self._told("search", status)
+
+    def _enrol(self) -> str:
+        try:
+            who, photo = self._ledger.spare.get_nowait()
+        except queue.Empty:
+            return self.ask()
+        status, _ = self._send("POST", f"{self._gallery}/identities/{who}/faces", photo)
+        with self._ledger.lock:
+            if status == 201:
+                self._ledger.there.add(who)
+        return self._told("enrol", status)
+
+    def _delete(self, who: str) -> str:
+        status, _ = self._send("DELETE", f"{self._gallery}/identities/{who}")
+        with self._ledger.lock:
+            (self._ledger.gone if status == 200 else self._ledger.there).add(who)
+        return self._told("delete", status)
+
+    def _told(self, what: str, status: int) -> str:
+        with self._ledger.lock:
+            self._ledger.statuses[what, status] += 1
+        return what
+
+    def _send(self, method: str, path: str, photo: bytes | None = None) -> tuple[int, dict[str, object]]:
+        known = uuid.uuid4().hex
+        headers = {"X-Request-ID": known}
+        body = None
+        if photo is not None:
+            headers["Content-Type"] = f"multipart/form-data; boundary={known}"
+            head = f'--{known}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n\r\n'
+            body = head.encode() + photo + f"\r\n--{known}--\r\n".encode()
+        self._to.request(method, path, body, headers)
+        answer = self._to.getresponse()
+        data = answer.read()
+        if answer.headers.get_all("X-Request-ID") != [known]:
+            self._ledger.wrong.append(f"{method} {path} was answered with another request's id")
+        return answer.status, json.loads(data)
+
+    def close(self) -> None:
+        self._to.close()
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="Of each measurement.")
+    asked = parser.parse_args()
+    shots = list_shots(asked.folder)
+    people = by_person(shots)
+    probes = [photos[1].path.read_bytes() for photos in people.values() if len(photos) > 1][:200]
+    strangers = [(name, photos[0].path.read_bytes()) for name, photos in people.items() if len(photos) == 1]
+    rows: list[dict[str, Cell]] = []
+    with tempfile.TemporaryDirectory() as folder, _postgres(Path(folder)) as server:
+        models = Path(folder) / "models"
+        _add_made_pack(Path(folder))
+        for pack in ("sface", MADE):
+            limits = _limits(models, pack, probes, asked.seconds)
+            rows += [{"what": f"{pack}, {what}", "requests_a_second": rate} for what, rate in limits.items()]
+            for what, url in (("SQLite", ""), ("PostgreSQL", server.empty())):
+                home = Path(folder) / f"{what}-{pack}"
+                home.mkdir()
+                (home / "models").symlink_to(models)
+                _enrol(home, url, pack, enrolled(shots))
+                rows += _measure(f"{pack}, {what}", home, url, probes, strangers, asked.seconds, limits)
+    write_results(RESULTS / "load.csv", rows)
+
+
+def _measure(
+    what: str,
+    home: Path,
+    url: str,
+    probes: Sequence[bytes],
+    strangers: Sequence[tuple[str, bytes]],
+    seconds: float,
+    limits: dict[str, float],
+) -> list[dict[str, Cell]]:
+    rows: list[dict[str, Cell]] = []
+    spare: queue.Queue[tuple[str, bytes]] = queue.Queue()
+    for i, (_, photo) in enumerate(strangers):
+        spare.put((f"new-{i}", photo))
+    ledger = Ledger(spare)
+    with _serving(home, url) as address:
+        _load(address, probes, ledger, 8, seconds / 4)  # which loads what is loaded lazily
+        for clients in CLIENTS:
+            closed = _load(address, probes, ledger, clients, seconds)
+            rate = len(closed) / seconds
+            times = _load(address, probes, ledger, clients, seconds, LOAD * rate)
+            say(f"{what}, {clients} clients: {rate:.1f} requests a second")
+            row: dict[str, Cell] = {"what": what, "clients": clients, "requests_a_second": rate}
+            row |= {f"of_{name.replace(' ', '_')}": rate / limit for name, limit in limits.items()}
+            for kind in ("search", "enrol", "delete"):
+                some = [1000 * t.seconds for t in times if t.what == kind]
+                if some:
+                    row[f"{kind}_p50_ms"] = statistics.median(some)
+                    row[f"{kind}_p99_ms"] = float(np.percentile(some, 99))
+            rows.append(row)
+        failed = {f"{kind} {status}": n for (kind, status), n in ledger.statuses.items() if status not in (200, 201)}
+        lost = _lost(address, ledger)
+    environment = ENVIRONMENT | ({"WHOSTHERE_DATABASE_URL": url} if url else {})
+    doctor = subprocess.run([WHOSTHERE, "doctor", "--home", str(home)], env=environment, check=False).returncode
+    say(f"{what}: {sum(ledger.statuses.values())} requests, not fine: {failed or 'none'}; lost: {lost or 'nothing'}")
+    rows.append(
+        {
+            "what": f"{what}, afterwards",
+            "requests": sum(ledger.statuses.values()),
+            "refused": sum(failed.values()),
+            "lost_or_twice": len(lost) + len(ledger.wrong),
+            "doctor": doctor,
+        }
+    )
+    for wrong in (*lost, *ledger.wrong)[:20]:
+        say(wrong)
+    return rows
+
+
+def _load(
+    url: str, probes: Sequence[bytes], ledger: Ledger, clients: int, seconds: float, rate: float | None = None
+) -> list[Timed]:
+    """What was answered within `seconds`: each client asking when it was answered, or all of them `rate` a second."""
+    begin = time.perf_counter() + 0.2
+    due = _moments(begin, seconds, rate) if rate else itertools.repeat(begin)
+    lock = threading.Lock()
+    done: list[Timed] = []
+
+    def work(seed: int) -> None:
+        client = Client(url, "lfw", probes, ledger, seed)
+        try:
+            while True:
+                with lock:
+                    at = next(due, None)
+                if at is None or time.perf_counter() > begin + (seconds if rate is None else 3 * seconds):
+                    return
+                time.sleep(max(0.0, at - time.perf_counter()))
+                asked = time.perf_counter()
+                what = client.ask()
+                now = time.perf_counter()
+                if rate is not None or now < begin + seconds:
+                    done.append(Timed(what, now - (at if rate is not None else asked)))
+        finally:
+            client.close()
+
+    threads = [threading.Thread(target=work, args=(1000 * clients + i,)) for i in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return done
+
+
+def _moments(begin: float, seconds: float, rate: float) -> Iterator[float]:
+    clock = random.Random(0)
+    at = begin
+    while (at := at + clock.expovariate(rate)) < begin + seconds:
+        yield at
+
+
+def _lost(url: str, ledger: Ledger) -> list[str]:
+    """What was acknowledged and is not so."""
+    to = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
+    faces: dict[str, int] = {}
+    cursor = ""
+    while True:
+        to.request("GET", f"/v1/galleries/lfw/identities?limit=1000{cursor}")
+        page = json.loads(to.getresponse().read())
+        faces |= {one["external_id"]: one["faces"] for one in page["identities"]}
+        if page["cursor"] is None:
+            break
+        cursor = f"&cursor={page['cursor']}"
+    to.close()
+    lost = [f"{who} was enrolled and has {faces.get(who, 0)} faces" for who in ledger.there if faces.get(who) != 1]
+    return lost + [f"{who} was deleted and is there" for who in ledger.gone if who in faces]
+
+
+def _limits(models: Path, pack: str, probes: Sequence[bytes], seconds: float) -> dict[str, float]:
+    """What as many processes as workers compute in a second, each on its share of the cores."""
+    rates = {}
+    for what in ("networks alone", "embedder alone"):
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(WORKERS) as pool:
+            asked = [(what, models, pack, probes, seconds)] * WORKERS
+            rates[what] = sum(pool.starmap(_compute, asked, chunksize=1))
+        say(f"{what}: {rates[what]:.1f} a second")
+    return rates
+
+
+def _compute(what: str, models: Path, pack: str, probes: Sequence[bytes], seconds: float) -> float:
+    cores = max(1, len(os.sched_getaffinity(0)) // WORKERS)
+    settings = read_settings({}, home=models.parent, threads=cores)
+    pipeline = Home(settings).pipeline(Home(settings).packs.find(pack))
+    batch = list(itertools.islice(itertools.cycle(probes), AT_ONCE))
+    crops = [face.crop for seen in pipeline.describe(batch, Pick.LARGEST) for face in seen.faces[:1]]
+    views = np.stack([np.stack([crop] * len(pipeline.pack.zooms)) for crop in crops if crop is not None])
+    _, embedder = pipeline._load()
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() < begun + seconds:
+        if what == "embedder alone":
+            embedder.embed_views(views)
+        else:
+            start = done % len(probes)
+            pipeline.describe((list(probes[start:]) + list(probes))[:AT_ONCE], Pick.LARGEST)
+        done += AT_ONCE
+    return done / (time.perf_counter() - begun)
+
+
+def _add_made_pack(home: Path) -> None:
+    """IR-50 with the weights of the golden tests, as a pack of one's own with the detector of `sface`."""
+    file = home / "made.pth"
+    torch.save(golden.fill(iresnet50()).state_dict(), file)
+    command = ["models", "add", MADE, "--embedder", str(file), "--embedder-network", "iresnet50", "--detector", "sface"]
+    subprocess.run([WHOSTHERE, *command, "--home", str(home)], env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+
+
+def _enrol(home: Path, url: str, pack: str, shots: Sequence[Shot]) -> None:
+    opened = Home(read_settings({}, home=home, lookalikes="off", **({"database_url": url} if url else {})))
+    gallery = opened.open_gallery("lfw", pack)
+    for _ in opened.enroller(gallery).enroll(rows_of([shot.path for shot in shots]), Pick.CENTER):
+        pass
+    opened.close()
+
+
+@contextmanager
+def _serving(home: Path, url: str) -> Iterator[str]:
+    environment = ENVIRONMENT | ({"WHOSTHERE_DATABASE_URL": url} if url else {})
+    environment |= {"WHOSTHERE_LOOKALIKES": "off"}  # by made weights, everybody looks like everybody
+    log = home / "log"
+    with log.open("wb") as file:
+        serve = subprocess.Popen(
+            [WHOSTHERE, "serve", "--port", "0", "--workers", str(WORKERS), "--home", str(home)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    try:
+        address = told_url(log)
+        _until_ready(address)
+        yield address
+    finally:
+        serve.terminate()
+        serve.wait(PATIENCE)
+
+
+def _until_ready(url: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        to = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
+        with suppress(ConnectionRefusedError):  # before the first worker listens
+            to.request("GET", "/readyz")
+            if to.getresponse().status == 200:
+                return
+        time.sleep(0.2)
+    raise SystemExit("the service does not become ready")
+
+
+@contextmanager
+def _postgres(folder: Path) -> Iterator[Postgres]:
+    (folder / "postgres").mkdir()
+    server = Postgres(folder / "postgres")
+    server.start()
+    for safe in ("fsync", "synchronous_commit", "full_page_writes"):
+        server.run(f"ALTER SYSTEM SET {safe} = on")
+    server.run("SELECT pg_reload_conf()")
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+if __name__ == "__main__":
+    main()
