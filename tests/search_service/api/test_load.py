@@ -18,7 +18,7 @@ from indexer.types import Pick
 from indexer.vision.packs import SFACE, Pack
 from indexer.vision.pipeline import FacePipeline, Seen
 from search_service.api import requests
-from search_service.api.limits import BodyLimit
+from search_service.api.limits import BodyLimit, is_photos
 from search_service.demo import PROBES
 from tests import photos as sources
 from tests.search_service.api.serving import PATIENCE, Running, base64_of, image, ok, refused, running
@@ -91,7 +91,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 def bodies(service: Running) -> BodyLimit:
     layer: Any = service.app.middleware_stack
-    while not isinstance(layer, BodyLimit):
+    while not (isinstance(layer, BodyLimit) and layer._meant is is_photos):
         layer = layer.__dict__.get("_app") or layer.app
     return layer
 
@@ -201,12 +201,12 @@ def test_too_many_bytes_are_told_to_come_again(tmp_path: Path, pipeline: FacePip
 
             tasks = [asyncio.create_task(search(client, data))]
             await until(lambda: held.sizes == [1])
-            slow = asyncio.create_task(client.post("/v1/galleries", content=slowly(), headers=JSON))
+            slow = asyncio.create_task(client.post("/v1/detect", content=slowly(), headers=JSON))
             await until(lambda: bodies(service)._held > 2 * len(data))
             for answer in (
                 await search(client, data),
                 await client.post("/v1/detect", json={"image": base64_of(data)}),
-                await client.post("/v1/galleries", content=bytes(len(data)), headers=JSON),
+                await client.post("/v1/embed", content=bytes(len(data)), headers=JSON),
             ):
                 assert "bytes" in refused(answer, 429, "overloaded")["message"]
                 assert answer.headers["retry-after"] == "1"

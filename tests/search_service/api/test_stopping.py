@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
@@ -22,7 +23,8 @@ def test_side_by_side() -> None:
 
 def test_what_does_not_stop_is_left(caplog: pytest.LogCaptureFixture) -> None:
     before, over, stopped = threading.active_count(), threading.Event(), threading.Event()
-    stop_together([over.wait, stopped.set], 0.05)
+    with caplog.at_level(logging.WARNING, "search_service.api.app"):
+        stop_together([over.wait, stopped.set], 0.05)
     assert stopped.is_set()
     assert "1 of 2 parts did not stop within 0.05 s" in caplog.text
     over.set()
