@@ -22,13 +22,13 @@ def test_side_by_side() -> None:
 
 
 def test_what_does_not_stop_is_left(caplog: pytest.LogCaptureFixture) -> None:
-    before, over, stopped = threading.active_count(), threading.Event(), threading.Event()
+    over, stopped = threading.Event(), threading.Event()
     with caplog.at_level(logging.WARNING, "search_service.api.app"):
         stop_together([over.wait, stopped.set], 0.05)
     assert stopped.is_set()
     assert "1 of 2 parts did not stop within 0.05 s" in caplog.text
     over.set()
-    until(lambda: threading.active_count() <= before, "no thread is left")
+    until(lambda: all(thread.name != "stopping" for thread in threading.enumerate()), "no thread is left")
 
 
 def test_the_whole_is_over_before_a_supervisor_kills() -> None:
