@@ -94,13 +94,19 @@ def test_a_request_is_one_line_without_names(
     caplog.set_level(logging.INFO, "search_service.api.observing")
     data = image(sources.astronaut(), "private.png")
     ok(client.post(f"{gallery}/identities/secret-badge/faces", files=data), 201)
-    caplog.clear()
     headers = {"X-Request-ID": "door-7-42"}
     answer = client.post(f"{gallery}/search", files=data, headers=headers)
     assert answer.headers["x-request-id"] == "door-7-42"
     client.get("/readyz")
-    (record,) = [r for r in caplog.records if r.name == "search_service.api.observing"]
-    line = Json().format(record)
+
+    def lines() -> list[str]:
+        """Those that tell of the search. One is written when its answer has been sent."""
+        told = [Json().format(r) for r in caplog.records if r.name == "search_service.api.observing"]
+        assert not any("/readyz" in line for line in told)
+        return [line for line in told if "door-7-42" in line]
+
+    until(lambda: bool(lines()), "the search is told of")
+    (line,) = lines()
     told = json.loads(line)
     assert {key: told[key] for key in ("message", "level", "request_id", "method", "route", "status", "key")} == {
         "message": "request",
