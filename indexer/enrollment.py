@@ -19,7 +19,7 @@ from indexer.gallery.store import Enrolled, NewFace, Store
 from indexer.sources import Row
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision import crops
-from indexer.vision.blame import each
+from indexer.vision.blame import each, failed
 from indexer.vision.packs import Pack
 from indexer.vision.pipeline import Seen
 
@@ -160,7 +160,7 @@ class Enroller:
         """What the pipeline sees. An image that it fails on is rejected, or the run would end there every time;
         errors that no image is to blame for are raised."""
         answers = each(images, lambda some: self._pipeline.describe(some, pick, gate=True))
-        return [_failed(answer) if isinstance(answer, Exception) else answer for answer in answers]
+        return [Seen(rejection=failed(answer)) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _read(self, row: Row) -> bytes | RejectedImage:
         try:
@@ -233,11 +233,6 @@ def looks_like(other: Lookalike) -> RejectedImage:
         code=Reason.LOOKS_LIKE_ANOTHER_IDENTITY,
         details=other.details,
     )
-
-
-def _failed(error: Exception) -> Seen:
-    message = f"the image cannot be processed: {type(error).__name__}: {error}"
-    return Seen(rejection=RejectedImage(message, code=Reason.UNREADABLE_IMAGE))
 
 
 def _says(person: Person) -> bool:

@@ -25,7 +25,7 @@ from indexer.home import SPARE_WORKERS, Home
 from indexer.settings import Settings, read_settings
 from indexer.sources import Row
 from indexer.types import Gallery, Outcome, Person, Pick, Reason, sha256
-from indexer.vision.blame import each
+from indexer.vision.blame import each, failed
 from indexer.vision.pipeline import Seen
 from search_service.calibration import Thresholds
 from search_service.evaluation_cache import Cache, CachedPipeline, kind_of
@@ -381,7 +381,7 @@ class _Run:
         pick = self.protocol.searching
         seen = each([image for _, image in batch], lambda images: self.pipeline.describe(images, pick))
         return [
-            _Looked(row, sha256(image), one if isinstance(one, Seen) else Seen(rejection=_failed(one)))
+            _Looked(row, sha256(image), one if isinstance(one, Seen) else Seen(rejection=failed(one)))
             for (row, image), one in zip(batch, seen, strict=True)
         ]
 
@@ -461,11 +461,6 @@ class _Looked:
     row: Row
     sha256: str
     seen: Seen
-
-
-def _failed(error: Exception) -> RejectedImage:
-    message = f"the image cannot be processed: {type(error).__name__}: {error}"
-    return RejectedImage(message, code=Reason.UNREADABLE_IMAGE)
 
 
 def _found(row: Row, face: FaceAnswer | None, error: RejectedImage | None) -> Found:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from indexer.errors import InvalidVector, WhosthereError
+from indexer.errors import InvalidVector, RejectedImage, WhosthereError
+from indexer.types import Reason
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -25,3 +26,9 @@ def each(items: Sequence[Item], ask: Callable[[Sequence[Item]], Iterable[Answer]
             raise
         return [answer for item in items for answer in each([item], ask)] if len(items) > 1 else [error]
     return answers
+
+
+def failed(error: Exception) -> RejectedImage:
+    """What is told of the one to blame, where the others go on."""
+    message = f"the image cannot be processed: {type(error).__name__}: {error}"
+    return RejectedImage(message, code=Reason.UNREADABLE_IMAGE)
