@@ -12,6 +12,7 @@ from indexer.duplicates import Lookalikes, lookalike_bound
 from indexer.enrollment import Enroller, check_pack
 from indexer.errors import Conflict, InvalidSetting, NotFound
 from indexer.gallery.answers import Answers
+from indexer.gallery.calibrations import Calibrations
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.events import Events
 from indexer.gallery.jobs import Jobs
@@ -99,6 +100,12 @@ class Home:
         """Bulk enrolments."""
         _ = self.store
         return Jobs(self.engine)
+
+    @_made_once
+    def calibrations(self) -> Calibrations:
+        """How the people of galleries score against each other."""
+        _ = self.store
+        return Calibrations(self.engine)
 
     @_made_once
     def answers(self) -> Answers:

@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.disk import alone
 from indexer.errors import WhosthereError
-from indexer.gallery.calibrations import Calibration, Calibrations
+from indexer.gallery.calibrations import Calibration
 from indexer.gallery.clock import now
 from indexer.gallery.store import FaceVectors
 from indexer.home import Home
@@ -191,8 +190,8 @@ class Thresholds:
         Raises as `Home.pack_of`.
         """
         pack, faces = self._home.pack_of(gallery), len(index)
-        kept = self._kept.find(gallery) if faces >= LEAST_PEOPLE else None
-        people = faces if kept or faces < LEAST_PEOPLE else self._kept.people(gallery, LEAST_PEOPLE)
+        kept = self._home.calibrations.find(gallery) if faces >= LEAST_PEOPLE else None
+        people = faces if kept or faces < LEAST_PEOPLE else self._home.calibrations.people(gallery, LEAST_PEOPLE)
         if people >= LEAST_PEOPLE and (kept is None or _due(kept, gallery.seq, faces)):
             self._begin(gallery, faces)
         if kept is None:
@@ -214,15 +213,15 @@ class Thresholds:
             people = sorted({hit.identity_id for some in hits for hit in some})
             return fused(hits, vectors, self._home.store.vectors_of_people(gallery, people), pack.same_threshold)
 
-        found = survey(nearest, one_a_person(faces, most), self._kept.people(gallery), held, pace)
+        found = survey(nearest, one_a_person(faces, most), self._home.calibrations.people(gallery), held, pace)
         scores = strangers(found, pack)
         curve = own_curve(scores.best.tolist(), found.compared, found.total, pack.tail, pack.measured)
         if curve is None:
-            self._kept.forget(gallery)
+            self._home.calibrations.forget(gallery)
         else:
             points = (*curve.before, (curve.rate, curve.start))
             made = Calibration(METHOD, seq, len(scores.best), held, points, curve.scale, now())
-            self._kept.put(gallery, made)
+            self._home.calibrations.put(gallery, made)
         return Calibrated(gallery, pack, curve, found, scores)
 
     def mates(self, found: Survey, gallery: Gallery) -> dict[int, float]:
@@ -245,11 +244,6 @@ class Thresholds:
         for thread in running:
             thread.join(max(0.0, until - time.monotonic()))
 
-    @cached_property
-    def _kept(self) -> Calibrations:
-        _ = self._home.store  # which makes the tables
-        return Calibrations(self._home.engine)
-
     def _begin(self, gallery: Gallery, faces: int) -> None:
         key = gallery.id, gallery.fingerprint
         with self._lock:
@@ -270,7 +264,7 @@ class Thresholds:
         try:
             path = self._home.settings.indexes_folder / f"{gallery.id}.calibration.lock"
             with alone(path) as computes:
-                kept = self._kept.find(gallery)
+                kept = self._home.calibrations.find(gallery)
                 if computes and (kept is None or _due(kept, gallery.seq, faces)):
                     self.calibrate(gallery, pace=1.0)
         except (WhosthereError, OSError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,12 +17,12 @@ from indexer.gallery.events import WAITING, Direction, Events, Filter, Recorded,
 from indexer.gallery.store import Store
 from indexer.gallery.webhooks import Webhooks
 from indexer.types import Gallery, Named, Person
+from tests.gallery.clock import NOON, Clock
 from tests.gallery.faces import make_gallery
 from tests.gallery.together import in_processes, in_threads
 from tests.postgres import Database
 
 MINUTE = timedelta(minutes=1)
-NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 def seen(
@@ -33,16 +33,6 @@ def seen(
 ) -> Sighting:
     person = Named(7, external_id, f"Name of {external_id}", {}, 1) if external_id else None
     return Sighting(device, direction, decision, decision == "match", person, 0.61, 0.42, "request-1")
-
-
-class Clock:
-    """What `events.now` tells."""
-
-    def __init__(self) -> None:
-        self.at = NOON
-
-    def __call__(self) -> datetime:
-        return self.at
 
 
 @pytest.fixture

@@ -20,21 +20,13 @@ from indexer.gallery.schema import DeliveryRow
 from indexer.gallery.store import Store
 from indexer.gallery.webhooks import LONGEST_DELAY, LONGEST_WAIT, MOST_WEBHOOKS, Claimed, Webhooks
 from indexer.types import Gallery
+from tests.gallery.clock import NOON, Clock
 from tests.gallery.faces import make_gallery
 from tests.gallery.together import in_threads
 from tests.postgres import Database
 
-NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=15)
 URL = "https://receiver.example.com/doors?token=1"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.at = NOON
-
-    def __call__(self) -> datetime:
-        return self.at
 
 
 @pytest.fixture

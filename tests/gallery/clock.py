@@ -1,0 +1,17 @@
+"""A clock that tests set."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+class Clock:
+    """In the place of a module's `now`."""
+
+    def __init__(self) -> None:
+        self.at = NOON
+
+    def __call__(self) -> datetime:
+        return self.at
