@@ -8,6 +8,9 @@ turns, a few calls each, so that a busy moment of the machine meets all of them;
 turn, and a first call that does not count, let the other runtime's threads come to rest: they wait for work in a loop
 for a while.
 
+At the second look YuNet is asked for its coarsest stride alone ("coarsest"). How many second looks over the whole
+folder are surest there is counted.
+
 Embeddings in native precision are compared with those in float32 on faces of an LFW folder. Writes
 benchmarks/results/runtime.csv.
 """
@@ -25,11 +28,11 @@ from numpy.typing import NDArray
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell
-from indexer.types import Precision
-from indexer.vision import runtime
+from indexer.types import Detection, Pick, Precision
+from indexer.vision import prepare, runtime
 from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.files import ModelFiles
-from indexer.vision.packs import SFACE, ModelFile
+from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import Options
 from indexer.vision.runtime import Feed, Session, Threads
 
@@ -110,20 +113,49 @@ def compare_precisions(folder: Path) -> list[dict[str, Cell]]:
     ]
 
 
+def count_strides(folder: Path) -> list[dict[str, Cell]]:
+    """How many second looks at the central faces of all photos there are, as they are and mirrored, and how many of
+    them find the face at another stride than the coarsest or surer than there."""
+    pipeline = lfw.load_pipeline(SFACE)
+    detector, _ = pipeline._load()
+    looks: list[NDArray[np.uint8]] = []
+    detect = detector.detect_large
+
+    def watched(canvases: NDArray[np.uint8]) -> list[list[Detection]]:
+        looks.append(canvases)
+        return detect(canvases)
+
+    detector.detect_large = watched  # type: ignore[method-assign]
+    count = finer = 0
+    shots = lfw.list_shots(folder)
+    for start in range(0, len(shots), lfw.BATCH):
+        looks.clear()
+        pipeline.detect([shot.path.read_bytes() for shot in shots[start : start + lfw.BATCH]], Pick.CENTER)
+        for canvases in looks:
+            count += len(canvases)
+            pairs = zip(detect(canvases), detector.detect(canvases), strict=True)
+            finer += sum(
+                max((f.score for f in every), default=0) > max((f.score for f in some), default=0) + 1e-4
+                for some, every in pairs
+            )
+    return [{"what": "second looks", "value": count}, {"what": "second looks surer at a finer stride", "value": finer}]
+
+
 def main() -> None:
     folder = lfw.arguments(__doc__).parse_args().folder
     rows: list[dict[str, Cell]] = []
     with tempfile.TemporaryDirectory() as models:
         files = ModelFiles(Path(models))
-        networks: tuple[tuple[str, ModelFile, Feed, int], ...] = (
-            ("YuNet", SFACE.detector, YuNet.feed, 160),
-            ("YuNet", SFACE.detector, YuNet.feed, 320),
-            ("SFace", SFACE.embedder, Feed(), 112),
-        )
-        for name, file, feed, side in networks:
+        yunet, sface = files.prepared(SFACE.detector), files.prepared(SFACE.embedder)
+        for name, model, feed, side in (
+            ("YuNet", yunet, YuNet.feed, 160),
+            ("YuNet", yunet, YuNet.feed, 320),
+            ("YuNet, coarsest,", prepare.part(yunet, YuNet.parts[1]), YuNet.feed, 320),
+            ("SFace", sface, Feed(), 112),
+        ):
             for threads in (Threads(each=1), Threads()):
-                rows += time_network(name, files.prepared(file), feed, side, threads)
-    lfw.write_results(lfw.RESULTS / "runtime.csv", rows + compare_precisions(folder))
+                rows += time_network(name, model, feed, side, threads)
+    lfw.write_results(lfw.RESULTS / "runtime.csv", rows + compare_precisions(folder) + count_strides(folder))
 
 
 if __name__ == "__main__":

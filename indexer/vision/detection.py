@@ -104,9 +104,10 @@ def look_again(detector: Detector, faces: Sequence[tuple[Photo, Detection]]) -> 
     per_run = max(1, CANVAS_PIXELS // (2 * LOOK_SIDE**2))
     for start in range(0, len(faces), per_run):
         batch = faces[start : start + per_run]
-        squares = [_square(photo, face) for photo, face in batch]
-        straight = np.stack([square.pixels for square in squares])
-        answers = detector.detect(np.concatenate([straight, straight[:, :, ::-1]]))
+        canvases = np.zeros((2, len(batch), LOOK_SIDE, LOOK_SIDE, 3), np.uint8)
+        squares = [_square(photo, face, onto) for (photo, face), onto in zip(batch, canvases[0], strict=True)]
+        canvases[1] = canvases[0, :, :, ::-1]
+        answers = detector.detect_large(canvases.reshape(-1, *canvases.shape[2:]))
         for i, ((_, face), square) in enumerate(zip(batch, squares, strict=True)):
             mirrored = [_mirrored(answer) for answer in answers[len(batch) + i]]
             sides = ([square.back(answer) for answer in side] for side in (answers[i], mirrored))
@@ -193,9 +194,8 @@ def _merge(faces: list[Detection]) -> list[Detection]:
 
 @dataclass(frozen=True, eq=False)
 class _Square:
-    """A face cut out upright, and the way back to its photo."""
+    """The way back from a face cut out upright to its photo."""
 
-    pixels: Pixels
     matrix: NDArray[np.float64]
     """(2, 3), from the square's pixels to those of the upright original."""
 
@@ -210,8 +210,9 @@ class _Square:
         )
 
 
-def _square(photo: Photo, face: Detection) -> _Square:
-    """The upright square around a face, LOOK_SIDE pixels wide; black where it leaves the photo.
+def _square(photo: Photo, face: Detection, onto: Pixels) -> _Square:
+    """The upright square around a face, LOOK_SIDE pixels wide, written `onto` black; where it leaves the photo it stays
+    so.
 
     A face that is made less than half as large is first averaged down by a whole factor, as in `align`.
     """
@@ -221,10 +222,9 @@ def _square(photo: Photo, face: Detection) -> _Square:
     back = cv2.invertAffineTransform(matrix)
     shrink = max(1, int(np.hypot(back[0, 0], back[1, 0])))
     part = shrunk(photo.pixels, matrix, shrink, LOOK_SIDE)
-    pixels = np.zeros((LOOK_SIDE, LOOK_SIDE, 3), np.uint8)
     if part is not None:
-        pixels = np.asarray(cv2.warpAffine(*part, (LOOK_SIDE, LOOK_SIDE), flags=cv2.INTER_LINEAR), np.uint8)
-    return _Square(pixels, back * scale[:, None])
+        cv2.warpAffine(*part, (LOOK_SIDE, LOOK_SIDE), onto, flags=cv2.INTER_LINEAR)
+    return _Square(back * scale[:, None])
 
 
 def _upright(landmarks: NDArray[np.float64], center: NDArray[np.float64], size: float) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from importlib import resources
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from indexer.errors import ModelUnavailable
 from indexer.types import Device, Precision, sha256
-from indexer.vision import runtime
-from indexer.vision.detectors.base import Detector
+from indexer.vision import prepare, runtime
+from indexer.vision.detectors.base import WHOLE, Detector
 from indexer.vision.detectors.retinaface import RetinaFace
 from indexer.vision.detectors.scrfd import Scrfd
 from indexer.vision.detectors.yunet import YuNet
@@ -35,8 +36,8 @@ def load(
     cuda = uses_cuda(pack, device)
     build = DETECTORS[pack.detector.network]
     # The detector always computes in float32 on the CPU: bfloat16 moves landmarks.
-    detector = build(_session(pack.detector, files, build.feed, cuda, Precision.FLOAT32, threads))
-    session = _session(pack.embedder, files, feed_of(pack), cuda, precision, threads)
+    detector = build(*_sessions(pack.detector, files, build.feed, cuda, Precision.FLOAT32, threads, build.parts))
+    (session,) = _sessions(pack.embedder, files, feed_of(pack), cuda, precision, threads)
     return detector, embedder_of(pack, session)
 
 
@@ -92,15 +93,23 @@ def cuda_problem(file: ModelFile) -> str | None:
     return cuda.problem()
 
 
-def _session(
-    file: ModelFile, files: ModelFiles, feed: Feed, cuda: bool, precision: Precision, threads: Threads
-) -> Session:
-    if not cuda:
-        model = files.quantised(file) if precision is Precision.INT8 else files.prepared(file)
-        return on_cpu(model, file, feed, precision, threads)
-    if file.network not in CHECKPOINTS:
-        return runtime.load(files.prepared(file), feed, precision, threads, runtime.ON_CUDA)
-    from indexer.vision.cuda import CudaSession
+def _sessions(
+    file: ModelFile,
+    files: ModelFiles,
+    feed: Feed,
+    cuda: bool,
+    precision: Precision,
+    threads: Threads,
+    parts: Sequence[slice] = (WHOLE,),
+) -> list[Session]:
+    """One for each of `parts` of the network's outputs."""
+    if cuda and file.network in CHECKPOINTS:
+        from indexer.vision.cuda import CudaSession
 
-    half = precision is not Precision.FLOAT32
-    return CudaSession(checkpoints_for(file).module(files.read(file), file), feed, half)
+        half = precision is not Precision.FLOAT32
+        return [CudaSession(checkpoints_for(file).module(files.read(file), file), feed, half)]
+    model = files.quantised(file) if precision is Precision.INT8 and not cuda else files.prepared(file)
+    models = [model if part == WHOLE else prepare.part(model, part) for part in parts]
+    if cuda:
+        return [runtime.load(model, feed, precision, threads, runtime.ON_CUDA) for model in models]
+    return [on_cpu(model, file, feed, precision, threads) for model in models]

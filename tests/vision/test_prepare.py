@@ -48,6 +48,18 @@ def test_the_graph_is_plain(models_folder: Path, file: ModelFile) -> None:
     assert [o.name for o in model.graph.output] == [o.name for o in original.graph.output]
 
 
+def test_a_part_computes_the_same_with_less(models_folder: Path) -> None:
+    whole = ModelFiles(models_folder).prepared(SFACE.detector)
+    part = prepare.part(whole, slice(2, None, 3))
+    graph = onnx.load_model_from_string(part).graph
+    assert [o.name for o in graph.output] == ["cls_32", "obj_32", "bbox_32", "kps_32"]
+    assert len(graph.node) < len(onnx.load_model_from_string(whole).graph.node) / 2 + 10
+    canvases = batch(2, 96, 64)
+    some, every = (runtime.load(m, Feed(), Precision.FLOAT32, Threads()).run(canvases) for m in (part, whole))
+    for a, b in zip(some, every[2::3], strict=True):
+        assert np.allclose(a, b, atol=1e-4)
+
+
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_preparing_a_prepared_file_changes_nothing(models_folder: Path, file: ModelFile) -> None:
     once = ModelFiles(models_folder).prepared(file)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from indexer.types import Box, Pixels, Precision
-from indexer.vision import runtime
+from indexer.vision import prepare, runtime
 from indexer.vision.detectors.base import iou, suppress
 from indexer.vision.detectors.yunet import MAX_OVERLAP, MIN_SCORE, YuNet
 from indexer.vision.files import ModelFiles
@@ -21,7 +21,12 @@ from tests import photos
 @pytest.fixture(scope="module", params=runtime.engines())
 def yunet(request: pytest.FixtureRequest, models_folder: Path) -> YuNet:
     model = ModelFiles(models_folder).prepared(SFACE.detector)
-    return YuNet(runtime.load(model, YuNet.feed, Precision.FLOAT32, Threads(), request.param))
+    return YuNet(
+        *(
+            runtime.load(some, YuNet.feed, Precision.FLOAT32, Threads(), request.param)
+            for some in (model, prepare.part(model, YuNet.parts[1]))
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,21 @@ def test_a_batch_equals_its_parts(yunet: YuNet) -> None:
             assert np.allclose(a.landmarks, b.landmarks, atol=0.01)
     straight, mirrored = together[0][0], together[2][0]
     assert abs(straight.box.center[0] + mirrored.box.center[0] - 512) < 3
+
+
+def test_large_faces_are_the_same_without_the_finer_strides(yunet: YuNet) -> None:
+    """A face of 200 pixels in 320, as at a second look, and beside it one that only the finer strides see."""
+    picture = photos.pixels(photos.astronaut())[:320, 64:384]
+    large = photos.enlarged(picture[0:240, 20:260], 320, 320)
+    small = np.zeros_like(large)
+    small[:80, :80] = photos.enlarged(picture, 80, 80)
+    canvases = np.stack([large, small, np.zeros_like(large), large[:, ::-1]])
+    found = yunet.detect_large(canvases)
+    assert [len(faces) for faces in found] == [1, 1, 0, 1]
+    for ours, whole in zip(found, yunet.detect(canvases), strict=True):
+        for a, b in zip(ours, whole, strict=True):
+            assert np.allclose(a.landmarks, b.landmarks, atol=0.01)
+            assert a.score == pytest.approx(b.score, abs=1e-4)
 
 
 def test_suppress_keeps_the_best_of_overlapping_boxes() -> None:

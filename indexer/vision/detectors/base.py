@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from indexer.types import Box, Detection
 
+WHOLE = slice(None)
+"""All outputs of a network."""
+
 
 class Detector(Protocol):
     """A network that finds faces in canvases of one size."""
@@ -23,6 +26,10 @@ class Detector(Protocol):
 
     def detect(self, canvases: NDArray[np.uint8]) -> list[list[Detection]]:
         """Faces in each of (N, H, W, 3) RGB canvases, in their pixels, best first, overlaps suppressed."""
+        ...
+
+    def detect_large(self, canvases: NDArray[np.uint8]) -> list[list[Detection]]:
+        """The same where the faces that matter are as large as at a second look: smaller ones may be missing."""
         ...
 
 

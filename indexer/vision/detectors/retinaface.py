@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Detection
-from indexer.vision.detectors.base import suppress
+from indexer.vision.detectors.base import WHOLE, suppress
 from indexer.vision.runtime import Feed, Session
 
 STRIDES = (8, 16, 32)
@@ -30,6 +30,7 @@ class RetinaFace:
     `retinaface_network.RetinaFaceNetwork`)."""
 
     feed = Feed(mean=(104.0, 117.0, 123.0), bgr=True)
+    parts = (WHOLE,)
     stride = 32
     plain = 0.9
     enrolled = 0.9
@@ -42,6 +43,9 @@ class RetinaFace:
         boxes, probabilities, landmarks = self._session.run(canvases)
         among = priors(*canvases.shape[1:3])
         return [_read(among, *one) for one in zip(boxes, probabilities[..., 1], landmarks, strict=True)]
+
+    def detect_large(self, canvases: NDArray[np.uint8]) -> list[list[Detection]]:
+        return self.detect(canvases)
 
 
 def _read(

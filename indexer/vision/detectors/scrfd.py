@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Detection
-from indexer.vision.detectors.base import cells, suppress
+from indexer.vision.detectors.base import WHOLE, cells, suppress
 from indexer.vision.runtime import Feed, Session
 
 STRIDES = (8, 16, 32)
@@ -25,6 +25,7 @@ class Scrfd:
     (see `prepare.prepare`)."""
 
     feed = Feed(mean=(127.5, 127.5, 127.5), scale=1 / 128)
+    parts = (WHOLE,)
     stride = 32
     plain = 0.5
     enrolled = 0.5
@@ -45,6 +46,9 @@ class Scrfd:
             _read([s[n, :, 0] for s in scores], [b[n] for b in boxes], [p[n] for p in points], width)
             for n in range(count)
         ]
+
+    def detect_large(self, canvases: NDArray[np.uint8]) -> list[list[Detection]]:
+        return self.detect(canvases)
 
 
 def _read(
