@@ -8,8 +8,8 @@ covariance) is learned on one half of the people and measured on the other, both
 them a half; `change_` is the mean difference to `as it was` in the same galleries, `sd` how much that scatters over the
 halvings. `whole_` columns are over everybody at once as the protocol says (860 enrolled with their first photo), with
 what was learned of everybody: compare them with `accuracy.csv`. FNMR is over all pairs of photos of one half, a
-person's pairs counting as one. `detections` and `embeddings` are runs of the networks a face: squares of 320 pixels at
-a second look, and crops.
+person's pairs counting as one. `detections` and `embeddings` are runs of the networks a face: squares at a second look,
+of 320 pixels where nothing else is said, and crops.
 
 `--center` writes the file that `packs.Center` describes. `--cache` keeps landmarks and embeddings for the next run.
 """
@@ -60,7 +60,8 @@ class Look:
     """A way to look at a face again."""
 
     face: int = detection.LOOK_FACE
-    """Pixels across, in a square of LOOK_SIDE."""
+    """Pixels across, in a square of `side`."""
+    side: int = detection.LOOK_SIDE
     mirror: bool = False
     """At the mirrored face."""
     upright: bool = False
@@ -78,6 +79,10 @@ LOOKS: Mapping[str, Look] = {
     "upright 160 m": Look(160, upright=True, mirror=True),
     "upright 240": Look(240, upright=True),
     "upright 240 m": Look(240, upright=True, mirror=True),
+    "upright in 256": Look(side=256, upright=True),
+    "upright in 256 m": Look(side=256, upright=True, mirror=True),
+    "upright in 384": Look(side=384, upright=True),
+    "upright in 384 m": Look(side=384, upright=True, mirror=True),
 }
 
 
@@ -111,6 +116,8 @@ class View:
 
 
 UPRIGHT = ("upright", "upright m")
+IN_256 = ("upright in 256", "upright in 256 m")
+IN_384 = ("upright in 384", "upright in 384 m")
 SIX = ("upright", "upright 160", "upright 240", "upright m", "upright 160 m", "upright 240 m")
 VIEWS: Mapping[str, View] = {
     "200": View(),
@@ -123,6 +130,10 @@ VIEWS: Mapping[str, View] = {
     "right": View(move=(2, 0)),
     "u near": View(UPRIGHT, zoom=1.05),
     "u wide": View(UPRIGHT, zoom=0.95),
+    "256 near": View(IN_256, zoom=1.05),
+    "256 wide": View(IN_256, zoom=0.95),
+    "384 near": View(IN_384, zoom=1.05),
+    "384 wide": View(IN_384, zoom=0.95),
     "crop wide": View(UPRIGHT, paint=zoomed(0.95)),
     "crop near": View(UPRIGHT, paint=zoomed(1.05)),
     "u blurred": View(UPRIGHT, paint=blurred),
@@ -204,7 +215,7 @@ class Study:
 
 def look_again(detector: Detector, look: Look, faces: Sequence[tuple[Photo, Detection]]) -> list[NDArray[np.float32]]:
     """The landmarks (5, 2) of each face in its photo."""
-    side = detection.LOOK_SIDE
+    side = look.side
     matrices = [to_canvas(look, face) for _, face in faces]
     squares = np.stack(
         [cv2.warpAffine(p.pixels, m, (side, side)) for (p, _), m in zip(faces, matrices, strict=True)]
@@ -226,7 +237,7 @@ def look_again(detector: Detector, look: Look, faces: Sequence[tuple[Photo, Dete
 
 def to_canvas(look: Look, face: Detection) -> NDArray[np.float64]:
     """The (2, 3) matrix from the photo's pixels to those of the square."""
-    side = detection.LOOK_SIDE
+    side = look.side
     if look.upright:
         factor = look.face / detection.TEMPLATE_FACE
         target = (TEMPLATE - SIZE / 2) * factor + side / 2
@@ -352,6 +363,8 @@ VARIANTS = (
     Variant("mean; crops of two looks averaged", ("upright", "upright both"), detections=2),
     Variant("mean; crops 2 pixels left and right", ("left", "right")),
     Variant("mean; upright, mirrored; crops 5 % nearer and wider (shipped)", ("u near", "u wide"), detections=2),
+    Variant("as shipped, in a square of 256", ("256 near", "256 wide"), detections=2),
+    Variant("as shipped, in a square of 384", ("384 near", "384 wide"), detections=2),
     Variant(
         "mean; upright, mirrored; crops nearer, as is and wider", ("u near", "upright both", "u wide"), detections=2
     ),
