@@ -1,7 +1,8 @@
 """Probes that arrive together share a batch, and the event loop never waits for a network.
 
 One thread runs the networks. While it computes, arriving images wait; what waits when it is done is its next batch.
-Nobody waits for a batch to fill: alone, an image is computed at once.
+Nobody waits for a batch to fill: alone, an image is computed at once. Requests take turns, an image each, and a batch
+has few large images: a request of many keeps the others waiting for a batch at most.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Protocol
 from indexer.errors import Overloaded
 from indexer.types import Pick
 from indexer.vision.blame import each
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.decode import pixels_said
+from indexer.vision.pipeline import PIXELS_AT_ONCE, FacePipeline, Seen
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class _Waiting:
     loop: asyncio.AbstractEventLoop
     since: float
     """The time of `time.perf_counter` when it came."""
+    pixels: int
+    """That it says it has."""
 
 
 class Watch(Protocol):
@@ -67,7 +71,10 @@ class Batcher:
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._max_bytes = max_bytes
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[deque[_Waiting]] = deque()
+        """The images of each request, none empty; whose turn it is comes first."""
+        self._count = 0
+        """Images that wait."""
         self._bytes = 0
         self._changed = threading.Condition()
         self._stopping = False
@@ -88,21 +95,25 @@ class Batcher:
         """One answer an image, in order. Raises Overloaded at once when too much is waiting already."""
         loop = asyncio.get_running_loop()
         since = time.perf_counter()
-        taken = [_Waiting(image, pipeline, kind, loop.create_future(), loop, since) for image in images]
+        taken = [
+            _Waiting(image, pipeline, kind, loop.create_future(), loop, since, pixels_said(image)) for image in images
+        ]
         size = sum(map(len, images))
         with self._changed:
             if self._stopping:
                 raise Overloaded("the service is stopping; ask another one, or again soon")
-            if self._waiting and len(self._waiting) + len(taken) > self._max_waiting:
+            if self._count and self._count + len(taken) > self._max_waiting:
                 raise Overloaded(
-                    f"{len(self._waiting)} images are waiting already, {self._max_waiting} at most; try again soon"
+                    f"{self._count} images are waiting already, {self._max_waiting} at most; try again soon"
                 )
             if self._bytes and self._bytes + size > self._max_bytes:
                 raise Overloaded(
                     f"images of {self._bytes:,} bytes are waiting already, {self._max_bytes:,} at most; try again soon"
                 )
             self._bytes += size
-            self._waiting.extend(taken)
+            self._count += len(taken)
+            if taken:
+                self._waiting.append(deque(taken))
             self._changed.notify_all()
         return list(await asyncio.gather(*(one.future for one in taken)))
 
@@ -117,8 +128,9 @@ class Batcher:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
                 if not self._waiting:
                     return
-                batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
-                left = len(self._waiting)
+                batch = self._next_batch()
+                self._count -= len(batch)
+                left = self._count
             self._tell(batch, left)
             size = sum(len(one.image) for one in batch)
             _run_all(batch)
@@ -126,6 +138,24 @@ class Batcher:
             with self._changed:
                 self._bytes -= size
                 self._changed.notify_all()
+
+    def _next_batch(self) -> list[_Waiting]:
+        """An image of each request in turn, as many as `max_batch` and PIXELS_AT_ONCE allow, or one that is larger.
+        Whose next image does not fit is the first next time."""
+        batch: list[_Waiting] = []
+        pixels = 0
+        passed: deque[deque[_Waiting]] = deque()
+        while self._waiting and len(batch) < self._max_batch:
+            request = self._waiting.popleft()
+            if batch and pixels + request[0].pixels > PIXELS_AT_ONCE:
+                passed.append(request)
+                continue
+            batch.append(request.popleft())
+            pixels += batch[-1].pixels
+            if request:
+                self._waiting.append(request)
+        self._waiting.extendleft(reversed(passed))
+        return batch
 
     def _tell(self, batch: Sequence[_Waiting], left: int) -> None:
         if self._watch is None:
@@ -156,18 +186,17 @@ def _run(group: Sequence[_Waiting]) -> None:
         answers = each([one.image for one in group], ask)
     except Exception as error:
         answers = [error] * len(group)
-    for one, answer in zip(group, answers, strict=True):
-        _tell(one, answer)
+    told = list(zip(group, answers, strict=True))
+    for loop in {one.loop for one in group}:  # all at once: whoever is woken together goes on together
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_tell, [(one, answer) for one, answer in told if one.loop is loop])
 
 
-def _tell(one: _Waiting, answer: Seen | Exception) -> None:
-    def resolve() -> None:
+def _tell(told: Sequence[tuple[_Waiting, Seen | Exception]]) -> None:
+    for one, answer in told:
         if one.future.done():
-            return
+            continue
         if isinstance(answer, Exception):
             one.future.set_exception(answer)
         else:
             one.future.set_result(answer)
-
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        one.loop.call_soon_threadsafe(resolve)

@@ -155,7 +155,7 @@ class FacePipeline:
             with self._options.stage("decode"):
                 return _Image(data, decode(data, self._options.limits, side), [], [])
         except RejectedImage as rejection:
-            return rejection
+            return rejection.kept()
 
     def _find(self, group: list[_Image | RejectedImage], seek: Seek) -> None:
         detector, _ = self._load()
@@ -167,7 +167,7 @@ class FacePipeline:
                 try:
                     item.photo = decode(item.data, self._options.limits, max(detection.LEVELS))
                 except RejectedImage as rejection:
-                    item.rejection = rejection
+                    item.rejection = rejection.kept()
                     continue
                 (item.detections,) = detection.find(detector, [item.photo])
 
@@ -198,7 +198,7 @@ class FacePipeline:
                 if photo.reduced and _too_coarse(item):
                     photo = decode(item.data, self._options.limits)
             except RejectedImage as rejection:
-                item.rejection, item.chosen = rejection, []
+                item.rejection, item.chosen = rejection.kept(), []
                 continue
             size = photo.pixels.size // 3
             if ready and pixels + size > PIXELS_AT_ONCE:

@@ -14,7 +14,7 @@ from indexer.errors import InvalidVector, ModelUnavailable, Overloaded
 from indexer.types import Pick
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import PIXELS_AT_ONCE, FacePipeline, Seen
 from search_service.batching import Batcher, Kind
 from tests import photos
 
@@ -91,7 +91,7 @@ async def computing(batcher: Batcher, held: Held, image: bytes = b"first") -> as
 
 
 async def waiting(batcher: Batcher, count: int) -> None:
-    await until(lambda: len(batcher._waiting) == count)
+    await until(lambda: batcher._count == count)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -149,6 +149,46 @@ def test_a_batch_has_max_batch_images_at_most(held: Held) -> None:
 
         run(test)
     assert held.sizes == [1, 4, 4, 2]
+
+
+def test_requests_take_turns(held: Held) -> None:
+    """A door's one image is not behind the twelve of a request that came before it."""
+    for batcher in started(Batcher(max_batch=4, max_waiting=100, max_bytes=2**24)):
+
+        async def test(batcher: Batcher = batcher) -> None:
+            first = await computing(batcher, held)
+            many = asyncio.create_task(batcher.describe([b"m%d" % n for n in range(8)], held, LARGEST))
+            await waiting(batcher, 8)
+            few = [asyncio.create_task(batcher.describe([name], held, LARGEST)) for name in (b"a", b"b")]
+            await waiting(batcher, 10)
+            held.go.set()
+            await asyncio.gather(first, many, *few)
+
+        run(test)
+    assert [images for _, images in held.calls[1:]] == [
+        [b"m0", b"a", b"b", b"m1"],
+        [b"m2", b"m3", b"m4", b"m5"],
+        [b"m6", b"m7"],
+    ]
+
+
+def test_a_batch_has_few_large_images_and_the_small_go_past_them(batcher: Batcher, held: Held) -> None:
+    large = photos.encode(np.zeros((5000, 6000, 3), np.uint8), "PNG", compress_level=1)
+    huge = photos.encode(np.zeros((7000, 7000, 3), np.uint8), "PNG", compress_level=1)
+    assert 30_000_000 < PIXELS_AT_ONCE < 49_000_000
+
+    async def test() -> None:
+        first = await computing(batcher, held)
+        tasks = [
+            asyncio.create_task(batcher.describe(images, held, LARGEST))
+            for images in ([large, large, huge], [large], [b"small"])
+        ]
+        await waiting(batcher, 5)
+        held.go.set()
+        await asyncio.gather(first, *tasks)
+
+    run(test)
+    assert [images for _, images in held.calls[1:]] == [[large, b"small"], [large], [large], [huge]]
 
 
 def test_kinds_never_share_a_call_and_each_is_answered_as_it_asked(batcher: Batcher, held: Held) -> None:
@@ -268,7 +308,7 @@ def test_more_than_max_waiting_is_refused_at_once_and_whole(held: Held) -> None:
             assert (await batcher.describe([b"again"], held, LARGEST))[0].width == 5
 
         run(test)
-    assert [images for _, images in held.calls] == [[b"first"], [b"a", b"b"], [b"e"], [b"again"]]
+    assert [images for _, images in held.calls] == [[b"first"], [b"a", b"e"], [b"b"], [b"again"]]
 
 
 def test_more_than_max_bytes_is_refused_at_once_and_whole(held: Held) -> None:

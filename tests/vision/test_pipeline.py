@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -350,3 +351,21 @@ def test_thorough_or_not_the_embeddings_may_be_compared(pipeline: FacePipeline, 
     crops = np.stack([face.crop for face in a.faces if face.crop is not None])
     assert np.allclose(quick.embed(crops), np.stack([face.embedding for face in b.faces]), atol=0.02)
     assert np.array_equal(pipeline.embed(crops), quick.embed(crops))
+
+
+def test_an_answer_keeps_no_photo(pipeline: FacePipeline) -> None:
+    """Whatever is refused, the decoded photo goes at once, not when cycles are collected some day."""
+    six, blank = png(photos.pixels(photos.six_people())), png(np.zeros((64, 64, 3), np.uint8))
+    gc.collect()
+    before = sum(isinstance(kept, Photo) for kept in gc.get_objects())
+    gc.disable()
+    try:
+        answers = pipeline.describe([six, blank, b"no image", photos.astronaut()], Pick.ONLY)
+        assert [answer.rejection.code for answer in answers if answer.rejection is not None] == [
+            Reason.SEVERAL_FACES,
+            Reason.NO_FACE,
+            Reason.UNREADABLE_IMAGE,
+        ]
+        assert sum(isinstance(kept, Photo) for kept in gc.get_objects()) == before
+    finally:
+        gc.enable()
