@@ -28,6 +28,7 @@ from search_service.api.routes import enrollments, events, faces, galleries, ide
 from search_service.api.routes.openapi import document, failures
 from search_service.api.state import Service, State
 from search_service.batching import Batcher
+from search_service.gathering import Gathering
 from search_service.jobs import Runner
 from search_service.search import SearchService
 from search_service.webhooks import Deliverer
@@ -84,7 +85,7 @@ def create_app(home: Home) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         responses=failures(400, 401, 403, 404, 422, 429),
     )
-    app.state.service = State(home, service, batcher, metrics, deliverer)
+    app.state.service = State(home, service, batcher, Gathering(service.search_seen), metrics, deliverer)
     errors.register(app)
     document(app)
     app.add_middleware(Idempotency, home=home)

@@ -16,6 +16,7 @@ from indexer.types import Gallery
 from indexer.vision.packs import Pack
 from search_service.api.metrics import Metrics
 from search_service.batching import Batcher
+from search_service.gathering import Gathering
 from search_service.search import SearchService
 from search_service.webhooks import Deliverer
 
@@ -29,6 +30,7 @@ class State:
     home: Home
     search: SearchService
     batcher: Batcher
+    gathering: Gathering
     metrics: Metrics
     deliverer: Deliverer
     comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -59,7 +61,7 @@ class State:
         return await run_in_threadpool(function, *args, **kwargs)
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:  # FastAPI would take a thread to call it otherwise
     state: State = request.app.state.service
     return state
 

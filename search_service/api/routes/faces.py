@@ -128,12 +128,13 @@ async def _search(
     seen = await service.batcher.describe([image.data for image in images], pipeline, Kind(query.pick))
     if truth(body.values, "same_person"):
         answers = [await service.off_loop(service.search.frames_seen, seen, gallery, query)]
-    else:
+    elif body.several:
         answers = await service.off_loop(service.search.search_seen, seen, gallery, query)
-        if body.several:
-            answers = await _recorded(service, gallery, answers, recording)
-            told = zip(answers, images, strict=True)
-            return AnswersPayload(answers=[answer_payload(answer, [image.name]) for answer, image in told])
+        answers = await _recorded(service, gallery, answers, recording)
+        told = zip(answers, images, strict=True)
+        return AnswersPayload(answers=[answer_payload(answer, [image.name]) for answer, image in told])
+    else:
+        answers = [await service.gathering.search_seen(seen[0], gallery, query)]
     if answers[0].error is not None:
         raise answers[0].error
     return answer_payload((await _recorded(service, gallery, answers, recording))[0], [image.name for image in images])
