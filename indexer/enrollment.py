@@ -166,23 +166,22 @@ class Enroller:
         try:
             return row.read(self._max_bytes)
         except RejectedImage as rejection:
-            return rejection
+            return rejection.kept()
 
     def _commit(self, prepared: Sequence[_Prepared], record: Record | None) -> list[Result]:
         prepared = self._compared(prepared)
-        new = [p.new for p in prepared if p.new is not None and p.rejection is None]
-        there = [p.row.person for p in prepared if p.known_face is not None]
-        says = bool(new) or any(map(_says, there))
+        kept = [p for p in prepared if p.rejection is None]
+        says = any(p.new is not None or _says(p.row.person) for p in kept)
         results: list[Result] = []
 
         def tell(transaction: Any, became: Sequence[Enrolled]) -> None:
-            of_new, of_there = iter(became[: len(new)]), iter(became[len(new) :])
-            results.extend(_result(p, of_new, of_there if says else repeat(NOTHING_SAID)) for p in prepared)
+            told = iter(became) if says else repeat(NOTHING_SAID)
+            results.extend(_result(p, told) for p in prepared)
             if record is not None:
                 record(transaction, results)
 
         if says or record is not None:
-            self._store.enroll(self._gallery, new, there if says else (), tell)
+            self._store.enroll(self._gallery, [p.new or p.row.person for p in kept] if says else [], tell)
         else:
             tell(None, ())
         return results
@@ -240,12 +239,12 @@ def _says(person: Person) -> bool:
     return any((person.name, person.valid_from, person.valid_until, person.metadata))
 
 
-def _result(prepared: _Prepared, of_new: Iterator[Enrolled], of_there: Iterator[Enrolled]) -> Result:
+def _result(prepared: _Prepared, told: Iterator[Enrolled]) -> Result:
     if prepared.rejection is not None:
         return _rejected(prepared.row, prepared.rejection)
     if prepared.known_face is not None:
-        return _answered(prepared.row, next(of_there), prepared.known_face)
-    return _told(_answered(prepared.row, next(of_new)), prepared.alike)
+        return _answered(prepared.row, next(told), prepared.known_face)
+    return _told(_answered(prepared.row, next(told)), prepared.alike)
 
 
 def _rejected(row: Row, rejection: RejectedImage) -> Result:

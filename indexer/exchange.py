@@ -442,21 +442,20 @@ class _Row:
 
 
 def _commit(home: Home, gallery: Gallery, rows: Sequence[_Row]) -> list[RowResult]:
-    faces = [row.said for row in rows if isinstance(row.said, NewFace)]
-    people = [row.said for row in rows if isinstance(row.said, Person)]
+    said = [row.said for row in rows if not isinstance(row.said, InvalidRequest)]
+    people = [one for one in said if isinstance(one, Person)]
     made = home.store.add_identities(gallery, people) if people else set()
-    became = home.store.enroll(gallery, faces, people) if faces or people else []
-    of_faces, of_people = iter(became[: len(faces)]), iter(became[len(faces) :])
+    became = iter(home.store.enroll(gallery, said) if said else ())
     results = []
     for row in rows:
         if isinstance(row.said, InvalidRequest):
             results.append(_rejected(row, Reason.INVALID_ROW, row.said.message))
         elif isinstance(row.said, NewFace):
-            results.append(_answered(row, next(of_faces)))
+            results.append(_answered(row, next(became)))
         else:
             is_new = row.external_id in made
             made -= {row.external_id}  # a second row of that person made nothing
-            results.append(_answered(row, next(of_people), is_new))
+            results.append(_answered(row, next(became), is_new))
     return results
 
 

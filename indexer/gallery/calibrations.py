@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 
 from indexer.gallery import changes
 from indexer.gallery.database import Door
@@ -32,17 +32,23 @@ class Calibration:
     made_at: datetime
 
 
+FIND = select(
+    *(CalibrationRow.method, CalibrationRow.seq, CalibrationRow.people),
+    *(CalibrationRow.faces, CalibrationRow.curve, CalibrationRow.made_at),
+).where(
+    CalibrationRow.gallery_id == bindparam("gallery_id"),
+    CalibrationRow.fingerprint == bindparam("fingerprint"),
+)
+
+
 class Calibrations(Door):
     """The calibrations of one database's galleries, by the pack of their embeddings. Thread-safe."""
 
     def find(self, gallery: Gallery) -> Calibration | None:
         """By the pack that `gallery` was read with."""
-        wanted = select(CalibrationRow.method, CalibrationRow.seq, CalibrationRow.people, CalibrationRow.faces)
-        wanted = wanted.add_columns(CalibrationRow.curve, CalibrationRow.made_at)
-        with self._read() as session:
-            row = session.execute(
-                wanted.where(CalibrationRow.gallery_id == gallery.id, CalibrationRow.fingerprint == gallery.fingerprint)
-            ).one_or_none()
+        asked = {"gallery_id": gallery.id, "fingerprint": gallery.fingerprint}
+        with self._read_rows() as connection:
+            row = connection.execute(FIND, asked).one_or_none()
         if row is None:
             return None
         points = tuple((rate, cosine) for rate, cosine in row.curve["points"])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import cast
+from typing import Any
 
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import Connection, Executable, and_, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, NotFound
@@ -135,19 +135,27 @@ def since(session: Session, gallery_id: int, seq: int, limit: int) -> list[Chang
     return [_change(row) for row in rows]
 
 
-def position(session: Session, gallery_id: int, seq: int | None) -> Position | None:
-    """The end of the log, and the mark of change `seq` or of the last one; None when the gallery is gone."""
-    wanted = GalleryRow.seq if seq is None else seq
-    found = session.execute(
-        select(GalleryRow.seq, GalleryRow.fingerprint, ChangeRow)
+def _position(wanted: Any) -> Executable:
+    """Of the gallery `id`, with its change number `wanted` where there is one."""
+    change = ChangeRow.seq, ChangeRow.kind, ChangeRow.identity_id, ChangeRow.face_id, ChangeRow.at
+    return (
+        select(GalleryRow.seq.label("last"), GalleryRow.fingerprint, *change)
         .outerjoin(ChangeRow, and_(ChangeRow.gallery_id == GalleryRow.id, ChangeRow.seq == wanted))
-        .where(GalleryRow.id == gallery_id)
-    ).one_or_none()
+        .where(GalleryRow.id == bindparam("id"))
+    )
+
+
+LAST_POSITION, POSITION = _position(GalleryRow.seq), _position(bindparam("seq"))
+
+
+def position(connection: Connection, gallery_id: int, seq: int | None) -> Position | None:
+    """The end of the log, and the mark of change `seq` or of the last one; None when the gallery is gone."""
+    asked = LAST_POSITION if seq is None else POSITION
+    found = connection.execute(asked, {"id": gallery_id, "seq": seq}).one_or_none()
     if found is None:
         return None
-    row = cast(ChangeRow | None, found[2])  # an outer join
-    return Position(found.seq, _change(row).mark if row is not None else "", found.fingerprint)
+    return Position(found.last, _change(found).mark if found.seq is not None else "", found.fingerprint)
 
 
-def _change(row: ChangeRow) -> Change:
+def _change(row: Any) -> Change:
     return Change(row.seq, Entry(Kind(row.kind), row.identity_id, row.face_id), row.at)

@@ -202,6 +202,13 @@ class Door:
             yield session
 
     @contextmanager
+    def _read_rows(self) -> Iterator[Connection]:
+        """For what every search asks, in a third of the time: columns instead of objects, by statements that are made
+        once."""
+        with storage_errors(), self._readers.connect() as connection:
+            yield connection
+
+    @contextmanager
     def _write(self) -> Iterator[Session]:
         with storage_errors(), Session(self._writers) as session, session.begin():
             yield session

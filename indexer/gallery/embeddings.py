@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from functools import cache
+from typing import Any, Literal, cast
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     CursorResult,
+    Engine,
+    Executable,
     Row,
     ScalarSelect,
+    bindparam,
     delete,
     func,
     insert,
@@ -78,25 +83,40 @@ class Switch:
     """It did not switch because there are such faces that nobody has looked at yet: look, and try again."""
 
 
-def own(session: Session, gallery: Gallery, which: ColumnElement[bool], limit: int | None = None) -> list[Row[Any]]:
-    """Rows of `id`, `identity_id` and `embedding`, by the gallery's own pack, of the first `limit` faces that `which`
-    names, in the order of their ids. Raises Conflict when that pack is not the one that `gallery` was read with.
+Which = Literal["of ids", "of identities", "after"]
+"""Which faces: those with one of some ids, those of some identities, or the next ones after an id."""
+
+
+def own(connection: Connection, gallery: Gallery, which: Which, **values: Any) -> list[Row[Any]]:
+    """Rows of `id`, `identity_id` and `embedding`, by the gallery's own pack, of the faces that `which` names for
+    `values` (`ids`, or `after` and `limit`), in the order of their ids. Raises Conflict when that pack is not the one
+    that `gallery` was read with.
 
     One statement tells the pack and the embeddings, so that they belong together whoever switches meanwhile.
     """
-    faces = select(FaceRow.id, FaceRow.identity_id).where(_in_gallery(session, gallery.id), which)
-    page = faces.order_by(FaceRow.id).limit(limit).subquery()
-    embedding = by_pack(EmbeddingRow.embedding, page.c.id, GalleryRow.fingerprint).correlate(page, GalleryRow)
-    rows = session.execute(
-        select(GalleryRow.fingerprint, page.c.id, page.c.identity_id, embedding.label("embedding"))
-        .select_from(GalleryRow)
-        .outerjoin(page, true())  # so that there is a row also where there are no faces
-        .where(GalleryRow.id == gallery.id)
-        .order_by(page.c.id)
-    ).all()
+    rows = connection.execute(_own(which, _is_sqlite(connection)), {"gallery_id": gallery.id, **values}).all()
     for fingerprint in {row.fingerprint for row in rows}:
         changes.check_pack_is(gallery, fingerprint)
     return [row for row in rows if row.id is not None]
+
+
+@cache
+def _own(which: Which, sqlite: bool) -> Executable:
+    faces = select(FaceRow.id, FaceRow.identity_id).where(_of_gallery(sqlite) == bindparam("gallery_id"))
+    if which == "after":
+        faces = faces.where(FaceRow.id > bindparam("after")).limit(bindparam("limit"))
+    else:
+        named = FaceRow.id if which == "of ids" else FaceRow.identity_id
+        faces = faces.where(named.in_(bindparam("ids", expanding=True)))
+    page = faces.order_by(FaceRow.id).subquery()
+    embedding = by_pack(EmbeddingRow.embedding, page.c.id, GalleryRow.fingerprint).correlate(page, GalleryRow)
+    return (
+        select(GalleryRow.fingerprint, page.c.id, page.c.identity_id, embedding.label("embedding"))
+        .select_from(GalleryRow)
+        .outerjoin(page, true())  # so that there is a row also where there are no faces
+        .where(GalleryRow.id == bindparam("gallery_id"))
+        .order_by(page.c.id)
+    )
 
 
 def insert_all(session: Session, fingerprint: str, face_ids: Sequence[int], vectors: Sequence[Any] | Vectors) -> None:
@@ -232,10 +252,18 @@ def forget_some(session: Session, gallery_id: int, fingerprint: str, after: int)
 
 
 def _in_gallery(session: Session, gallery_id: int) -> ColumnElement[bool]:
-    """For pages in the order of the ids. The sum keeps SQLite from looking the gallery up in the index of its images
-    and sorting all of it for each page. An index of both columns would lead PostgreSQL away from that of the images."""
-    sqlite = session.get_bind().dialect.name == "sqlite"
-    return (FaceRow.gallery_id + 0 if sqlite else FaceRow.gallery_id) == gallery_id
+    return _of_gallery(_is_sqlite(session.get_bind())) == gallery_id
+
+
+def _is_sqlite(database: Engine | Connection) -> bool:
+    return database.dialect.name == "sqlite"
+
+
+def _of_gallery(sqlite: bool) -> ColumnElement[int]:
+    """A face's gallery, for pages in the order of the ids. The sum keeps SQLite from looking it up in the index of its
+    images and sorting all of it for each page. An index of both columns would lead PostgreSQL away from that of the
+    images."""
+    return FaceRow.gallery_id + 0 if sqlite else cast(ColumnElement[int], FaceRow.gallery_id)
 
 
 def by_pack(what: Any, face_id: Any, fingerprint: Any) -> ScalarSelect[Any]:

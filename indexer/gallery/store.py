@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ScalarSelect, Select, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -90,6 +90,26 @@ class FaceVectors:
     vectors: Vectors
 
 
+FACES_OF_ROW = select(func.count()).where(FaceRow.identity_id == IdentityRow.id).scalar_subquery()
+
+WITH_COUNTS = select(IdentityRow, FACES_OF_ROW)
+
+AMONG_IDS = IdentityRow.id.in_(bindparam("ids", expanding=True))
+
+VALID_AMONG_IDS = select(
+    IdentityRow.id, IdentityRow.external_id, IdentityRow.name, IdentityRow.details, FACES_OF_ROW
+).where(
+    or_(IdentityRow.valid_from.is_(None), IdentityRow.valid_from <= bindparam("at")),
+    or_(IdentityRow.valid_until.is_(None), IdentityRow.valid_until > bindparam("at")),
+    AMONG_IDS,
+)
+
+GALLERY_NAMED = select(
+    *(GalleryRow.id, GalleryRow.name, GalleryRow.model, GalleryRow.fingerprint),
+    *(GalleryRow.dim, GalleryRow.seq, GalleryRow.created_at),
+).where(GalleryRow.name == bindparam("name"))
+
+
 Check = Callable[[Identity | None], None]
 """Looks at an identity, or None where it is missing, under the lock under which it is changed: whoever raises keeps it
 as it is."""
@@ -120,8 +140,8 @@ class Store(Door):
 
     def gallery(self, name: str) -> Gallery:
         """Raises NotFound."""
-        with self._read() as session:
-            return gallery_named(session, name)
+        with self._read_rows() as connection:
+            return gallery_named(connection, name)
 
     def galleries(
         self, after: int = 0, limit: int | None = None, named: AbstractSet[str] | None = None
@@ -206,7 +226,7 @@ class Store(Door):
 
     def identities(self, gallery_id: int, after: int = 0, limit: int | None = None) -> list[Identity]:
         """Those with an id above `after`, in the order of their making."""
-        query = _with_counts().where(IdentityRow.gallery_id == gallery_id, IdentityRow.id > after)
+        query = WITH_COUNTS.where(IdentityRow.gallery_id == gallery_id, IdentityRow.id > after)
         with self._read() as session:
             rows = session.execute(query.order_by(IdentityRow.id).limit(limit))
             return [_identity(row, count) for row, count in rows]
@@ -214,14 +234,10 @@ class Store(Door):
     def valid_identities(self, ids: Iterable[int], at: datetime) -> dict[int, Named]:
         """Those of `ids` that exist and are valid at that time, by id."""
         found: dict[int, Named] = {}
-        said = IdentityRow.id, IdentityRow.external_id, IdentityRow.name, IdentityRow.details
-        query = select(*said, _faces_of_row()).where(
-            or_(IdentityRow.valid_from.is_(None), IdentityRow.valid_from <= at),
-            or_(IdentityRow.valid_until.is_(None), IdentityRow.valid_until > at),
-        )
-        with self._read() as session:
+        with self._read_rows() as connection:
             for some in slices(list(ids)):
-                found |= {row.id: Named(*row) for row in session.execute(query.where(IdentityRow.id.in_(some)))}
+                rows = connection.execute(VALID_AMONG_IDS, {"ids": some, "at": at})
+                found |= {row.id: Named(*row) for row in rows}
         return found
 
     def identities_by_id(self, ids: Iterable[int]) -> dict[int, Identity]:
@@ -229,7 +245,7 @@ class Store(Door):
         found: dict[int, Identity] = {}
         with self._read() as session:
             for some in slices(list(ids)):
-                rows = session.execute(_with_counts().where(IdentityRow.id.in_(some)))
+                rows = session.execute(WITH_COUNTS.where(AMONG_IDS), {"ids": some})
                 found |= {row.id: _identity(row, count) for row, count in rows}
         return found
 
@@ -278,33 +294,30 @@ class Store(Door):
         with self._read() as session:
             return _known_images(session, gallery_id, hashes)
 
-    def enroll(
-        self, gallery: Gallery, faces: Sequence[NewFace], people: Sequence[Person] = (), also: Also | None = None
-    ) -> list[Enrolled]:
-        """Enrols `faces` in one transaction, making the identities that are missing.
+    def enroll(self, gallery: Gallery, said: Sequence[NewFace | Person], also: Also | None = None) -> list[Enrolled]:
+        """Enrols faces in one transaction, making the identities that are missing.
 
-        What is said of a person (in `faces`, or in `people`, who get no new face) updates the identity where it
-        differs; what is not said is kept. An image that is enrolled already changes nothing: `unchanged` for the
-        same person, `rejected` for another one. So is, with a `problem`, whatever would let a person's validity end
-        before it begins; the others are enrolled. One answer for each of `faces`, then one for each of `people`;
-        `also` gets them before they are committed.
+        What is said of a person (with a face, or alone, where they get no new one) updates the identity where it
+        differs, and what is said later counts; what is not said is kept. An image that is enrolled already changes
+        nothing: `unchanged` for the same person, `rejected` for another one. So is, with a `problem`, whatever would
+        let a person's validity end before it begins; the others are enrolled. One answer for each of `said`; `also`
+        gets them before they are committed.
 
         Raises Conflict when the gallery was re-embedded since `gallery` was read: the embeddings are by that pack.
         """
         gallery_id = gallery.id
-        for person in (*people, *(new.person for new in faces)):
+        faces = [one for one in said if isinstance(one, NewFace)]
+        people = [_person(one) for one in said]
+        for person in people:
             check_person(person)
         with self._write() as session:
             last = changes.lock_as(session, gallery)
             for new in faces:  # one of another size would keep every index from being built
                 check_vectors(new.face.embedding, gallery.dim)
             known = _known_images(session, gallery_id, [new.image_sha256 for new in faces])
-            there = _identity_rows(session, gallery_id, [*people, *(new.person for new in faces)])
-            told = _Told(there)
-            problems = [told.problem(person) for person in people]
-            ours, welcome, refused = _welcome(faces, known, told)
-            heard = [person for person, problem in zip(people, problems, strict=True) if problem is None]
-            ids, entries = _upsert(session, gallery_id, there, heard, welcome)
+            there = _identity_rows(session, gallery_id, people)
+            ours, heard, refused = _welcome(said, known, _Told(there))
+            ids, entries = _upsert(session, gallery_id, there, heard, {new.person.external_id for new in ours})
             rows = [_face_values(gallery_id, ids[new.person.external_id], new) for new in ours]
             face_ids = _insert_all(session, FaceRow, rows)
             embeddings.insert_all(session, gallery.fingerprint, face_ids, [new.face.embedding for new in ours])
@@ -317,13 +330,14 @@ class Store(Door):
             entries += [Entry(Kind.FACE_ADDED, face.identity_id, face.face_id) for face in made.values()]
             changes.record(session, gallery_id, last, entries)
             firsts, stored = {id(new) for new in ours}, {**known, **made}
-            became = [
-                *(
-                    _refused(refused[i]) if i in refused else _became(new, stored[new.image_sha256], id(new) in firsts)
-                    for i, new in enumerate(faces)
-                ),
-                *(_heard(ids.get(p.external_id), problem) for p, problem in zip(people, problems, strict=True)),
-            ]
+            became: list[Enrolled] = []
+            for i, one in enumerate(said):
+                if i in refused:
+                    became.append(Enrolled(Outcome.REJECTED, None, None, problem=refused[i]))
+                elif isinstance(one, Person):
+                    became.append(Enrolled(Outcome.UNCHANGED, None, ids.get(one.external_id)))
+                else:
+                    became.append(_became(one, stored[one.image_sha256], id(one) in firsts))
             if also is not None:
                 also(session, became)
             return became
@@ -357,8 +371,8 @@ class Store(Door):
 
     def position(self, gallery_id: int, seq: int | None = None) -> Position | None:
         """Where the change log ends, and what change `seq` (or the last one) was; None when the gallery is gone."""
-        with self._read() as session:
-            return changes.position(session, gallery_id, seq)
+        with self._read_rows() as connection:
+            return changes.position(connection, gallery_id, seq)
 
     def changes_since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
         with self._read() as session:
@@ -370,9 +384,9 @@ class Store(Door):
         Raises Conflict when the gallery was re-embedded since `gallery` was read.
         """
         rows: list[Any] = []
-        with self._read() as session:
+        with self._read_rows() as connection:
             for some in slices(face_ids):
-                rows += embeddings.own(session, gallery, FaceRow.id.in_(some))
+                rows += embeddings.own(connection, gallery, "of ids", ids=some)
         return _face_vectors(rows, gallery.dim)
 
     def vectors_of_identity(self, gallery: Gallery, identity_id: int) -> FaceVectors:
@@ -382,9 +396,9 @@ class Store(Door):
     def vectors_of_people(self, gallery: Gallery, identity_ids: Sequence[int]) -> FaceVectors:
         """The same of several people, in any order."""
         rows: list[Any] = []
-        with self._read() as session:
+        with self._read_rows() as connection:
             for some in slices(identity_ids):
-                rows += embeddings.own(session, gallery, FaceRow.identity_id.in_(some))
+                rows += embeddings.own(connection, gallery, "of identities", ids=some)
         return _face_vectors(rows, gallery.dim)
 
     def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> Iterator[FaceVectors]:
@@ -395,8 +409,8 @@ class Store(Door):
         """
         after = 0
         while True:
-            with self._read() as session:
-                rows = embeddings.own(session, gallery, FaceRow.id > after, at_once)
+            with self._read_rows() as connection:
+                rows = embeddings.own(connection, gallery, "after", after=after, limit=at_once)
             if not rows:
                 return
             after = rows[-1].id
@@ -495,9 +509,9 @@ def check_person(person: Person) -> None:
         raise InvalidRequest(f"valid_until ({end.isoformat()}) must be after valid_from ({start.isoformat()})")
 
 
-def gallery_named(session: Session, name: str) -> Gallery:
+def gallery_named(reader: Session | Connection, name: str) -> Gallery:
     """Raises NotFound."""
-    row = session.scalar(select(GalleryRow).where(GalleryRow.name == name))
+    row = reader.execute(GALLERY_NAMED, {"name": name}).one_or_none()
     if row is None:
         raise NotFound(f"there is no gallery {name!r}", code="gallery_not_found")
     return _gallery(row)
@@ -544,28 +558,33 @@ class _Told:
         return None
 
 
+def _person(one: NewFace | Person) -> Person:
+    return one if isinstance(one, Person) else one.person
+
+
 def _welcome(
-    faces: Sequence[NewFace], known: Mapping[str, Known], told: _Told
+    said: Sequence[NewFace | Person], known: Mapping[str, Known], told: _Told
 ) -> tuple[list[NewFace], list[Person], dict[int, str]]:
-    """The faces whose image is new, each image once; what is said that counts; and, by its place in `faces`, what is
-    wrong with the rest. Nothing that comes with another person's image counts."""
+    """The faces whose image is new, each image once; what is said that counts, in its order; and, by its place in
+    `said`, what is wrong with the rest. Nothing that comes with another person's image counts."""
     owners = {sha: face.external_id for sha, face in known.items()}
     first: list[NewFace] = []
-    said: list[Person] = []
+    heard: list[Person] = []
     refused: dict[int, str] = {}
-    for i, new in enumerate(faces):
-        me = new.person.external_id
-        if owners.get(new.image_sha256, me) != me:
+    for i, one in enumerate(said):
+        person = _person(one)
+        me = person.external_id
+        if isinstance(one, NewFace) and owners.get(one.image_sha256, me) != me:
             continue
-        problem = told.problem(new.person)
+        problem = told.problem(person)
         if problem is not None:
             refused[i] = problem
             continue
-        said.append(new.person)
-        if new.image_sha256 not in owners:
-            owners[new.image_sha256] = me
-            first.append(new)
-    return first, said, refused
+        heard.append(person)
+        if isinstance(one, NewFace) and one.image_sha256 not in owners:
+            owners[one.image_sha256] = me
+            first.append(one)
+    return first, heard, refused
 
 
 def _identity_rows(session: Session, gallery_id: int, people: Iterable[Person]) -> dict[str, IdentityRow]:
@@ -581,13 +600,13 @@ def _upsert(
     session: Session,
     gallery_id: int,
     rows: Mapping[str, IdentityRow],
-    there: Sequence[Person],
-    needed: Sequence[Person],
+    people: Sequence[Person],
+    needed: AbstractSet[str],
 ) -> tuple[dict[str, int], list[Entry]]:
-    """Updates the identities of `there` and `needed`, whose rows are `rows`, and makes those of `needed` that are
-    missing; ids by external id, and what changed."""
-    people = (*there, *needed)
-    missing = {p.external_id: Person(p.external_id) for p in needed if p.external_id not in rows}
+    """Updates the identities of `people`, whose rows are `rows`, and makes those that are missing and `needed`; ids by
+    external id, and what changed."""
+    new = [p.external_id for p in people if p.external_id in needed and p.external_id not in rows]
+    missing = {external_id: Person(external_id) for external_id in new}
     for person in people:
         if person.external_id in missing:
             missing[person.external_id] = _joined(missing[person.external_id], person)
@@ -624,15 +643,6 @@ def _became(new: NewFace, stored: Known, is_new: bool) -> Enrolled:
     if stored.external_id != new.person.external_id:
         return Enrolled(Outcome.REJECTED, None, None, stored.external_id)
     return Enrolled(Outcome.ENROLLED if is_new else Outcome.UNCHANGED, stored.face_id, stored.identity_id)
-
-
-def _refused(problem: str) -> Enrolled:
-    return Enrolled(Outcome.REJECTED, None, None, problem=problem)
-
-
-def _heard(identity_id: int | None, problem: str | None) -> Enrolled:
-    """What became of what was said of a person without a new face."""
-    return Enrolled(Outcome.UNCHANGED, None, identity_id) if problem is None else _refused(problem)
 
 
 def _find_identity(session: Session, gallery_id: int, external_id: str) -> IdentityRow | None:
@@ -685,14 +695,6 @@ def _say(row: IdentityRow, person: Person, replace_all: bool) -> bool:
     return bool(new)
 
 
-def _with_counts() -> Select[Any]:
-    return select(IdentityRow, _faces_of_row())
-
-
-def _faces_of_row() -> ScalarSelect[Any]:
-    return select(func.count()).where(FaceRow.identity_id == IdentityRow.id).scalar_subquery()
-
-
 def _face_count(session: Session, identity_id: int) -> int:
     return session.scalar(select(func.count()).where(FaceRow.identity_id == identity_id)) or 0
 
@@ -712,7 +714,7 @@ def _face_values(gallery_id: int, identity_id: int, new: NewFace) -> Mapping[str
     }
 
 
-def _gallery(row: GalleryRow) -> Gallery:
+def _gallery(row: Any) -> Gallery:
     return Gallery(row.id, row.name, row.model, row.fingerprint, row.dim, row.seq, row.created_at)
 
 

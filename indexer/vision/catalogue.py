@@ -232,7 +232,8 @@ class Catalogue:
 
     def _known(self, file: ModelFile) -> ModelFile:
         """The file with its hash. One that lies there for the first time is read, and its hash written down."""
-        return self._files.known(file) if self._files.path(file) is None else self._files.identified(file)
+        known = self._files.known(file)
+        return known if known.sha256 or self._files.path(file) is None else self._files.identified(file)
 
     def _described(self, name: str) -> Pack:
         return self._pack(name, self._read_description(name))

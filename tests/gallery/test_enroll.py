@@ -118,18 +118,27 @@ def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> No
             new_face("ana", 1, name="Ana", valid_from=NOON, metadata={"a": 1, "b": 1}),
             new_face("ana", 2, metadata={"b": 2}),
             new_face("ana", 3, valid_until=NOON + timedelta(1)),
+            Person("ana", metadata={"z": 26}),
         ],
-        [Person("ana", metadata={"z": 26})],
     )
     ana = store.identity(gallery.id, "ana")
     assert (ana.name, ana.valid_from, ana.valid_until) == ("Ana", NOON, NOON + timedelta(1))
     assert ana.metadata == {"a": 1, "b": 2, "z": 26}
 
 
+def test_what_is_said_later_in_one_call_counts(store: Store) -> None:
+    gallery = make_gallery(store)
+    enroll_one(store, gallery, new_face("ana", 1))
+    store.enroll(gallery, [new_face("ana", 2, name="First"), Person("ana", "Last")])
+    assert store.identity(gallery.id, "ana").name == "Last"
+    store.enroll(gallery, [Person("ana", "First"), new_face("ana", 3, name="Last but one")])
+    assert store.identity(gallery.id, "ana").name == "Last but one"
+
+
 def test_people_without_a_new_face_are_updated_but_not_made(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, name="Ana"))
-    answers = store.enroll(gallery, [], [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
+    answers = store.enroll(gallery, [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
     ana = store.identity(gallery.id, "ana").id
     assert answers == [Enrolled(Outcome.UNCHANGED, None, ana), Enrolled(Outcome.UNCHANGED, None, None)]
     assert [(p.external_id, p.name, p.metadata) for p in store.identities(gallery.id)] == [("ana", "Ana", {"x": 1})]
@@ -150,8 +159,9 @@ def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store
             new_face("new", 5, valid_until=NOON),
             new_face("eve", 5),
             new_face("ana", 6),
+            Person("ana", valid_from=late),
+            Person("ana", valid_from=NOON - timedelta(days=1)),
         ],
-        [Person("ana", valid_from=late), Person("ana", valid_from=NOON - timedelta(days=1))],
     )
     assert [a.outcome for a in answers] == [
         *(Outcome.REJECTED, Outcome.REJECTED, Outcome.ENROLLED, Outcome.ENROLLED),
@@ -170,8 +180,7 @@ def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store
 
 def test_a_person_whose_every_face_is_refused_is_not_made(store: Store) -> None:
     gallery = make_gallery(store)
-    people = [Person("ana", valid_from=NOON)]
-    [answer, _] = store.enroll(gallery, [new_face("ana", 1, valid_until=NOON)], people)
+    [_, answer] = store.enroll(gallery, [Person("ana", valid_from=NOON), new_face("ana", 1, valid_until=NOON)])
     assert answer.problem is not None
     assert store.identities(gallery.id) == []
     assert store.last_change(gallery.id) == 0

@@ -144,7 +144,7 @@ def test_a_bad_person_is_refused_and_nothing_is_written(store: Store, person: Pe
     with pytest.raises(InvalidRequest, match=message):
         store.enroll(gallery, [good, bad])
     with pytest.raises(InvalidRequest, match=message):
-        store.enroll(gallery, [good], [person])
+        store.enroll(gallery, [good, person])
     assert store.counts(gallery.id) == (0, 0)
     assert store.last_change(gallery.id) == 0
 

@@ -157,6 +157,16 @@ def test_a_manifest_says_who_people_are_and_later_more(empty: Command, demo: Dem
     assert (hanks["name"], hanks["metadata"], len(hanks["faces"])) == ("Tom Hanks", {"Floor": "3"}, 1)
 
 
+def test_the_last_row_counts_whether_its_photo_is_new_or_not(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    manifest = tmp_path / "staff.csv"
+    manifest.write_text(f"image,external_id,Floor\n{demo.photo('hanks')},e-2,1\n")
+    empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
+    manifest.write_text(f"image,external_id,Floor\n{demo.photo('collins')},e-2,2\n{demo.photo('hanks')},e-2,3\n")
+    told = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff", "--json").json
+    assert [row["outcome"] for row in told["results"]] == ["enrolled", "unchanged"]
+    assert empty.ok("identity", "show", "e-2", "--gallery", "staff", "--json").json["metadata"] == {"Floor": "3"}
+
+
 def test_dates_that_clash_with_what_was_said_before_are_the_rows_error(
     empty: Command, demo: Demo, tmp_path: Path
 ) -> None:
