@@ -106,11 +106,12 @@ def look_again(detector: Detector, faces: Sequence[tuple[Photo, Detection]]) -> 
         batch = faces[start : start + per_run]
         canvases = np.zeros((2, len(batch), LOOK_SIDE, LOOK_SIDE, 3), np.uint8)
         squares = [_square(photo, face, onto) for (photo, face), onto in zip(batch, canvases[0], strict=True)]
-        canvases[1] = canvases[0, :, :, ::-1]
+        for straight, mirrored in canvases.swapaxes(0, 1):
+            cv2.flip(straight, 1, mirrored)
         answers = detector.detect_large(canvases.reshape(-1, *canvases.shape[2:]))
         for i, ((_, face), square) in enumerate(zip(batch, squares, strict=True)):
-            mirrored = [_mirrored(answer) for answer in answers[len(batch) + i]]
-            sides = ([square.back(answer) for answer in side] for side in (answers[i], mirrored))
+            back = [_mirrored(answer) for answer in answers[len(batch) + i]]
+            sides = ([square.back(answer) for answer in side] for side in (answers[i], back))
             again = [best for side in sides if (best := _same(side, face)) is not None]
             if again:
                 refined[start + i] = _mean(again)
