@@ -113,8 +113,8 @@ def events_export(
 ) -> None:
     """Write attendance as CSV: first in, last out and hours, by day and person.
 
-    Events that are a match count. With directions, hours are the sum of the stays from an `in` to the next `out`, a
-    shift past midnight counting for the day it began on; without, from the first sighting of a day to its last.
+    Events that are a match count. On a day with directions, hours are the sum of the stays from an `in` to the next
+    `out`, a shift past midnight counting for the day it began on; on one without, from its first sighting to its last.
     """
     days = _day("--from", first), _day("--to", until)
     if days[0] >= days[1]:
@@ -168,21 +168,17 @@ def events_forget(
 def attendance(
     events: Events, gallery: str, days: tuple[date, date], zone: ZoneInfo, longest: timedelta = LONGEST_SHIFT
 ) -> list[Row]:
-    """The days from the first on and before the second, by day and person. People are told by `external_id`; the name
-    is the last one they were seen under."""
+    """The days from the first on and before the second, by day and person. People are told by `external_id`."""
     since, until = span(*days, zone, longest)
     wanted = Filter([gallery], since, until, decision=Decision.MATCH)
     marks: dict[str, list[Mark]] = {}
-    names: dict[str, str | None] = {}
     after = 0
     while page := events.find(wanted, after, PAGE):
         for event in page:
-            who = event.external_id or ""
             entering = None if event.direction is None else event.direction is Direction.IN
-            marks.setdefault(who, []).append(Mark(event.at, entering))
-            names[who] = event.name
+            marks.setdefault(event.external_id or "", []).append(Mark(event.at, entering, event.name))
         after = page[-1].id
-    rows = [row for who, seen in marks.items() for row in days_of(who, names[who], seen, zone, longest)]
+    rows = [row for who, seen in marks.items() for row in days_of(who, seen, zone, longest)]
     within = [row for row in rows if days[0] <= row.day < days[1]]
     return sorted(within, key=lambda row: (row.day, row.external_id))
 

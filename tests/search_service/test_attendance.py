@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -100,9 +101,34 @@ CASES: dict[str, tuple[list[str], list[Told]]] = {
         ["> 2026-11-24 08:00", "< 2026-11-25 00:00"],
         [("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-25T00:00:00+01:00", 16, ())],
     ),
-    "cameras without directions do not count where there are others": (
+    "cameras without directions do not count on a day with others": (
         [". 2026-11-24 07:00", "> 2026-11-24 08:00", ". 2026-11-24 12:00", "< 2026-11-24 16:00", ". 2026-11-25 09:00"],
-        [("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-24T16:00:00+01:00", 8, ())],
+        [
+            ("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-24T16:00:00+01:00", 8, ("undirected_left_out",)),
+            ("2026-11-25", "2026-11-25T09:00:00+01:00", None, None, ("missing_out",)),
+        ],
+    ),
+    "a direction on one day takes nothing from another": (
+        [
+            *(f". 2026-11-{day} {hour}:00" for day in (23, 24, 25) for hour in ("08", "17")),
+            "< 2026-11-25 17:30",
+        ],
+        [
+            ("2026-11-23", "2026-11-23T08:00:00+01:00", "2026-11-23T17:00:00+01:00", 9, ()),
+            ("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-24T17:00:00+01:00", 9, ()),
+            ("2026-11-25", None, "2026-11-25T17:30:00+01:00", None, ("missing_in", "undirected_left_out")),
+        ],
+    ),
+    "a sighting within a night shift is the shift's": (
+        ["> 2026-11-24 22:00", ". 2026-11-25 03:00", "< 2026-11-25 06:00"],
+        [("2026-11-24", "2026-11-24T22:00:00+01:00", "2026-11-25T06:00:00+01:00", 8, ("undirected_left_out",))],
+    ),
+    "sightings after a night shift are their day's": (
+        ["> 2026-11-24 22:00", "< 2026-11-25 06:00", ". 2026-11-25 18:00", ". 2026-11-25 20:00"],
+        [
+            ("2026-11-24", "2026-11-24T22:00:00+01:00", "2026-11-25T06:00:00+01:00", 8, ()),
+            ("2026-11-25", "2026-11-25T18:00:00+01:00", "2026-11-25T20:00:00+01:00", 2, ()),
+        ],
     ),
     "without directions": (
         [". 2026-11-24 08:00", ". 2026-11-24 12:00", ". 2026-11-24 17:00"],
@@ -126,12 +152,61 @@ CASES: dict[str, tuple[list[str], list[Told]]] = {
 @pytest.mark.parametrize(("given", "expected"), CASES.values(), ids=CASES)
 def test_days(given: list[str], expected: list[Told]) -> None:
     for some in (marks(*given), marks(*reversed(given))):
-        assert [told(row) for row in days_of("ana", "Ana", some, BERLIN)] == expected
+        assert [told(row) for row in days_of("ana", some, BERLIN)] == expected
 
 
 def test_a_longer_shift() -> None:
-    (row,) = days_of("ana", None, marks("> 2026-11-24 08:00", "< 2026-11-25 09:00"), BERLIN, timedelta(hours=26))
+    (row,) = days_of("ana", marks("> 2026-11-24 08:00", "< 2026-11-25 09:00"), BERLIN, timedelta(hours=26))
     assert row.worked == timedelta(hours=25)
+
+
+def test_the_name_is_the_last_one_of_the_day() -> None:
+    seen = [
+        Mark(mark.at, mark.entering, name)
+        for mark, name in zip(
+            marks("> 2026-11-24 22:00", "< 2026-11-25 06:00", ". 2026-11-26 08:00", ". 2026-11-27 08:00"),
+            ("Ana", "Ana Ruiz", None, "Ana Roth"),
+            strict=True,
+        )
+    ]
+    assert [(row.day.day, row.name) for row in days_of("ana", seen, BERLIN)] == [
+        (24, "Ana Ruiz"),
+        (26, None),
+        (27, "Ana Roth"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("zone", "first"),
+    [
+        ("Europe/Berlin", date(2026, 3, 15)),  # clocks go forward within a night
+        ("Europe/Berlin", date(2026, 10, 11)),  # and back
+        ("Africa/Cairo", date(2026, 4, 10)),  # forward at midnight: a day that begins at one
+        ("America/Havana", date(2026, 10, 18)),  # back to midnight: a day that begins twice
+        ("Pacific/Apia", date(2011, 12, 17)),  # a day that never was
+        ("UTC", date(2026, 11, 1)),
+    ],
+)
+@pytest.mark.parametrize("longest", [timedelta(hours=16), timedelta(hours=40)])
+def test_a_day_is_the_same_whatever_days_are_asked_for(zone: str, first: date, longest: timedelta) -> None:
+    there = ZoneInfo(zone)
+    begin, _ = span(first, first, there, timedelta(hours=48))
+    for seed in range(20):
+        draw = random.Random(seed)
+        minutes = [draw.randrange(32 * 24 * 60) for _ in range(draw.choice((10, 60, 200)))]
+        minutes += [minute + 60 * draw.choice((8, 16, 40)) for minute in minutes[:20]]  # to the minute of the longest
+        ways = draw.choice(((True, False), (True, False, None), (None, None, None, None, True, False)))
+        seen = [Mark(begin + timedelta(minutes=m), draw.choice(ways), draw.choice("ABC")) for m in minutes]
+
+        def asked(day: date, days: int, seen: list[Mark] = seen) -> list[Row]:
+            since, until = span(day, day + timedelta(days=days), there, longest)
+            rows = days_of("ana", [mark for mark in seen if since <= mark.at < until], there, longest)
+            return [row for row in rows if day <= row.day < day + timedelta(days=days)]
+
+        month = asked(first, 28)
+        assert len(month) > 5
+        assert [row for day in range(28) for row in asked(first + timedelta(days=day), 1)] == month
+        assert [row for day in range(0, 28, 7) for row in asked(first + timedelta(days=day), 7)] == month
 
 
 @pytest.mark.parametrize(("first", "hours"), [(date(2026, 3, 29), 23), (date(2026, 10, 25), 25)])

@@ -100,6 +100,33 @@ def test_export(home: Home, staff: Gallery, clock: list[datetime], tmp_path: Pat
     assert (row["hours"], row["remarks"]) == (None, ["missing_out"])
 
 
+def test_a_day_is_exported_the_same_whatever_days_are(home: Home, staff: Gallery, clock: list[datetime]) -> None:
+    """Five days of two sightings, a night shift, and one `out` at the end of the fifth."""
+    november = datetime(2026, 11, 1, tzinfo=UTC)
+    said: list[tuple[int, int, str | None, str]] = [(day, hour, None, "ana") for day in range(1, 6) for hour in (7, 16)]
+    said += [(3, 22, "in", "ben"), (4, 2, None, "ben"), (4, 6, "out", "ben"), (5, 17, "out", "ana")]
+    for day, hour, direction, who in sorted(said, key=lambda one: one[:2]):
+        clock[0] = november + timedelta(days=day, hours=hour)
+        record(home, staff, who, Direction(direction) if direction else None)
+
+    def exported(first: int, until: int) -> list[list[str]]:
+        days = ["--from", f"2026-11-{first:02}", "--to", f"2026-11-{until:02}", "--timezone", "Europe/Berlin"]
+        printed = run(home, "events", "export", "--gallery", "staff", *days).output
+        return list(csv.reader(printed.splitlines()))[1:]
+
+    month = exported(1, 30)
+    assert [[row[0], row[1], *row[5:]] for row in month] == [
+        ["2026-11-02", "ana", "9.00", ""],
+        ["2026-11-03", "ana", "9.00", ""],
+        ["2026-11-04", "ana", "9.00", ""],
+        ["2026-11-04", "ben", "8.00", "undirected_left_out"],
+        ["2026-11-05", "ana", "9.00", ""],
+        ["2026-11-06", "ana", "", "missing_in undirected_left_out"],
+    ]
+    assert [row for day in range(1, 30) for row in exported(day, day + 1)] == month
+    assert exported(2, 6) == month[:-1]
+
+
 def test_export_reads_every_page(home: Home, staff: Gallery, clock: list[datetime]) -> None:
     with home.engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.exec_driver_sql(
@@ -168,7 +195,7 @@ def test_webhooks(home: Home, staff: Gallery, clock: list[datetime]) -> None:
     assert shown.splitlines()[1].split() == [hook.id, "http://a/x", "staff", "review", "1", "0"]
     assert secret not in shown
     assert "has arrived" in run(home, "webhooks", "dead", hook.id).output
-    claimed = home.webhooks.claim(home.webhooks.due(())[0], timedelta(seconds=1))
+    claimed = home.webhooks.claim(home.webhooks.due(())[0].id, timedelta(seconds=1))
     assert claimed is not None
     home.webhooks.failed(claimed, "answered 500", None)
     assert run(home, "webhooks", "dead", hook.id).output.splitlines()[1].split() == ["1", "1", "1", "answered", "500"]
