@@ -47,7 +47,7 @@ ANA = Person(
     "Ana Größl",
     datetime(2024, 5, 1, 9, 30, 0, 123_456, UTC),
     LAST,
-    {"no": 7, "tags": ["ä", None], "\ud800": 1.5},
+    {"no": 7, "tags": ["ä", None], "\u2028": 1.5},
 )
 CARL = Person("carl", None, None, datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=2))), {"department": "Sales"})
 
@@ -415,6 +415,9 @@ def bad(name: str, value: object, kind: pa.DataType | None = None) -> Any:
         ({"metadata": [None, "[" * 100_000]}, "metadata is not JSON"),
         ({"metadata": [None, "[1]"]}, "metadata must be a JSON object; got '[1]'"),
         ({"metadata": [None, '{"a": NaN}']}, "must be JSON"),
+        ({"metadata": [None, '{"a": "\\ud800"}']}, "must be JSON: '\\ud800' is not valid Unicode"),
+        ({"metadata": [None, '{"a": ' * 40 + "1" + "}" * 40]}, "more than 32 lists and objects are within each other"),
+        ({"metadata": [None, '{"a": "' + "x" * 20_000 + '"}']}, "metadata of 'bob' would be 20,008 bytes of JSON"),
         ({"valid_from": pa.array([None, datetime(2024, 5, 1)], pa.timestamp("us"))}, "must have a time zone"),  # noqa: DTZ001
         (
             {"valid_from": pa.array([None, 10**15], pa.timestamp("s", "UTC"))},
@@ -470,6 +473,16 @@ def test_dates_that_clash_with_what_was_said_before(home: Home, path: Path) -> N
         assert [r.outcome for r in results] == [Outcome.ENROLLED, Outcome.REJECTED]
         assert results[1].reason is Reason.INVALID_ROW
         assert "'ana' would be valid until 2023-05-01" in (results[1].message or "")
+
+
+def test_metadata_that_is_too_much_together(home: Home, path: Path) -> None:
+    halves = [f'{{"{key}": "{"x" * 9_000}"}}' for key in "ab"]
+    for embeddings in (floats([GOOD, vector(2, DIM)]), pa.nulls(2)):
+        write(path, {"external_id": ["ana"] * 2, "embedding": embeddings, "metadata": halves})
+        results = bring(home, path, f"gallery{embeddings.null_count}")
+        assert [r.outcome for r in results] == [Outcome.ENROLLED, Outcome.REJECTED]
+        assert results[1].reason is Reason.INVALID_ROW
+        assert "metadata of 'ana' would be 18,015 bytes" in (results[1].message or "")
 
 
 # Files that are none

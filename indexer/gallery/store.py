@@ -6,7 +6,6 @@ and whole galleries for export have doors of their own: `calibrations` and `exch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from indexer.gallery.changes import Change, Entry, Kind, Position
 from indexer.gallery.clock import now
 from indexer.gallery.database import Door
 from indexer.gallery.embeddings import Beside, Lacking, Switch
+from indexer.gallery.metadata import MOST_BYTES, bytes_of, keepable
 from indexer.gallery.schema import LONGEST_NAME, FaceRow, GalleryRow, IdentityRow, slices
 from indexer.types import (
     Box,
@@ -126,7 +126,7 @@ class Store(Door):
 
     def create_gallery(self, name: str, model: str, fingerprint: str, dim: int) -> Gallery:
         """Raises Conflict when there is one of that name, InvalidRequest when the name is no name."""
-        check_name("a gallery's name", name)
+        _check_in_urls("a gallery's name", name)
         if "/" in name:
             raise InvalidRequest(f"a gallery's name must not hold a slash; got {name!r}")
         row = GalleryRow(name=name, model=model, fingerprint=fingerprint, dim=dim, seq=0, created_at=now())
@@ -193,8 +193,9 @@ class Store(Door):
             last = changes.lock(session, gallery_id)
             row = _required_identity(session, gallery_id, external_id)
             faces = _face_count(session, row.id)
-            person = change(_identity(row, faces))
-            check_person(person)
+            before = _identity(row, faces)
+            person = change(before)
+            check_person(person, before.metadata)
             if _say(row, person, replace_all=True):
                 session.flush()
                 changes.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
@@ -256,7 +257,7 @@ class Store(Door):
         What is said of `into` counts. Of `other` is taken what is not said of `into`: the name, and further keys of the
         metadata. Dates are not: whoever was valid for ever would end, or the other way round.
 
-        Raises NotFound, and InvalidRequest where both are the same identity.
+        Raises NotFound, and InvalidRequest where both are the same identity or their metadata is too much for one.
         """
         if into == other:
             raise InvalidRequest(f"identity {into!r} cannot be merged with itself; name two")
@@ -268,6 +269,7 @@ class Store(Door):
             session.execute(of_gone.execution_options(synchronize_session=False))
             named = kept.name if kept.name is not None else gone.name
             both = Person(into, named, kept.valid_from, kept.valid_until, {**gone.details, **kept.details})
+            _check_metadata(both, kept.details)
             changed = [Entry(Kind.IDENTITY_CHANGED, kept.id)] if _say(kept, both, replace_all=True) else []
             added = [Entry(Kind.FACE_ADDED, kept.id, face_id) for face_id in moved]
             changes.record(session, gallery_id, last, [*changed, *added, Entry(Kind.IDENTITY_REMOVED, gone.id)])
@@ -300,8 +302,8 @@ class Store(Door):
         What is said of a person (with a face, or alone, where they get no new one) updates the identity where it
         differs, and what is said later counts; what is not said is kept. An image that is enrolled already changes
         nothing: `unchanged` for the same person, `rejected` for another one. So is, with a `problem`, whatever would
-        let a person's validity end before it begins; the others are enrolled. One answer for each of `said`; `also`
-        gets them before they are committed.
+        let a person's validity end before it begins or their metadata be too much; the others are enrolled. One answer
+        for each of `said`; `also` gets them before they are committed.
 
         Raises Conflict when the gallery was re-embedded since `gallery` was read: the embeddings are by that pack.
         """
@@ -484,11 +486,17 @@ def check_name(what: str, value: str) -> None:
         )
 
 
-def check_person(person: Person) -> None:
-    """Raises InvalidRequest on a bad id or name, dates without a zone or in the wrong order, metadata not JSON."""
-    check_name("an external_id", person.external_id)
-    if person.external_id in (".", ".."):
-        raise InvalidRequest(f"an external_id must not be {person.external_id!r}: no URL can name it")
+def _check_in_urls(what: str, value: str) -> None:
+    """Raises InvalidRequest unless it is a name that can be a part of a URL."""
+    check_name(what, value)
+    if value in (".", ".."):
+        raise InvalidRequest(f"{what} must not be {value!r}: no URL can name it")
+
+
+def check_person(person: Person, stored: Mapping[str, object] | None = None) -> None:
+    """Raises InvalidRequest on a bad id or name, dates without a zone or in the wrong order, metadata that is not JSON
+    or too much. What is `stored` of it already may stay."""
+    _check_in_urls("an external_id", person.external_id)
     if person.name is not None:
         check_name("a name", person.name)
     start, end = person.valid_from, person.valid_until
@@ -501,12 +509,23 @@ def check_person(person: Person) -> None:
             date.astimezone(UTC)
         except OverflowError as error:
             raise InvalidRequest(f"{what} ({date.isoformat()}) is not in the years 1 to 9999 in UTC") from error
-    try:
-        json.dumps(dict(person.metadata), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"the metadata of {person.external_id!r} must be JSON: {error}") from error
+    _check_metadata(person, stored)
     if start is not None and end is not None and end <= start:
         raise InvalidRequest(f"valid_until ({end.isoformat()}) must be after valid_from ({start.isoformat()})")
+
+
+def _check_metadata(person: Person, stored: Mapping[str, object] | None = None) -> None:
+    """Raises InvalidRequest unless the metadata is JSON, and little enough or what is `stored` already."""
+    if person.metadata == stored:
+        return
+    try:
+        size = bytes_of(keepable(person.metadata))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the metadata of {person.external_id!r} must be JSON: {error}") from error
+    if size > MOST_BYTES:
+        raise InvalidRequest(
+            f"the metadata of {person.external_id!r} would be {size:,} bytes of JSON; expected {MOST_BYTES:,} at most"
+        )
 
 
 def gallery_named(reader: Session | Connection, name: str) -> Gallery:
@@ -538,23 +557,30 @@ def _known_images(session: Session, gallery_id: int, hashes: Iterable[str]) -> d
 
 
 class _Told:
-    """The validity dates of people as they are told one after the other."""
+    """The validity dates and metadata of people as they are told one after the other."""
 
     def __init__(self, there: Mapping[str, IdentityRow]) -> None:
-        self._dates = {external_id: (row.valid_from, row.valid_until) for external_id, row in there.items()}
+        self._told = {
+            external_id: Person(external_id, None, row.valid_from, row.valid_until, row.details)
+            for external_id, row in there.items()
+        }
 
     def problem(self, person: Person) -> str | None:
         """Why this cannot be said of the person after all the rest; what can be is taken down."""
-        if person.valid_from is None and person.valid_until is None:
-            return None
-        before = self._dates.get(person.external_id, (None, None))
-        start, end = person.valid_from or before[0], person.valid_until or before[1]
-        if start is not None and end is not None and end <= start:
+        before = self._told.get(person.external_id, Person(person.external_id))
+        after = _joined(before, person)
+        start, end = after.valid_from, after.valid_until
+        said = person.valid_from is not None or person.valid_until is not None
+        if said and start is not None and end is not None and end <= start:
             return (
                 f"{person.external_id!r} would be valid until {end.isoformat()}, which must be after "
                 f"{start.isoformat()}, from when they are valid; say both dates"
             )
-        self._dates[person.external_id] = (start, end)
+        try:
+            _check_metadata(after, before.metadata)
+        except InvalidRequest as error:
+            return error.message
+        self._told[person.external_id] = after
         return None
 
 

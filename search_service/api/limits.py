@@ -22,8 +22,8 @@ def is_archive(scope: Scope) -> bool:
     return scope["method"] == "POST" and ARCHIVES.fullmatch(scope["path"]) is not None
 
 
-PHOTOS = re.compile(r".*/(search|faces|detect|compare|embed)")
-"""Paths to which photos are posted."""
+PHOTOS = re.compile(r"/v1/(detect|compare|embed|galleries/[^/]+/(search|identities/[^/]+/faces))")
+"""Paths to which photos are posted. Whole ones: a gallery or an identity may be called as any part of them."""
 
 SAID_BYTES = 2**20
 """Of a body without photos, which is parsed while nobody else is answered: as many as nginx lets through unless told
@@ -32,7 +32,7 @@ otherwise. Metadata of more would come back with every search."""
 
 def is_photos(scope: Scope) -> bool:
     """Whether the request's body may hold photos, and is held in memory."""
-    return PHOTOS.fullmatch(scope["path"]) is not None and not is_archive(scope)
+    return scope["method"] == "POST" and PHOTOS.fullmatch(scope["path"]) is not None
 
 
 def is_said(scope: Scope) -> bool:

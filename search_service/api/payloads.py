@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from indexer.duplicates import Duplicates, Side
 from indexer.enrollment import Result
 from indexer.errors import WhosthereError
 from indexer.gallery.events import Direction
+from indexer.gallery.metadata import MOST_BYTES, keepable
+from indexer.gallery.schema import LONGEST_NAME
 from indexer.objects import event_object
 from indexer.types import Detection, Face, Quality, Reason
 from indexer.vision.pipeline import Seen
@@ -25,10 +26,6 @@ DECIMALS = 4
 """Of cosines and scores: the fifth depends on the CPU."""
 
 
-DEEPEST_METADATA = 32
-"""Lists and objects within each other in an identity's metadata."""
-
-
 def _utc(time: datetime) -> datetime:
     try:
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
@@ -36,29 +33,17 @@ def _utc(time: datetime) -> datetime:
         raise ValueError(f"{time.isoformat()} is not within the years 1 to 9999 in UTC") from None
 
 
-def _keepable(value: Any, depth: int = 0) -> Any:
-    """Raises ValueError on what cannot be kept as JSON and sent again: it would spoil every answer it is part of."""
-    if depth > DEEPEST_METADATA:
-        raise ValueError(f"more than {DEEPEST_METADATA} lists and objects are within each other")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is not a JSON number")
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{value!r} is not valid Unicode") from None
-    if isinstance(value, Mapping):
-        _keepable([*value.keys(), *value.values()], depth)
-    elif isinstance(value, list):
-        for one in value:
-            _keepable(one, depth + 1)
-    return value
-
-
 Utc = Annotated[datetime, AfterValidator(_utc)]
 """Without a zone, a time is UTC."""
 
-Metadata = Annotated[dict[str, Any], AfterValidator(_keepable)]
+Metadata = Annotated[
+    dict[str, Any],
+    AfterValidator(keepable),
+    Field(description=f"{MOST_BYTES:,} bytes at most, as JSON in UTF-8 without spaces between."),
+]
+
+Name = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_NAME})]
+"""Of what may be in it as well, `check_name` decides."""
 
 
 class Payload(BaseModel):
@@ -225,14 +210,14 @@ class GalleryList(Payload):
 
 
 class NewGallery(Payload):
-    name: str = Field(examples=["staff"])
+    name: Name = Field(examples=["staff"])
     model: str | None = None
 
 
 class IdentityBody(Payload):
     """What is said of a person. Dates without a zone are UTC; valid from `valid_from` on and before `valid_until`."""
 
-    name: str | None = None
+    name: Name | None = None
     metadata: Metadata = {}
     valid_from: Utc | None = None
     valid_until: Utc | None = None
@@ -242,17 +227,18 @@ class IdentityPatch(Payload):
     """What is to be said otherwise of a person (RFC 7396): what is not named stays, null removes, and the keys of
     `metadata` likewise."""
 
-    name: str | None = None
+    name: Name | None = None
     metadata: Metadata | None = None
     valid_from: Utc | None = None
     valid_until: Utc | None = None
 
 
 class NewIdentity(IdentityBody):
-    external_id: str = Field(examples=["e-1042"])
+    external_id: Name = Field(examples=["e-1042"])
 
 
 class IdentityPayload(NewIdentity):
+    metadata: dict[str, Any]
     id: int
     faces: int
     created_at: datetime

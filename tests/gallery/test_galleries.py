@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery.database import open_database
+from indexer.gallery.schema import GalleryRow
 from indexer.gallery.store import Store
 from indexer.types import Person
 from tests.gallery.faces import enroll_one, image_hash, make_gallery, new_face
@@ -43,13 +44,37 @@ def test_a_second_of_the_same_name_is_a_conflict(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", " staff", "staff ", "a\nb", "a\tb", "a\0b", "x" * 201, "a/b", "/", "\ud800", "a\u200bb", "\u00a0a"],
+    [
+        "",
+        " ",
+        " staff",
+        "a ",
+        "a\nb",
+        "a\tb",
+        "a\0b",
+        "x" * 201,
+        "a/b",
+        "/",
+        ".",
+        "..",
+        "\ud800",
+        "a\u200bb",
+        "\u00a0a",
+    ],
 )
 def test_bad_names(store: Store, name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         make_gallery(store, name)
     assert caught.value.code == "invalid_request"
     assert repr(name) in caught.value.message
+    assert store.galleries() == []
+
+
+def test_one_that_was_called_so_before_can_be_deleted(store: Store) -> None:
+    made = make_gallery(store)
+    with store._write() as session:
+        session.execute(update(GalleryRow).values(name=".."))
+    assert store.delete_gallery("..").id == made.id
     assert store.galleries() == []
 
 

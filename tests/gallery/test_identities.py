@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.changes import Entry, Kind
-from indexer.gallery.store import Store
-from indexer.types import Named, Person
+from indexer.gallery.metadata import DEEPEST, MOST_BYTES
+from indexer.gallery.schema import IdentityRow
+from indexer.gallery.store import NewFace, Store
+from indexer.types import Identity, Named, Person
 from tests.gallery.faces import enroll_one, make_gallery, new_face
 from tests.postgres import Database, Postgres, opened
 
@@ -18,7 +23,7 @@ NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 METADATA: dict[str, object] = {
     "team": "Bögen & 東京 😀",
-    "quote": "\"'\\ \u2028 \0 \ud800",
+    "quote": "\"'\\ \u2028 \0",
     "floor": -3,
     "big": 2**60,
     "share": 0.1,
@@ -112,6 +117,10 @@ def test_for_ever_is_kept(store: Store) -> None:
     assert (found.valid_from, found.valid_until) == (first, last)
 
 
+def nested(depth: int) -> object:
+    return [nested(depth - 1)] if depth else 1
+
+
 BAD: list[tuple[Person, str]] = [
     (Person(""), "external_id"),
     (Person(" ana"), "external_id"),
@@ -130,6 +139,9 @@ BAD: list[tuple[Person, str]] = [
     (Person("ana", metadata={"x": [float("inf")]}), "JSON"),
     (Person("ana", metadata={"x": NOON}), "JSON"),
     (Person("ana", metadata={"x": b"bytes"}), "JSON"),
+    (Person("ana", metadata={"x": "\ud800"}), "JSON: .* not valid Unicode"),
+    (Person("ana", metadata={"x": nested(DEEPEST + 1)}), "JSON: more than 32 lists and objects"),
+    (Person("ana", metadata={"x": "x" * 16 * 2**10}), "metadata of 'ana' would be 16,392 bytes .* 16,384 at most"),
 ]
 
 
@@ -147,6 +159,76 @@ def test_a_bad_person_is_refused_and_nothing_is_written(store: Store, person: Pe
         store.enroll(gallery, [good, person])
     assert store.counts(gallery.id) == (0, 0)
     assert store.last_change(gallery.id) == 0
+
+
+BRIM = {"x": "é" * 8188}
+"""Metadata of as many bytes as may be: 16,384 with `{"x":""}`."""
+
+MORE = {"y": 1}
+
+
+def test_as_much_metadata_as_may_be(store: Store) -> None:
+    gallery = make_gallery(store)
+    assert len(json.dumps(BRIM, ensure_ascii=False, separators=(",", ":")).encode()) == MOST_BYTES
+    assert store.put_identity(gallery.id, Person("ana", metadata=BRIM))[0].metadata == BRIM
+    with pytest.raises(InvalidRequest, match="metadata of 'ana' would be 16,385 bytes"):
+        store.put_identity(gallery.id, Person("ana", metadata={"x": BRIM["x"] + "x"}))
+
+
+def test_metadata_that_grows_bit_by_bit_ends_there_too(store: Store) -> None:
+    """Enrolling keeps what was said before, and so does merging."""
+    gallery = make_gallery(store)
+    store.enroll(gallery, [new_face("ana", 1, metadata=BRIM)])
+    store.put_identity(gallery.id, Person("ben", metadata=MORE))
+    said: list[NewFace | Person] = [
+        new_face("ana", 2, metadata=MORE),
+        Person("ana", metadata=MORE),
+        new_face("tom", 3, metadata=MORE),
+        new_face("tom", 4, metadata=BRIM),
+        new_face("ana", 5, metadata=BRIM),
+    ]
+    problems = [enrolled.problem for enrolled in store.enroll(gallery, said)]
+    assert [None if problem is None else problem[:34] for problem in problems] == [
+        "the metadata of 'ana' would be 16,",
+        "the metadata of 'ana' would be 16,",
+        None,
+        "the metadata of 'tom' would be 16,",
+        None,
+    ]
+    assert {p.external_id: (p.metadata, p.faces) for p in store.identities(gallery.id)} == {
+        "ana": (BRIM, 2),
+        "ben": (MORE, 0),
+        "tom": (MORE, 1),
+    }
+    last = store.last_change(gallery.id)
+    for into, other in (("ana", "ben"), ("ben", "ana")):
+        with pytest.raises(InvalidRequest, match=f"metadata of '{into}' would be 16,390 bytes"):
+            store.merge_identities(gallery.id, into, other)
+    assert store.last_change(gallery.id) == last
+    assert store.counts(gallery.id) == (3, 3)
+
+
+def test_more_that_was_stored_before_stays_and_can_be_made_less(store: Store) -> None:
+    gallery = make_gallery(store)
+    store.enroll(gallery, [new_face("ana", 1)])
+    much = {"x": "x" * 20_000, "y": "y" * 20_000}
+    with store._write() as session:
+        session.execute(update(IdentityRow).values(details=much))
+    assert store.identity(gallery.id, "ana").metadata == much
+    enroll_one(store, gallery, new_face("ana", 2, name="Ana"))
+    [told] = store.enroll(gallery, [Person("ana", metadata={"z": 1})])
+    assert "would be 40,021 bytes" in (told.problem or "")
+    store.put_identity(gallery.id, Person("ben", "Ben"))
+    store.merge_identities(gallery.id, "ana", "ben")
+
+    def changed(name: str, metadata: Mapping[str, object]) -> Callable[[Identity], Person]:
+        return lambda there: Person("ana", name, metadata=metadata)
+
+    found = store.change_identity(gallery.id, "ana", changed("Anna", much))
+    assert (found.name, found.metadata, found.faces) == ("Anna", much, 2)
+    with pytest.raises(InvalidRequest, match="would be 20,008 bytes"):
+        store.change_identity(gallery.id, "ana", changed("Anna", {"x": much["x"]}))
+    assert store.change_identity(gallery.id, "ana", changed("Anna", MORE)).metadata == MORE
 
 
 def test_paging(store: Store) -> None:

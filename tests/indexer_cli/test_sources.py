@@ -314,6 +314,13 @@ def test_what_is_wrong_with_one_row_stays_with_that_row(tmp_path: Path, line: st
     assert says in message(wrong)
 
 
+def test_cells_that_are_too_much_metadata_stay_with_their_row(tmp_path: Path) -> None:
+    text = f"image,external_id,note\nana.jpg,ana,short\nben.jpg,ben,{'é' * 9_000}\n"
+    ana, wrong = manifest_rows(tmp_path, text)
+    assert (content(ana), content(wrong)) == (b"ana.jpg", "invalid_row")
+    assert message(wrong).startswith("line 3 of the manifest: the metadata of 'ben' would be 18,011 bytes of JSON")
+
+
 def test_an_id_said_without_a_name_first_still_has_one_name(tmp_path: Path) -> None:
     text = "image,external_id,name\nana.jpg,ana,\nben.jpg,ana,Ana\ncleo.jpg,ana,Bea\n"
     rows = manifest_rows(tmp_path, text)

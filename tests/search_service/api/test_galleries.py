@@ -32,7 +32,7 @@ def test_a_second_gallery_of_a_name_is_refused(client: httpx.Client, gallery: st
     assert name in refused(client.post("/v1/galleries", json={"name": name}), 409, "gallery_exists")["message"]
 
 
-@pytest.mark.parametrize("name", ["", " staff", "staff\n", "a\tb", "a/b", "x" * 201, "\u200b", "\ud800"])
+@pytest.mark.parametrize("name", ["", " staff", "staff\n", "a\tb", "a/b", ".", "..", "x" * 201, "\u200b", "\ud800"])
 def test_a_bad_name_is_refused(client: httpx.Client, name: str) -> None:
     body = b'{"name": "\\ud800"}' if name == "\ud800" else httpx.Request("POST", "/", json={"name": name}).content
     answer = client.post("/v1/galleries", content=body, headers={"Content-Type": "application/json"})
