@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import chain, repeat
 
-from indexer.errors import InvalidRequest
-from indexer.gallery.events import Direction, Events, Sighting
+from indexer.errors import InvalidRequest, NotFound
+from indexer.gallery.events import Direction, Event, Events, Recorded, Sighting
 from indexer.gallery.store import check_name
 from indexer.types import Gallery
 from search_service.matching.decision import Decision
@@ -44,6 +47,40 @@ def record(events: Events, gallery: Gallery, answer: Answer, recording: Recordin
         for face in answer.faces
     )
     return replace(answer, faces=tuple(faces))
+
+
+def remembered(answers: Sequence[Answer]) -> bytes:
+    """Which events the answers told, face by face, and nothing else of them: for `told_again`."""
+    faces = [face for answer in answers for face in answer.faces]
+    return json.dumps([(face.event.event.id, face.event.recorded) if face.event else None for face in faces]).encode()
+
+
+def told_again(events: Events, answers: Sequence[Answer], recording: Recording, then: bytes) -> list[Answer]:
+    """The answers to the same probes with the events that were told `then`; nothing is recorded.
+
+    A face has no event where that was deleted, and where it is not the same person any more whom the search finds: an
+    event outlives its identity, which a search does not name any more.
+    """
+    told = chain(json.loads(then), repeat(None))
+    return [
+        replace(answer, faces=tuple(_with_event(events, face, recording, next(told)) for face in answer.faces))
+        for answer in answers
+    ]
+
+
+def _with_event(events: Events, face: FaceAnswer, recording: Recording, told: list[int] | None) -> FaceAnswer:
+    event = _event(events, told[0]) if told else None
+    seen = sighting(face, recording).identity
+    if told is None or event is None or event.identity_id != (seen.id if seen else None):
+        return face
+    return replace(face, event=Recorded(event, recorded=bool(told[1])))
+
+
+def _event(events: Events, event_id: int) -> Event | None:
+    try:
+        return events.event(event_id)
+    except NotFound:
+        return None
 
 
 def sighting(face: FaceAnswer, recording: Recording) -> Sighting:

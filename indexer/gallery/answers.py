@@ -1,16 +1,18 @@
 """Answers to requests that carry an `Idempotency-Key`, in SQL: the same for every process, and after a restart.
 
 Whoever is the first with a key holds it until the request is answered. One that dies holds it no longer than
-LOCKED_SECONDS after it last said that it is alive.
+LOCKED_SECONDS after it last said that it is alive. One that is only held up for so long may find that another one has
+done the same meanwhile; the other one's answer is kept then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import secrets
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Update, and_, delete, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, insert, null, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from indexer.gallery.clock import now
@@ -20,8 +22,9 @@ from indexer.gallery.schema import AnswerRow
 KEPT = timedelta(hours=24)
 """How long an answer is given again: as long as Stripe gives its own, whom callers know keys from."""
 
-LOCKED_SECONDS = 60.0
-"""How long a key is held by whoever does not say that it is alive. It says so several times in between."""
+LOCKED_SECONDS = 15.0
+"""How long a key is held by whoever does not say that it is alive, as a job is. It says so several times in between. A
+caller tries again for longer than twice that, which it may be where the clock was set back."""
 
 SWEPT_AT_ONCE = 400
 """Answers deleted in one transaction: two values each, and SQLite allowed 999 before version 3.32."""
@@ -33,7 +36,7 @@ class Claim:
 
     owner: str
     key: str
-    locked_until: datetime
+    holder: str
     """Tells this claim from a later one."""
 
 
@@ -44,12 +47,13 @@ class Pending:
 
 @dataclass(frozen=True)
 class Stored:
-    """The answer that was given to the first request."""
+    """The answer that was given to the first request, or what it is made from once more."""
 
     request_sha256: str
     """Of what was asked."""
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] | None
+    """None where `body` is no answer, but what whoever answered wants to know when it is to answer again."""
     body: bytes
 
 
@@ -58,9 +62,9 @@ class Answers(Door):
 
     def claim(self, owner: str, key: str) -> Claim | Pending | Stored:
         """The right to answer, or what became of the one who has it. Of several at once one gets it."""
+        claim = Claim(owner, key, secrets.token_hex(16))
         while True:
             at = now()
-            claim = Claim(owner, key, at + timedelta(seconds=LOCKED_SECONDS))
             try:
                 with self._write() as session:
                     session.execute(delete(AnswerRow).where(_is(claim), _over(at)))
@@ -71,36 +75,35 @@ class Answers(Door):
             if found is not None:
                 return found  # else it was given up this moment
 
-    def renew(self, claim: Claim) -> Claim | None:
-        """Whoever holds the claim is alive; None where another one has taken it meanwhile."""
+    def renew(self, claims: Collection[Claim]) -> None:
+        """Whoever holds them is alive. Those that another one has taken meanwhile stay the other one's."""
         until = now() + timedelta(seconds=LOCKED_SECONDS)
         with self._write() as session:
-            held = session.execute(_held(claim).values(locked_until=until).returning(AnswerRow.key)).one_or_none()
-        return Claim(claim.owner, claim.key, until) if held is not None else None
+            for claim in claims:
+                held = update(AnswerRow).where(_held(claim)).values(locked_until=until)
+                session.execute(held.execution_options(synchronize_session=False))
 
-    def put(self, claim: Claim, answer: Stored) -> None:
-        """Keeps the answer, unless another one has taken the claim meanwhile."""
-        said = {"status": answer.status, "headers": dict(answer.headers), "body": answer.body}
+    def put(self, claim: Claim, answer: Stored) -> bool:
+        """Keeps the answer; False where another one has taken the claim meanwhile."""
+        headers = null() if answer.headers is None else dict(answer.headers)
+        said = {"request_sha256": answer.request_sha256, "status": answer.status, "headers": headers}
+        kept = update(AnswerRow).where(_held(claim)).values(**said, body=answer.body).returning(AnswerRow.key)
         with self._write() as session:
-            session.execute(_held(claim).values(request_sha256=answer.request_sha256, **said))
+            return session.execute(kept.execution_options(synchronize_session=False)).one_or_none() is not None
 
     def give_up(self, claim: Claim) -> None:
         """The next request with the key is the first again."""
         with self._write() as session:
-            session.execute(
-                delete(AnswerRow).where(
-                    _is(claim), AnswerRow.status.is_(None), AnswerRow.locked_until == claim.locked_until
-                )
-            )
+            session.execute(delete(AnswerRow).where(_held(claim)))
 
     def sweep(self) -> int:
-        """Deletes what is no longer given again; how many."""
+        """Deletes what is no longer given again, and what was kept before the clock was set back; how many."""
         swept = 0
         while True:
             with self._write() as session:
                 old = session.execute(
                     select(AnswerRow.owner, AnswerRow.key)
-                    .where(AnswerRow.expires_at <= now())
+                    .where(or_(AnswerRow.expires_at <= now(), AnswerRow.expires_at > now() + 2 * KEPT))
                     .limit(SWEPT_AT_ONCE)
                     .with_for_update(skip_locked=True)  # another one sweeps as well
                 ).all()
@@ -117,7 +120,7 @@ class Answers(Door):
                 return None
             if row.status is None:
                 return Pending()
-            return Stored(row.request_sha256, row.status, row.headers or {}, row.body or b"")
+            return Stored(row.request_sha256, row.status, row.headers, row.body or b"")
 
 
 def _is(claim: Claim) -> ColumnElement[bool]:
@@ -132,16 +135,15 @@ def _over(at: datetime) -> ColumnElement[bool]:
     return or_(AnswerRow.expires_at <= at, and_(AnswerRow.status.is_(None), dead))
 
 
-def _held(claim: Claim) -> Update:
-    held = _is(claim), AnswerRow.status.is_(None), AnswerRow.locked_until == claim.locked_until
-    return update(AnswerRow).where(*held).execution_options(synchronize_session=False)
+def _held(claim: Claim) -> ColumnElement[bool]:
+    return and_(_is(claim), AnswerRow.status.is_(None), AnswerRow.request_sha256 == claim.holder)
 
 
 def _unanswered(claim: Claim, at: datetime) -> dict[str, object]:
     return {
         "owner": claim.owner,
         "key": claim.key,
-        "request_sha256": "",
-        "locked_until": claim.locked_until,
+        "request_sha256": claim.holder,
+        "locked_until": at + timedelta(seconds=LOCKED_SECONDS),
         "expires_at": at + KEPT,
     }

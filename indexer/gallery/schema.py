@@ -229,10 +229,11 @@ class AnswerRow(Base):
     """Id of the API key; empty without one."""
     key: Mapped[str] = mapped_column(String(LONGEST_NAME), primary_key=True)
     request_sha256: Mapped[str] = mapped_column(String(64))
-    """Of method, path and body."""
+    """Of method, path and body; while it is being answered, whoever does."""
     status: Mapped[int | None] = mapped_column(Integer)
     """NULL while the first request is being answered."""
     headers: Mapped[dict[str, str] | None] = mapped_column(JSON)
+    """NULL where the body is no answer, but what it is made from once more."""
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
     locked_until: Mapped[datetime] = mapped_column(UtcDateTime)
     """When whoever answers it is taken for dead."""

@@ -1,16 +1,20 @@
 """`Idempotency-Key`: a POST that is made twice is done once (draft-ietf-httpapi-idempotency-key-header-07).
 
 The first request with a key is answered as any other, and its answer kept before it is sent. The same request again
-gets that answer. Bodies are hashed as they stream by, and never held for it.
+gets that answer; where the route says so (`Memory`), it is answered anew, from what was kept in place of the answer.
+Bodies are hashed as they stream by, and never held for it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import re
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -19,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.errors import InvalidRequest, WhosthereError
-from indexer.gallery.answers import LOCKED_SECONDS, Answers, Claim, Pending, Stored
+from indexer.gallery.answers import LOCKED_SECONDS, Claim, Pending, Stored
 from indexer.gallery.schema import LONGEST_NAME
 from indexer.home import Home
 from search_service.api.errors import KeyReused, RequestInProgress, domain_error
@@ -37,10 +41,26 @@ NOT_KEPT = frozenset({401, 403, 408, 413, 429})
 KEPT_HEADERS = ("content-type", "etag", "location")
 """What of an answer's headers is given again: the rest belongs to one connection, or one moment."""
 
-ALIVE_SECONDS = LOCKED_SECONDS / 4
-"""How often whoever answers a request says so: it may fail twice."""
+ALIVE_SECONDS = LOCKED_SECONDS / 5
+"""How often whoever answers requests says so: four times before they are taken over."""
 
 BOUNDARY = re.compile(r'boundary="?([^";]+)', re.IGNORECASE)
+
+
+@dataclass
+class Memory:
+    """For a route whose answer must not be given again as it was, as it names people who may be gone by then. What the
+    route keeps here is kept in place of its answer. When the request is made again, it finds that in `then`, must
+    change nothing, and answers as things are."""
+
+    then: bytes | None = None
+    keep: bytes | None = None
+
+
+def memory_of(request: Request) -> Memory:
+    """Nothing is kept of a request without an Idempotency-Key."""
+    found: Memory = getattr(request.state, "memory", None) or Memory()
+    return found
 
 
 class Idempotency:
@@ -49,6 +69,7 @@ class Idempotency:
     def __init__(self, app: ASGIApp, home: Home) -> None:
         self._app = app
         self._home = home
+        self._alive = _Alive(home)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         posted = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] not in CHANGES_NOTHING
@@ -62,72 +83,104 @@ class Idempotency:
             if isinstance(claim, Pending):
                 raise RequestInProgress(f"a request with this {HEADER} is being answered; try again soon")
             if isinstance(claim, Stored):
-                await body.drain()
-                if body.sha256() != claim.request_sha256:
-                    raise KeyReused(f"the {HEADER} was used for another request; take a new one for each")
-                await _again(claim)(scope, receive, send)
-                return
+                messages = await self._again(claim, scope, body)
+            else:
+                messages = await self._first(claim, scope, body)
         except WhosthereError as error:
             await domain_error(Request(scope), error)(scope, receive, send)
             return
-        await self._first(claim, scope, body, send)
+        for message in messages:
+            await send(message)
 
-    async def _first(self, claim: Claim, scope: Scope, body: _Hashed, send: Send) -> None:
-        """Answers, and keeps the answer before it is sent."""
-        held = _Held(self._home.answers, claim)
-        alive = asyncio.create_task(held.stay_alive())
+    async def _first(self, claim: Claim, scope: Scope, body: _Hashed) -> list[Message]:
+        """Answers, and keeps the answer before it is sent. Raises RequestInProgress when this process was held up for
+        so long that another one took the request over: what that one answers is the answer."""
+        memory, answer, is_ours = Memory(), None, True
+        with self._alive.holding(claim):
+            try:
+                messages = await self._answered(scope, body, memory)
+                answer = await _to_keep(messages, body, memory)
+            finally:
+                is_ours = await run_in_threadpool(self._end, claim, answer)
+        if not is_ours:
+            raise RequestInProgress(f"another worker answers this {HEADER} meanwhile; try again soon")
+        return messages
+
+    async def _again(self, stored: Stored, scope: Scope, body: _Hashed) -> list[Message]:
+        """Raises KeyReused. A request that is answered anew is known by its head to be for the same route, which
+        changes nothing, before it is known by its body to be the same."""
+        anew = stored.headers is None and stored.body.startswith(body.head)
+        memory = Memory(then=stored.body.removeprefix(body.head))
+        messages = await self._answered(scope, body, memory) if anew else _messages(stored)
+        await body.drain()
+        if body.sha256() != stored.request_sha256:
+            raise KeyReused(f"the {HEADER} was used for another request; take a new one for each")
+        if messages and messages[0]["status"] == stored.status:
+            messages[0]["headers"] = [*messages[0]["headers"], (REPLAYED.lower().encode(), b"true")]
+        return messages
+
+    async def _answered(self, scope: Scope, body: _Hashed, memory: Memory) -> list[Message]:
         messages: list[Message] = []
 
         async def take(message: Message) -> None:
             messages.append(message)
 
-        answer = None
-        try:
-            await self._app(scope, body.receive, take)
-            answer = await _to_keep(messages, body)
-        finally:
-            alive.cancel()
-            with suppress(asyncio.CancelledError):
-                await alive
-            await run_in_threadpool(held.end, answer)
-        for message in messages:
-            await send(message)
+        scope.setdefault("state", {})["memory"] = memory
+        await self._app(scope, body.receive, take)
+        return messages
 
     def _claim(self, owner: str, key: str) -> Claim | Pending | Stored:
         return self._home.answers.claim(owner, key)
 
-
-class _Held:
-    """A claim while its request is being answered."""
-
-    def __init__(self, answers: Answers, claim: Claim) -> None:
-        self._answers = answers
-        self._claim: Claim | None = claim
-
-    async def stay_alive(self) -> None:
-        """Until it is cancelled, or another one has the claim."""
-        while self._claim is not None:
-            await asyncio.sleep(ALIVE_SECONDS)
-            await run_in_threadpool(self._renew)  # which is waited for also by whoever cancels
-
-    def _renew(self) -> None:
+    def _end(self, claim: Claim, answer: Stored | None) -> bool:
+        """Keeps the answer, or lets the key go; False where another one has it. A request that was answered is not
+        failed because that cannot be written: its key goes when nobody says any more that they are alive."""
         try:
-            self._claim = self._answers.renew(self._claim) if self._claim is not None else None
-        except WhosthereError as error:
-            log.warning("a held Idempotency-Key could not be renewed: %s", error.message)
-
-    def end(self, answer: Stored | None) -> None:
-        """Keeps the answer, or lets the key go. A request that was answered is not failed because that cannot be
-        written: its key goes when nobody says any more that they are alive."""
-        if self._claim is None:
-            return
-        try:
-            if answer is None:
-                self._answers.give_up(self._claim)
-            else:
-                self._answers.put(self._claim, answer)
+            if answer is not None:
+                return self._home.answers.put(claim, answer)
+            self._home.answers.give_up(claim)
         except WhosthereError as error:
             log.warning("the answer to an Idempotency-Key could not be kept: %s", error.message)
+        return True
+
+
+class _Alive:
+    """Says of the requests that are being answered here that they are. It does so from a thread of its own, which no
+    busy event loop and no full thread pool keeps waiting; it ends when there is nothing to say."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._held: set[Claim] = set()
+        self._runs = False
+
+    @contextmanager
+    def holding(self, claim: Claim) -> Iterator[None]:
+        with self._lock:
+            self._held.add(claim)
+            if not self._runs:
+                self._runs = True
+                threading.Thread(target=self._run, name="idempotency", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.discard(claim)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(ALIVE_SECONDS)
+            with self._lock:
+                held = list(self._held)
+                self._runs = bool(held)
+            if not held:
+                return
+            try:
+                self._home.answers.renew(held)
+            except WhosthereError as error:
+                log.warning("held Idempotency-Keys could not be renewed: %s", error.message)
+            except Exception:
+                log.exception("held Idempotency-Keys could not be renewed")
 
 
 class _Hashed:
@@ -150,6 +203,8 @@ class _Hashed:
         path = scope.get("raw_path") or scope["path"].encode()
         for part in (path, scope["query_string"], BOUNDARY.sub("", kind).encode()):
             self._hash.update(part + b"\0")
+        self.head = self._hash.digest()
+        """Of all but the body."""
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -182,8 +237,9 @@ class _Hashed:
         self._tail = rest[at:]
 
 
-async def _to_keep(messages: list[Message], body: _Hashed) -> Stored | None:
-    """The answer as it is to be given again; None where the request is to be tried again."""
+async def _to_keep(messages: list[Message], body: _Hashed, memory: Memory) -> Stored | None:
+    """The answer as it is to be given again, or what it is to be made from; None where the request is to be tried
+    again."""
     if not messages:
         return None
     start, headers = messages[0], Headers(raw=messages[0]["headers"])
@@ -194,12 +250,19 @@ async def _to_keep(messages: list[Message], body: _Hashed) -> Stored | None:
         await body.drain()
     if not body.complete:  # refused before it was read
         return None
+    if status < 400 and memory.keep is not None:
+        return Stored(body.sha256(), status, None, body.head + memory.keep)
     kept = {name: headers[name] for name in KEPT_HEADERS if name in headers}
     return Stored(body.sha256(), status, kept, b"".join(message.get("body", b"") for message in messages[1:]))
 
 
-def _again(answer: Stored) -> Response:
-    return Response(answer.body, answer.status, {**answer.headers, REPLAYED: "true"})
+def _messages(stored: Stored) -> list[Message]:
+    """The answer that was kept."""
+    answer = Response(stored.body, stored.status, stored.headers)
+    return [
+        {"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers},
+        {"type": "http.response.body", "body": answer.body},
+    ]
 
 
 def _owner(scope: Scope) -> str:

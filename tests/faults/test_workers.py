@@ -1,19 +1,35 @@
-"""One of several workers is killed while the service writes."""
+"""Workers are killed while the service writes, one of several and all of them."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
-from tests.faults.place import STARTED, Ask, Place, calling, check
-from tests.search_service.api.serving import PATIENCE, until
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from indexer.gallery.schema import AnswerRow
+from indexer.home import Home
+from indexer.settings import read_settings
+from indexer.types import Outcome
+from search_service.client import Client
+from tests.faults.place import STARTED, Ask, Photo, Place, calling, check
+from tests.search_service.api.serving import PATIENCE, Serve, until
+
+SEVERAL = 16
+"""Photos of one request: it is being answered for a while."""
+
+
+def workers_of(serve: Serve) -> set[int]:
+    return {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", serve.log())}
 
 
 def test_one_worker_is_killed(place: Place, enrol: Ask) -> None:
     """Its callers lose their connections and no more; another one takes its place, and the service ends as ever."""
     with place.serving(workers=2) as serve:
-        workers = {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", serve.log())}
+        workers = workers_of(serve)
         with calling(str(serve.client.base_url), enrol, count=6) as callers:
             callers.wait(8, 201)
             os.kill(min(workers), signal.SIGKILL)
@@ -24,3 +40,34 @@ def test_one_worker_is_killed(place: Place, enrol: Ask) -> None:
     assert callers.statuses() == {201}
     assert len(callers.asked) - len(callers.answered) <= 6, "one a connection"
     check(place, {told["face_id"]: f"staff/{told['external_id']}" for told in callers.bodies(201).values()})
+
+
+def test_a_request_whose_worker_is_killed_is_done_by_another_one(place: Place, photo: Photo) -> None:
+    """The client tries again, with the same key, until the dead worker's hold on it has run out."""
+    photos = [photo(number)[1] for number in range(SEVERAL)]
+    home = Home(read_settings({}, home=place.home, database_url=place.database_url))
+
+    def answers() -> list[AnswerRow]:
+        with Session(home.engine) as session:
+            return list(session.scalars(select(AnswerRow)))
+
+    with (
+        place.serving(workers=2) as serve,
+        Client(str(serve.client.base_url)) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked = pool.submit(client.gallery("staff").enroll_each, "ana", photos)
+        until(lambda: bool(answers()), "the request has its key")
+        (key,) = [(row.key, row.status) for row in answers()]
+        for worker in workers_of(serve):
+            os.kill(worker, signal.SIGKILL)
+        assert not asked.done()
+        results = asked.result(2 * PATIENCE)
+        told = [face.face_id for face in client.gallery("staff").identity("ana").faces()]
+        assert [(row.key, row.status) for row in answers()] == [(key[0], 200)]
+    assert key[1] is None, "it was killed in the middle"
+    assert {result.outcome for result in results} <= {Outcome.ENROLLED, Outcome.UNCHANGED}
+    assert set(told) == {result.face_id for result in results}
+    assert len(told) == SEVERAL
+    home.close()
+    check(place, {int(face_id): "staff/ana" for face_id in told})

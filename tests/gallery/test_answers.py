@@ -95,23 +95,41 @@ def test_whoever_died_holds_the_key_for_a_while(answers: Answers, monkeypatch: p
     assert answers.claim("", "k") == Pending()
     at(monkeypatch, timedelta(seconds=LOCKED_SECONDS) + SECOND)
     alive = claimed(answers)
-    assert answers.renew(dead) is None
+    answers.renew([dead])
     answers.give_up(dead)
-    answers.put(dead, replace(ANSWER, status=500))
+    assert not answers.put(dead, replace(ANSWER, status=500))
     assert answers.claim("", "k") == Pending()
-    answers.put(alive, ANSWER)
+    assert answers.put(alive, ANSWER)
     assert answers.claim("", "k") == ANSWER
 
 
-def test_whoever_says_that_it_is_alive_holds_the_key(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim = claimed(answers)
+def test_whoever_says_that_it_is_alive_holds_its_keys(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [claimed(answers, f"k{number}") for number in range(3)]
+    dead = claimed(answers, "dead")
     at(monkeypatch, timedelta(seconds=LOCKED_SECONDS / 2))
-    renewed = answers.renew(claim)
-    assert renewed is not None
+    answers.renew(held)
     at(monkeypatch, timedelta(seconds=LOCKED_SECONDS) + SECOND)
+    assert [answers.claim("", claim.key) for claim in held] == [Pending()] * 3
+    assert claimed(answers, "dead") != dead
+    for claim in held:
+        assert answers.put(claim, ANSWER)
+        assert answers.claim("", claim.key) == ANSWER
+
+
+def test_whoever_was_held_up_and_goes_on_holds_the_key_that_nobody_took(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = claimed(answers)
+    at(monkeypatch, timedelta(seconds=3 * LOCKED_SECONDS))
+    answers.renew([claim])
     assert answers.claim("", "k") == Pending()
-    answers.put(renewed, ANSWER)
-    assert answers.claim("", "k") == ANSWER
+    assert answers.put(claim, ANSWER)
+
+
+def test_what_is_kept_instead_of_an_answer(answers: Answers) -> None:
+    memory = Stored("cd" * 32, 200, None, b"[]")
+    answers.put(claimed(answers), memory)
+    assert answers.claim("", "k") == memory
 
 
 def test_an_answer_is_kept_for_its_time(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,10 +142,13 @@ def test_an_answer_is_kept_for_its_time(answers: Answers, monkeypatch: pytest.Mo
 
 def test_what_is_too_old_is_swept(answers: Answers, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "SWEPT_AT_ONCE", 3)
-    for number in range(8):
+    for number in range(7):
         answers.put(claimed(answers, f"old-{number}"), ANSWER)
     with Session(engine) as session, session.begin():
         session.execute(update(AnswerRow).values(expires_at=datetime.now(UTC) - SECOND))
+    at(monkeypatch, timedelta(days=365))  # and what was kept before the clock was set back
+    answers.put(claimed(answers, "ahead"), ANSWER)
+    at(monkeypatch, timedelta())
     answers.put(claimed(answers, "new"), ANSWER)
     assert answers.sweep() == 8
     assert rows(engine) == 1

@@ -11,6 +11,7 @@ from indexer.errors import Conflict, InvalidRequest
 from indexer.gallery.events import Direction
 from indexer.types import Gallery, Pick, Reason
 from search_service.api.errors import request_id
+from search_service.api.idempotency import Memory, memory_of
 from search_service.api.payloads import (
     AnswerPayload,
     AnswersPayload,
@@ -39,7 +40,7 @@ from search_service.api.requests import (
 from search_service.api.routes.openapi import ALL_FACES, MODEL, failures, image_body, images_body, pick_field
 from search_service.api.state import Service, State
 from search_service.batching import Kind
-from search_service.recording import LONGEST_COOLDOWN_SECONDS, Recording, record
+from search_service.recording import LONGEST_COOLDOWN_SECONDS, Recording, record, remembered, told_again
 from search_service.search import MAX_TOP_K, MIN_FPIR, Answer, Query, compare_seen
 
 router = APIRouter(prefix="/v1", tags=["faces"])
@@ -102,6 +103,7 @@ async def search(service: Service, gallery: str, request: Request, response: Res
     body.only(IMAGE, IMAGES, "embedding", "top_k", "fpir", "threshold", "pick", "all_faces", "same_person", *RECORDED)
     query = query_of(body.values)
     recording = recording_of(body.values, service.home.settings.cooldown_seconds, request_id(request))
+    memory = memory_of(request)
     if recording is None:  # nothing was changed: made again, it is answered as it is then, whoever was deleted since
         response.headers["Cache-Control"] = "no-store"
     if "embedding" in body.values and (body.images or "same_person" in body.values):
@@ -109,20 +111,20 @@ async def search(service: Service, gallery: str, request: Request, response: Res
     if truth(body.values, "same_person") and query.pick is None:
         raise InvalidRequest("give same_person or all_faces, not both")
     try:
-        return await _search(service, await service.gallery(gallery), body, query, recording)
+        return await _search(service, await service.gallery(gallery), body, query, recording, memory)
     except Conflict as error:  # re-embedded between the look at the gallery and the look at its index
         if error.code != "model_mismatch" or "embedding" in body.values:  # one that the former pack made
             raise
-        return await _search(service, await service.gallery(gallery), body, query, recording)
+        return await _search(service, await service.gallery(gallery), body, query, recording, memory)
 
 
 async def _search(
-    service: State, gallery: Gallery, body: Body, query: Query, recording: Recording | None
+    service: State, gallery: Gallery, body: Body, query: Query, recording: Recording | None, memory: Memory
 ) -> AnswerPayload | AnswersPayload:
     if "embedding" in body.values:
         values = embedding_of(body.values["embedding"], gallery.dim)
         answers = [await service.off_loop(service.search.search_embedding, values, gallery, query)]
-        return answer_payload((await _recorded(service, gallery, answers, recording))[0], [None])
+        return answer_payload((await _recorded(service, gallery, answers, recording, memory))[0], [None])
     images = body.all_images()
     pipeline = service.home.pipeline_of(gallery)
     seen = await service.batcher.describe([image.data for image in images], pipeline, Kind(query.pick))
@@ -130,23 +132,30 @@ async def _search(
         answers = [await service.off_loop(service.search.frames_seen, seen, gallery, query)]
     elif body.several:
         answers = await service.off_loop(service.search.search_seen, seen, gallery, query)
-        answers = await _recorded(service, gallery, answers, recording)
+        answers = await _recorded(service, gallery, answers, recording, memory)
         told = zip(answers, images, strict=True)
         return AnswersPayload(answers=[answer_payload(answer, [image.name]) for answer, image in told])
     else:
         answers = [await service.gathering.search_seen(seen[0], gallery, query)]
     if answers[0].error is not None:
         raise answers[0].error
-    return answer_payload((await _recorded(service, gallery, answers, recording))[0], [image.name for image in images])
+    return answer_payload(
+        (await _recorded(service, gallery, answers, recording, memory))[0], [image.name for image in images]
+    )
 
 
 async def _recorded(
-    service: State, gallery: Gallery, answers: Sequence[Answer], recording: Recording | None
+    service: State, gallery: Gallery, answers: Sequence[Answer], recording: Recording | None, memory: Memory
 ) -> list[Answer]:
-    """The answers with the events of their faces, where those are to be recorded."""
+    """The answers with the events of their faces, where those are to be recorded; with those that were, where the
+    request is made again."""
+    events = service.home.events
     if recording is None:
         return list(answers)
-    told = await service.off_loop(lambda: [record(service.home.events, gallery, one, recording) for one in answers])
+    if memory.then is not None:
+        return await service.off_loop(told_again, events, answers, recording, memory.then)
+    told = await service.off_loop(lambda: [record(events, gallery, one, recording) for one in answers])
+    memory.keep = remembered(told)
     service.deliverer.wake()
     return told
 

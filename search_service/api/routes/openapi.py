@@ -22,7 +22,7 @@ IDEMPOTENCY_KEY: Mapping[str, Any] = {
     "required": False,
     "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME},
     "description": "Made up by the caller for one request. The same request again is not done again: it gets the same "
-    f"answer, with `{idempotency.REPLAYED}: true`, for 24 hours.",
+    f"answer, with `{idempotency.REPLAYED}: true`, for 24 hours. A search is searched anew, and records nothing again.",
 }
 
 MODEL: Mapping[str, Any] = {"type": "string", "description": "Model pack; the service's own where it is not named."}

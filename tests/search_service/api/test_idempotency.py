@@ -99,6 +99,70 @@ def test_a_search_that_changes_nothing_is_answered_as_things_are_then(client: ht
     assert "idempotency-replayed" not in then.headers
 
 
+def test_a_search_that_recorded_names_nobody_who_is_gone(client: httpx.Client, service: Running, gallery: str) -> None:
+    """It is searched anew, and tells the event that was recorded then as long as that tells of the same person."""
+    key, files = keyed(), image(sources.astronaut())
+    data = {"record": "true", "device": "door", "cooldown": "0"}
+    asked: dict[str, Any] = {"files": files, "data": data, "headers": key}
+    ok(client.post(f"{gallery}/identities/collins/faces", files=files), 201)
+    first = client.post(f"{gallery}/search", **asked)
+    assert ok(first)["faces"][0]["event"]["recorded"]
+    again(client.post(f"{gallery}/search", **asked), first)
+    ok(client.patch(f"{gallery}/identities/collins", json={"valid_until": "2020-01-01"}))
+    (expired,) = ok(client.post(f"{gallery}/search", **asked))["faces"]
+    assert (expired["candidates"], expired["event"]) == ([], None)
+    ok(client.patch(f"{gallery}/identities/collins", json={"valid_until": None}))
+    again(client.post(f"{gallery}/search", **asked), first)
+    ok(client.delete(f"{gallery}/identities/collins"))
+    gone = client.post(f"{gallery}/search", **asked)
+    assert "collins" not in gone.text
+    assert ok(gone)["faces"][0]["event"] is None
+    assert gone.headers["idempotency-replayed"] == "true"
+    ok(client.post(f"{gallery}/identities/collins/faces", files=files), 201)  # somebody else, under the same id
+    (anew,) = ok(client.post(f"{gallery}/search", **asked))["faces"]
+    assert (anew["decision"], anew["event"]) == ("match", None)
+    events = ok(client.get("/v1/events", params={"gallery": gallery.rpartition("/")[2]}))["events"]
+    assert len(events) == 1, "made again, it records nothing"
+    with Session(service.home.engine) as session:
+        (kept,) = session.scalars(select(AnswerRow).where(AnswerRow.key == key["Idempotency-Key"]))
+    assert b"collins" not in (kept.body or b""), "nothing personal lies in what is kept"
+
+
+def test_a_search_of_several_that_recorded_tells_the_same_events(client: httpx.Client, gallery: str) -> None:
+    astronaut = sources.astronaut()
+    photos = [("images", ("a.jpg", data)) for data in (astronaut, b"no image", sources.six_people(), astronaut)]
+    data = {"record": "true", "device": "door", "all_faces": "true"}
+    asked: dict[str, Any] = {"files": photos, "data": data, "headers": keyed()}
+    ok(client.post(f"{gallery}/identities/collins/faces", files=image(astronaut)), 201)
+    first = client.post(f"{gallery}/search", **asked)
+    events = [face["event"] for answer in ok(first)["answers"] for face in answer["faces"]]
+    assert {event["recorded"] for event in events} == {True, False}, "within the cooldown the same again"
+    again(client.post(f"{gallery}/search", **asked), first)
+    forgotten = {"gallery": gallery.rpartition("/")[2], "external_id": "collins"}
+    assert ok(client.delete("/v1/events", params=forgotten)) == {"forgotten": 1}
+    then = ok(client.post(f"{gallery}/search", **asked))["answers"]
+    left = [face["event"] for answer in then for face in answer["faces"]]
+    assert left == [None if event["external_id"] == "collins" else event for event in events]
+
+
+def test_a_key_of_a_search_that_recorded_is_for_no_other_request(client: httpx.Client, gallery: str) -> None:
+    key, files = keyed(), image(sources.astronaut(), "a.jpg")
+    record = {"record": "true", "device": "door"}
+    ok(client.post(f"{gallery}/search", files=files, data=record, headers=key))
+    others: list[tuple[str, dict[str, Any]]] = [
+        ("search", {"files": files, "data": {**record, "device": "gate"}}),
+        ("search", {"files": files}),
+        ("search", {"json": {"image": base64_of(sources.astronaut()), **record}}),
+        ("identities/ana/faces", {"files": files}),
+        ("identities", {"json": {"external_id": "ana"}}),
+    ]
+    for path, asked in others:
+        refused(client.post(f"{gallery}/{path}", headers=key, **asked), 422, "idempotency_key_reused")
+    assert ok(client.get(gallery))["identities"] == 0
+    events = ok(client.get("/v1/events", params={"gallery": gallery.rpartition("/")[2]}))["events"]
+    assert [event["device"] for event in events] == ["door"]
+
+
 def test_a_bulk_enrolment_is_one_job(client: httpx.Client, gallery: str) -> None:
     key, packed = keyed(), io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -357,13 +421,12 @@ def test_whoever_answers_for_long_says_that_it_is_alive(
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         def locked_until() -> datetime:
             with Session(home.engine) as session:
-                (until,) = session.scalars(select(AnswerRow.locked_until))
-            return until
+                (locked,) = session.scalars(select(AnswerRow.locked_until))
+            return locked
 
         seen.append(locked_until())
-        while (until := locked_until()) == seen[0]:  # for ever, if it never says so
-            await asyncio.sleep(0.01)
-        seen.append(until)
+        until(lambda: locked_until() != seen[0], "it has said so, though the event loop is busy with this")
+        seen.append(locked_until())
         await scripted(scope, receive, send)
 
     scripted.script = [(201, {})]
@@ -377,6 +440,32 @@ def test_whoever_answers_for_long_says_that_it_is_alive(
     assert asyncio.run(asyncio.wait_for(post(), 60)).status_code == 201
     assert seen[1] > seen[0]
     assert asyncio.run(post()).headers["idempotency-replayed"] == "true"
+
+
+def test_whoever_was_held_up_tells_what_the_other_one_answered(scripted: Scripted, home: Home) -> None:
+    """As a process that was stopped, or whose machine was: its request is taken over and answered meanwhile."""
+    answers: list[httpx.Response] = []
+
+    async def post() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+            return await client.post("/x", headers=keyed("k"))
+
+    async def held_up(scope: Scope, receive: Receive, send: Send) -> None:
+        if not scripted.asked:
+            scripted.asked = 1
+            with Session(home.engine) as session, session.begin():
+                session.execute(update(AnswerRow).values(locked_until=datetime.now(UTC) - timedelta(seconds=1)))
+            answers.append(await post())
+        await scripted(scope, receive, send)
+
+    app = Idempotency(held_up, home)
+    scripted.script = [(201, {}), (200, {})]
+    late = asyncio.run(post())
+    assert (late.status_code, late.json()["error"]["code"]) == (409, "request_in_progress")
+    assert int(late.headers["retry-after"]) > 0
+    for answer in (*answers, asyncio.run(post())):
+        assert (answer.status_code, answer.content) == (201, b"one, 2")
 
 
 # With a process that is killed

@@ -14,16 +14,18 @@ from typing import Any
 import pytest
 
 from indexer import types
+from indexer.gallery import answers as stored_answers
 from indexer.gallery import events as stored_events
 from indexer.gallery import jobs as stored_jobs
 from indexer.gallery import keys as stored_keys
 from indexer.vision.packs import SFACE, describe
 from search_service import calibration_report
 from search_service.api.auth import NEEDS
+from search_service.api.errors import RETRY_AFTER_SECONDS
 from search_service.api.examples import EXAMPLES
-from search_service.api.idempotency import CHANGES_NOTHING
+from search_service.api.idempotency import ALIVE_SECONDS, CHANGES_NOTHING
 from search_service.client import answers, asynchronous, sync
-from search_service.client.asking import Api, Options, Pages, Send
+from search_service.client.asking import Api, Options, Pages, Retries, Send
 from search_service.client.calls import (
     GalleryCalls,
     IdentityCalls,
@@ -226,3 +228,13 @@ def test_it_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_dead_worker_was_asked_is_tried_again_until_another_one_may_do_it() -> None:
+    """A hold on a key ends after LOCKED_SECONDS, after twice that where the clock was set back meanwhile; the last try
+    before that may have begun a whole wait before, and the next one still begins long before the deadline."""
+    retries, locked = Retries(), stored_answers.LOCKED_SECONDS
+    longest = retries.wait(99, RETRY_AFTER_SECONDS, chance=1.0)
+    assert locked + longest < retries.deadline_seconds / 2
+    assert 2 * locked + longest < retries.deadline_seconds
+    assert locked > 4 * ALIVE_SECONDS, "whoever works at it may fail to say so a few times"
