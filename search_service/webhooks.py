@@ -73,6 +73,8 @@ class Deliverer:
         self._wake = threading.Event()
         self._stopping = False
         self._busy: set[str] = set()
+        self._turns: dict[str, int] = {}
+        """When each webhook had its last turn, counted in turns."""
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 
@@ -106,13 +108,16 @@ class Deliverer:
                 self._wake.wait(wait)
 
     def _send_due(self, pool: ThreadPoolExecutor) -> None:
-        """Begins to send the first of each webhook that nothing is being sent to."""
+        """Begins to send the first of each webhook that nothing is being sent to, AT_ONCE together. Where more wait,
+        those go first whose last turn was longest ago: whoever has the longest queue would else always be first."""
         webhooks = self._home.webhooks
         with self._lock:
             busy = frozenset(self._busy)
         lease = timedelta(seconds=self._schedule.lease_seconds)
-        for delivery_id in webhooks.due(busy)[: AT_ONCE - len(busy)]:
-            claimed = webhooks.claim(delivery_id, lease)
+        due = sorted(webhooks.due(busy), key=lambda one: self._turns.get(one.webhook_id, 0))
+        for one in due[: AT_ONCE - len(busy)]:
+            self._turns[one.webhook_id] = max(self._turns.values(), default=0) + 1
+            claimed = webhooks.claim(one.id, lease)
             if claimed is not None:
                 with self._lock:
                     self._busy.add(claimed.webhook_id)

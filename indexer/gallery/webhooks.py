@@ -64,6 +64,14 @@ class Delivery:
 
 
 @dataclass(frozen=True)
+class Due:
+    """A delivery that is to be sent."""
+
+    id: int
+    webhook_id: str
+
+
+@dataclass(frozen=True)
 class Claimed:
     """A delivery that the caller, and nobody else until its claim ends, is to send."""
 
@@ -141,16 +149,17 @@ class Webhooks(Door):
 
     # What delivers
 
-    def due(self, busy: Collection[str]) -> list[int]:
-        """The delivery that has been due for longest of each webhook but those that are paused or `busy`."""
+    def due(self, busy: Collection[str]) -> list[Due]:
+        """The delivery that has been due for longest of each webhook but those that are paused or `busy`; in no order:
+        whoever sends knows whose turn it is."""
         at = now()
         first = select(DeliveryRow.id).where(DeliveryRow.webhook_id == WebhookRow.id, _is_due(at))
         first = first.order_by(DeliveryRow.next_at, DeliveryRow.id).limit(1)  # a step in an index, however many wait
-        query = select(first.scalar_subquery()).select_from(WebhookRow).where(_is_open(at))
+        query = select(first.scalar_subquery(), WebhookRow.id).where(_is_open(at))
         if busy:
             query = query.where(WebhookRow.id.not_in(busy))
         with self._read() as session:
-            return [found for found in session.scalars(query) if found is not None]
+            return [Due(found, webhook_id) for found, webhook_id in session.execute(query) if found is not None]
 
     def claim(self, delivery_id: int, lease: timedelta) -> Claimed | None:
         """Takes a delivery for the time of `lease`, after which it is due again; None when somebody else was first, or

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -281,7 +282,7 @@ def test_one_that_is_down_is_asked_once_a_pause(home: Home, staff: Gallery) -> N
         tried = len(down.received)
         down.statuses = [200]
         home.webhooks.replay(hook.id)  # ends the pause
-        (due,) = home.webhooks.due(())
+        (due,) = [one.id for one in home.webhooks.due(())]
         trial = home.webhooks.claim(due, timedelta(seconds=1000))
         assert trial is not None
         home.webhooks.failed(trial, "answered 500", timedelta(), timedelta())
@@ -328,6 +329,21 @@ def test_one_that_hangs_keeps_no_other_waiting(home: Home, staff: Gallery) -> No
         assert len(stuck.received) == 1
         stuck.released.set()
         stuck.statuses = [200]
+
+
+def test_each_of_many_has_its_turn(home: Home, staff: Gallery) -> None:
+    """One more than are sent to at once, and all have more to come: nobody waits until the others have it all."""
+    with receiving() as receiver:
+        base = receiver.url.partition("/doors")[0]
+        hooks = [home.webhooks.create(f"{base}/{n}", None, ["match"])[0] for n in range(AT_ONCE + 1)]
+        made = [record(home, staff) for _ in range(10)]
+        with delivering(home):
+            until(lambda: not any(home.webhooks.webhook(hook.id).waiting for hook in hooks), "everything has arrived")
+    turns = [one.path for one in receiver.received]
+    assert len(turns) == len(hooks) * len(made)
+    for n in range(AT_ONCE + 1):
+        before = Counter(turns[: turns.index(f"/{n}")])
+        assert max(before.values(), default=0) <= 3, f"the others had {before} before /{n} had anything"
 
 
 def test_two_processes_worth_of_deliverers_send_each_once(home: Home, staff: Gallery) -> None:
