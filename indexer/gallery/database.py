@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
+    DataError,
     DBAPIError,
     InterfaceError,
     InternalError,
@@ -26,7 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from indexer.errors import InvalidSetting, StorageUnavailable
+from indexer.errors import InvalidRequest, InvalidSetting, StorageUnavailable
 
 BUSY_SECONDS = 30
 """How long a writer waits for another one in SQLite before it gives up."""
@@ -64,6 +65,9 @@ and others may change the gallery. An export writes to a disk between two querie
 
 REFUSED = {"42501", "42P01"}
 """PostgreSQL's words for a role that may not, and for a table that is not there."""
+
+QUOTING = "22"
+"""PostgreSQL's class of errors about a value, which the message itself may quote."""
 
 
 def open_database(url: str) -> Engine:
@@ -107,9 +111,25 @@ def open_database(url: str) -> Engine:
 
 def _create_engine(url: URL, **options: Any) -> Engine:
     try:
-        return create_engine(url, **options)
+        engine = create_engine(url, hide_parameters=True, **options)
     except (NoSuchModuleError, ImportError) as error:
         raise InvalidSetting(f"the database URL names a driver that is not there: {error}") from error
+    event.listen(engine, "handle_error", _quote_nothing)
+    return engine
+
+
+def _quote_nothing(context: ExceptionContext) -> None:
+    """Leaves of an error of PostgreSQL what tells of tables and rules. The rest quotes rows, and errors are logged:
+    `Failing row contains (1, ana, Ana Ruiz)`."""
+    error, wrapped = context.original_exception, context.sqlalchemy_exception
+    told = getattr(getattr(error, "diag", None), "message_primary", None)  # None where the server has said nothing
+    if told is None:
+        return
+    if str(getattr(error, "sqlstate", "")).startswith(QUOTING):
+        told = "a value does not fit"
+    error.args = (told,)
+    if wrapped is not None:
+        wrapped.args = (f"({type(error).__name__}) {told}",)
 
 
 def _prepare_postgresql(connection: Any, _: Any) -> None:
@@ -166,9 +186,13 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Database failures as StorageUnavailable."""
+    """Database failures as StorageUnavailable, and text that no database takes as InvalidRequest."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            "a text is not valid Unicode, as ids and names are: it holds half of a surrogate pair"
+        ) from error
     except (OperationalError, InterfaceError, InternalError) as error:
         raise StorageUnavailable(f"the database does not answer: {error.orig}") from error
     except PoolTimeoutError as error:
@@ -178,6 +202,8 @@ def storage_errors() -> Iterator[None]:
             raise StorageUnavailable(f"the connection to the database was lost: {error.orig}") from error
         if error.statement is None:
             raise StorageUnavailable(f"the database cannot be used: {error.orig}") from error
+        if isinstance(error, DataError) and "NUL" in str(error.orig):  # PostgreSQL's driver; SQLite finds nothing
+            raise InvalidRequest("a text holds a NUL, as no id and no name does") from error
         if getattr(error.orig, "sqlstate", None) in REFUSED:
             raise StorageUnavailable(f"the database refuses: {error.orig}") from error
         if type(error) is DatabaseError:  # SQLite's word for a file that is damaged or no database

@@ -22,7 +22,7 @@ from search_service.api.idempotency import Idempotency
 from search_service.api.limits import SAID_BYTES, BodyLimit, is_archive, is_photos, is_said
 from search_service.api.metrics import CONTENT_TYPE, Metrics
 from search_service.api.observing import Observed
-from search_service.api.paths import EncodedSlashes
+from search_service.api.paths import EncodedSlashes, PlainText
 from search_service.api.payloads import AlivePayload, ReadyPayload
 from search_service.api.routes import enrollments, events, faces, galleries, identities, jobs, keys, webhooks
 from search_service.api.routes.openapi import document, failures
@@ -95,6 +95,7 @@ def create_app(home: Home) -> FastAPI:
         (is_said, min(SAID_BYTES, settings.max_body_bytes), settings.max_waiting_bytes),
     ):
         app.add_middleware(BodyLimit, max_bytes=most, max_together=together, meant=meant)
+    app.add_middleware(PlainText)
     app.add_middleware(auth.Guarded, guard=guard)
     app.add_middleware(HostCheck, allowed=allowed_hosts(settings.host, settings.allowed_hosts.split(",")))
     app.add_middleware(Observed, metrics=metrics)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -175,8 +175,20 @@ def _allowed(request: Request) -> set[str]:
     }
 
 
+def misfit(request: Request, error: Exception) -> JSONResponse:
+    """An answer that is not as its schema says. The error quotes all of it; the log tells where alone."""
+    assert isinstance(error, ResponseValidationError)  # noqa: S101
+    found = (f"{'.'.join(map(str, e['loc']))}: {e['type']}" for e in error.errors())
+    log.error("request %s failed, as its answer does not fit: %s", request_id(request), "; ".join(found))
+    return _failed(request)
+
+
 def unexpected(request: Request, error: Exception) -> JSONResponse:
     log.exception("request %s failed", request_id(request), exc_info=error)
+    return _failed(request)
+
+
+def _failed(request: Request) -> JSONResponse:
     message = "the service failed; its log has the details under this request id"
     return answer(request, 500, ErrorBody(code="failed", message=message))
 
@@ -185,4 +197,5 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(WhosthereError, domain_error)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ResponseValidationError, misfit)
     app.add_exception_handler(Exception, unexpected)

@@ -47,7 +47,7 @@ Name = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLeng
 
 
 class Payload(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # errors of answers are logged
 
 
 class ErrorBody(Payload):

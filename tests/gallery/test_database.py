@@ -7,16 +7,23 @@ import sqlite3
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from indexer.errors import InvalidSetting, StorageUnavailable
+from indexer.errors import InvalidRequest, InvalidSetting, NotFound, StorageUnavailable
 from indexer.gallery import database
 from indexer.gallery.database import CONNECTIONS, Door, current_version, migrate, open_database
+from indexer.gallery.events import DEAD, Events, Filter
+from indexer.gallery.jobs import Jobs
+from indexer.gallery.schema import EmbeddingRow
 from indexer.gallery.store import Store
+from indexer.gallery.webhooks import Webhooks
 from indexer.types import Gallery, Person
 from tests.gallery.faces import DIM, enroll_one, make_gallery, new_face
 from tests.gallery.together import in_threads
@@ -250,4 +257,108 @@ def test_the_driver_need_not_be_named(database: Database) -> None:
     url = database.url.replace("postgresql://", "postgresql+psycopg://")
     engine = open_database(url)
     assert current_version(engine) is not None
+    engine.dispose()
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
+def test_text_that_is_none_is_refused_by_those_that_do_not_take_it(database: Database, odd: str) -> None:
+    """SQLite looks for a NUL, and finds nothing."""
+    engine = open_database(database.url)
+    store, events, jobs, hooks = Store(engine), Events(engine), Jobs(engine), Webhooks(engine)
+    gallery = make_gallery(store)
+    calls: list[Callable[[], object]] = [
+        lambda: store.gallery(odd),
+        lambda: store.delete_gallery(odd),
+        lambda: store.identity(gallery.id, odd),
+        lambda: store.delete_identity(gallery.id, odd),
+        lambda: events.find(Filter(device=odd)),
+        lambda: events.find(Filter(galleries=[odd])),
+        lambda: events.latest(Filter(external_id=odd), 1),
+        lambda: events.forget(gallery, odd),
+        lambda: jobs.find(odd),
+        lambda: jobs.latest([odd]),
+        lambda: jobs.cancel(odd),
+        lambda: hooks.webhook(odd),
+        lambda: hooks.delete(odd),
+        lambda: hooks.deliveries(odd, DEAD),
+        lambda: hooks.replay(odd),
+    ]
+    for call in calls:
+        if database.kind == "sqlite" and "\0" in odd:
+            with suppress(NotFound):
+                assert call() in ([], 0)
+        else:
+            with pytest.raises(InvalidRequest, match=r"a NUL|half of a surrogate pair") as caught:
+                call()
+            assert odd not in caught.value.message
+    engine.dispose()
+
+
+SECRET = "Ana-Ruiz-4711"
+"""What no error tells, wherever in a row it stood."""
+
+BROKEN_RULES = {
+    "UPDATE galleries SET name = :secret": "unique",
+    "INSERT INTO galleries (name) VALUES (:secret)": "null",
+    "INSERT INTO sightings (gallery_id, external_id, device, at, sure, event_id)"
+    " VALUES (0, :secret, :secret, '2026-01-01', true, 0)": "foreign key",
+}
+"""Statements that a rule of the tables refuses, and a word by which it is told."""
+
+BAD_VALUES = [
+    "UPDATE galleries SET model = repeat(:secret, 20)",
+    "UPDATE galleries SET dim = CAST(CAST(:secret AS TEXT) AS INTEGER)",
+    "UPDATE galleries SET created_at = CAST(CAST(:secret AS TEXT) AS TIMESTAMP WITH TIME ZONE)",
+]
+"""Statements with a value that does not fit. SQLite takes any."""
+
+
+def failure(url: str, sql: str) -> DBAPIError:
+    """Of a statement with SECRET, which it does not tell, nor does anything that is printed with it."""
+
+    class Writer(Door):
+        def run(self) -> None:
+            with self._write() as session:
+                session.execute(text(sql), {"secret": SECRET})
+
+    engine = open_database(url)
+    store = Store(engine)
+    for name in ("staff", SECRET):
+        make_gallery(store, name)
+    with pytest.raises(DBAPIError) as caught:
+        Writer(engine).run()
+    engine.dispose()
+    told = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in told
+    assert "[SQL: " in told
+    assert type(caught.value.orig).__name__ in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("sql", BROKEN_RULES)
+def test_errors_quote_no_row(database: Database, sql: str) -> None:
+    assert BROKEN_RULES[sql] in str(failure(database.url, sql).orig).lower()
+
+
+@pytest.mark.parametrize("sql", BAD_VALUES)
+def test_errors_quote_no_value(postgres: Postgres, sql: str) -> None:
+    assert str(failure(postgres.migrated(), sql).orig) == "a value does not fit"
+
+
+def test_errors_quote_no_embedding(database: Database) -> None:
+    class Writer(Door):
+        def run(self, face_id: int) -> None:
+            with self._write() as session:
+                row = EmbeddingRow(face_id=face_id, fingerprint=gallery.fingerprint, embedding=vector)
+                session.add(row)
+
+    engine = open_database(database.url)
+    store = Store(engine)
+    gallery = make_gallery(store)
+    vector = np.full(DIM, 0.1234567, np.float32).tobytes()
+    with pytest.raises(IntegrityError) as caught:
+        Writer(engine).run(enroll_one(store, gallery, new_face("ana", 1)))
+    told = "".join(traceback.format_exception(caught.value))
+    for form in (repr(vector)[2:40], vector.hex()[:16], gallery.fingerprint):
+        assert form not in told
     engine.dispose()

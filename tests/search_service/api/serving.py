@@ -129,8 +129,8 @@ class Serve:
 
 
 @contextmanager
-def serving(home: Path, log: Path) -> Iterator[Serve]:
-    serve = Serve(home, log)
+def serving(home: Path, log: Path, **environment: str) -> Iterator[Serve]:
+    serve = Serve(home, log, **environment)
     try:
         yield serve
     finally:

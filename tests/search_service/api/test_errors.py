@@ -256,6 +256,14 @@ def test_bodies_up_to_the_limit_are_taken(client: httpx.Client, gallery: str) ->
             assert named in refused(client.post(path, content=content, headers=JSON), 400, "invalid_request")["message"]
 
 
+@pytest.mark.parametrize("external_id", ["search", "faces", "detect", "compare", "embed", "enrollments"])
+def test_no_name_lets_a_larger_body_in(client: httpx.Client, gallery: str, external_id: str) -> None:
+    path, body = f"{gallery}/identities/{external_id}", {"name": "Ana", "metadata": {"x": "x" * SAID_BYTES}}
+    for method in ("PUT", "PATCH"):
+        refused(client.request(method, path, json=body), 413, "body_too_large")
+    refused(client.post(f"{path}/merge", json={"other": "x" * SAID_BYTES}), 413, "body_too_large")
+
+
 def test_a_photo_is_not_written_to_a_disk(
     client: httpx.Client, gallery: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from indexer.gallery.metadata import DEEPEST
+from indexer.gallery.schema import IdentityRow
 from tests import photos
-from tests.search_service.api.serving import image, ok, refused
+from tests.search_service.api.serving import Running, image, ok, refused
 
 ODD_IDS = [
     "ana maria",
@@ -198,6 +202,40 @@ def test_metadata_that_could_not_be_sent_again_is_refused(
     assert error["message"].startswith("body.metadata")
     assert problem in error["message"]
     assert ok(client.get(f"{gallery}/identities"))["identities"] == []
+
+
+def test_metadata_has_a_limit(client: httpx.Client, gallery: str) -> None:
+    path, brim = f"{gallery}/identities/ana", {"x": "é" * 8188}
+    made = ok(client.put(path, json={"metadata": brim}), 201)
+    assert made["metadata"] == brim
+    for answer in (
+        client.put(path, json={"metadata": {"x": "x" * 16_384}}),
+        client.patch(path, json={"metadata": {"y": "xx"}}),
+        client.post(f"{gallery}/identities", json={"external_id": "ana", "metadata": {"x": "x" * 16_384}}),
+    ):
+        message = refused(answer, 400, "invalid_request")["message"]
+        assert "the metadata of 'ana' would be 16,39" in message
+        assert message.endswith("expected 16,384 at most")
+    assert ok(client.get(path)) == made
+    ok(client.put(f"{gallery}/identities/ben", json={"metadata": {"z": 1}}), 201)
+    joined = client.post(f"{path}/merge", json={"other": "ben"})
+    assert "the metadata of 'ana' would be 16,390 bytes" in refused(joined, 400, "invalid_request")["message"]
+    assert ok(client.get(f"{gallery}/identities"))["identities"][0] == made
+
+
+def test_metadata_that_was_stored_before_there_was_a_limit_is_still_told(
+    service: Running, client: httpx.Client, gallery: str
+) -> None:
+    path = f"{gallery}/identities/ana"
+    ok(client.put(path, json={}), 201)
+    much = {"x": "x" * 20_000, "y": json.loads(nested(DEEPEST + 8))}
+    with service.home.store._write() as session:
+        session.execute(update(IdentityRow).where(IdentityRow.external_id == "ana").values(details=much))
+    assert ok(client.get(path))["metadata"] == much
+    assert ok(client.get(f"{gallery}/identities"))["identities"][0]["metadata"] == much
+    named = ok(client.patch(path, json={"name": "Ana"}))
+    assert (named["name"], named["metadata"]) == ("Ana", much)
+    assert ok(client.patch(path, json={"metadata": {"x": None, "y": None}}))["metadata"] == {}
 
 
 def test_metadata_comes_back_as_it_was_said(client: httpx.Client, gallery: str) -> None:

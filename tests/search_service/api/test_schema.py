@@ -1,4 +1,5 @@
-"""schemathesis against the running service: whatever is asked, the answer is one that OpenAPI tells of, and no 5xx."""
+"""schemathesis against the running service, over either database: whatever is asked, the answer is one that OpenAPI
+tells of, and no 5xx."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ import httpx
 import pytest
 
 from tests import photos as sources
+from tests.postgres import Postgres
+from tests.postgres import postgres as postgres
 from tests.search_service.api import schema_photos
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Serve, command, image, ok, serving
@@ -59,17 +62,26 @@ hooks = "{hooks}"
 """Things that are there, asked for in most requests; at the edges of the schema others are."""
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The settings of a service over it."""
+    if request.param == "sqlite":
+        return {}
+    server: Postgres = request.getfixturevalue("postgres")
+    return {"WHOSTHERE_DATABASE_URL": server.migrated()}
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
+def place(database: dict[str, str], tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
     return new_home(tmp_path_factory.mktemp("home"), models_folder)
 
 
 @pytest.fixture(scope="module")
-def serve(place: Path) -> Iterator[Serve]:
+def serve(database: dict[str, str], place: Path) -> Iterator[Serve]:
     """A service with one key, shown by its client."""
-    code, made = command(place, "keys", "create", "--name", "schema", "--scope", "admin")
+    code, made = command(place, "keys", "create", "--name", "schema", "--scope", "admin", **database)
     assert code == 0
-    with serving(place, place / "log") as serve:
+    with serving(place, place / "log", **database) as serve:
         serve.client.headers["X-API-Key"] = made["key"]
         yield serve.ready()
 

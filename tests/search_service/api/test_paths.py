@@ -1,0 +1,140 @@
+"""Text that is none, wherever a request may hold it, over either database: refused, and never a failure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from indexer.gallery.keys import Scope
+from indexer.home import Home
+from indexer.settings import read_settings
+from tests import photos
+from tests.postgres import Database
+from tests.postgres import database as database
+from tests.postgres import postgres as postgres
+from tests.postgres import sqlite_template as sqlite_template
+from tests.search_service.api.conftest import new_home
+from tests.search_service.api.serving import Running, base64_of, ok, refused, running
+
+PLACES = {"gallery": "staff", "external_id": "ana"}
+"""What is there; in the other places of a path stands 1."""
+
+ENCODED = ("%00", "a%00b", "%2F%00", "%FF", "a%ED%A0%80")
+"""NUL; bytes that are not UTF-8, the last ones half of a surrogate pair."""
+
+DECODED = ("\\u0000", "a\\u0000b", "\\ud800", "a\\udfff")
+
+FACE = '"image": "{face}"'
+
+BODIES = [
+    ("POST", "/v1/galleries", '{"name": "X"}'),
+    ("POST", "/v1/galleries", '{"name": "new", "model": "X"}'),
+    ("POST", "/v1/galleries/staff/identities", '{"external_id": "X"}'),
+    ("POST", "/v1/galleries/staff/identities", '{"external_id": "new", "name": "X"}'),
+    ("PUT", "/v1/galleries/staff/identities/new", '{"name": "X"}'),
+    ("PATCH", "/v1/galleries/staff/identities/ana", '{"name": "X"}'),
+    ("POST", "/v1/galleries/staff/identities/ana/merge", '{"other": "X"}'),
+    ("POST", "/v1/galleries/staff/search", '{"record": true, "device": "X", ' + FACE + "}"),
+    ("POST", "/v1/galleries/staff/search", '{"pick": "X", ' + FACE + "}"),
+    ("POST", "/v1/galleries/staff/search", '{"image": "X"}'),
+    ("POST", "/v1/detect", '{"image": "X"}'),
+    ("POST", "/v1/embed", '{"model": "X", ' + FACE + "}"),
+    ("POST", "/v1/webhooks", '{"url": "http://h/X"}'),
+    ("POST", "/v1/webhooks", '{"url": "http://X"}'),
+    ("POST", "/v1/webhooks", '{"url": "http://h", "gallery": "X"}'),
+    ("POST", "/v1/keys", '{"name": "X", "scopes": ["admin"]}'),
+    ("POST", "/v1/keys", '{"name": "new", "scopes": ["search"], "galleries": ["X"]}'),
+]
+"""Each refused for the text in the place of X."""
+
+
+@pytest.fixture
+def service(database: Database, tmp_path: Path, models_folder: Path) -> Iterator[Running]:
+    folder = new_home(tmp_path, models_folder)
+    with running(Home(read_settings({}, home=folder, database_url=database.url))) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Running) -> Iterator[httpx.Client]:
+    with service.client() as client:
+        ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
+        ok(client.put("/v1/galleries/staff/identities/ana", json={}), 201)
+        yield client
+
+
+def parameters(service: Running, kind: str) -> Iterator[tuple[str, str, str]]:
+    """Method, path and name of each parameter in a path or a query."""
+    for path, methods in service.app.openapi()["paths"].items():
+        for method, told in methods.items():
+            for parameter in told.get("parameters", ()):
+                if parameter["in"] == kind:
+                    yield method.upper(), path, parameter["name"]
+
+
+def filled(path: str, **places: str) -> str:
+    return re.sub(r"\{(\w+)\}", lambda place: {**PLACES, **places}.get(place[1], "1"), path)
+
+
+def told_of(answer: httpx.Response, field: str, odd: str) -> None:
+    """That what the caller said is no text, and what of it."""
+    error = refused(answer, 400, "invalid_request")
+    problem = "holds a NUL (%00)" if "%00" in odd else "is not UTF-8"
+    assert error["details"] == {"fields": [{"field": field, "problem": problem}]}
+    assert error["message"].startswith(f"{field}: {problem}")
+
+
+def test_in_any_place_of_a_path(service: Running, client: httpx.Client) -> None:
+    asked = list(parameters(service, "path"))
+    assert ("GET", "/v1/webhooks/{webhook_id}/deliveries", "webhook_id") in asked
+    for method, path, name in asked:
+        for odd in ENCODED:
+            told_of(client.request(method, filled(path, **{name: odd}), json={}), "path", odd)
+
+
+def test_in_any_parameter_of_a_query(service: Running, client: httpx.Client) -> None:
+    asked = list(parameters(service, "query"))
+    assert ("GET", "/v1/events", "device") in asked
+    for method, path, name in asked:
+        for odd in ENCODED:
+            told_of(client.request(method, f"{filled(path)}?x=%C3%BC&{name}={odd}"), f"query.{name}", odd)
+
+
+def test_in_the_name_of_a_parameter(client: httpx.Client) -> None:
+    told_of(client.get("/v1/events?a%00b=1"), "query.a\0b", "%00")
+    told_of(client.get("/v1/events?%FF=1"), "query.\ufffd", "%FF")
+    assert len(refused(client.get(f"/v1/events?{'x' * 9000}=%00"), 400, "invalid_request")["message"]) < 200
+
+
+def test_in_a_body(service: Running, client: httpx.Client) -> None:
+    face = base64_of(photos.astronaut())
+    headers = {"Content-Type": "application/json"}
+    for method, path, body in BODIES:
+        for odd in DECODED:
+            content = body.replace("X", odd).replace("{face}", face)
+            answer = client.request(method, path, content=content, headers=headers)
+            assert answer.status_code in (400, 404, 422), (method, path, body, odd, answer.text)
+            refused(answer, answer.status_code, answer.json()["error"]["code"])
+    assert not service.home.keys.any_key()
+    assert [one["external_id"] for one in ok(client.get("/v1/galleries/staff/identities"))["identities"]] == ["ana"]
+
+
+def test_other_text_goes_through(client: httpx.Client) -> None:
+    for name in ("ü", "日本", "😀", "a/b", "a%b", "a+b", "%00", "\\ud800"):
+        path = f"/v1/galleries/staff/identities/{quote(name, safe='')}"
+        assert ok(client.put(path, json={}), 201)["external_id"] == name
+        assert ok(client.get("/v1/events", params={"external_id": name, "device": name}))["events"] == []
+    kept: dict[str, Any] = {"metadata": {"a\0b": "\0"}}
+    assert ok(client.put("/v1/galleries/staff/identities/ana", json=kept))["metadata"] == kept["metadata"]
+
+
+def test_who_may_not_ask_is_told_that_first(service: Running, client: httpx.Client) -> None:
+    service.home.keys.create("first", [Scope.ADMIN])
+    refused(client.get("/v1/events?device=%00"), 401, "unauthorized")
+    refused(client.get("/v1/jobs/%00"), 401, "unauthorized")
