@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from indexer.settings import read_settings
 from indexer.sources import rows_of
 from indexer.types import Pick, Precision
 from search_service.search import Query, SearchService
+from tests.search_service.api.serving import WHOSTHERE, told_url
 
 PROBES = 200
 START_SECONDS = 60.0
@@ -95,16 +95,13 @@ def _plain(loop: PlainLoop, faces: int) -> Callable[[bytes], object]:
     return search
 
 
-def _serve(home: Path) -> tuple[subprocess.Popen[str], str]:
+def _serve(home: Path) -> tuple[subprocess.Popen[bytes], str]:
     """A server on a free port, ready."""
-    whosthere = Path(sys.executable).parent / "whosthere"
-    command = [str(whosthere), "serve", "--port", "0", "--home", str(home)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    for line in server.stderr:
-        if "running on" in line:
-            url = "http" + line.split("http", 1)[1].split()[0]
-            break
+    log = home / "log"
+    with log.open("wb") as file:
+        command = [WHOSTHERE, "serve", "--port", "0", "--home", str(home)]
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    url = told_url(log)
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if httpx.get(f"{url}/readyz").status_code == 200:
