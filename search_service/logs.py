@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +28,8 @@ def set_up(wanted: LogFormat) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Json() if wanted is LogFormat.JSON else Text("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # Decoders warn of each oddity of an image, up to thousands of lines for one; what is wrong with it is answered.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
 

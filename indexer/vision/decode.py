@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from indexer.errors import RejectedImage
 from indexer.types import Pixels, Reason
+from indexer.vision import headers
+from indexer.vision.headers import MOST_PARTS, Header
 
 FORMATS = {
     "JPEG": "JPEG",
@@ -25,6 +27,12 @@ FORMATS = {
     "AVIF": "AVIF",
 }
 """Pillow's name of each format that is read, and the name people know."""
+
+MOST_SCANS = 20
+"""Of the largest progressive JPEG; a smaller one may have more. libjpeg's own script makes 10 (`jcparam.c`)."""
+
+GIF = b"GIF87a", b"GIF89a"
+TIFF = b"II*\0", b"MM\0*"
 
 EXPECTED = "expected JPEG, PNG, WebP, BMP, TIFF, HEIC or AVIF"
 TURNS: dict[object, Image.Transpose] = {
@@ -89,6 +97,9 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
         raise _unreadable("the file is empty")
     if len(data) > limits.max_bytes:
         raise _too_large(f"the file has {len(data):,} bytes, more than the {limits.max_bytes:,} allowed")
+    header = headers.read(data)
+    if header is not None:
+        _check_header(header, limits)
     try:
         with _open(data) as image:
             _check(image, limits)
@@ -110,7 +121,13 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
 
 
 def pixels_said(data: bytes) -> int:
-    """How many pixels the image has, as its header says; 0 where that cannot be read."""
+    """How many pixels the image has, as its header says, in a bounded time; 0 where that cannot be read. A TIFF's may
+    lie anywhere and be as long as the file: it is taken for a large image."""
+    header = headers.read(data)
+    if header is not None:
+        return header.width * header.height
+    if data.startswith(TIFF):
+        return Limits.max_pixels
     try:
         with _open(data) as image:
             return image.width * image.height
@@ -120,8 +137,10 @@ def pixels_said(data: bytes) -> int:
 
 def _open(data: bytes) -> Image.Image:
     _register_formats()
+    if data.startswith(GIF):  # which Pillow walks through in Python
+        raise _unreadable(f"GIF is not supported; {EXPECTED}")
     try:
-        return Image.open(io.BytesIO(data), formats=[*(name for name in FORMATS if name != "MPO"), "GIF"])
+        return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "MPO"])
     except UnidentifiedImageError:
         raise _unreadable(f"it is not an image; {EXPECTED}") from None
 
@@ -133,6 +152,15 @@ def _register_formats() -> None:
     Image.init()
     pi_heif.register_heif_opener()
     Image.MAX_IMAGE_PIXELS = None  # `Limits` decides, from the same header
+
+
+def _check_header(header: Header, limits: Limits) -> None:
+    if header.parts > MOST_PARTS:
+        raise _unreadable(f"it has more than {MOST_PARTS:,} parts beside its pixels; expected a photo")
+    if header.scans * header.width * header.height > MOST_SCANS * limits.max_pixels:
+        raise _too_large(
+            f"its {header.width} x {header.height} pixels are told in {header.scans} scans, too many to read"
+        )
 
 
 def _check(image: Image.Image, limits: Limits) -> None:

@@ -357,7 +357,7 @@ def test_an_answer_keeps_no_photo(pipeline: FacePipeline) -> None:
     """Whatever is refused, the decoded photo goes at once, not when cycles are collected some day."""
     six, blank = png(photos.pixels(photos.six_people())), png(np.zeros((64, 64, 3), np.uint8))
     gc.collect()
-    before = sum(isinstance(kept, Photo) for kept in gc.get_objects())
+    before = sum(type(kept) is Photo for kept in gc.get_objects())
     gc.disable()
     try:
         answers = pipeline.describe([six, blank, b"no image", photos.astronaut()], Pick.ONLY)
@@ -366,6 +366,6 @@ def test_an_answer_keeps_no_photo(pipeline: FacePipeline) -> None:
             Reason.NO_FACE,
             Reason.UNREADABLE_IMAGE,
         ]
-        assert sum(isinstance(kept, Photo) for kept in gc.get_objects()) == before
+        assert sum(type(kept) is Photo for kept in gc.get_objects()) == before
     finally:
         gc.enable()

@@ -119,7 +119,7 @@ def test_an_id_with_a_slash_is_enrolled_and_found(client: httpx.Client, gallery:
 def test_a_bad_id_is_refused(client: httpx.Client, gallery: str, external_id: str) -> None:
     answer = client.post(f"{gallery}/identities", json={"external_id": external_id})
     assert "an external_id must" in refused(answer, 400, "invalid_request")["message"]
-    if external_id and external_id != "\x1f":
+    if external_id and external_id not in ("\x1f", "a\0b"):  # no NUL comes as far as that in a path
         answer = client.put(f"{gallery}/identities/{quote(external_id, safe='')}", json={})
         assert "an external_id must" in refused(answer, 400, "invalid_request")["message"]
     assert ok(client.get(f"{gallery}/identities"))["identities"] == []
