@@ -7,7 +7,9 @@ import logging
 import os
 import re
 import signal
+import struct
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.settings import LogFormat
 from indexer.stopwatch import Stopwatch, unwatched
+from indexer.vision.decode import decode
 from search_service import logs
 from search_service.logs import FIELDS, Json, Text
 from tests import photos as sources
@@ -161,6 +164,23 @@ def logging_as_before() -> Iterator[None]:
 def test_what_is_not_a_terminal_gets_json(wanted: str, formatter: type[logging.Formatter]) -> None:
     logs.set_up(LogFormat(wanted))
     assert [type(handler.formatter) for handler in logging.getLogger().handlers] == [formatter]
+
+
+@pytest.mark.usefixtures("logging_as_before")
+def test_what_decoders_warn_of_is_no_line() -> None:
+    """A TIFF with one tag that says it is longer than the file; one with 25,000 made as many lines."""
+    fields = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 200), (277, 1), (278, 8), (279, 64)]
+    tags = [(tag, 4, 1, value) for tag, value in fields] + [(40000, 2, 10**6, 100)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    tiff = (b"II*\0" + struct.pack("<I", 8) + directory).ljust(200, b"\0") + bytes(64)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert decode(tiff).width == 8
+        assert warned
+        warned.clear()
+        logs.set_up(LogFormat.JSON)
+        assert decode(tiff).width == 8
+        assert not warned
 
 
 def test_the_stopwatch_tells_who_listens() -> None:
