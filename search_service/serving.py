@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexer.home import Home
@@ -27,6 +27,7 @@ def run(settings: Settings) -> None:
 
     from search_service.api.app import create_app
     from search_service.api.auth import check_address
+    from search_service.counting import shared_folder
 
     logs.set_up(settings.log_format)
     home = Home(settings)
@@ -42,7 +43,7 @@ def run(settings: Settings) -> None:
         uvicorn.run(create_app(home), **how)
         return
     home.close()
-    with tempfile.TemporaryDirectory(prefix="whosthere-metrics-") as counted:
+    with shared_folder() as counted:
         os.environ |= _environment(settings, counted)
         uvicorn.run(
             f"{__name__}:worker",
@@ -62,10 +63,10 @@ def worker() -> FastAPI:
     return create_app(Home(settings))
 
 
-def _environment(settings: Settings, counted: str) -> dict[str, str]:
+def _environment(settings: Settings, counted: Path | None) -> dict[str, str]:
     """What was said on the command line, for workers to read; the cores, divided among them; and where they count
-    together."""
-    from search_service.api.metrics import SHARED
+    together, where they can."""
+    from search_service.counting import SHARED
 
     cores = settings.threads or usable_cores()
     said = {
@@ -75,4 +76,5 @@ def _environment(settings: Settings, counted: str) -> dict[str, str]:
         "device": str(settings.device),
         "threads": str(max(1, cores // settings.workers)),
     }
-    return {PREFIX + name.upper(): value for name, value in said.items()} | {SHARED: counted}
+    shared = {SHARED: str(counted)} if counted is not None else {}
+    return {PREFIX + name.upper(): value for name, value in said.items()} | shared

@@ -1,7 +1,7 @@
 """What Prometheus is told: how requests went and how long their stages took, counted as they happen; how large
 galleries are and what waits, looked up when it asks.
 
-With several workers each counts for itself, in files of PROMETHEUS_MULTIPROC_DIR, and whichever is asked tells the sum.
+With several workers each counts for itself, in files of a folder that they share, and whichever is asked tells the sum.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from indexer.errors import Conflict, NotFound, WhosthereError
 from indexer.gallery.jobs import GOING_ON
 from indexer.home import Home
 from indexer.types import Gallery
+from search_service.counting import join
 from search_service.search import FaceAnswer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""The folder in which the workers of one service count together: a word of prometheus_client's own."""
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds of histograms: a search takes a hundredth of a second, a queue that is full some seconds."""
@@ -38,6 +36,7 @@ class Metrics:
     """Of one process. Thread-safe."""
 
     def __init__(self, home: Home) -> None:
+        self._shared = join()
         self._registry = CollectorRegistry()
         self._looked_up = _LookedUp(home)
         given: dict[str, Any] = {"namespace": "whosthere", "registry": self._registry}
@@ -73,10 +72,10 @@ class Metrics:
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""
         counted = self._registry
-        if SHARED in os.environ:
-            _forget_dead(Path(os.environ[SHARED]))
+        if self._shared is not None:
+            _forget_dead(self._shared)
             counted = CollectorRegistry()
-            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
+            MultiProcessCollector(counted, str(self._shared))  # type: ignore[no-untyped-call]
         there = CollectorRegistry()
         there.register(self._looked_up)
         return generate_latest(counted) + generate_latest(there)
