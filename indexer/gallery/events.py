@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, Engine, Select, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Engine, Select, and_, delete, insert, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -22,6 +22,9 @@ from indexer.types import Gallery, Named
 
 WAITING, DEAD = "waiting", "dead"
 """States of a delivery: it will be tried again, or was tried too often."""
+
+ORDER_LOCK = 0x77686F75
+"""Key of the PostgreSQL advisory lock under which events get their ids."""
 
 NOBODY = ""
 """The external id under which whoever was not recognised is sighted."""
@@ -112,20 +115,24 @@ class Events(Door):
             return Recorded(earlier, recorded=False)
         try:
             with self._write() as session:
+                _hold_gallery(session, gallery)
                 if not self._take_turn(session, gallery, seen, at, cooldown):
                     earlier = event_of(session, session.scalar(_sighted(gallery, seen, select(SightingRow.event_id))))
                     if earlier is not None:
                         return Recorded(earlier, recorded=False)
+                wanting = _hold_wanting(session, gallery.id, seen.decision)
+                _hold_order(session)
                 event_id = _insert_event(session, gallery, seen, at)
                 last = {"event_id": event_id, **_said(seen, at)}
                 session.execute(_sighted(gallery, seen, update(SightingRow)).values(last))
-                _insert_deliveries(session, gallery.id, event_id, seen.decision, at)
+                _insert_deliveries(session, wanting, event_id, at)
                 return Recorded(_required(session, event_id), recorded=True)
         except IntegrityError as error:
-            raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found") from error
+            raise _gone() from error
 
     def find(self, wanted: Filter, after: int = 0, limit: int | None = None) -> list[Event]:
-        """Those with an id above `after`, in the order of their recording."""
+        """Those with an id above `after`, in the order of their recording: whoever has seen an event could have seen
+        all with lower ids."""
         query = _events().where(EventRow.id > after, *_conditions(wanted)).order_by(EventRow.id).limit(limit)
         with self._read() as session:
             return [_event(*row) for row in session.execute(query)]
@@ -219,6 +226,37 @@ def _repeated(session: Session, gallery: Gallery, seen: Sighting, at: datetime, 
     return event_of(session, session.scalar(query))
 
 
+def _hold_gallery(session: Session, gallery: Gallery) -> None:
+    """Keeps the gallery from being deleted until the transaction ends: who deletes it takes its row before those of
+    sightings, and so does whoever records. Raises NotFound when it is gone."""
+    there = select(GalleryRow.id).where(GalleryRow.id == gallery.id).with_for_update(read=True, key_share=True)
+    if session.scalar(there) is None:
+        raise _gone()
+
+
+def _gone() -> NotFound:
+    return NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
+
+
+def _hold_wanting(session: Session, gallery_id: int, decision: str) -> list[str]:
+    """Ids of the webhooks that want the event. The lock keeps one from being deleted meanwhile."""
+    wanting = select(WebhookRow.id, WebhookRow.decisions).where(
+        or_(WebhookRow.gallery_id.is_(None), WebhookRow.gallery_id == gallery_id)
+    )
+    rows = session.execute(wanting.with_for_update(read=True, key_share=True))
+    return [row.id for row in rows if decision in row.decisions]
+
+
+def _hold_order(session: Session) -> None:
+    """Lets events be committed in the order of their ids, as in SQLite, which has one writer. PostgreSQL gives out an
+    id before its event is seen, and who reads on from a higher one would never see it.
+
+    It is the last lock that is taken: whoever has it waits for nobody, and keeps others for as long as a commit takes.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ORDER_LOCK})
+
+
 def _insert_event(session: Session, gallery: Gallery, seen: Sighting, at: datetime) -> int:
     person = seen.identity
     row = EventRow(
@@ -239,15 +277,10 @@ def _insert_event(session: Session, gallery: Gallery, seen: Sighting, at: dateti
     return row.id
 
 
-def _insert_deliveries(session: Session, gallery_id: int, event_id: int, decision: str, at: datetime) -> None:
-    """One for each webhook that wants the event. The lock keeps a webhook from being deleted meanwhile."""
-    wanting = select(WebhookRow.id, WebhookRow.decisions).where(
-        or_(WebhookRow.gallery_id.is_(None), WebhookRow.gallery_id == gallery_id)
-    )
+def _insert_deliveries(session: Session, webhook_ids: Sequence[str], event_id: int, at: datetime) -> None:
     rows = [
-        {"webhook_id": row.id, "event_id": event_id, "state": WAITING, "attempts": 0, "since": at, "next_at": at}
-        for row in session.execute(wanting.with_for_update(read=True, key_share=True))
-        if decision in row.decisions
+        {"webhook_id": webhook_id, "event_id": event_id, "state": WAITING, "attempts": 0, "since": at, "next_at": at}
+        for webhook_id in webhook_ids
     ]
     if rows:
         session.execute(insert(DeliveryRow), rows)

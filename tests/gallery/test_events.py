@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery import events as module
@@ -19,7 +23,7 @@ from indexer.gallery.webhooks import Webhooks
 from indexer.types import Gallery, Named, Person
 from tests.gallery.clock import NOON, Clock
 from tests.gallery.faces import make_gallery
-from tests.gallery.together import in_processes, in_threads
+from tests.gallery.together import SECONDS, in_processes, in_threads
 from tests.postgres import Database
 
 MINUTE = timedelta(minutes=1)
@@ -275,3 +279,85 @@ def test_an_event_that_was_taken_away_by_hand_is_recorded_anew(engine: Engine, e
     again = events.record(staff, seen(), MINUTE)
     assert again.recorded
     assert events.record(staff, replace(seen(), score=0.7), MINUTE) == Recorded(again.event, recorded=False)
+
+
+def test_events_are_seen_in_the_order_of_their_ids(
+    database: Database, engine: Engine, events: Events, staff: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads on from the last event they saw misses none, however slowly another one is committed."""
+    has_its_id, may_end = threading.Event(), threading.Event()
+    insert = module._insert_event
+
+    def insert_slowly(session: Session, gallery: Gallery, sighting: Sighting, at: datetime) -> int:
+        event_id = insert(session, gallery, sighting, at)
+        if sighting.identity is not None and sighting.identity.external_id == "slow":
+            has_its_id.set()
+            may_end.wait(SECONDS)
+        return event_id
+
+    monkeypatch.setattr(module, "_insert_event", insert_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(events.record, staff, seen("slow"), MINUTE)
+        assert has_its_id.wait(SECONDS)
+        quick = pool.submit(events.record, staff, seen("quick"), MINUTE)
+        wait([quick], timeout=0.5)  # it may be done by now, and be read
+        page = events.find(Filter())
+        may_end.set()
+        told = [slow.result(SECONDS).event, quick.result(SECONDS).event]
+    page += events.find(Filter(), after=page[-1].id if page else 0)
+    assert page == told
+
+
+def test_a_gallery_is_deleted_after_what_is_being_recorded(
+    engine: Engine, events: Events, staff: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of somebody who was recorded before: each would have what the other one wants."""
+    events.record(staff, seen(), timedelta())
+    has_its_turn, may_go_on = threading.Event(), threading.Event()
+    insert = module._insert_event
+
+    def insert_later(session: Session, gallery: Gallery, sighting: Sighting, at: datetime) -> int:
+        has_its_turn.set()
+        may_go_on.wait(SECONDS)
+        return insert(session, gallery, sighting, at)
+
+    monkeypatch.setattr(module, "_insert_event", insert_later)
+    with ThreadPoolExecutor(2) as pool:
+        recording = pool.submit(events.record, staff, seen(), timedelta())
+        assert has_its_turn.wait(SECONDS)
+        deleting = pool.submit(Store(engine).delete_gallery, "staff")
+        assert not wait([deleting], timeout=0.5).done
+        may_go_on.set()
+        assert recording.result(SECONDS).recorded
+        deleting.result(SECONDS)
+    assert events.find(Filter()) == []
+
+
+@pytest.mark.parametrize("what", ["gallery", "webhook", "events"])
+def test_recording_and_deleting_do_not_wait_for_each_other_for_ever(
+    engine: Engine, events: Events, staff: Gallery, what: str
+) -> None:
+    store, webhooks = Store(engine), Webhooks(engine)
+    other = make_gallery(store, "visitors")
+    people = [f"person-{n}" for n in range(4)]
+
+    def record(gallery: Gallery, external_id: str) -> int:
+        count = 0
+        with suppress(NotFound):
+            for _ in range(25):
+                count += events.record(gallery, seen(external_id), timedelta()).recorded
+        return count
+
+    def take_away() -> int:
+        for _ in range(10):
+            made = webhooks.create("http://receiver", None, ["match"])[0]
+            if what == "events":
+                events.forget(staff, "person-0")
+            webhooks.delete(made.id)
+        if what == "gallery":
+            store.delete_gallery("staff")
+        return 0
+
+    calls = [lambda g=g, p=p: record(g, p) for g in (staff, other) for p in people]
+    in_threads([*calls, take_away])
+    assert len(ids(events, galleries=["visitors"])) == 25 * len(people)
