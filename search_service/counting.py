@@ -44,19 +44,18 @@ log = logging.getLogger(__name__)
 def shared_folder() -> Iterator[Path | None]:
     """A new one, for as long as the block runs; None, and a line in the log, where there can be none. Deletes those of
     services that were killed."""
-    folder: Path | None
-    lock: int | None
     try:
         for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
             with suppress(OSError):  # somebody else's
                 _sweep(left)
-        folder, lock = _make_folder()
+        made = _make_folder()
     except OSError as error:
         _tell_alone(tempfile.tempdir or "the temporary folder", error)
-        folder, lock = None, None
-    if folder is None or lock is None:
+        made = None
+    if made is None:
         yield None
         return
+    folder, lock = made
     try:
         yield folder
     finally:

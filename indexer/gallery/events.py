@@ -8,14 +8,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, CursorResult, Engine, Select, and_, delete, insert, or_, select, text, update
+from sqlalchemy import ColumnElement, CursorResult, Engine, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.clock import now
-from indexer.gallery.database import Door
+from indexer.gallery.database import Door, one_at_a_time
 from indexer.gallery.schema import DeliveryRow, EventRow, GalleryRow, SightingRow, WebhookRow
 from indexer.gallery.store import check_name
 from indexer.types import Gallery, Named
@@ -121,7 +121,10 @@ class Events(Door):
                     if earlier is not None:
                         return Recorded(earlier, recorded=False)
                 wanting = _hold_wanting(session, gallery.id, seen.decision)
-                _hold_order(session)
+                # Events are committed in the order of their ids, as in SQLite: PostgreSQL gives out an id before its
+                # event is seen, and who reads on from a higher one would never see it. It is the last lock that is
+                # taken: whoever has it waits for nobody, and keeps others for as long as a commit takes.
+                one_at_a_time(session.connection(), ORDER_LOCK)
                 event_id = _insert_event(session, gallery, seen, at)
                 last = {"event_id": event_id, **_said(seen, at)}
                 session.execute(_sighted(gallery, seen, update(SightingRow)).values(last))
@@ -245,16 +248,6 @@ def _hold_wanting(session: Session, gallery_id: int, decision: str) -> list[str]
     )
     rows = session.execute(wanting.with_for_update(read=True, key_share=True))
     return [row.id for row in rows if decision in row.decisions]
-
-
-def _hold_order(session: Session) -> None:
-    """Lets events be committed in the order of their ids, as in SQLite, which has one writer. PostgreSQL gives out an
-    id before its event is seen, and who reads on from a higher one would never see it.
-
-    It is the last lock that is taken: whoever has it waits for nobody, and keeps others for as long as a commit takes.
-    """
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ORDER_LOCK})
 
 
 def _insert_event(session: Session, gallery: Gallery, seen: Sighting, at: datetime) -> int:

@@ -12,13 +12,13 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, func, insert, not_, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, case, delete, exists, func, insert, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, NotFound, Overloaded, StorageUnavailable
 from indexer.gallery.clock import now
-from indexer.gallery.database import Door
+from indexer.gallery.database import Door, one_at_a_time
 from indexer.gallery.schema import GalleryRow, JobPartRow, JobResultRow, JobRow, slices
 
 PART = 2**20
@@ -311,8 +311,7 @@ class Jobs(Door):
     def _receive(self, job_id: str, gallery_id: int, images: int, options: Mapping[str, Any], most: int | None) -> None:
         with self._write() as session:
             if most is not None:
-                if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time anyway
-                    session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ROOM_LOCK})
+                one_at_a_time(session.connection(), ROOM_LOCK)
                 _check_room(session, most)
             session.add(
                 JobRow(

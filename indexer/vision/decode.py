@@ -99,7 +99,7 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
         raise _too_large(f"the file has {len(data):,} bytes, more than the {limits.max_bytes:,} allowed")
     header = headers.read(data)
     if header is not None:
-        _check_header(header, limits)
+        _check_header(header, headers.scans(data), limits)
     try:
         with _open(data) as image:
             _check(image, limits)
@@ -154,13 +154,11 @@ def _register_formats() -> None:
     Image.MAX_IMAGE_PIXELS = None  # `Limits` decides, from the same header
 
 
-def _check_header(header: Header, limits: Limits) -> None:
+def _check_header(header: Header, scans: int, limits: Limits) -> None:
     if header.parts > MOST_PARTS:
         raise _unreadable(f"it has more than {MOST_PARTS:,} parts beside its pixels; expected a photo")
-    if header.scans * header.width * header.height > MOST_SCANS * limits.max_pixels:
-        raise _too_large(
-            f"its {header.width} x {header.height} pixels are told in {header.scans} scans, too many to read"
-        )
+    if scans * header.width * header.height > MOST_SCANS * limits.max_pixels:
+        raise _too_large(f"its {header.width} x {header.height} pixels are told in {scans} scans, too many to read")
 
 
 def _check(image: Image.Image, limits: Limits) -> None:

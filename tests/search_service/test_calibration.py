@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,7 +19,6 @@ from indexer.gallery.calibrations import Calibration, Calibrations
 from indexer.gallery.clock import now
 from indexer.gallery.store import FaceVectors
 from indexer.home import Home
-from indexer.settings import read_settings
 from indexer.types import Gallery, Vectors
 from indexer.vectors.faiss_index import FaissIndex
 from indexer.vision.packs import SFACE, Pack, ScoreTail
@@ -196,13 +194,6 @@ def test_one_face_a_person() -> None:
 
 
 # Kept
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(read_settings({}, home=tmp_path / "home"))
-    yield home
-    home.close()
 
 
 def make(home: Home, vectors: Vectors, name: str = "staff", photos: int = 1) -> Gallery:

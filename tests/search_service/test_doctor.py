@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from indexer.gallery.keys import Scope
 from indexer.home import Home
-from indexer.settings import read_settings
 from indexer.vision.packs import SFACE
 from search_service.doctor import Finding, examine
 from tests.gallery.test_events import seen
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(read_settings({}, home=tmp_path))
+def home(home: Home) -> Home:
     home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
-    yield home
-    home.close()
+    return home
 
 
 def found(home: Home, check: str) -> Finding:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,20 +14,12 @@ from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery import events as module
 from indexer.gallery.events import Direction, Sighting
 from indexer.home import Home
-from indexer.settings import read_settings
 from indexer.types import Gallery, Named
 from search_service.cli import whosthere
 from search_service.events_cli import PAGE
 from tests.gallery.faces import make_gallery
 
 DAYS = ["--from", "2026-11-24", "--to", "2026-11-25"]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(read_settings({}, home=tmp_path))
-    yield home
-    home.close()
 
 
 @pytest.fixture

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from indexer.gallery.store import FaceVectors
 from indexer.home import Home
-from indexer.settings import read_settings
 from indexer.types import Gallery, Hit, Person, Vectors
 from indexer.vision.packs import SFACE
 from search_service.calibration import Thresholds
@@ -36,13 +33,6 @@ def faces_of(*of_each: Vectors) -> FaceVectors:
     """Of people 1, 2, ..., their faces numbered through."""
     owners = np.concatenate([np.full(len(some), i, np.int64) for i, some in enumerate(of_each, 1)])
     return FaceVectors(np.arange(1, len(owners) + 1), owners, np.concatenate(of_each))
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(read_settings({}, home=tmp_path))
-    yield home
-    home.close()
 
 
 def enrol(home: Home, *of_each: Vectors, name: str = "staff") -> Gallery:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 
 from indexer.errors import Conflict, NotFound, RejectedImage
 from indexer.home import Home
-from indexer.settings import read_settings
 from indexer.types import Gallery, Reason
 from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import Seen
@@ -41,13 +39,6 @@ class Watched:
         self.entered.set()
         assert self.go.wait(30)
         return self.service.search_seen(seen, gallery, query)
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(read_settings({}, home=tmp_path))
-    yield home
-    home.close()
 
 
 @pytest.fixture

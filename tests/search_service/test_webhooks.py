@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ from indexer.gallery.events import DEAD, WAITING, Direction, Event, Sighting
 from indexer.gallery.webhooks import LONGEST_DELAY, Claimed
 from indexer.home import Home
 from indexer.objects import event_object
-from indexer.settings import read_settings
 from indexer.types import Gallery, Named
 from search_service.webhooks import AT_ONCE, Deliverer, Schedule, body_of, send, signed
 from tests.gallery.faces import make_gallery
@@ -46,13 +44,6 @@ EVENT = Event(
     "request-1",
 )
 SECRET = "s" * 64
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(read_settings({}, home=tmp_path))
-    yield home
-    home.close()
 
 
 @pytest.fixture

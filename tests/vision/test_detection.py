@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from indexer.types import Box, Detection, Pixels, Precision
-from indexer.vision import detection, runtime
+from indexer.types import Box, Detection, Device, Pixels, Precision
+from indexer.vision import detection, networks
 from indexer.vision.decode import Photo, decode
 from indexer.vision.detection import Seek
 from indexer.vision.detectors.base import iou
@@ -23,8 +23,9 @@ from tests import photos
 
 @pytest.fixture(scope="module")
 def detector(models_folder: Path) -> YuNet:
-    model = ModelFiles(models_folder).prepared(SFACE.detector)
-    return YuNet(runtime.load(model, YuNet.feed, Precision.FLOAT32, Threads()))
+    detector, _ = networks.load(SFACE, ModelFiles(models_folder), Device.CPU, Precision.FLOAT32, Threads())
+    assert isinstance(detector, YuNet)
+    return detector
 
 
 def whole(pixels: Pixels) -> Photo:

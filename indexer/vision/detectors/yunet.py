@@ -34,7 +34,7 @@ class YuNet:
     """All outputs, and those of the last of STRIDES: the faces of a second look are found there. On LFW every one of
     12,820 was surest at it, and the network is a fifth faster without the others (`benchmarks/runtime.py`)."""
 
-    def __init__(self, session: Session, large: Session | None = None) -> None:
+    def __init__(self, session: Session, large: Session) -> None:
         """One session for each of `parts`."""
         self._session = session
         self._large = large
@@ -44,8 +44,6 @@ class YuNet:
 
     def detect_large(self, canvases: NDArray[np.uint8]) -> list[list[Detection]]:
         """A canvas in which the coarsest stride sees nothing is given to the whole network."""
-        if self._large is None:
-            return self.detect(canvases)
         found = _read_all(self._large.run(canvases), STRIDES[-1:], canvases.shape[2])
         empty = [i for i, faces in enumerate(found) if not faces]
         for i, faces in zip(empty, self.detect(canvases[empty]) if empty else (), strict=True):

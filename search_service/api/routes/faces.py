@@ -103,55 +103,58 @@ async def search(service: Service, gallery: str, request: Request, response: Res
     body.only(IMAGE, IMAGES, "embedding", "top_k", "fpir", "threshold", "pick", "all_faces", "same_person", *RECORDED)
     query = query_of(body.values)
     recording = recording_of(body.values, service.home.settings.cooldown_seconds, request_id(request))
-    memory = memory_of(request)
     if recording is None:  # nothing was changed: made again, it is answered as it is then, whoever was deleted since
         response.headers["Cache-Control"] = "no-store"
     if "embedding" in body.values and (body.images or "same_person" in body.values):
         raise InvalidRequest("give image or embedding, not both; same_person is for images")
     if truth(body.values, "same_person") and query.pick is None:
         raise InvalidRequest("give same_person or all_faces, not both")
+    found = await service.gallery(gallery)
     try:
-        return await _search(service, await service.gallery(gallery), body, query, recording, memory)
+        answers = await _search(service, found, body, query)
     except Conflict as error:  # re-embedded between the look at the gallery and the look at its index
         if error.code != "model_mismatch" or "embedding" in body.values:  # one that the former pack made
             raise
-        return await _search(service, await service.gallery(gallery), body, query, recording, memory)
+        found = await service.gallery(gallery)
+        answers = await _search(service, found, body, query)
+    names = [None] if "embedding" in body.values else [image.name for image in body.all_images()]
+    if _apart(body):
+        answers = await _recorded(service, found, answers, recording, memory_of(request))
+        told = zip(answers, names, strict=True)
+        return AnswersPayload(answers=[answer_payload(answer, [name]) for answer, name in told])
+    if answers[0].error is not None:
+        raise answers[0].error
+    (answer,) = await _recorded(service, found, answers, recording, memory_of(request))
+    return answer_payload(answer, names)
 
 
-async def _search(
-    service: State, gallery: Gallery, body: Body, query: Query, recording: Recording | None, memory: Memory
-) -> AnswerPayload | AnswersPayload:
+def _apart(body: Body) -> bool:
+    """Whether each of several images is answered by itself."""
+    return "embedding" not in body.values and body.several and not truth(body.values, "same_person")
+
+
+async def _search(service: State, gallery: Gallery, body: Body, query: Query) -> Sequence[Answer]:
     if "embedding" in body.values:
         values = embedding_of(body.values["embedding"], gallery.dim)
-        answers = [await service.off_loop(service.search.search_embedding, values, gallery, query)]
-        return answer_payload((await _recorded(service, gallery, answers, recording, memory))[0], [None])
+        return [await service.off_loop(service.search.search_embedding, values, gallery, query)]
     images = body.all_images()
     pipeline = service.home.pipeline_of(gallery)
     seen = await service.batcher.describe([image.data for image in images], pipeline, Kind(query.pick))
     if truth(body.values, "same_person"):
-        answers = [await service.off_loop(service.search.frames_seen, seen, gallery, query)]
-    elif body.several:
-        answers = await service.off_loop(service.search.search_seen, seen, gallery, query)
-        answers = await _recorded(service, gallery, answers, recording, memory)
-        told = zip(answers, images, strict=True)
-        return AnswersPayload(answers=[answer_payload(answer, [image.name]) for answer, image in told])
-    else:
-        answers = [await service.gathering.search_seen(seen[0], gallery, query)]
-    if answers[0].error is not None:
-        raise answers[0].error
-    return answer_payload(
-        (await _recorded(service, gallery, answers, recording, memory))[0], [image.name for image in images]
-    )
+        return [await service.off_loop(service.search.frames_seen, seen, gallery, query)]
+    if body.several:
+        return await service.off_loop(service.search.search_seen, seen, gallery, query)
+    return [await service.gathering.search_seen(seen[0], gallery, query)]
 
 
 async def _recorded(
     service: State, gallery: Gallery, answers: Sequence[Answer], recording: Recording | None, memory: Memory
-) -> list[Answer]:
+) -> Sequence[Answer]:
     """The answers with the events of their faces, where those are to be recorded; with those that were, where the
     request is made again."""
     events = service.home.events
     if recording is None:
-        return list(answers)
+        return answers
     if memory.then is not None:
         return await service.off_loop(told_again, events, answers, recording, memory.then)
     told = await service.off_loop(lambda: [record(events, gallery, one, recording) for one in answers])

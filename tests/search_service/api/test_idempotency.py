@@ -299,13 +299,6 @@ def scripted() -> Scripted:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    home = Home(read_settings({}, home=tmp_path))
-    yield home
-    home.close()
-
-
-@pytest.fixture
 def around(scripted: Scripted, home: Home) -> Callable[..., httpx.Response]:
     """Posts through the middleware, once each call."""
     app = Idempotency(scripted, home)
