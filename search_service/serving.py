@@ -28,6 +28,7 @@ def run(settings: Settings) -> None:
     from search_service.api.app import create_app
     from search_service.api.auth import check_address
     from search_service.counting import shared_folder
+    from search_service.workers import notice_deaths
 
     logs.set_up(settings.log_format)
     home = Home(settings)
@@ -43,6 +44,7 @@ def run(settings: Settings) -> None:
         uvicorn.run(create_app(home), **how)
         return
     home.close()
+    notice_deaths()
     with shared_folder() as counted:
         os.environ |= _environment(settings, counted)
         uvicorn.run(
