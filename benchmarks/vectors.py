@@ -2,9 +2,9 @@
 
     python -m benchmarks.vectors [FOLDER] [--quick] [--embeddings FILE.npz]
 
-Writes benchmarks/results/vectors.csv and docs/vectors.svg. Galleries of 10,000, 100,000 and 1,000,000 faces, two of
-each person, in 128 and in 512 dimensions, are made (`Population`), so that strangers and mates score as they do with
-SFace on an LFW folder. The CSV has one `table` after another:
+Writes benchmarks/results/vectors.csv, from which `benchmarks.charts` draws docs/vectors.svg. Galleries of 10,000,
+100,000 and 1,000,000 faces, two of each person, in 128 and in 512 dimensions, are synthetic (`Population`): strangers
+and mates score as they do with SFace on an LFW folder. The CSV has one `table` after another:
 
 - `spread`: the cosines of real and of made embeddings at the same quantiles, so that the claim can be checked;
 - `rivals`: one query on one thread, all rivals in turns (medians; every answer ends in an identity); a batch of 256 on
@@ -34,12 +34,9 @@ from unittest.mock import patch
 
 import faiss
 import hnswlib
-import matplotlib as mpl
 import numpy as np
 import usearch.index
 from faceflash.index import FaceIndex
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -53,7 +50,6 @@ from indexer.vectors.tiers import FaissEngine
 from indexer.vision.packs import SFACE
 from indexer.vision.runtime import usable_cores
 
-PICTURE = lfw.ROOT / "docs" / "vectors.svg"
 SIZES = (10_000, 100_000, 1_000_000)
 DIMS = (128, 512)
 MOST_OF_A_GRAPH = 100_000
@@ -659,49 +655,6 @@ def _mate_quantiles(mates: NDArray[np.float64]) -> dict[str, float]:
     return quantiles | {"mates, mean": float(mates.mean()), "mates, sd": float(mates.std())}
 
 
-def draw(rows: Sequence[Mapping[str, Cell]], path: Path) -> None:
-    """One query's time over the size of made galleries, a panel for each dimension."""
-    made = [row for row in rows if row["table"] == "rivals" and row["gallery"] == "made"]
-    dims = sorted({int(row["dim"]) for row in made})
-    labels = {name: _label(name, made) for name in {str(row["rival"]) for row in made}}
-    with mpl.rc_context({"svg.hashsalt": "vectors", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(4.6 * len(dims), 4.2), layout="constrained")
-        panels: list[Axes] = list(np.atleast_1d(figure.subplots(1, len(dims), sharey=True)))
-        for panel, dim in zip(panels, dims, strict=True):
-            _draw_panel(panel, [row for row in made if row["dim"] == dim], labels)
-            panel.set_title(f"{dim} dimensions")
-        panels[0].set_ylabel("one query on one thread, ms")
-        figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-        figure.savefig(path, metadata={"Date": None})
-
-
-def _label(name: str, rows: Sequence[Mapping[str, Cell]]) -> str:
-    found = min(float(row["of_those_found"]) for row in rows if row["rival"] == name)
-    return f"{name} (at worst {100 * found:.1f} % of the mates)" if found < 0.999 else name
-
-
-def _draw_panel(panel: Axes, rows: Sequence[Mapping[str, Cell]], labels: Mapping[str, str]) -> None:
-    for number, name in enumerate(dict.fromkeys(row["rival"] for row in rows)):
-        mine = [row for row in rows if row["rival"] == name]
-        ours = name == "whosthere"
-        panel.plot(
-            [float(row["faces"]) for row in mine],
-            [float(row["query_ms"]) for row in mine],
-            marker="os^Dv<>"[number % 7],
-            markersize=5,
-            linewidth=2.5 if ours else 1.2,
-            color="black" if ours else f"C{number}",
-            label=labels[str(name)],
-        )
-    panel.set_xscale("log")
-    panel.set_yscale("log")
-    panel.set_xlabel("faces")
-    panel.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
-    panel.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
-    panel.minorticks_off()
-    panel.grid(alpha=0.3)
-
-
 def read_embeddings(folder: Path, kept: Path | None) -> Embedded:
     """Of the central face of each photo; from `kept` where that is, else it is written for the next time."""
     if kept is not None and kept.exists():
@@ -746,8 +699,6 @@ def main() -> None:
         rows = list(run(measured, SIZES[:1] if arguments.quick else SIZES, arguments.graphs, Path(folder)))
         results = Path(folder) if arguments.quick else lfw.RESULTS
         lfw.write_results(results / "vectors.csv", rows)
-    if not arguments.quick:
-        draw(rows, PICTURE)
     say(f"{time.monotonic() - begun:.0f} s")
 
 
