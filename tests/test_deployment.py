@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,33 @@ def test_the_unit_is_one(tmp_path: Path) -> None:
     done = subprocess.run([tool, "verify", str(unit)], capture_output=True, text=True, check=False)
     told = [line for line in done.stderr.splitlines() if "whosthere.service" in line]
     assert (done.returncode, told) == (0, []), done.stderr
+
+
+@pytest.mark.parametrize("command", [("hadolint", "Dockerfile"), ("compose-lint", "compose.yaml")])
+@pytest.mark.parametrize("folder", ["plain", "a path with spaces", "home"])
+def test_docker_files_pass_their_linters_wherever_the_checkout_is(
+    command: tuple[str, str], folder: str, tmp_path: Path
+) -> None:
+    tool, file = command
+    with checkout_below(Path.home() if folder == "home" else tmp_path, folder) as checkout:
+        done = subprocess.run(
+            [Path(sys.executable).with_name(tool), f"docker/{file}"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def checkout_below(parent: Path, name: str) -> Iterator[Path]:
+    """A folder with a copy of `docker/`, which is removed afterwards."""
+    if not os.access(parent, os.W_OK):
+        pytest.skip(f"{parent} is not writable")
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=parent) as folder:
+        shutil.copytree(DOCKER, Path(folder) / "docker")
+        yield Path(folder)
 
 
 def documents(name: str) -> list[dict[str, Any]]:
