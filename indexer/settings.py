@@ -1,4 +1,4 @@
-"""Typed settings, read once at the edges from WHOSTHERE_... variables and handed on as values."""
+"""Typed settings, read once from WHOSTHERE_... environment variables."""
 
 from __future__ import annotations
 
@@ -27,145 +27,136 @@ class LogFormat(StrEnum):
 
 
 class Settings(BaseSettings):
-    """Every setting; `docs/settings.md` is written from these descriptions."""
+    """Every setting; the table in `docs/settings.md` repeats these descriptions."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     home: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("whosthere", appauthor=False)),
-        description="Folder of everything that is kept: the SQLite database, index snapshots and models.",
+        description="Data folder: the SQLite database, index snapshots and model files.",
     )
     database_url: str = Field(
         default="",
         repr=False,  # it may hold a password
-        description="Where the truth lives: `sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`, "
-        "`%` and `?` written as `%25` and `%3F`. Without it, `whosthere.db` in the home folder.",
+        description="`sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`, with `%` and `?` written as `%25` "
+        "and `%3F`. Default: `whosthere.db` in the data folder.",
     )
     model: str = Field(
         default="",
-        description="Model pack that new galleries are bound to. Without it, the best that is installed: `ir50`, else "
-        "`buffalo_l`, else `sface`.",
+        description="Model pack of new galleries. Default: the best installed one (`ir50`, then `buffalo_l`, then "
+        "`sface`).",
     )
     device: Device = Field(
         default=Device.AUTO,
-        description="What the networks run on: `cuda`, `cpu`, or `auto`, which takes a GPU that the pack can use where "
-        "there is one.",
+        description="Where the networks run: `cpu`, `cuda`, or `auto`, which uses a GPU if there is one that the "
+        "pack can run on.",
     )
     precision: Precision = Field(
         default=Precision.NATIVE,
-        description="`native` lets the embedder compute in bfloat16 where the CPU is made for it (3 times as fast, "
-        "mean cosine over 0.9999 to float32) and in half precision on a GPU; `float32` computes the same numbers on "
-        "every CPU; `int8` takes what `models quantize` made.",
+        description="Arithmetic of the embedder. `native`: bfloat16 on CPUs with the instructions (3 times as fast, "
+        "mean cosine to float32 above 0.9999), half precision on GPUs. `float32`: the same numbers on every CPU. "
+        "`int8`: the network that `models quantize` wrote.",
     )
     thorough: bool = Field(
         default=True,
-        description="Whether packs that gain by it (`sface`) embed two crops of each face, a little nearer and wider: "
-        "twice the embedder's work, FNIR at FPIR 3 % lower by a tenth. Embeddings of both kinds may be compared.",
+        description="Embeds two crops of each face with packs that benefit (`sface`): twice the embedder's work, "
+        "FNIR at FPIR 3 % lower by a tenth. Embeddings of both kinds can be compared.",
     )
     keep_crops: bool = Field(
         default=False,
-        description="Whether enrolling keeps the aligned crop of each face in the database, 15 kB each, so that "
-        "`gallery reembed` can move the gallery to another pack without the photos. A crop is a photo of a person; "
-        "without it, only numbers are kept.",
+        description="Stores the aligned crop of each enrolled face (15 kB) in the database, so that `gallery "
+        "reembed` works without the photos. A crop is a photo of a person.",
     )
     vectors: str = Field(
         default="auto",
         repr=False,  # it may hold a password
-        description="How faces are searched: `exact` scores every face, `compressed` scans them in 32 bytes each and "
-        "scores the best, `gpu` does it on NVIDIA GPUs, `milvus://HOST:PORT` in a Milvus cluster; `auto` is exact "
-        "while that is fast and compressed beyond.",
+        description="How faces are searched. `exact` scores every face; `compressed` scans codes of 32 bytes and "
+        "rescores the best; `gpu` uses NVIDIA GPUs; `milvus://HOST:PORT` a Milvus cluster; `auto` is exact for small "
+        "galleries and compressed for large ones.",
     )
     threads: int = Field(
-        default=0, ge=0, le=1024, description="Threads the networks may use; 0 takes every core this process has."
+        default=0, ge=0, le=1024, description="Threads for the networks; 0 uses every core available to the process."
     )
     max_image_bytes: int = Field(
-        default=32 * 2**20, ge=1024, description="Images with more bytes are refused as `image_too_large`."
+        default=32 * 2**20, ge=1024, description="Larger images are rejected as `image_too_large`."
     )
     max_image_pixels: int = Field(
-        default=100_000_000, ge=10_000, description="Images with more pixels are refused before they are decoded."
+        default=100_000_000, ge=10_000, description="Images with more pixels are rejected before they are decoded."
     )
     lookalikes: Literal["hold", "report", "off"] = Field(
         default="hold",
-        description="What becomes of a new person who looks like somebody else in the gallery: `hold` rejects the "
-        "photo as `looks_like_another_identity`, `report` enrols it and says so, `off` does not look.",
+        description="What happens to a new person who looks like an enrolled one: `hold` rejects the photo as "
+        "`looks_like_another_identity`, `report` enrolls it and reports the similarity, `off` skips the check.",
     )
     fpir: float = Field(
         default=0.01,
         ge=1e-9,
         lt=1,
-        description="False positive identification rate wanted where a search names neither `fpir` nor `threshold`: "
-        "the share of strangers that may be answered with a match.",
+        description="FPIR of searches that set neither `fpir` nor `threshold`: the share of non-mated probes that "
+        "may be answered with a match.",
     )
     cooldown_seconds: float = Field(
         default=60.0,
         ge=0,
         le=86_400,
-        description="Seconds in which a person is recorded once at a device, where a search with `record` does not say "
-        "`cooldown`: long enough for whoever stands in front of a camera or passes twice through one door, short "
-        "enough for who forgot something and comes back.",
+        description="Seconds in which repeated sightings of a person at one device are one event, unless the request "
+        "sets `cooldown`.",
     )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on.")
     open: bool = Field(
         default=False,
-        description="Whether a service without any API key may be reached from elsewhere and answers everybody who "
-        "does: for one behind something that asks who is there. From the first key on, keys are asked for all the "
-        "same.",
+        description="Answers requests from other machines while no API key exists; for a service behind an "
+        "authenticating gateway. Without effect once a key exists.",
     )
-    port: int = Field(default=8000, ge=0, le=65535, description="Port that `serve` listens on; 0 takes a free one.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port that `serve` listens on; 0 picks a free one.")
     workers: int = Field(
         default=1,
         ge=1,
         le=256,
-        description="Processes that `serve` answers with, each with its own networks and indexes; they share the "
-        "cores, and one uses them all.",
+        description="Number of `serve` processes. Each has its own networks and indexes; they share the cores.",
     )
     log_format: LogFormat = Field(
         default=LogFormat.AUTO,
-        description="What `serve` logs: `text`, `json` (one object a line, one line a request), or `auto`: text on a "
-        "terminal, else JSON.",
+        description="Log format of `serve`: `text`, `json` (one object a line), or `auto`: text on a terminal, JSON "
+        "elsewhere.",
     )
     max_body_bytes: int = Field(
         default=64 * 2**20,
         ge=1024,
-        description="Requests with a larger body are refused with 413; those that carry no photo from 1 MiB on.",
+        description="Larger request bodies are answered with 413. Bodies without photos are limited to 1 MiB.",
     )
-    max_batch: int = Field(
-        default=16, ge=1, le=256, description="How many probes that arrive together are computed in one batch."
-    )
+    max_batch: int = Field(default=16, ge=1, le=256, description="Images computed in one batch, at most.")
     max_waiting: int = Field(
-        default=256, ge=1, description="How many images may wait for the networks before requests get 429."
+        default=256, ge=1, description="Images that may wait for the networks before requests get 429."
     )
     max_waiting_bytes: int = Field(
         default=512 * 2**20,
         ge=1024,
-        description="How many bytes the images that wait or are computed, and the bodies of requests not answered yet, "
-        "may each have together before requests get 429: a hundred photos of a phone, not 256 of the largest images "
-        "allowed, which are 8 GiB.",
+        description="Bytes that waiting images, and bodies of unanswered requests, may each have in total before "
+        "requests get 429.",
     )
     max_archive_bytes: int = Field(
         default=2 * 2**30,
         ge=1024,
-        description="How many bytes the body of a bulk enrolment may have: a thousand photos of 2 MB, as phones "
-        "take them. It is written to the home folder while it comes, and into the database when it is whole; more "
-        "photos are better sent as several jobs.",
+        description="Largest archive of a bulk enrollment: about a thousand photos from phones. It is written to the "
+        "data folder while it is received, then to the database.",
     )
     max_jobs: int = Field(
         default=16,
         ge=1,
-        description="How many bulk enrolments may wait or run before others get 429: their archives lie in the "
-        "database until they have ended.",
+        description="Bulk enrollments that may wait or run before new ones get 429.",
     )
     job_days: int = Field(
         default=30,
         ge=0,
         le=36_500,
-        description="Days for which it is told what became of each image of a bulk enrolment, counted from its end.",
+        description="Days for which the report of a finished bulk enrollment is kept.",
     )
     allowed_hosts: str = Field(
         default="",
-        description="Names, separated by commas, that callers may reach `serve` by, as `faces.example.com` behind a "
-        "reverse proxy (which must hand on `Host` as it came); `localhost` and loopback addresses always may. Without "
-        "it, only those where `serve` listens on loopback, and any name elsewhere.",
+        description="Comma-separated host names by which clients may reach `serve`, such as `faces.example.com` "
+        "behind a reverse proxy that forwards `Host`. Loopback names are always allowed. Default: only those if "
+        "`serve` listens on loopback, otherwise any name.",
     )
 
     @classmethod
