@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from indexer.disk import alone, clear, replacing, write_atomically
-from tests.gallery.together import SECONDS
 from tests.vectors.disks import limited_file_size
+from tests.waiting import DEADLINE
 
 
 def listed(folder: Path) -> list[str]:
@@ -142,7 +142,7 @@ def _write_for_ever(path: str) -> None:
     with replacing(Path(path)) as (file, _):
         file.write(b"x" * 10)
         file.flush()
-        time.sleep(SECONDS)
+        time.sleep(DEADLINE)
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     (tmp_path / "44.index.x.tmp").write_bytes(b"another gallery's")
     process = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(str(path),))
     process.start()
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + DEADLINE
     while not any(p.stat().st_size == 10 for p in tmp_path.glob("4.index*.tmp")) and time.monotonic() < until:
         time.sleep(0.01)
     clear(path)
@@ -160,7 +160,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     assert len(list(tmp_path.glob("4.index*.tmp"))) == 1
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    process.join(SECONDS)
+    process.join(DEADLINE)
     clear(path)
     assert {p.name for p in tmp_path.iterdir()} == {"4.index", "44.index.x.tmp"}
 

@@ -17,7 +17,8 @@ from indexer.home import Home
 from indexer.settings import read_settings
 from indexer.types import Outcome
 from tests.gallery.faces import new_face, vector
-from tests.search_service.api.serving import PATIENCE, WHOSTHERE, Serve, command, ok, until
+from tests.search_service.api.serving import WHOSTHERE, Serve, command, ok
+from tests.waiting import DEADLINE, wait_for
 
 STAFF = "/v1/galleries/staff"
 
@@ -44,14 +45,14 @@ class Place:
         environment |= self.environment
         serve = Serve(self.home, next(self.logs), *several, program=program, **environment)
         try:
-            until(lambda: serve.log().count(STARTED) == workers, "every worker has started")
+            wait_for(lambda: serve.log().count(STARTED) == workers, "every worker has started")
             serve.ready()
             if serve.client.get(STAFF).status_code == 404:
                 ok(serve.client.post("/v1/galleries", json={"name": "staff"}), 201)
             yield serve
         finally:
             serve.process.kill()
-            serve.process.wait(PATIENCE)
+            serve.process.wait(DEADLINE)
             serve.client.close()
 
     def command(self, *arguments: str | Path) -> tuple[int, Any]:
@@ -154,7 +155,9 @@ class Callers:
         """Until so many more of these answers have come."""
         enough = self.count(*statuses) + many
         try:
-            until(lambda: self.count(*statuses) >= enough or bool(self.problems), f"{many} more answers of {statuses}")
+            wait_for(
+                lambda: self.count(*statuses) >= enough or bool(self.problems), f"{many} more answers of {statuses}"
+            )
         except AssertionError as error:
             came = Counter(answer.status_code for answer in self.answered.copy().values())
             raise AssertionError(f"{error}; these came: {dict(came)}, {self.lost} connections were lost") from None
@@ -166,7 +169,7 @@ class Callers:
     def stop(self) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(PATIENCE)
+            thread.join(DEADLINE)
             assert not thread.is_alive()
         self._check()
 
@@ -181,7 +184,7 @@ class Callers:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                with suppress(httpx.TransportError), httpx.Client(base_url=self._url, timeout=PATIENCE) as client:
+                with suppress(httpx.TransportError), httpx.Client(base_url=self._url, timeout=DEADLINE) as client:
                     self._ask_on(client)
                     continue
                 self.lost += 1

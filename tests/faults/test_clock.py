@@ -11,8 +11,9 @@ import httpx
 from indexer.disk import write_atomically
 from tests.faults import clock
 from tests.faults.place import STAFF, Ask, Photo, Place, checked
-from tests.search_service.api.serving import image, ok, until
+from tests.search_service.api.serving import image, ok
 from tests.search_service.receiver import receiving
+from tests.waiting import wait_for
 
 DAY = 86_400
 
@@ -42,7 +43,7 @@ def test_set_back(place: Place, enrol: Ask, photo: Photo, tmp_path: Path) -> Non
         return str(ok(client.post(f"{STAFF}/enrollments", files=files), 202)["id"])
 
     def finished(client: httpx.Client, job_id: str) -> None:
-        until(lambda: ok(client.get(f"/v1/jobs/{job_id}"))["finished_at"] is not None, "the job has ended")
+        wait_for(lambda: ok(client.get(f"/v1/jobs/{job_id}"))["finished_at"] is not None, "the job has ended")
         ended = ok(client.get(f"/v1/jobs/{job_id}", params={"limit": 1000}))
         assert (ended["state"], ended["rejected"]) == ("done", 0), ended
         told.extend(ended["results"])
@@ -55,7 +56,7 @@ def test_set_back(place: Place, enrol: Ask, photo: Photo, tmp_path: Path) -> Non
             assert seen(serve.client)
             assert not seen(serve.client)
             running = job(serve.client, 100)
-            until(lambda: ok(serve.client.get(f"/v1/jobs/{running}"))["done"] > 0, "it is in the middle of it")
+            wait_for(lambda: ok(serve.client.get(f"/v1/jobs/{running}"))["done"] > 0, "it is in the middle of it")
             serve.process.kill()
         set_clock(file, -DAY)
         with place.serving(program=program, CLOCK=str(file)) as serve:
@@ -69,7 +70,7 @@ def test_set_back(place: Place, enrol: Ask, photo: Photo, tmp_path: Path) -> Non
             gone = ok(serve.client.get(f"{STAFF}/identities/{photo(3)[0]}/faces"))["faces"]
             assert ok(serve.client.delete(f"{STAFF}/identities/{photo(3)[0]}"))["faces"] == len(gone) > 0
             finished(serve.client, job(serve.client, 200))
-            until(lambda: len(set(receiver.events())) == 3, "every event has arrived")
+            wait_for(lambda: len(set(receiver.events())) == 3, "every event has arrived")
             serve.end()
     deleted = {one["face_id"] for one in gone}
     kept = {one["face_id"]: f"staff/{one['external_id']}" for one in told if one["face_id"] not in deleted}

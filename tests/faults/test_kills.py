@@ -13,7 +13,8 @@ import httpx
 
 from tests.faults.place import STAFF, Ask, Photo, Place, calling, check, checked, embedding, faces
 from tests.postgres import Postgres
-from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, ok, until
+from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, ok
+from tests.waiting import wait_for
 
 PEOPLE = 50
 """Of the gallery in which identities and faces are deleted, and the number of galleries that are."""
@@ -30,7 +31,7 @@ def test_enrolled_one_by_one(place: Place, enrol: Ask) -> None:
     with place.serving() as serve, calling(str(serve.client.base_url), enrol) as callers:
         callers.wait(12, 201)
         serve.process.kill()
-        until(lambda: callers.lost > 0, "the callers find out")
+        wait_for(lambda: callers.lost > 0, "the callers find out")
     assert callers.statuses() == {201}
     kept = {told["face_id"]: f"staff/{told['external_id']}" for told in callers.bodies(201).values()}
     with checked(place, kept) as client:
@@ -67,7 +68,7 @@ def test_deletions(place: Place) -> None:
     with place.serving() as serve, calling(str(serve.client.base_url), delete, most=3 * PEOPLE) as callers:
         callers.wait(20, 200)
         serve.process.kill()
-        until(lambda: callers.lost > 0, "the callers find out")
+        wait_for(lambda: callers.lost > 0, "the callers find out")
     assert callers.statuses() == {200}
     assert len(callers.answered) < 3 * PEOPLE, "it was killed in the middle"
     everything = {face: f"{gallery}/{owner}" for gallery, people in filled.items() for face, owner in people.items()}
@@ -99,7 +100,9 @@ def test_a_folder_that_is_enrolled(
         (folder / person / f"{number}.jpg").write_bytes(data)
     arguments = ["enroll", str(folder), "--gallery", "staff", "--report", str(report)]
     process = subprocess.Popen([WHOSTHERE, *arguments, "--home", place.home], env=ENVIRONMENT | place.environment)
-    until(lambda: "enrolled" in (report.read_text() if report.exists() else "") or process.poll() is not None, "rows")
+    wait_for(
+        lambda: "enrolled" in (report.read_text() if report.exists() else "") or process.poll() is not None, "rows"
+    )
     process.kill()
     assert process.wait() == -signal.SIGKILL
     whole, _, _ = report.read_text().rpartition("\n")  # the last line may be cut off

@@ -13,7 +13,7 @@ import pytest
 from tests import postgres
 from tests.faults.place import STAFF, Ask, Place, calling, checked, embedding, pages
 from tests.postgres import Postgres
-from tests.search_service.api.serving import until
+from tests.waiting import wait_for
 
 SAFE = "synchronous_commit = on\n"
 """What is acknowledged outlives the server's processes; no power cut is tried here."""
@@ -70,7 +70,7 @@ def test_restarted_under_load(
             assert client.get("/healthz").status_code == 200
             server.start()
             callers.wait(40, 200, 201)
-            until(lambda: client.get("/readyz").status_code == 200, "it is ready again")
+            wait_for(lambda: client.get("/readyz").status_code == 200, "it is ready again")
         serve.end()
     assert callers.statuses() == {200, 201, 503}
     assert callers.lost == 0, "no connection was lost"

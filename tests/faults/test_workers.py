@@ -16,7 +16,8 @@ from indexer.settings import read_settings
 from indexer.types import Outcome
 from search_service.client import Client
 from tests.faults.place import STARTED, Ask, Photo, Place, calling, check
-from tests.search_service.api.serving import PATIENCE, Serve, until
+from tests.search_service.api.serving import Serve
+from tests.waiting import DEADLINE, wait_for
 
 SEVERAL = 16
 """Photos of one request: it is being answered for a while."""
@@ -33,10 +34,10 @@ def test_one_worker_is_killed(place: Place, enrol: Ask) -> None:
         with calling(str(serve.client.base_url), enrol, count=6) as callers:
             callers.wait(8, 201)
             os.kill(min(workers), signal.SIGKILL)
-            until(lambda: serve.log().count(STARTED) == 3, "another worker took its place")
+            wait_for(lambda: serve.log().count(STARTED) == 3, "another worker took its place")
             callers.wait(8, 201)
         serve.process.send_signal(signal.SIGTERM)
-        assert serve.process.wait(PATIENCE) == 0
+        assert serve.process.wait(DEADLINE) == 0
     assert callers.statuses() == {201}
     assert len(callers.asked) - len(callers.answered) <= 6, "one a connection"
     check(place, {told["face_id"]: f"staff/{told['external_id']}" for told in callers.bodies(201).values()})
@@ -57,12 +58,12 @@ def test_a_request_whose_worker_is_killed_is_done_by_another_one(place: Place, p
         ThreadPoolExecutor(1) as pool,
     ):
         asked = pool.submit(client.gallery("staff").enroll_each, "ana", photos)
-        until(lambda: bool(answers()), "the request has its key")
+        wait_for(lambda: bool(answers()), "the request has its key")
         (key,) = [(row.key, row.status) for row in answers()]
         for worker in workers_of(serve):
             os.kill(worker, signal.SIGKILL)
         assert not asked.done()
-        results = asked.result(2 * PATIENCE)
+        results = asked.result(2 * DEADLINE)
         told = [face.face_id for face in client.gallery("staff").identity("ana").faces()]
         assert [(row.key, row.status) for row in answers()] == [(key[0], 200)]
     assert key[1] is None, "it was killed in the middle"

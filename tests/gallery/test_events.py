@@ -23,8 +23,9 @@ from indexer.gallery.webhooks import Webhooks
 from indexer.types import Gallery, Named, Person
 from tests.gallery.clock import NOON, Clock
 from tests.gallery.faces import make_gallery
-from tests.gallery.together import SECONDS, in_processes, in_threads
+from tests.gallery.together import in_processes, in_threads
 from tests.postgres import Database
+from tests.waiting import DEADLINE
 
 MINUTE = timedelta(minutes=1)
 
@@ -292,18 +293,18 @@ def test_events_are_seen_in_the_order_of_their_ids(
         event_id = insert(session, gallery, sighting, at)
         if sighting.identity is not None and sighting.identity.external_id == "slow":
             has_its_id.set()
-            may_end.wait(SECONDS)
+            may_end.wait(DEADLINE)
         return event_id
 
     monkeypatch.setattr(module, "_insert_event", insert_slowly)
     with ThreadPoolExecutor(2) as pool:
         slow = pool.submit(events.record, staff, seen("slow"), MINUTE)
-        assert has_its_id.wait(SECONDS)
+        assert has_its_id.wait(DEADLINE)
         quick = pool.submit(events.record, staff, seen("quick"), MINUTE)
         wait([quick], timeout=0.5)  # it may be done by now, and be read
         page = events.find(Filter())
         may_end.set()
-        told = [slow.result(SECONDS).event, quick.result(SECONDS).event]
+        told = [slow.result(DEADLINE).event, quick.result(DEADLINE).event]
     page += events.find(Filter(), after=page[-1].id if page else 0)
     assert page == told
 
@@ -318,18 +319,18 @@ def test_a_gallery_is_deleted_after_what_is_being_recorded(
 
     def insert_later(session: Session, gallery: Gallery, sighting: Sighting, at: datetime) -> int:
         has_its_turn.set()
-        may_go_on.wait(SECONDS)
+        may_go_on.wait(DEADLINE)
         return insert(session, gallery, sighting, at)
 
     monkeypatch.setattr(module, "_insert_event", insert_later)
     with ThreadPoolExecutor(2) as pool:
         recording = pool.submit(events.record, staff, seen(), timedelta())
-        assert has_its_turn.wait(SECONDS)
+        assert has_its_turn.wait(DEADLINE)
         deleting = pool.submit(Store(engine).delete_gallery, "staff")
         assert not wait([deleting], timeout=0.5).done
         may_go_on.set()
-        assert recording.result(SECONDS).recorded
-        deleting.result(SECONDS)
+        assert recording.result(DEADLINE).recorded
+        deleting.result(DEADLINE)
     assert events.find(Filter()) == []
 
 

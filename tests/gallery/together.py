@@ -9,10 +9,9 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.synchronize import Barrier
 from typing import Any, TypeVar
 
-Answer = TypeVar("Answer")
+from tests.waiting import DEADLINE
 
-SECONDS = 60
-"""Longer than any start of a process should take."""
+Answer = TypeVar("Answer")
 
 _barrier: list[Barrier] = []
 
@@ -21,7 +20,7 @@ def in_threads(functions: Sequence[Callable[[], Answer]]) -> list[Answer]:
     barrier = threading.Barrier(len(functions))
 
     def call(function: Callable[[], Answer]) -> Answer:
-        barrier.wait(SECONDS)
+        barrier.wait(DEADLINE)
         return function()
 
     with ThreadPoolExecutor(len(functions)) as pool:
@@ -34,7 +33,7 @@ def in_processes(function: Callable[..., Answer], arguments: Sequence[tuple[Any,
     barrier = context.Barrier(len(arguments))
     with ProcessPoolExecutor(len(arguments), mp_context=context, initializer=_keep, initargs=(barrier,)) as pool:
         futures = [pool.submit(_call, function, some) for some in arguments]
-        return [future.result(SECONDS) for future in futures]
+        return [future.result(DEADLINE) for future in futures]
 
 
 def _keep(barrier: Barrier) -> None:
@@ -42,5 +41,5 @@ def _keep(barrier: Barrier) -> None:
 
 
 def _call(function: Callable[..., Answer], arguments: tuple[Any, ...]) -> Answer:
-    _barrier[-1].wait(SECONDS)
+    _barrier[-1].wait(DEADLINE)
     return function(*arguments)

@@ -25,7 +25,7 @@ from tests.gallery.faces import face, vector
 from tests.indexer_cli.command import Command
 from tests.indexer_cli.conftest import Demo
 from tests.photos import six_people
-from tests.search_service.api.serving import until
+from tests.waiting import wait_for
 
 ADDED = ("--detector", "sface", "--scale", "1", "--no-mirror")
 TO_OTHER = ("--model", "other")
@@ -273,7 +273,9 @@ def test_killed_in_the_middle_it_goes_on(
         "AND face_id IN (SELECT id FROM faces WHERE gallery_id = (SELECT id FROM galleries WHERE name = 'many'))"
     )
     process = command.start("gallery", "reembed", "many", *TO_OTHER, WHOSTHERE_THREADS="1")
-    until(lambda: command.query(f"SELECT count(*) {by_other}") > [(0,)] or process.poll() is not None, "a batch is in")
+    wait_for(
+        lambda: command.query(f"SELECT count(*) {by_other}") > [(0,)] or process.poll() is not None, "a batch is in"
+    )
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL

@@ -17,6 +17,7 @@ from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import PIXELS_AT_ONCE, FacePipeline, Seen
 from search_service.batching import Batcher, Kind
 from tests import photos
+from tests.waiting import wait_for_async
 
 LARGEST = Kind(Pick.LARGEST)
 DETECT = Kind(None, embed=False)
@@ -86,17 +87,12 @@ async def computing(batcher: Batcher, held: Held, image: bytes = b"first") -> as
     held.go.clear()
     held.entered.clear()
     task = asyncio.create_task(batcher.describe([image], held, LARGEST))
-    await until(held.entered.is_set)
+    await wait_for_async(held.entered.is_set)
     return task
 
 
 async def waiting(batcher: Batcher, count: int) -> None:
-    await until(lambda: batcher._count == count)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    while not true():
-        await asyncio.sleep(0.001)
+    await wait_for_async(lambda: batcher._count == count)
 
 
 def test_an_image_alone_is_computed_at_once(batcher: Batcher, held: Held) -> None:
@@ -283,7 +279,7 @@ def test_a_batch_of_which_everything_was_cancelled_is_no_call(batcher: Batcher, 
         await asyncio.gather(*gone, return_exceptions=True)
         held.go.set()
         await first
-        await until(lambda: not batcher._waiting)
+        await wait_for_async(lambda: not batcher._waiting)
 
     run(test)
     assert held.sizes == [1]
@@ -328,7 +324,7 @@ def test_more_than_max_bytes_is_refused_at_once_and_whole(held: Held) -> None:
                 await batcher.describe([b"x"], held, LARGEST)
             held.go.set()
             await asyncio.gather(first, taken)
-            await until(lambda: batcher._bytes == 0)
+            await wait_for_async(lambda: batcher._bytes == 0)
             assert (await batcher.describe([b"x" * 11], held, LARGEST))[0].width == 11  # else never
 
         run(test)
@@ -388,7 +384,7 @@ def test_stop_finishes_what_was_taken_and_takes_nothing_more(held: Held) -> None
         taken = [asyncio.create_task(batcher.describe([b"x" * n], held, LARGEST)) for n in range(1, 6)]
         await waiting(batcher, 5)
         stopping = asyncio.create_task(asyncio.to_thread(batcher.stop))
-        await until(lambda: batcher._stopping)
+        await wait_for_async(lambda: batcher._stopping)
         with pytest.raises(Overloaded, match="stopping"):
             await batcher.describe([b"late"], held, LARGEST)
         assert not stopping.done()

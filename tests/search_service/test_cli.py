@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from search_service import cli
-from tests.search_service.api.serving import ENVIRONMENT, PATIENCE, WHOSTHERE
+from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE
+from tests.waiting import DEADLINE
 
 
 def ran(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -18,7 +19,7 @@ def ran(home: Path, *arguments: str, **environment: str) -> subprocess.Completed
         capture_output=True,
         text=True,
         env=ENVIRONMENT | environment,
-        timeout=PATIENCE,
+        timeout=DEADLINE,
         check=False,
     )
 
@@ -81,7 +82,7 @@ def test_a_reader_that_hangs_up_is_told_nothing(tmp_path: Path, arguments: list[
             stdout=write,
             stderr=subprocess.PIPE,
             env=ENVIRONMENT | {"WHOSTHERE_HOME": str(tmp_path)},
-            timeout=PATIENCE,
+            timeout=DEADLINE,
             check=False,
         )
     finally:

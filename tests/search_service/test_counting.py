@@ -15,7 +15,8 @@ import pytest
 
 from search_service.counting import FILE_BYTES, PREFIX, shared_folder
 from tests.search_service.api.conftest import new_home
-from tests.search_service.api.serving import ENVIRONMENT, PATIENCE, Serve, ok, until
+from tests.search_service.api.serving import ENVIRONMENT, Serve, ok
+from tests.waiting import DEADLINE, wait_for
 
 SMALL = 2**18
 """Bytes of a disk: less than what two workers fill."""
@@ -50,7 +51,7 @@ def count(tmp_path: Path, most: int) -> tuple[str, str]:
         env=ENVIRONMENT | {"PROMETHEUS_MULTIPROC_DIR": str(shared)},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -126,11 +127,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         mounting = ["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder)]
-        subprocess.run(mounting, check=True, capture_output=True, timeout=PATIENCE)
+        subprocess.run(mounting, check=True, capture_output=True, timeout=DEADLINE)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no disk can be mounted here: {error}")
     yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=PATIENCE)
+    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=DEADLINE)
 
 
 def test_workers_answer_when_the_temporary_folder_is_full(
@@ -140,14 +141,14 @@ def test_workers_answer_when_the_temporary_folder_is_full(
     home = new_home(tmp_path, models_folder)
     serve = Serve(home, tmp_path / "log", "--workers", "2", TMPDIR=str(small_disk))
     try:
-        until(lambda: serve.log().count("Application startup complete") == 2, "both workers have started")
+        wait_for(lambda: serve.log().count("Application startup complete") == 2, "both workers have started")
         serve.ready()
         try:
             (small_disk / "full").write_bytes(bytes(2 * SMALL))
         except OSError:
             assert os.statvfs(small_disk).f_bavail == 0
         for number in range(20):
-            with httpx.Client(base_url=serve.client.base_url, timeout=PATIENCE) as client:  # maybe the other worker
+            with httpx.Client(base_url=serve.client.base_url, timeout=DEADLINE) as client:  # maybe the other worker
                 ok(client.get("/v1/galleries"))
                 assert client.get(f"/v1/galleries/none-{number}").status_code == 404
                 assert client.get("/metrics").status_code == 200

@@ -19,6 +19,7 @@ from search_service.api.payloads import answer_payload
 from search_service.gathering import Gathering
 from search_service.search import Answer, Query, SearchService
 from tests.gallery.faces import face, new_face, vector
+from tests.waiting import wait_for_async
 
 PEOPLE = 12
 QUERY = Query()
@@ -66,16 +67,11 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(bounded())
 
 
-async def until(true: Callable[[], bool]) -> None:
-    while not true():
-        await asyncio.sleep(0.001)
-
-
 async def searching(gathering: Gathering, watched: Watched, gallery: Gallery, seen: Seen) -> asyncio.Task[Answer]:
     """A task whose search has begun, and goes on until `watched.go` is set."""
     watched.go.clear()
     task = asyncio.create_task(gathering.search_seen(seen, gallery, QUERY))
-    await until(watched.entered.is_set)
+    await wait_for_async(watched.entered.is_set)
     return task
 
 
@@ -120,7 +116,7 @@ def test_another_question_does_not_wait(watched: Watched, gallery: Gallery) -> N
         gathering = Gathering(watched.search)
         first = await searching(gathering, watched, gallery, probe(0))
         other = asyncio.create_task(gathering.search_seen(probe(0), gallery, Query(top_k=1)))
-        await until(lambda: len(watched.sizes) == 2)
+        await wait_for_async(lambda: len(watched.sizes) == 2)
         watched.go.set()
         assert [len((await one).faces[0].candidates) for one in (first, other)] == [5, 1]
 

@@ -25,10 +25,8 @@ from indexer.vision.pipeline import Seen
 from search_service import jobs
 from search_service.batching import Batcher
 from search_service.jobs import Courteous, Runner
-from tests.search_service.api.serving import until
 from tests.search_service.test_batching import LARGEST, Held, started
-
-LONG = 30.0
+from tests.waiting import DEADLINE, wait_for, wait_for_async
 
 
 @pytest.fixture
@@ -66,16 +64,15 @@ def beside_two_probes(batcher: Batcher, probes: Held, networks: Networks, until:
     async def test() -> None:
         probes.go.clear()
         searches = [asyncio.create_task(batcher.describe([b"probe"], probes, LARGEST)) for _ in range(2)]
-        await asyncio.to_thread(probes.entered.wait, LONG)
+        await asyncio.to_thread(probes.entered.wait, DEADLINE)
         job = threading.Thread(target=lambda: seen.extend(courteous.describe([b"a", b"bc"], Pick.ONLY, gate=True)))
         job.start()
-        while not until():
-            await asyncio.sleep(0.001)
+        await wait_for_async(until)
         probes.go.set()
         await asyncio.gather(*searches)
         await asyncio.to_thread(job.join)
 
-    asyncio.run(asyncio.wait_for(test(), LONG))
+    asyncio.run(asyncio.wait_for(test(), DEADLINE))
     assert [one.width for one in seen] == [1, 2]
 
 
@@ -92,14 +89,14 @@ def test_old_answers_are_swept(batcher: Batcher, tmp_path: Path) -> None:
         with Session(home.engine) as session:
             return list(session.scalars(select(AnswerRow.key)))
 
-    until(lambda: kept() == ["young"], "the old one is swept")
+    wait_for(lambda: kept() == ["young"], "the old one is swept")
     runner.stop()
     assert isinstance(home.answers.claim("", "young"), Pending)
     home.close()
 
 
 def test_probes_go_first(batcher: Batcher, probes: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "LONGEST_PAUSE", LONG)
+    monkeypatch.setattr(jobs, "LONGEST_PAUSE", DEADLINE)
     networks = Networks(probes)
     waiters = batcher._changed._waiters  # type: ignore[attr-defined]
     beside_two_probes(batcher, probes, networks, lambda: len(waiters) == 1)

@@ -24,8 +24,8 @@ from indexer.objects import event_object
 from indexer.types import Gallery, Named
 from search_service.webhooks import AT_ONCE, Deliverer, Schedule, body_of, send, signed
 from tests.gallery.faces import make_gallery
-from tests.search_service.api.serving import PATIENCE, until
 from tests.search_service.receiver import DRIP, HANG, REDIRECT, genuine, receiving
+from tests.waiting import DEADLINE, wait_for
 
 SOON = Schedule(timeout_seconds=2.0, lease_seconds=3.0, first_seconds=0.02, longest_seconds=0.1, tries=4)
 
@@ -151,14 +151,14 @@ def test_a_slow_name_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     over, ask = threading.Event(), socket.getaddrinfo
 
     def silent(*asked: Any, **more: Any) -> Any:
-        over.wait(PATIENCE)
+        over.wait(DEADLINE)
         return ask("127.0.0.1", 9)
 
     before = threading.active_count()
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     assert send(claimed("http://slow.invalid/"), 0.1, ssl.create_default_context()) == "no answer within 0.1 s"
     over.set()
-    until(lambda: threading.active_count() <= before, "no thread is left")
+    wait_for(lambda: threading.active_count() <= before, "no thread is left")
 
 
 def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_what_the_other_side_says_is_told_in_signs_that_logs_and_databases_take(
         receiver.start()
         with delivering(home):
             record(home, staff)
-            until(lambda: home.webhooks.webhook(hook.id).dead == 1, "it is dead")
+            wait_for(lambda: home.webhooks.webhook(hook.id).dead == 1, "it is dead")
         receiver.join()
     (dead,) = home.webhooks.deliveries(hook.id, DEAD)
     assert dead.problem == "not reached: ??[2J oops"
@@ -243,7 +243,7 @@ def test_an_event_arrives_once_recorded(home: Home, staff: Gallery) -> None:
         hook, secret = home.webhooks.create(receiver.url, None, ["match"])
         made = [record(home, staff, f"person-{n}") for n in range(20)]
         deliverer.wake()
-        until(lambda: not home.webhooks.webhook(hook.id).waiting, "everything has arrived")
+        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "everything has arrived")
         assert receiver.events() == made  # in their order, while nothing fails
         check = genuine()
         assert all(check(secret, one.headers, one.body) for one in receiver.received)
@@ -254,7 +254,7 @@ def test_a_receiver_that_fails_and_comes_back(home: Home, staff: Gallery) -> Non
     with receiving(500, HANG, 503, 200) as receiver, delivering(home, replace(SOON, timeout_seconds=0.2)):
         hook, _ = home.webhooks.create(receiver.url, None, ["match"])
         event = record(home, staff)
-        until(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
+        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
         assert receiver.events() == [event] * 4
         assert len({one.headers["X-Whosthere-Delivery"] for one in receiver.received}) == 1
         assert len({one.body for one in receiver.received}) == 1
@@ -268,7 +268,7 @@ def test_one_that_is_down_is_asked_once_a_pause(home: Home, staff: Gallery) -> N
         other, _ = home.webhooks.create(well.url, None, ["match"])
         made = [record(home, staff) for _ in range(20)]
         with delivering(home, slow), delivering(home, slow):
-            until(lambda: not home.webhooks.webhook(other.id).waiting, "the others have arrived")
+            wait_for(lambda: not home.webhooks.webhook(other.id).waiting, "the others have arrived")
         assert len(down.received) <= 2  # the two began at once
         tried = len(down.received)
         down.statuses = [200]
@@ -278,7 +278,7 @@ def test_one_that_is_down_is_asked_once_a_pause(home: Home, staff: Gallery) -> N
         assert trial is not None
         home.webhooks.failed(trial, "answered 500", timedelta(), timedelta())
         with delivering(home, slow):
-            until(lambda: home.webhooks.webhook(hook.id).waiting == tried, "the rest has arrived")
+            wait_for(lambda: home.webhooks.webhook(hook.id).waiting == tried, "the rest has arrived")
     assert sorted(down.events()[tried:]) == made[tried:]
 
 
@@ -288,9 +288,9 @@ def test_one_that_was_not_there_yet(home: Home, staff: Gallery) -> None:
     hook, _ = home.webhooks.create(url, None, ["match"])
     event = record(home, staff)
     with delivering(home, replace(SOON, tries=10_000)):
-        until(lambda: any(one.attempts > 1 for one in home.webhooks.deliveries(hook.id, WAITING)), "it was tried")
+        wait_for(lambda: any(one.attempts > 1 for one in home.webhooks.deliveries(hook.id, WAITING)), "it was tried")
         with receiving(port=port) as receiver:
-            until(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
+            wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
             assert receiver.events() == [event]
 
 
@@ -298,14 +298,14 @@ def test_a_dead_letter_is_replayed(home: Home, staff: Gallery) -> None:
     with receiving(500, 500, 500, 500, 200) as receiver, delivering(home) as deliverer:
         hook, _ = home.webhooks.create(receiver.url, None, ["match"])
         event = record(home, staff)
-        until(lambda: home.webhooks.webhook(hook.id).dead == 1, "it was tried too often")
+        wait_for(lambda: home.webhooks.webhook(hook.id).dead == 1, "it was tried too often")
         (dead,) = home.webhooks.deliveries(hook.id, DEAD)
         assert (dead.event_id, dead.attempts, dead.problem) == (event, SOON.tries, "answered 500")
         assert len(receiver.received) == SOON.tries
         assert home.webhooks.replay(hook.id) == 1
         deliverer.wake()
-        until(lambda: len(receiver.received) == SOON.tries + 1, "it was sent again")
-        until(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
+        wait_for(lambda: len(receiver.received) == SOON.tries + 1, "it was sent again")
+        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
         assert home.webhooks.webhook(hook.id).dead == 0
 
 
@@ -315,7 +315,7 @@ def test_one_that_hangs_keeps_no_other_waiting(home: Home, staff: Gallery) -> No
         home.webhooks.create(stuck.url, None, ["match"])
         hook, _ = home.webhooks.create(quick.url, None, ["match"])
         made = [record(home, staff) for _ in range(AT_ONCE * 2)]
-        until(lambda: not home.webhooks.webhook(hook.id).waiting, "the others have arrived")
+        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "the others have arrived")
         assert quick.events() == made
         assert len(stuck.received) == 1
         stuck.released.set()
@@ -329,7 +329,9 @@ def test_each_of_many_has_its_turn(home: Home, staff: Gallery) -> None:
         hooks = [home.webhooks.create(f"{base}/{n}", None, ["match"])[0] for n in range(AT_ONCE + 1)]
         made = [record(home, staff) for _ in range(10)]
         with delivering(home):
-            until(lambda: not any(home.webhooks.webhook(hook.id).waiting for hook in hooks), "everything has arrived")
+            wait_for(
+                lambda: not any(home.webhooks.webhook(hook.id).waiting for hook in hooks), "everything has arrived"
+            )
     turns = [one.path for one in receiver.received]
     assert len(turns) == len(hooks) * len(made)
     for n in range(AT_ONCE + 1):
@@ -342,7 +344,7 @@ def test_two_processes_worth_of_deliverers_send_each_once(home: Home, staff: Gal
     with receiving() as receiver, delivering(home), delivering(home):
         hook, _ = home.webhooks.create(receiver.url, None, ["match"])
         made = [record(home, staff) for _ in range(30)]
-        until(lambda: not home.webhooks.webhook(hook.id).waiting, "everything has arrived")
+        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "everything has arrived")
         assert sorted(receiver.events()) == made
 
 
@@ -353,7 +355,7 @@ def test_a_forgotten_event_is_not_sent(home: Home, staff: Gallery) -> None:
         kept = record(home, staff, "ben")
         home.events.forget(staff, "ana")
         with delivering(home):
-            until(lambda: not home.webhooks.webhook(hook.id).waiting, "the rest has arrived")
+            wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "the rest has arrived")
         assert receiver.events() == [kept]
 
 
@@ -363,8 +365,8 @@ def test_stopping_waits_for_what_is_being_sent(home: Home, staff: Gallery) -> No
         record(home, staff)
         before = threading.active_count()
         with delivering(home, replace(SOON, timeout_seconds=0.5)):
-            until(lambda: len(receiver.received) == 1, "it is being sent")
+            wait_for(lambda: len(receiver.received) == 1, "it is being sent")
         (waiting,) = home.webhooks.deliveries(hook.id, WAITING)
         assert waiting.problem == "no answer within 0.5 s"
         receiver.released.set()
-        until(lambda: threading.active_count() <= before, "no thread is left")
+        wait_for(lambda: threading.active_count() <= before, "no thread is left")

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 import pytest
 
 from indexer.vectors.locks import SharedLock
-from tests.gallery.together import SECONDS, in_threads
+from tests.gallery.together import in_threads
+from tests.waiting import DEADLINE
 
 Take = Callable[[], AbstractContextManager[None]]
 
@@ -20,7 +21,7 @@ def test_readers_hold_it_together() -> None:
 
     def read() -> None:
         with lock.reading():
-            together.wait(SECONDS)  # nobody passes unless all four are in
+            together.wait(DEADLINE)  # nobody passes unless all four are in
 
     in_threads([read] * 4)
 
@@ -48,7 +49,7 @@ def test_a_writer_is_alone() -> None:
 
 def test_nobody_waits_for_ever() -> None:
     """Neither a writer among readers that come without end, nor a reader among writers."""
-    lock, done, end = SharedLock(), threading.Event(), time.monotonic() + SECONDS
+    lock, done, end = SharedLock(), threading.Event(), time.monotonic() + DEADLINE
     turns = {"reader": 0, "writer": 0}
 
     def busy(take: Take) -> Callable[[], None]:
@@ -93,7 +94,7 @@ def test_they_go_in_the_order_they_came() -> None:
         threads = [later("writer", lock.writing), later("reader", lock.reading), later("second", lock.writing)]
         assert order == []
     for thread in threads:
-        thread.join(SECONDS)
+        thread.join(DEADLINE)
     assert order == ["writer", "reader", "second"]
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from indexer.vectors import resting
 from indexer.vectors.base import DamagedIndex
 from indexer.vectors.resting import ALIVE, ERASED, Resting
-from tests.gallery.together import SECONDS
 from tests.vectors.disks import limited_file_size
+from tests.waiting import DEADLINE
 
 DIM, PARTS = 8, 16
 
@@ -181,7 +181,7 @@ def test_another_process_sees_what_one_erased(tmp_path: Path) -> None:
     base = resting.read(path)
     process = multiprocessing.get_context("spawn").Process(target=_erase, args=(str(path),))
     process.start()
-    process.join(SECONDS)
+    process.join(DEADLINE)
     assert process.exitcode == 0
     assert base.pick(all_rows(base))[1].tolist() == [0] * DIM
     assert base.alive().tolist() == [True, False, True]

@@ -27,9 +27,10 @@ from indexer.vectors.compressed import CompressedIndex
 from indexer.vectors.follow import FollowedIndex, Indexes
 from indexer.vectors.tiers import FaissEngine
 from tests.gallery.faces import DIM, enroll_one, make_gallery, new_face, vector
-from tests.gallery.together import SECONDS, in_processes
+from tests.gallery.together import in_processes
 from tests.postgres import Database, opened
 from tests.vectors.disks import limited_file_size
+from tests.waiting import DEADLINE
 
 FACES = 40
 
@@ -91,7 +92,7 @@ def check_right(index: VectorIndex, store: Store, gallery: Gallery) -> None:
 
 def wait(followed: FollowedIndex, until: Callable[[VectorIndex], bool]) -> VectorIndex:
     """Searches go on, and each is right, until an index is such."""
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + DEADLINE
     while not until(index := followed.caught_up()):
         assert time.monotonic() < end
         check_right(index, followed._store, followed._gallery)
@@ -202,14 +203,14 @@ def test_saving_waits_for_what_is_being_built(store: Store, gallery: Gallery, fo
         def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
             if header.faces > MOST:
                 begun.set()
-                assert go_on.wait(SECONDS)
+                assert go_on.wait(DEADLINE)
             return super().build(path, header, faces)
 
     followed = FollowedIndex(store, gallery, folder, Slow())
     followed.caught_up()
     enroll(store, gallery, range(FACES, MOST + 2))
     check_right(followed.caught_up(), store, gallery)
-    assert begun.wait(SECONDS)
+    assert begun.wait(DEADLINE)
     enroll(store, gallery, range(200, 204))  # meanwhile
     store.delete_identity(gallery.id, "p0")
     assert followed.caught_up().kind == "exact"
@@ -219,7 +220,7 @@ def test_saving_waits_for_what_is_being_built(store: Store, gallery: Gallery, fo
     saving.join(0.2)
     assert saving.is_alive()
     go_on.set()
-    saving.join(SECONDS)
+    saving.join(DEADLINE)
     assert followed.caught_up().kind == "compressed"
     check_right(followed.caught_up(), store, gallery)
     assert vector(0).astype(np.float16).tobytes() not in path_of(folder, gallery).read_bytes()
@@ -343,7 +344,7 @@ def test_a_face_removed_while_a_shrunk_gallery_becomes_exact_leaves_the_disk(
         store.delete_identity(gallery.id, f"p{person}")
     followed.caught_up()
     assert followed._renewing is not None
-    followed._renewing.join(SECONDS)
+    followed._renewing.join(DEADLINE)
     assert not path_of(folder, gallery).exists()
     check_right(followed.caught_up(), store, gallery)
     state = followed.state()
@@ -587,7 +588,7 @@ def test_of_two_processes_one_builds_and_the_other_takes_it(
 def _build_for_ever(url: str, folder: str) -> None:
     def slowly(vectors: object) -> None:
         Path(folder, "begun").touch()
-        time.sleep(SECONDS)
+        time.sleep(DEADLINE)
 
     _small(setattr)
     setattr(compressed, "_encode", slowly)  # noqa: B010
@@ -607,7 +608,7 @@ def test_a_worker_killed_while_building_holds_up_nobody(
     process = multiprocessing.get_context("spawn").Process(target=_build_for_ever, args=(database.url, str(folder)))
     process.start()
     enroll(store, gallery, range(FACES, MOST + 4))
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + DEADLINE
     while not (folder / "begun").exists() and time.monotonic() < end:
         time.sleep(0.01)
     store.delete_identity(gallery.id, "p0")
@@ -618,7 +619,7 @@ def test_a_worker_killed_while_building_holds_up_nobody(
     assert len(list(folder.glob("*.tmp"))) == 1
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    process.join(SECONDS)
+    process.join(DEADLINE)
     check_right(wait(followed, is_compressed), store, gallery)
     (folder / "begun").unlink()
     assert names(folder) == [f"{gallery.id}.index"]

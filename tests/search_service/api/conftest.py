@@ -12,7 +12,8 @@ import pytest
 from indexer.home import Home
 from indexer.settings import read_settings
 from search_service.demo import make_photos
-from tests.search_service.api.serving import Running, image, ok, running, until
+from tests.search_service.api.serving import Running, image, ok, running
+from tests.waiting import wait_for
 
 MAX_IMAGE_BYTES = 2 * 2**20
 MAX_BODY_BYTES = 4 * 2**20
@@ -33,7 +34,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> It
     settings = read_settings({}, home=place, max_image_bytes=MAX_IMAGE_BYTES, max_body_bytes=MAX_BODY_BYTES)
     with running(Home(settings)) as service:
         with service.client() as client:
-            until(lambda: client.get("/readyz").status_code == 200, "the service is ready")
+            wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
         yield service
 
 

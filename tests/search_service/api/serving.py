@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,11 @@ import uvicorn
 from indexer.home import Home
 from search_service.api.app import create_app
 from search_service.batching import Batcher
-
-PATIENCE = 60.0
-"""Seconds that anything may take on a busy machine. Tests that pass do not wait for it."""
+from tests.waiting import DEADLINE, wait_for
 
 WHOSTHERE = str(Path(sys.executable).with_name("whosthere"))
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("WHOSTHERE_")}
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    """Waits for it; an AssertionError when it does not become so."""
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end, f"waited {PATIENCE:g} s for this: {what}"
-        time.sleep(0.005)
 
 
 class Running:
@@ -51,13 +40,13 @@ class Running:
 
     def start(self) -> None:
         self._thread.start()
-        until(lambda: self.server.started or not self._thread.is_alive(), "the server starts")
+        wait_for(lambda: self.server.started or not self._thread.is_alive(), "the server starts")
         assert self.server.started
         self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self._thread.join(PATIENCE)
+        self._thread.join(DEADLINE)
         assert not self._thread.is_alive()
 
     @property
@@ -66,7 +55,7 @@ class Running:
         return batcher
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=PATIENCE)
+        return httpx.Client(base_url=self.url, timeout=DEADLINE)
 
 
 @contextmanager
@@ -81,7 +70,9 @@ def running(home: Home) -> Iterator[Running]:
 
 def told_url(log: Path) -> str:
     """Where a service answers that writes to this log, once it says so."""
-    until(lambda: _url_in(log.read_text(encoding="utf-8", errors="replace")) is not None, "the server tells its port")
+    wait_for(
+        lambda: _url_in(log.read_text(encoding="utf-8", errors="replace")) is not None, "the server tells its port"
+    )
     return str(_url_in(log.read_text(encoding="utf-8", errors="replace")))
 
 
@@ -105,10 +96,10 @@ class Serve:
                 stderr=subprocess.STDOUT,
                 env=ENVIRONMENT | environment,
             )
-        until(lambda: self._told() is not None or self.process.poll() is not None, "the server tells its port")
+        wait_for(lambda: self._told() is not None or self.process.poll() is not None, "the server tells its port")
         told = self._told()
         assert told, self.log()
-        self.client = httpx.Client(base_url=told, timeout=PATIENCE)
+        self.client = httpx.Client(base_url=told, timeout=DEADLINE)
 
     def log(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
@@ -117,7 +108,7 @@ class Serve:
         return _url_in(self.log())
 
     def ready(self) -> Serve:
-        until(lambda: self.client.get("/readyz").status_code == 200, "the server is ready")
+        wait_for(lambda: self.client.get("/readyz").status_code == 200, "the server is ready")
         return self
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
@@ -125,7 +116,7 @@ class Serve:
         self.client.close()
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(DEADLINE)
 
 
 @contextmanager
@@ -143,7 +134,7 @@ def command(home: Path, *arguments: str | Path, **environment: str) -> tuple[int
         [WHOSTHERE, *map(str, arguments), "--home", str(home), "--json"],
         capture_output=True,
         env=ENVIRONMENT | environment,
-        timeout=PATIENCE,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.stdout, done.stderr.decode()

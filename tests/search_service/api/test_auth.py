@@ -37,7 +37,6 @@ from search_service.api.errors import Forbidden
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import (
     ENVIRONMENT,
-    PATIENCE,
     WHOSTHERE,
     Running,
     command,
@@ -45,8 +44,8 @@ from tests.search_service.api.serving import (
     refused,
     running,
     serving,
-    until,
 )
+from tests.waiting import DEADLINE, wait_for
 
 BEYOND_GALLERIES = {
     ("POST", "/v1/detect"),
@@ -326,7 +325,7 @@ def test_a_limited_admin_is_told_of_events_and_webhooks_of_its_own_galleries_onl
 
 def test_a_body_is_not_read_before_the_key(guarded: Kept) -> None:
     host, port = guarded.service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+    with socket.create_connection((host, int(port)), timeout=DEADLINE) as connection:
         connection.sendall(b"POST /v1/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
 
@@ -335,7 +334,7 @@ def test_readiness_tells_strangers_no_names(tmp_path: Path, models_folder: Path)
     home = Home(read_settings({}, home=new_home(tmp_path, models_folder)))
     home.store.create_gallery("secret", SFACE.name, "an-older-print", SFACE.dim)
     with running(home) as service, service.client() as client:
-        until(lambda: client.get("/readyz").status_code == 200, "the service is ready")
+        wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
         assert ok(client.get("/readyz"))["galleries"].keys() == {"secret"}
         texts = {scope: home.keys.create(scope, [scope])[1] for scope in keys.Scope}
         _, limited = home.keys.create("limited", [keys.Scope.ADMIN], ["staff"])
@@ -539,7 +538,7 @@ def test_where_a_service_without_keys_may_listen() -> None:
 def test_serve_refuses_to_be_reached_without_keys_and_says_so(tmp_path: Path) -> None:
     arguments = ["serve", "--host", "0.0.0.0", "--port", "0", "--home", str(tmp_path)]
     done = subprocess.run(
-        [WHOSTHERE, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE, check=False
+        [WHOSTHERE, *arguments], capture_output=True, text=True, env=ENVIRONMENT, timeout=DEADLINE, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
     line = done.stderr.splitlines()[-1]  # after what is logged of the new database

@@ -20,7 +20,8 @@ from tests.postgres import database as database
 from tests.postgres import postgres as postgres
 from tests.postgres import sqlite_template as sqlite_template
 from tests.search_service.api.conftest import new_home
-from tests.search_service.api.serving import Serve, ok, refused, serving, until
+from tests.search_service.api.serving import Serve, ok, refused, serving
+from tests.waiting import wait_for
 
 ANA, BEN = "badge-4711", "badge-4712"
 NAME = "Ana-Ruiz"
@@ -50,7 +51,7 @@ def change(database: Database, sql: str) -> None:
 
 def keeps_to_itself(serve: Serve, told: str) -> None:
     """That the log tells of the failure, and of no person."""
-    until(lambda: told in serve.log(), f"the log tells of {told}")
+    wait_for(lambda: told in serve.log(), f"the log tells of {told}")
     for word in (ANA, BEN, NAME, CITY, "Failing row"):
         assert word not in serve.log()
 
@@ -75,7 +76,7 @@ def enrolled(serve: Serve, name: str) -> str:
         archive.writestr("manifest.csv", f"image,external_id,name,city\n1.png,{BEN},{name},{CITY}\n")
     files = {"archive": ("photos.zip", packed.getvalue())}
     path = f"/v1/jobs/{ok(serve.client.post(f'{STAFF}/enrollments', files=files), 202)['id']}"
-    until(lambda: ok(serve.client.get(path))["state"] in ("done", "failed"), "the job ends")
+    wait_for(lambda: ok(serve.client.get(path))["state"] in ("done", "failed"), "the job ends")
     return path
 
 

@@ -21,7 +21,8 @@ from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE, Pack
 from indexer.vision.pipeline import FacePipeline
 from search_service.api import app
-from tests.search_service.api.serving import Running, ok, running, until
+from tests.search_service.api.serving import Running, ok, running
+from tests.waiting import wait_for
 
 ROUTES = {
     "/v1/galleries": {"get", "post"},
@@ -91,7 +92,7 @@ def test_it_is_alive_at_once_and_ready_when_everything_is_loaded(tmp_path: Path)
             assert ok(client.get("/healthz")) == {"status": "alive"}
             assert ok(client.get("/v1/galleries")) == {"galleries": [], "cursor": None}
         home.slow.go.set()
-        until(lambda: client.get("/readyz").status_code == 200, "it is ready")
+        wait_for(lambda: client.get("/readyz").status_code == 200, "it is ready")
         assert client.get("/readyz").json() == {"status": "ready"}
 
 
@@ -99,7 +100,7 @@ def test_it_is_never_ready_without_its_models_and_says_why(tmp_path: Path) -> No
     home = SlowHome(tmp_path, ModelUnavailable("yunet.onnx is damaged"))
     with loading(home) as client:
         home.slow.go.set()
-        until(lambda: client.get("/readyz").json()["status"] == "failed", "it fails to load")
+        wait_for(lambda: client.get("/readyz").json()["status"] == "failed", "it fails to load")
         answer = client.get("/readyz")
         assert (answer.status_code, answer.json()["problem"]) == (503, "yunet.onnx is damaged")
         assert ok(client.get("/healthz")) == {"status": "alive"}
@@ -111,10 +112,10 @@ def test_it_is_ready_when_what_was_missing_comes_back(tmp_path: Path, monkeypatc
         home = SlowHome(tmp_path, problem)
         with loading(home) as client:
             home.slow.go.set()
-            until(lambda client=client: client.get("/readyz").json()["status"] == "failed", "it fails to load")  # type: ignore[misc]
+            wait_for(lambda client=client: client.get("/readyz").json()["status"] == "failed", "it fails to load")  # type: ignore[misc]
             assert "a bug" not in client.get("/readyz").text
             home.slow.problem = None
-            until(lambda client=client: client.get("/readyz").status_code == 200, "it is ready")  # type: ignore[misc]
+            wait_for(lambda client=client: client.get("/readyz").status_code == 200, "it is ready")  # type: ignore[misc]
             assert client.get("/readyz").json() == {"status": "ready"}
 
 
@@ -123,7 +124,7 @@ def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pyt
     home = SlowHome(tmp_path, ModelUnavailable("yunet.onnx is damaged"))
     with loading(home) as client:
         home.slow.go.set()
-        until(lambda: client.get("/readyz").json()["status"] == "failed", "it fails to load")
+        wait_for(lambda: client.get("/readyz").json()["status"] == "failed", "it fails to load")
         start = time.monotonic()
     assert time.monotonic() - start < 20
 
@@ -135,7 +136,7 @@ def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: P
     home.store.create_gallery("strange", "arcface", "x", 512)
     home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
     with running(home) as service, service.client() as client:
-        until(lambda: client.get("/readyz").status_code == 200, "it is ready")
+        wait_for(lambda: client.get("/readyz").status_code == 200, "it is ready")
         told = client.get("/readyz").json()
         assert set(told["galleries"]) == {"old", "strange"}
         assert "an-older-print" in told["galleries"]["old"]
@@ -151,7 +152,7 @@ def test_a_gallery_deleted_while_it_loads_hurts_nobody(tmp_path: Path) -> None:
         home.store.create_gallery(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
     with loading(home) as client:
         home.slow.go.set()
-        until(lambda: client.get("/readyz").json()["status"] != "loading", "it is loaded")
+        wait_for(lambda: client.get("/readyz").json()["status"] != "loading", "it is loaded")
         assert client.get("/readyz").json() == {"status": "ready"}
     assert home.asked_for == ["first", "vanishing", "last"]
 

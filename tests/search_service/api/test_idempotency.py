@@ -30,7 +30,8 @@ from search_service.api.idempotency import Idempotency
 from tests import photos as sources
 from tests.gallery.together import in_threads
 from tests.search_service.api.conftest import MAX_BODY_BYTES, new_home
-from tests.search_service.api.serving import PATIENCE, Running, base64_of, image, ok, refused, serving, until
+from tests.search_service.api.serving import Running, base64_of, image, ok, refused, serving
+from tests.waiting import DEADLINE, wait_for
 
 BIG = 8 * 2**20
 
@@ -418,7 +419,7 @@ def test_whoever_answers_for_long_says_that_it_is_alive(
             return locked
 
         seen.append(locked_until())
-        until(lambda: locked_until() != seen[0], "it has said so, though the event loop is busy with this")
+        wait_for(lambda: locked_until() != seen[0], "it has said so, though the event loop is busy with this")
         seen.append(locked_until())
         await scripted(scope, receive, send)
 
@@ -472,7 +473,7 @@ def test_a_worker_that_is_killed_while_it_answers(tmp_path: Path, models_folder:
 
     def halting() -> Iterator[bytes]:
         yield said[:5]
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(DEADLINE)
         yield said[5:]
 
     with serving(place, tmp_path / "first.log") as first, ThreadPoolExecutor(1) as pool:
@@ -480,12 +481,12 @@ def test_a_worker_that_is_killed_while_it_answers(tmp_path: Path, models_folder:
         headers = key | {"Content-Type": "application/json", "Content-Length": str(len(said))}
         asked = pool.submit(first.client.post, path, content=halting(), headers=headers)
         home = Home(read_settings({}, home=place))
-        until(lambda: _row(home) is not None, "the request has its key")
+        wait_for(lambda: _row(home) is not None, "the request has its key")
         first.process.kill()
-        first.process.wait(PATIENCE)
+        first.process.wait(DEADLINE)
         go_on.set()
         with pytest.raises(httpx.HTTPError):
-            asked.result(PATIENCE)
+            asked.result(DEADLINE)
     with serving(place, tmp_path / "second.log") as second:
         ask = partial(second.client.post, path, content=said, headers=key | {"Content-Type": "application/json"})
         refused(ask(), 409, "request_in_progress")

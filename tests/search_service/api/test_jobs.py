@@ -31,9 +31,10 @@ from tests.postgres import database as database
 from tests.postgres import postgres as postgres
 from tests.postgres import sqlite_template as sqlite_template
 from tests.search_service.api.conftest import MAX_BODY_BYTES, new_home
-from tests.search_service.api.serving import PATIENCE, Running, command, ok, refused, running, serving, until
+from tests.search_service.api.serving import Running, command, ok, refused, running, serving
 from tests.search_service.api.test_reembed import place as place
 from tests.search_service.api.test_reembed import two_packs as two_packs
+from tests.waiting import DEADLINE, wait_for
 
 CHUNK = 16
 """Photos that are committed together (`indexer.enrollment.CHUNK`)."""
@@ -95,7 +96,7 @@ def accepted(response: httpx.Response) -> str:
 
 def finished(client: httpx.Client, path: str, state: str = "done") -> dict[str, Any]:
     """The job with all its results, after it has ended."""
-    until(lambda: ok(client.get(path))["finished_at"] is not None, f"{path} ends")
+    wait_for(lambda: ok(client.get(path))["finished_at"] is not None, f"{path} ends")
     job: dict[str, Any] = ok(client.get(path, params={"limit": 1000}))
     assert job["state"] == state, job
     assert job["cursor"] is None
@@ -325,7 +326,7 @@ def test_cancelled(own: Callable[..., Home], steps: Steps, many: Mapping[str, by
         cancelled = ok(client.post(f"{waiting}/cancel"))
         assert (cancelled["state"], cancelled["done"]) == ("cancelled", 0)
         steps.let(CHUNK)
-        until(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
+        wait_for(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
         assert ok(client.get(path))["state"] == "running"
         assert ok(client.post(f"{path}/cancel"))["state"] == "cancelling"
         job = finished(client, path, "cancelled")
@@ -359,7 +360,7 @@ def test_of_those_that_come_at_once_no_more_are_taken(
             yield people_zip[half:]
 
         async def test() -> list[httpx.Response]:
-            async with httpx.AsyncClient(base_url=service.url, timeout=PATIENCE) as client:
+            async with httpx.AsyncClient(base_url=service.url, timeout=DEADLINE) as client:
                 ok(await client.post("/v1/galleries", json={"name": "staff"}), 201)
                 path, zipped = "/v1/galleries/staff/enrollments", {"Content-Type": "application/zip"}
                 go = asyncio.Event()
@@ -370,7 +371,7 @@ def test_of_those_that_come_at_once_no_more_are_taken(
                 go.set()
                 return await asyncio.gather(*posts)
 
-        answers = asyncio.run(asyncio.wait_for(test(), PATIENCE))
+        answers = asyncio.run(asyncio.wait_for(test(), DEADLINE))
         taken = [accepted(answer) for answer in answers if answer.status_code == 202]
         assert len(taken) == 2
         for answer in answers:
@@ -393,7 +394,7 @@ def test_archives_have_a_limit_of_their_own(own: Callable[..., Home], people_zip
             await go.wait()
 
         async def test() -> None:
-            async with httpx.AsyncClient(base_url=service.url, timeout=PATIENCE) as client:
+            async with httpx.AsyncClient(base_url=service.url, timeout=DEADLINE) as client:
                 ok(await client.post("/v1/galleries", json={"name": "staff"}), 201)
                 path, zipped = "/v1/galleries/staff/enrollments", {"Content-Type": "application/zip"}
                 refused(await client.post(path, content=bytes(most + 1), headers=zipped), 413, "body_too_large")
@@ -413,7 +414,7 @@ def test_archives_have_a_limit_of_their_own(own: Callable[..., Home], people_zip
                     refused(await task, 400, "invalid_archive")
                 accepted(await client.post(path, content=people_zip, headers=zipped))
 
-        asyncio.run(asyncio.wait_for(test(), PATIENCE))
+        asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
 def layer(service: Running, meant: Callable[..., bool]) -> limits.BodyLimit:
@@ -430,7 +431,7 @@ def test_a_gallery_that_goes_takes_its_job_along(
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(packed(many))))
         steps.let(CHUNK)
-        until(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
+        wait_for(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
         ok(client.delete("/v1/galleries/staff"))
         refused(client.get(path), 404, "job_not_found")
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)  # another one of that name
@@ -444,7 +445,7 @@ def test_a_gallery_that_is_reembedded_meanwhile(place: Path, steps: Steps, many:
     with running(Home(read_settings({}, home=place, keep_crops=True))) as service, service.client() as client:
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(packed(many))))
         steps.let(CHUNK)
-        until(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
+        wait_for(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
         code, said = command(place, "gallery", "reembed", "staff", "--model", "other")
         assert (code, said["switched"]) == (0, True)
         steps.let(1000)
@@ -508,7 +509,7 @@ def test_what_may_be_over_soon_is_waited_for(
     with running(own()) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(people_zip)))
-        until(lambda: "No space" in (ok(client.get(path))["problem"] or ""), "it tells why it waits")
+        wait_for(lambda: "No space" in (ok(client.get(path))["problem"] or ""), "it tells why it waits")
         full.clear()
         job = finished(client, path)
         assert (job["enrolled"], job["problem"]) == (7, None)
@@ -520,7 +521,7 @@ def test_old_jobs_are_swept(own: Callable[..., Home], people_zip: bytes) -> None
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(people_zip)))
         finished(client, path)
     with running(own(job_days=0)) as service, service.client() as client:
-        until(lambda: client.get(path).status_code == 404, "it is swept")
+        wait_for(lambda: client.get(path).status_code == 404, "it is swept")
         assert ok(client.get("/v1/galleries/staff"))["faces"] == 7
 
 
@@ -531,7 +532,7 @@ def test_stopped_gracefully_it_waits_for_the_next_worker(
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(packed(many))))
         steps.let(CHUNK)
-        until(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
+        wait_for(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
     home = own()
     job = Jobs(home.engine).find(path.rsplit("/", 1)[1])
     assert (job.state, sum(job.outcomes.values())) == (JobState.QUEUED, CHUNK)
@@ -549,7 +550,7 @@ def test_killed_in_the_middle_every_image_is_told_of_once(
         serve.ready()
         ok(serve.client.post("/v1/galleries", json={"name": "staff"}), 201)
         path = accepted(serve.client.post("/v1/galleries/staff/enrollments", files=sent(packed(many))))
-        until(lambda: ok(serve.client.get(path))["done"] > 0, "the first photos are done")
+        wait_for(lambda: ok(serve.client.get(path))["done"] > 0, "the first photos are done")
         serve.end(signal.SIGKILL)
     with serving(home, tmp_path / "second.log") as serve:
         before = ok(serve.client.get(path, params={"limit": 1000}))

@@ -21,7 +21,8 @@ from search_service.api import requests
 from search_service.api.limits import BodyLimit, is_photos
 from search_service.demo import PROBES
 from tests import photos as sources
-from tests.search_service.api.serving import PATIENCE, Running, base64_of, image, ok, refused, running
+from tests.search_service.api.serving import Running, base64_of, image, ok, refused, running
+from tests.waiting import DEADLINE, wait_for_async
 
 JSON = {"Content-Type": "application/json"}
 
@@ -45,7 +46,7 @@ class Held(FacePipeline):
 
     def _wait(self, images: Sequence[bytes]) -> None:
         self.sizes.append(len(images))
-        assert self.go.wait(PATIENCE)
+        assert self.go.wait(DEADLINE)
 
 
 class HeldHome(Home):
@@ -78,15 +79,10 @@ def holding(place: Path, loaded: FacePipeline, **settings: object) -> Iterator[t
 def asked(service: Running, test: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
     async def bounded() -> None:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=service.url, timeout=PATIENCE, limits=limits) as client:
-            await asyncio.wait_for(test(client), PATIENCE)
+        async with httpx.AsyncClient(base_url=service.url, timeout=DEADLINE, limits=limits) as client:
+            await asyncio.wait_for(test(client), DEADLINE)
 
     asyncio.run(bounded())
-
-
-async def until(true: Callable[[], bool]) -> None:
-    while not true():
-        await asyncio.sleep(0.002)
 
 
 def bodies(service: Running) -> BodyLimit:
@@ -123,7 +119,9 @@ def test_everything_else_answers_while_the_networks_are_busy(tmp_path: Path, pip
                     ),
                 )
             ]
-            await until(lambda: service.batcher._bytes == 7 * len(large) + len(other))  # however they share batches
+            await wait_for_async(
+                lambda: service.batcher._bytes == 7 * len(large) + len(other)
+            )  # however they share batches
             for _ in range(3):
                 assert ok(await client.get("/healthz")) == {"status": "alive"}
             assert ok(await client.get("/readyz")) == {"status": "ready"}
@@ -148,9 +146,9 @@ def test_probes_that_arrive_together_share_a_batch(tmp_path: Path, pipeline: Fac
 
         async def test(client: httpx.AsyncClient) -> None:
             tasks = [asyncio.create_task(search(client, sources.astronaut()))]
-            await until(lambda: held.sizes == [1])
+            await wait_for_async(lambda: held.sizes == [1])
             tasks += [asyncio.create_task(search(client, sources.astronaut())) for _ in range(6)]
-            await until(lambda: len(service.batcher._waiting) == 6)
+            await wait_for_async(lambda: len(service.batcher._waiting) == 6)
             held.go.set()
             answers = [ok(await task) for task in tasks]
             assert all(answer == answers[0] for answer in answers)
@@ -164,9 +162,9 @@ def test_too_many_are_told_to_come_again(tmp_path: Path, pipeline: FacePipeline)
 
         async def test(client: httpx.AsyncClient) -> None:
             tasks = [asyncio.create_task(search(client, sources.astronaut()))]
-            await until(lambda: held.sizes == [1])
+            await wait_for_async(lambda: held.sizes == [1])
             tasks += [asyncio.create_task(search(client, sources.astronaut())) for _ in range(2)]
-            await until(lambda: len(service.batcher._waiting) == 2)
+            await wait_for_async(lambda: len(service.batcher._waiting) == 2)
             two = {"image_a": ("a", sources.astronaut()), "image_b": ("b", sources.astronaut())}
             for answer in (
                 await search(client, sources.astronaut()),
@@ -200,9 +198,9 @@ def test_too_many_bytes_are_told_to_come_again(tmp_path: Path, pipeline: FacePip
                 await sent.wait()
 
             tasks = [asyncio.create_task(search(client, data))]
-            await until(lambda: held.sizes == [1])
+            await wait_for_async(lambda: held.sizes == [1])
             slow = asyncio.create_task(client.post("/v1/detect", content=slowly(), headers=JSON))
-            await until(lambda: bodies(service)._held > 2 * len(data))
+            await wait_for_async(lambda: bodies(service)._held > 2 * len(data))
             for answer in (
                 await search(client, data),
                 await client.post("/v1/detect", json={"image": base64_of(data)}),
@@ -240,12 +238,12 @@ def test_a_caller_who_hangs_up_costs_the_others_nothing(tmp_path: Path, pipeline
 
         async def test(client: httpx.AsyncClient) -> None:
             gone = asyncio.create_task(search(client, sources.astronaut()))
-            await until(lambda: held.sizes == [1])
+            await wait_for_async(lambda: held.sizes == [1])
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gone
             stays = asyncio.create_task(search(client, sources.astronaut()))
-            await until(lambda: len(service.batcher._waiting) == 1)
+            await wait_for_async(lambda: len(service.batcher._waiting) == 1)
             held.go.set()
             assert ok(await stays)["faces"][0]["decision"] == "match"
 

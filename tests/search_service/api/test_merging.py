@@ -15,7 +15,8 @@ from indexer import duplicates
 from search_service.api.routes import galleries
 from tests.gallery.faces import new_face, vector
 from tests.gallery.together import in_threads
-from tests.search_service.api.serving import PATIENCE, Running, command, ok, refused
+from tests.search_service.api.serving import Running, command, ok, refused
+from tests.waiting import DEADLINE
 
 DIM = 128
 
@@ -94,7 +95,7 @@ def test_one_gallery_is_compared_at_a_time(service: Running, doubled: str, monke
 
     def slow(*asked: Any) -> duplicates.Duplicates:
         begun.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(DEADLINE)
         return duplicates.find_duplicates(*asked)
 
     monkeypatch.setattr(galleries, "find_duplicates", slow)
@@ -104,7 +105,7 @@ def test_one_gallery_is_compared_at_a_time(service: Running, doubled: str, monke
             return client.get(f"{doubled}/duplicates")
 
     def second() -> httpx.Response:
-        assert begun.wait(PATIENCE)
+        assert begun.wait(DEADLINE)
         try:
             with service.client() as client:
                 return client.get(f"{doubled}/duplicates")

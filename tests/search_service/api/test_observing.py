@@ -25,7 +25,8 @@ from search_service import logs
 from search_service.logs import FIELDS, Json, Text
 from tests import photos as sources
 from tests.search_service.api.conftest import new_home
-from tests.search_service.api.serving import ENVIRONMENT, PATIENCE, WHOSTHERE, Running, image, ok, until
+from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, Running, image, ok
+from tests.waiting import DEADLINE, wait_for
 
 
 def samples(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -108,7 +109,7 @@ def test_a_request_is_one_line_without_names(
         assert not any("/readyz" in line for line in told)
         return [line for line in told if "door-7-42" in line]
 
-    until(lambda: bool(lines()), "the search is told of")
+    wait_for(lambda: bool(lines()), "the search is told of")
     (line,) = lines()
     told = json.loads(line)
     assert {key: told[key] for key in ("message", "level", "request_id", "method", "route", "status", "key")} == {
@@ -209,21 +210,21 @@ def test_several_workers_share_a_port_and_count_together(tmp_path: Path, models_
             env=ENVIRONMENT,
         )
     try:
-        until(lambda: log.read_text().count("Application startup complete") == 2, "both workers have started")
+        wait_for(lambda: log.read_text().count("Application startup complete") == 2, "both workers have started")
         (url,) = set(re.findall(r"running on (http://127\.0\.0\.1:\d+)", log.read_text()))
         workers = {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", log.read_text())}
         assert len(workers) == 2
         answered = 0
-        until(lambda: httpx.get(f"{url}/readyz", timeout=PATIENCE).status_code == 200, "one is ready")
+        wait_for(lambda: httpx.get(f"{url}/readyz", timeout=DEADLINE).status_code == 200, "one is ready")
         while answered < 20:
-            with httpx.Client(base_url=url, timeout=PATIENCE) as client:  # each connection may be another worker's
+            with httpx.Client(base_url=url, timeout=DEADLINE) as client:  # each connection may be another worker's
                 ok(client.get("/v1/galleries"))
             answered += 1
-        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        with httpx.Client(base_url=url, timeout=DEADLINE) as client:
             assert value(client, "requests_total", method="GET", route="/v1/galleries", status="200") == answered
         os.kill(min(workers), signal.SIGKILL)
-        until(lambda: log.read_text().count("Application startup complete") == 3, "another worker took its place")
-        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        wait_for(lambda: log.read_text().count("Application startup complete") == 3, "another worker took its place")
+        with httpx.Client(base_url=url, timeout=DEADLINE) as client:
             ok(client.get("/v1/galleries"))
             assert value(client, "requests_total", method="GET", route="/v1/galleries", status="200") >= answered
             assert samples(client)["whosthere_waiting_images", frozenset()] == 0
@@ -232,7 +233,7 @@ def test_several_workers_share_a_port_and_count_together(tmp_path: Path, models_
         assert not list(Path(folder[1]).glob(f"gauge_live*_{min(workers)}.db"))
     finally:
         parent.terminate()
-        assert parent.wait(PATIENCE) == 0
+        assert parent.wait(DEADLINE) == 0
     assert not Path(folder[1]).exists()
     for line in log.read_text().splitlines():
         json.loads(line)

@@ -21,7 +21,8 @@ from indexer.vision.catalogue import FileDescription, PackDescription
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE, Network
 from tests.search_service.api.conftest import new_home
-from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, running, serving, until
+from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, running, serving
+from tests.waiting import wait_for
 
 PROBE = "left-3-turned.jpg"
 SEARCHES = 3
@@ -81,7 +82,7 @@ class Searching:
 
     def answered(self, model: str) -> None:
         """Waits until that pack has answered each of the threads a few times."""
-        until(
+        wait_for(
             lambda: all(models[-SEARCHES:] == [model] * SEARCHES for models in self.models) or self.wrong != [], model
         )
         assert self.wrong == []
@@ -117,7 +118,7 @@ def test_it_answers_all_the_while_and_follows_without_a_restart(place: Path, pho
 def local(place: Path) -> Iterator[Running]:
     """The service in this process, ready."""
     with running(Home(read_settings({}, home=place))) as service, service.client() as client:
-        until(lambda: client.get("/readyz").status_code == 200, "the service is ready")
+        wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
         yield service
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from tests import photos as sources
 from tests.search_service.api.conftest import new_home
-from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, serving, until
+from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, serving
+from tests.waiting import wait_for
 
 STAFF = "/v1/galleries/staff"
 
@@ -147,7 +148,7 @@ def test_sigterm_lets_a_search_that_has_begun_end_and_writes_the_index_down(home
         """The first half of a search; the second when the server has been told to stop."""
         yield body[: len(body) // 2]
         serve.process.send_signal(signal.SIGTERM)
-        until(lambda: "Shutting down" in serve.log(), "the server knows that it is to stop")
+        wait_for(lambda: "Shutting down" in serve.log(), "the server knows that it is to stop")
         stopping.set()
         yield body[len(body) // 2 :]
 

@@ -10,14 +10,14 @@ import pytest
 from search_service.api.app import STOP_SECONDS, stop_together
 from search_service.serving import SHUTDOWN_SECONDS
 from search_service.webhooks import Schedule
-from tests.search_service.api.serving import PATIENCE, until
+from tests.waiting import DEADLINE, wait_for
 
 
 def test_side_by_side() -> None:
     """Each waits for the others to be stopped."""
     together = threading.Barrier(3)
     passed: list[int] = []
-    stop_together([lambda: passed.append(together.wait(PATIENCE))] * 3, PATIENCE)
+    stop_together([lambda: passed.append(together.wait(DEADLINE))] * 3, DEADLINE)
     assert sorted(passed) == [0, 1, 2]
 
 
@@ -28,7 +28,7 @@ def test_what_does_not_stop_is_left(caplog: pytest.LogCaptureFixture) -> None:
     assert stopped.is_set()
     assert "1 of 2 parts did not stop within 0.05 s" in caplog.text
     over.set()
-    until(lambda: all(thread.name != "stopping" for thread in threading.enumerate()), "no thread is left")
+    wait_for(lambda: all(thread.name != "stopping" for thread in threading.enumerate()), "no thread is left")
 
 
 def test_the_whole_is_over_before_a_supervisor_kills() -> None:

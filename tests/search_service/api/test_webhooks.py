@@ -17,8 +17,9 @@ import pytest
 from indexer.gallery.webhooks import Claimed
 from tests import photos as sources
 from tests.search_service.api.conftest import new_home
-from tests.search_service.api.serving import Running, command, image, ok, refused, serving, until
+from tests.search_service.api.serving import Running, command, image, ok, refused, serving
 from tests.search_service.receiver import HANG, Receiver, genuine, receiving
+from tests.waiting import wait_for
 
 DOOR = {"record": "true", "device": "north-door"}
 
@@ -48,7 +49,7 @@ def search(client: httpx.Client, gallery: str, **fields: str) -> Any:
 def test_an_event_is_sent_as_it_is_listed(client: httpx.Client, staff: str, receiver: Receiver) -> None:
     made = ok(client.post("/v1/webhooks", json={"url": receiver.url}), 201)
     event = search(client, staff)
-    until(lambda: len(receiver.received) == 1, "it has arrived")
+    wait_for(lambda: len(receiver.received) == 1, "it has arrived")
     (received,) = receiver.received
     assert received.told == {"webhook": made["id"], "event": event}
     assert genuine()(made["secret"], received.headers, received.body)
@@ -65,7 +66,7 @@ def test_each_webhook_gets_what_it_wants(client: httpx.Client, staff: str, recei
     ):
         ok(client.post("/v1/webhooks", json={"url": receiver.url, **wanted}), 201)
     match, stranger = search(client, staff)["id"], search(client, staff, threshold="1")["id"]
-    until(lambda: len(receiver.received) == 4, "they have arrived")
+    wait_for(lambda: len(receiver.received) == 4, "they have arrived")
     assert sorted(receiver.events()) == [match, match, stranger, stranger]
 
 
@@ -131,7 +132,7 @@ def test_dead_letters_are_listed_and_replayed(
         shown = ok(client.get(f"{path}/deliveries", params={"state": "waiting"}))["deliveries"]
         return [one["problem"] for one in shown] == ["answered 500", None, None]
 
-    until(failed, "the first was tried once, and the others wait with it")
+    wait_for(failed, "the first was tried once, and the others wait with it")
     webhooks, given_up = service.home.webhooks, []
     for one in webhooks.deliveries(hook["id"], "waiting")[:2]:  # as after a day of tries
         event = service.home.events.event(one.event_id)
@@ -151,7 +152,7 @@ def test_dead_letters_are_listed_and_replayed(
     receiver.statuses = [200]
     receiver.received.clear()
     assert ok(client.post(f"{path}/replay")) == {"replayed": 2}
-    until(lambda: ok(client.get(path))["waiting"] == 0, "they have arrived, and so has the one that waited")
+    wait_for(lambda: ok(client.get(path))["waiting"] == 0, "they have arrived, and so has the one that waited")
     assert sorted(receiver.events()) == events
     assert ok(client.get(path))["dead"] == 0
 
@@ -181,12 +182,12 @@ def test_events_outlive_kill_9_on_their_way(tmp_path: Path, models_folder: Path)
             ok(serve.client.post(f"{staff}/identities/collins/faces", files=image(sources.astronaut())), 201)
             hook = ok(serve.client.post("/v1/webhooks", json={"url": url}), 201)
             event = search(serve.ready().client, staff)
-            until(lambda: len(receiver.received) == 1, "it is on its way")
+            wait_for(lambda: len(receiver.received) == 1, "it is on its way")
             embedding = ok(serve.client.post("/v1/embed", files=image(sources.astronaut())))["faces"][0]["embedding"]
             recording = [threading.Thread(target=record, args=(serve.client, embedding)) for _ in range(4)]
             for thread in recording:
                 thread.start()
-            until(lambda: len(acknowledged) >= 20, "some were recorded")
+            wait_for(lambda: len(acknowledged) >= 20, "some were recorded")
             serve.process.send_signal(signal.SIGKILL)
             for thread in recording:
                 thread.join()
@@ -196,7 +197,7 @@ def test_events_outlive_kill_9_on_their_way(tmp_path: Path, models_folder: Path)
         there = [one["id"] for one in ok(serve.client.get("/v1/events", params={"limit": 1000}))["events"]]
         assert len(acknowledged) >= 20
         assert {event["id"], *acknowledged} <= set(there)
-        until(lambda: ok(serve.client.get(f"/v1/webhooks/{hook['id']}"))["waiting"] == 0, "all have arrived")
+        wait_for(lambda: ok(serve.client.get(f"/v1/webhooks/{hook['id']}"))["waiting"] == 0, "all have arrived")
         assert sorted(receiver.events()) == there
         (again,) = (one for one in receiver.received if one.told["event"]["id"] == event["id"])
         assert again.told == {"webhook": hook["id"], "event": event}

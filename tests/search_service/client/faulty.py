@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.search_service.api.serving import PATIENCE
+from tests.waiting import DEADLINE
 
 OWN = ("host", "connection", "content-length", "transfer-encoding", "content-encoding", "date", "server")
 """Headers that belong to one connection."""
@@ -59,7 +59,7 @@ class Faulty:
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.faulty = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="faulty")
-        self.http = httpx.Client(base_url=target, timeout=PATIENCE)
+        self.http = httpx.Client(base_url=target, timeout=DEADLINE)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
@@ -70,7 +70,7 @@ class Faulty:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.shutdown()
-        self._thread.join(PATIENCE)
+        self._thread.join(DEADLINE)
         self._server.server_close()
         self.http.close()
 

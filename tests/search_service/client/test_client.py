@@ -33,9 +33,10 @@ from search_service.client import (
 )
 from tests import photos as sources
 from tests.search_service.api.conftest import MAX_BODY_BYTES
-from tests.search_service.api.serving import PATIENCE, Running, until
+from tests.search_service.api.serving import Running
 from tests.search_service.client.conftest import Connect, guarded
 from tests.search_service.receiver import receiving
+from tests.waiting import DEADLINE, wait_for
 
 AT = datetime(2031, 4, 5, 6, 7, 8, tzinfo=UTC)
 
@@ -212,7 +213,7 @@ def test_an_archive_is_a_job(faces: Client, gallery: GalleryHandle, photos: Path
         archive.writestr("nobody/1.jpg", sources.no_faces()[0])
         archive.writestr("padding.bin", os.urandom(MAX_BODY_BYTES))  # more than may be held in memory
     job = gallery.enroll_archive(path, pick="largest")
-    done = job.wait(PATIENCE)
+    done = job.wait(DEADLINE)
     assert (done.state, done.images, done.enrolled, done.rejected) == ("done", 8, 7, 1)
     assert done.ended
     assert len(list(job.rows())) == 8
@@ -231,7 +232,7 @@ def test_a_wait_for_a_job_ends(service: Running, gallery: GalleryHandle, photos:
     with pytest.raises(NotDone, match=job.id):
         job.wait(0)
     job.cancel()
-    assert job.wait(PATIENCE).ended
+    assert job.wait(DEADLINE).ended
 
 
 def test_photos_by_name_and_a_manifest(gallery: GalleryHandle, photos: Path) -> None:
@@ -239,7 +240,7 @@ def test_photos_by_name_and_a_manifest(gallery: GalleryHandle, photos: Path) -> 
     name = 'Ana "A" Kovač.jpg'
     manifest = f'image,external_id,name\n"{name.replace(chr(34), chr(34) * 2)}",ana,Ana\n'.encode()
     job = gallery.enroll_many({name: photo}, manifest=manifest)
-    job.wait(PATIENCE)
+    job.wait(DEADLINE)
     (row,) = job.rows()
     assert (row.external_id, row.outcome) == ("ana", Outcome.ENROLLED)
     (person,) = gallery.identities()
@@ -270,7 +271,7 @@ def test_webhooks(faces: Client, staff: GalleryHandle, photos: Path) -> None:
         assert shown in faces.webhooks.list()
         assert (shown.decisions, shown.dead) == ((Decision.MATCH, Decision.REVIEW), 0)
         staff.search(photos / "probes" / "left-1-small.jpg", record=True, device="door")
-        until(lambda: faces.webhooks.show(hook.id).waiting == 0, "the event is delivered")
+        wait_for(lambda: faces.webhooks.show(hook.id).waiting == 0, "the event is delivered")
         assert list(faces.webhooks.deliveries(hook.id)) == []
         assert list(faces.webhooks.deliveries(hook.id, state="waiting")) == []
         assert faces.webhooks.replay(hook.id) == 0

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from search_service.client import AsyncClient, Client
-from tests.search_service.api.serving import PATIENCE, Running
+from tests.search_service.api.serving import Running
+from tests.waiting import DEADLINE
 
 AT_ONCE = 6
 
@@ -31,7 +32,7 @@ class _Waiting(BaseHTTPRequestHandler):
     server: _Together
 
     def do_GET(self) -> None:
-        self.server.there.wait(PATIENCE)
+        self.server.there.wait(DEADLINE)
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b'{"models": [], "default": "sface"}')
@@ -50,7 +51,7 @@ def test_many_are_asked_at_once(way: str) -> None:
             told = by_threads(url) if way == "threads" else asyncio.run(by_tasks(url))
         finally:
             server.shutdown()
-            serving.join(PATIENCE)
+            serving.join(DEADLINE)
     assert told == ["sface"] * AT_ONCE
 
 
@@ -66,7 +67,7 @@ async def by_tasks(url: str) -> list[str]:
 
 def test_the_callers_connections_stay_open(service: Running) -> None:
     with httpx.Client(headers={"X-Door": "7"}) as http:
-        with Client(service.url, http=http) as client, client.with_options(timeout_seconds=PATIENCE) as other:
+        with Client(service.url, http=http) as client, client.with_options(timeout_seconds=DEADLINE) as other:
             assert client.models() == other.models()
         assert not http.is_closed
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from search_service.client import Client, Retries, sync
-from tests.search_service.api.serving import PATIENCE, Running
+from tests.search_service.api.serving import Running
 from tests.test_docs import office as office
+from tests.waiting import DEADLINE
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "client.md").read_text()
 
@@ -26,7 +27,7 @@ def test_its_code_runs(service: Running, office: Path) -> None:
         cwd=office,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -24,11 +24,12 @@ from search_service.client import (
     Unavailable,
     UnexpectedAnswer,
 )
-from tests.search_service.api.serving import PATIENCE, Running
+from tests.search_service.api.serving import Running
 from tests.search_service.client.conftest import Connect, guarded
 from tests.search_service.client.faulty import Alter, Drop, Faulty, Refuse
+from tests.waiting import DEADLINE
 
-QUICK = Retries(deadline_seconds=PATIENCE, first_seconds=0.001, longest_seconds=0.01)
+QUICK = Retries(deadline_seconds=DEADLINE, first_seconds=0.001, longest_seconds=0.01)
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_an_archive_is_one_job(faulty: Faulty, failing: GalleryHandle, connect: 
     faulty.script.extend([Drop(after=True), Refuse(429, "overloaded")])
     job = failing.enroll_archive(path)
     assert [seen.size for seen in faulty.seen] == [path.stat().st_size] * 3
-    assert job.wait(PATIENCE).enrolled == 1
+    assert job.wait(DEADLINE).enrolled == 1
     jobs = connect(faulty.url).jobs(gallery=failing.name)
     assert [found.id for found in jobs] == [job.id]
 
@@ -162,7 +163,7 @@ def test_a_server_that_hangs_is_given_up(connect: Connect) -> None:
         began = time.monotonic()
         with pytest.raises(ServiceUnreachable, match="ReadTimeout"):
             client.with_options(timeout_seconds=0.05).models()
-        assert time.monotonic() - began < PATIENCE / 2
+        assert time.monotonic() - began < DEADLINE / 2
 
 
 def test_the_request_id_is_the_callers(service: Running, faulty: Faulty, connect: Connect) -> None:
