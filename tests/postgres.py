@@ -76,8 +76,12 @@ class Postgres:
             migrate(engine)
             engine.dispose()
             self._templates.add(TEMPLATE)
+        return self.copy(TEMPLATE)
+
+    def copy(self, database: str) -> str:
+        """URL of a new database with everything that is in another one, to which nothing may be connected."""
         name = f"test_{next(self._numbers)}"
-        self.run(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        self.run(f"CREATE DATABASE {name} TEMPLATE {database}")
         return self.url(name)
 
 

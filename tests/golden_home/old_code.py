@@ -1,0 +1,111 @@
+"""The code of an earlier commit, run in processes of its own through its public command."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.search_service.api.serving import ENVIRONMENT
+
+COMMIT = "2374521989f54c742814b638307fb32528d4e172"
+"""The last commit before the code was restructured."""
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("indexer", "search_service", "migrations", "pyproject.toml")
+
+COMMAND = """
+import sys, indexer
+assert indexer.__file__.startswith(sys.argv.pop(1)), indexer.__file__
+from search_service.cli import main
+main()
+"""
+
+COMMANDS = """
+import io, json, os, sys
+from contextlib import redirect_stdout
+from search_service.cli import main
+
+answers, before = [], dict(os.environ)
+for arguments, settings in json.load(sys.stdin):
+    os.environ.update(settings)
+    code = 0
+    with redirect_stdout(io.StringIO()) as out:
+        try:
+            main(arguments)
+        except SystemExit as end:
+            code = end.code or 0
+    os.environ.clear()
+    os.environ.update(before)
+    answers.append([code, out.getvalue()])
+json.dump(answers, sys.stdout)
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Arguments of `whosthere`, and settings that differ from those of the other commands of the process."""
+
+    arguments: Sequence[str | Path]
+    settings: Mapping[str, str]
+
+
+def command(*arguments: str | Path, **settings: str) -> Command:
+    return Command(arguments, settings)
+
+
+def missing() -> str | None:
+    """Returns why the earlier commit cannot be had here, None where it can."""
+    if shutil.which("git") is None:
+        return "git is not installed"
+    found = subprocess.run(
+        ["git", "cat-file", "-e", f"{COMMIT}^{{commit}}"], cwd=ROOT, capture_output=True, check=False
+    )
+    if found.returncode == 0:
+        return None
+    return (
+        f"commit {COMMIT[:7]} is not in this checkout (a shallow clone or a source archive?): {found.stderr.decode()}"
+    )
+
+
+def extract(folder: Path) -> None:
+    """Writes the packages of the earlier commit to `folder`."""
+    archive = subprocess.run(["git", "archive", COMMIT, *PARTS], cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+
+
+def program(code: Path) -> Sequence[str]:
+    """The `whosthere` of a source tree, for PYTHONPATH to name; -P keeps the working directory off the path."""
+    return sys.executable, "-P", "-c", COMMAND, str(code)
+
+
+def run_python(source: str, *arguments: str | Path, stdin: str = "", **environment: str) -> str:
+    """Runs a script and returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", source, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT | environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_commands(commands: Sequence[Command], **environment: str) -> list[Any]:
+    """Runs commands one after another in one process, which loads the libraries once. Each must end with exit code 0.
+    Returns what each printed: an object where it is JSON."""
+    asked = [([str(argument) for argument in one.arguments], one.settings) for one in commands]
+    answers = json.loads(run_python(COMMANDS, stdin=json.dumps(asked), **environment))
+    for one, (code, out) in zip(commands, answers, strict=True):
+        assert code == 0, (one, out)
+    return [json.loads(out) if out.startswith(("{", "[")) else out for _, out in answers]
