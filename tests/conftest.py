@@ -1,15 +1,29 @@
-"""What tests of several packages share."""
+"""Fixtures of several packages."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
+from indexer.types import Precision
 from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE
-from indexer.vision.pipeline import FacePipeline
+from indexer.vision.pipeline import FacePipeline, Options
+from indexer.vision.quantize import quantise
+from tests import photos
+from tests.variants import PRECISION, SETTINGS
+from tests.waiting import wait_for
+
+for name in [name for name in os.environ if name.startswith("WHOSTHERE_") and name not in SETTINGS]:
+    del os.environ[name]  # settings of the person who runs the tests
+
+# How long an example takes depends on what else runs on the machine.
+settings.register_profile("tests", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -17,12 +31,43 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One models folder for the whole run, so that the networks are prepared once."""
     own = tmp_path_factory.getbasetemp()
     # Each worker of pytest-xdist has a folder of its own in the run's.
-    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "models"
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "models"
+    if PRECISION is Precision.INT8:
+        _quantize_once(ModelFiles(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")
 def pipeline(models_folder: Path) -> FacePipeline:
     """The real pipeline over the embedded pack, loaded."""
-    loaded = FacePipeline(SFACE, ModelFiles(models_folder))
+    loaded = FacePipeline(SFACE, ModelFiles(models_folder), Options(precision=PRECISION))
     loaded.load()
     return loaded
+
+
+def _quantize_once(files: ModelFiles) -> None:
+    """Makes the embedder in int8, in one of the workers that share the folder."""
+    report = files.quantised_path(SFACE.embedder).with_suffix(".json")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        (report.parent / "begun").touch(exist_ok=False)
+    except FileExistsError:
+        wait_for(report.exists, "another worker to make the int8 model")
+        return
+    quantise(SFACE, files, calibration_faces(FacePipeline(SFACE, files)))
+
+
+def calibration_faces(loaded: FacePipeline) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Seven faces of two photos, as they are and mirrored, in five lights: (70, 112, 112, 3) uint8 RGB."""
+    loaded.load()
+    seen = loaded.describe([photos.astronaut(), photos.six_people()], None)
+    crops = [face.crop for image in seen for face in image.faces if face.crop is not None]
+    assert len(crops) == 7
+    return np.stack(
+        [
+            (crop[:, ::step] * light).astype(np.uint8)
+            for light in (1.0, 0.9, 0.75, 0.6, 0.5)
+            for step in (1, -1)
+            for crop in crops
+        ]
+    )

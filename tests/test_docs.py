@@ -18,6 +18,7 @@ from indexer.settings import PREFIX, Settings
 from indexer.types import Reason
 from search_service.demo import PROBES, make_photos
 from tests import photos
+from tests.variants import clean_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,7 +59,7 @@ def test_commands_run(page: Path, office: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(PREFIX)},
+        **clean_environment(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "WHOSTHERE_HOME": str(office / "home"),
         "WHOSTHERE_PORT": port,

@@ -34,6 +34,7 @@ from tests.postgres import Database
 from tests.postgres import database as database
 from tests.postgres import postgres as postgres
 from tests.postgres import sqlite_template as sqlite_template
+from tests.variants import SETTINGS
 from tests.vectors.disks import limited_file_size
 
 DIM = SFACE.dim
@@ -60,7 +61,7 @@ def open_home(tmp_path: Path) -> Iterator[Open]:
     homes: list[Home] = []
 
     def make(url: str = "") -> Home:
-        homes.append(Home(read_settings({}, home=tmp_path / f"home{len(homes)}", database_url=url)))
+        homes.append(Home(read_settings(SETTINGS, home=tmp_path / f"home{len(homes)}", database_url=url)))
         return homes[-1]
 
     yield make

@@ -15,10 +15,11 @@ from indexer.gallery.database import open_database
 from indexer.home import Home
 from indexer.settings import read_settings
 from tests.gallery.together import in_threads
+from tests.variants import SETTINGS
 
 
 def test_the_pack_of_that_name_or_the_one_for_new_galleries(tmp_path: Path) -> None:
-    home = Home(read_settings({}, home=tmp_path, model="sface"))
+    home = Home(read_settings(SETTINGS, home=tmp_path, model="sface"))
     assert [home.usable(name).name for name in (None, "", "sface")] == ["sface"] * 3
     with pytest.raises(NotFound):
         home.usable("arcface")
@@ -37,7 +38,7 @@ def test_every_part_is_made_once_and_under_the_homes_lock(tmp_path: Path, monkey
         return open_database(url)
 
     monkeypatch.setattr(module, "open_database", slowly)
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     stores = in_threads([lambda: home.store] * 8)
     indexes = in_threads([lambda: home.indexes] * 8)
     home.close()

@@ -17,6 +17,7 @@ from indexer.types import Outcome
 from search_service.client import Client
 from tests.faults.place import STARTED, Ask, Photo, Place, calling, check
 from tests.search_service.api.serving import Serve
+from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for
 
 SEVERAL = 16
@@ -46,7 +47,7 @@ def test_one_worker_is_killed(place: Place, enrol: Ask) -> None:
 def test_a_request_whose_worker_is_killed_is_done_by_another_one(place: Place, photo: Photo) -> None:
     """The client tries again, with the same key, until the dead worker's hold on it has run out."""
     photos = [photo(number)[1] for number in range(SEVERAL)]
-    home = Home(read_settings({}, home=place.home, database_url=place.database_url))
+    home = Home(read_settings(SETTINGS, home=place.home, database_url=place.database_url))
 
     def answers() -> list[AnswerRow]:
         with Session(home.engine) as session:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from search_service.cli import main
+from tests.variants import clean_environment
 
 SCRIPT = Path(sys.executable).with_name("whosthere")
 
@@ -87,10 +87,6 @@ class Command:
     def images(self) -> Sequence[str]:
         """The SHA-256 of every enrolled image."""
         return [sha for (sha,) in self.query("SELECT image_sha256 FROM faces ORDER BY image_sha256")]
-
-
-def clean_environment(**more: str) -> Mapping[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("WHOSTHERE_")} | more
 
 
 def reasons(summary: Mapping[str, Any]) -> dict[str, str | None]:

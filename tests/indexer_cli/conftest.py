@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +43,6 @@ def staffed_home(tmp_path_factory: pytest.TempPathFactory, prepared_models: Path
     (home / "models").symlink_to(prepared_models)
     Command(home).ok("enroll", demo.photos, "--gallery", "staff")
     return home
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of whoever runs the tests do not count."""
-    for name in [name for name in os.environ if name.startswith("WHOSTHERE_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture

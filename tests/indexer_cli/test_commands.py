@@ -14,8 +14,9 @@ import pytest
 from indexer.vision.packs import SFACE
 from search_service.cli import main, whosthere
 from search_service.demo import PROBES
-from tests.indexer_cli.command import SCRIPT, Command, clean_environment
+from tests.indexer_cli.command import SCRIPT, Command
 from tests.indexer_cli.conftest import Demo
+from tests.variants import clean_environment
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -19,13 +19,14 @@ from indexer.types import Outcome, Person
 from indexer.vision.packs import SFACE
 from tests import photos
 from tests.indexer_cli.command import Command
+from tests.variants import SETTINGS
 
 
 def enroll(staff: Command, external_id: str, pictures: Sequence[NDArray[Any]]) -> None:
     """Whomever they look like."""
     files = [photos.encode(np.asarray(picture, np.uint8), "PNG") for picture in pictures]
     rows = [Row(str(i), Person(external_id), lambda _, file=file: file) for i, file in enumerate(files)]  # type: ignore[misc]
-    home = Home(read_settings({}, home=staff.home))
+    home = Home(read_settings(SETTINGS, home=staff.home))
     try:
         gallery = home.store.gallery("staff")
         enroller = Enroller(home.store, home.pipeline_of(gallery), gallery, 10_000_000, workers=1)

@@ -25,6 +25,7 @@ from tests.gallery.faces import face, vector
 from tests.indexer_cli.command import Command
 from tests.indexer_cli.conftest import Demo
 from tests.photos import six_people
+from tests.variants import SETTINGS
 from tests.waiting import wait_for
 
 ADDED = ("--detector", "sface", "--scale", "1", "--no-mirror")
@@ -34,7 +35,7 @@ PEOPLE = ("collins", "hanks", "left-1", "left-2", "left-3", "left-4", "left-6")
 
 
 @pytest.fixture(autouse=True)
-def float32(no_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same scores on every CPU, whatever else is in the batch."""
     monkeypatch.setenv("WHOSTHERE_PRECISION", "float32")
 
@@ -300,7 +301,7 @@ def test_killed_in_the_middle_it_goes_on(
 def _enroll_many(home: Path, pipeline: FacePipeline, faces: int) -> None:
     """Gallery `many`: one person after the other with the faces of one photo, by `sface`, with their crops."""
     [seen] = pipeline.describe([six_people()], None)
-    with closing(Home(read_settings({}, home=home))) as opened:
+    with closing(Home(read_settings(SETTINGS, home=home))) as opened:
         gallery = opened.open_gallery("many", "sface")
         new = []
         for number in range(faces):

@@ -7,11 +7,12 @@ import pytest
 
 from indexer.home import Home
 from indexer.settings import read_settings
+from tests.variants import SETTINGS
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     """An empty one, without models."""
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     yield home
     home.close()

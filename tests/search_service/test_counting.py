@@ -29,7 +29,7 @@ from indexer.settings import read_settings
 from search_service.api.metrics import Metrics
 
 logging.basicConfig()
-home = Home(read_settings({}, home=Path(sys.argv[1])))
+home = Home(read_settings(SETTINGS, home=Path(sys.argv[1])))
 home.store.galleries()
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 metrics = Metrics(home)

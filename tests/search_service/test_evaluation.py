@@ -3,7 +3,6 @@ everything else alone."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -23,13 +22,7 @@ from search_service.evaluation import LEAST_STRANGERS, Protocol, cache_folder, e
 from search_service.evaluation_numbers import FPIRS, Basis
 from tests import photos
 from tests.indexer_cli.command import Command
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of whoever runs the tests do not count."""
-    for name in [name for name in os.environ if name.startswith("WHOSTHERE_")]:
-        monkeypatch.delenv(name)
+from tests.variants import SETTINGS
 
 
 @pytest.fixture(scope="session")
@@ -305,7 +298,7 @@ def test_strangers_of_a_folder_without_any_are_the_others(command: Command, peop
 def test_on_faces_of_the_wild(tmp_path: Path, models_folder: Path) -> None:
     """A few hundred photos: nobody is mistaken for somebody else, and calibration gives about what was asked for."""
     folder = photos.shared("lfw/people")
-    home = Home(read_settings({}, home=tmp_path / "home"))
+    home = Home(read_settings(SETTINGS, home=tmp_path / "home"))
     (tmp_path / "home").mkdir()
     models_folder.mkdir(parents=True, exist_ok=True)
     (tmp_path / "home" / "models").symlink_to(models_folder)
@@ -330,7 +323,7 @@ def test_a_photo_that_goes_away_meanwhile_is_told_and_ends_nothing(
     (tmp_path / "home").mkdir()
     models_folder.mkdir(parents=True, exist_ok=True)
     (tmp_path / "home" / "models").symlink_to(models_folder)
-    home = Home(read_settings({}, home=tmp_path / "home"))
+    home = Home(read_settings(SETTINGS, home=tmp_path / "home"))
     some = [Row(r.image, r.person, gone) if r.image.endswith("2.jpg") else r for r in rows_of([labelled])]
     told = evaluate(home, some, Protocol(draws=100), None, False, lambda *_: None)
     home.close()

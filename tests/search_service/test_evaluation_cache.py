@@ -16,6 +16,7 @@ from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import FacePipeline, Seen
 from search_service.evaluation_cache import AT_ONCE, Cache, CachedPipeline, kind_of
 from tests import photos
+from tests.variants import SETTINGS
 
 KIND = "0123456789abcdef"
 
@@ -25,7 +26,7 @@ def home(tmp_path: Path, models_folder: Path) -> Home:
     models_folder.mkdir(parents=True, exist_ok=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "models").symlink_to(models_folder)
-    return Home(read_settings({}, home=tmp_path / "home"))
+    return Home(read_settings(SETTINGS, home=tmp_path / "home"))
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_room_is_made_of_what_was_used_first(tmp_path: Path) -> None:
 
 def test_everything_that_moves_an_embedding_is_another_kind(tmp_path: Path) -> None:
     def kind(**settings: object) -> str:
-        return kind_of(Home(read_settings({}, home=tmp_path, **settings)), SFACE)
+        return kind_of(Home(read_settings(SETTINGS, home=tmp_path, **settings)), SFACE)
 
     kinds = [kind(), kind(thorough=False), kind(precision="float32"), kind(device="cpu"), kind(max_image_bytes=2048)]
     assert len({*kinds}) == len(kinds)

@@ -33,7 +33,7 @@ def near(seed: int, noise: int, cosine: float) -> NDArray[np.float32]:
     return np.asarray(cosine * own + math.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside), dtype=np.float32)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0.01, 1)), min_size=1, max_size=6))
 def test_the_weighted_mean(told: list[tuple[int, float]]) -> None:
     expected = np.sum([np.float64(weight) * vector(seed).astype(np.float64) for seed, weight in told], axis=0)

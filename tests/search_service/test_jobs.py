@@ -26,6 +26,7 @@ from search_service import jobs
 from search_service.batching import Batcher
 from search_service.jobs import Courteous, Runner
 from tests.search_service.test_batching import LARGEST, Held, started
+from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for, wait_for_async
 
 
@@ -77,7 +78,7 @@ def beside_two_probes(batcher: Batcher, probes: Held, networks: Networks, until:
 
 
 def test_old_answers_are_swept(batcher: Batcher, tmp_path: Path) -> None:
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     for key in ("old", "young"):
         home.answers.claim("", key)
     with Session(home.engine) as session, session.begin():

@@ -85,7 +85,7 @@ def exact_identities(truth: dict[int, tuple[int, list[int]]], query: list[int], 
 
 
 @pytest.mark.parametrize("make", list(ENGINES.values()), ids=list(ENGINES))
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=100)
 @given(
     first=st.lists(small_vectors, max_size=20),
     gone=st.sets(st.integers(1001, 1020)),

@@ -28,6 +28,7 @@ from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.quantize import LEAST_COSINE, LEAST_FACES, Report, quantise
 from indexer.vision.runtime import Feed, Threads, no_telemetry
 from tests import photos
+from tests.conftest import calibration_faces
 
 ABOUT = f"{SFACE.embedder.name}.int8.json"
 MODEL = f"{SFACE.embedder.name}.int8.onnx"
@@ -35,18 +36,7 @@ MODEL = f"{SFACE.embedder.name}.int8.onnx"
 
 @pytest.fixture(scope="module")
 def faces(pipeline: FacePipeline) -> NDArray[np.uint8]:
-    """Seven faces of two photos, as they are and mirrored, in five lights: (70, 112, 112, 3)."""
-    seen = pipeline.describe([photos.astronaut(), photos.six_people()], None)
-    crops = [face.crop for image in seen for face in image.faces if face.crop is not None]
-    assert len(crops) == 7
-    return np.stack(
-        [
-            (crop[:, ::step] * light).astype(np.uint8)
-            for light in (1.0, 0.9, 0.75, 0.6, 0.5)
-            for step in (1, -1)
-            for crop in crops
-        ]
-    )
+    return calibration_faces(pipeline)
 
 
 @pytest.fixture(scope="module")

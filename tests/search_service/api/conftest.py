@@ -13,6 +13,7 @@ from indexer.home import Home
 from indexer.settings import read_settings
 from search_service.demo import make_photos
 from tests.search_service.api.serving import Running, image, ok, running
+from tests.variants import SETTINGS
 from tests.waiting import wait_for
 
 MAX_IMAGE_BYTES = 2 * 2**20
@@ -28,10 +29,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def stranger(photos: Path) -> bytes:
+    """A photo of a person who is in no gallery."""
+    return (photos / "probes" / "stranger.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Iterator[Running]:
     """A service with small limits, over real networks and SQLite."""
     place = new_home(tmp_path_factory.mktemp("home"), models_folder)
-    settings = read_settings({}, home=place, max_image_bytes=MAX_IMAGE_BYTES, max_body_bytes=MAX_BODY_BYTES)
+    settings = read_settings(SETTINGS, home=place, max_image_bytes=MAX_IMAGE_BYTES, max_body_bytes=MAX_BODY_BYTES)
     with running(Home(settings)) as service:
         with service.client() as client:
             wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,11 +20,12 @@ import uvicorn
 from indexer.home import Home
 from search_service.api.app import create_app
 from search_service.batching import Batcher
+from tests.variants import clean_environment
 from tests.waiting import DEADLINE, wait_for
 
 WHOSTHERE = str(Path(sys.executable).with_name("whosthere"))
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("WHOSTHERE_")}
+ENVIRONMENT = clean_environment()
 
 
 class Running:

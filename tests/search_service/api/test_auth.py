@@ -45,6 +45,7 @@ from tests.search_service.api.serving import (
     running,
     serving,
 )
+from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for
 
 BEYOND_GALLERIES = {
@@ -80,7 +81,7 @@ def endpoints(app: FastAPI) -> Iterator[tuple[str, str]]:
             yield from ((method, path) for method in getattr(found, "methods", None) or ("GET", "HEAD"))
 
 
-ROUTES = sorted(set(endpoints(create_app(Home(read_settings({}, home=Path("nowhere")))))))
+ROUTES = sorted(set(endpoints(create_app(Home(read_settings(SETTINGS, home=Path("nowhere")))))))
 
 
 def plain(path: str) -> str:
@@ -111,7 +112,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Iterator[Kept]:
-    home = Home(read_settings({}, home=new_home(tmp_path_factory.mktemp("guarded"), models_folder)))
+    home = Home(read_settings(SETTINGS, home=new_home(tmp_path_factory.mktemp("guarded"), models_folder)))
     for name in ("staff", "other"):
         home.store.create_gallery(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
     with running(home) as service, service.client() as client:
@@ -139,7 +140,7 @@ def make_keys(home: Home) -> dict[str, str]:
 def test_every_route_has_a_declared_need() -> None:
     """Where this fails, add the route to NEEDS in `search_service/api/auth.py`: until then it is not answered."""
     assert {(method, plain(path)) for method, path in ROUTES} == DECLARED.keys()
-    documented = create_app(Home(read_settings({}, home=Path("nowhere")))).openapi()["paths"]
+    documented = create_app(Home(read_settings(SETTINGS, home=Path("nowhere")))).openapi()["paths"]
     assert {(method.upper(), path) for path, methods in documented.items() for method in methods} <= set(ROUTES)
 
 
@@ -331,7 +332,7 @@ def test_a_body_is_not_read_before_the_key(guarded: Kept) -> None:
 
 
 def test_readiness_tells_strangers_no_names(tmp_path: Path, models_folder: Path) -> None:
-    home = Home(read_settings({}, home=new_home(tmp_path, models_folder)))
+    home = Home(read_settings(SETTINGS, home=new_home(tmp_path, models_folder)))
     home.store.create_gallery("secret", SFACE.name, "an-older-print", SFACE.dim)
     with running(home) as service, service.client() as client:
         wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
@@ -344,7 +345,7 @@ def test_readiness_tells_strangers_no_names(tmp_path: Path, models_folder: Path)
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path, models_folder: Path) -> None:
-    home = Home(read_settings({}, home=new_home(tmp_path, models_folder)))
+    home = Home(read_settings(SETTINGS, home=new_home(tmp_path, models_folder)))
     with running(home) as service, service.client() as client:
         made = client.post("/v1/keys", json={"name": "root", "scopes": ["admin"]})  # without keys, from this machine
         assert made.headers["cache-control"] == "no-store"
@@ -460,10 +461,10 @@ def test_a_revoked_key_opens_nothing_in_any_process(tmp_path: Path, models_folde
 
 
 def test_the_first_key_closes_a_running_service_and_nothing_opens_it_again(tmp_path: Path) -> None:
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     local = Caller(home)
     assert local("/v1/galleries").status_code == 200
-    other = Home(read_settings({}, home=tmp_path))
+    other = Home(read_settings(SETTINGS, home=tmp_path))
     made, _ = other.keys.create("door", [keys.Scope.SEARCH])
     refused(local("/v1/galleries"), 401, "unauthorized")
     other.keys.revoke(made.id)
@@ -495,7 +496,7 @@ ELSEWHERE = ["203.0.113.5", "192.168.1.5", "10.0.0.1", "::ffff:203.0.113.5", "20
 
 @pytest.mark.parametrize("address", ELSEWHERE)
 def test_without_keys_nobody_elsewhere_is_answered(tmp_path: Path, address: str) -> None:
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     error = refused(Caller(home, address)("/v1/galleries"), 401, "unauthorized")
     assert "whosthere keys create" in error["message"]
     assert Caller(home, address)("/healthz").status_code == 200
@@ -505,7 +506,7 @@ def test_without_keys_nobody_elsewhere_is_answered(tmp_path: Path, address: str)
 
 
 def test_without_keys_a_proxy_of_this_machine_is_not_answered(tmp_path: Path) -> None:
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     for address in ("127.0.0.1", "127.8.8.8", "::1"):
         assert Caller(home, address)("/v1/galleries").status_code == 200
         for header in ("x_forwarded_for", "forwarded", "x_real_ip"):
@@ -514,7 +515,7 @@ def test_without_keys_a_proxy_of_this_machine_is_not_answered(tmp_path: Path) ->
 
 
 def test_an_open_service_answers_everybody_until_there_is_a_key(tmp_path: Path) -> None:
-    home = Home(read_settings({}, home=tmp_path, open=True))
+    home = Home(read_settings(SETTINGS, home=tmp_path, open=True))
     for address in ("203.0.113.5", "127.0.0.1"):
         assert Caller(home, address)("/v1/galleries", x_forwarded_for="10.1.1.1").status_code == 200
     home.keys.create("admin", [keys.Scope.ADMIN])
@@ -525,9 +526,9 @@ def test_an_open_service_answers_everybody_until_there_is_a_key(tmp_path: Path) 
 
 def test_where_a_service_without_keys_may_listen() -> None:
     for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
-        auth.check_address(read_settings({}, host=host), any_key=False)
+        auth.check_address(read_settings(SETTINGS, host=host), any_key=False)
     for host in ("0.0.0.0", "::", "192.168.1.5", "faces.example.com", "", "localhost.example.com"):
-        settings = read_settings({}, host=host)
+        settings = read_settings(SETTINGS, host=host)
         with pytest.raises(InvalidSetting, match=r"whosthere keys create.*WHOSTHERE_OPEN") as caught:
             auth.check_address(settings, any_key=False)
         assert repr(host) in caught.value.message
@@ -552,7 +553,7 @@ def test_serve_refuses_to_be_reached_without_keys_and_says_so(tmp_path: Path) ->
 
 
 def test_a_route_that_was_not_declared_is_not_answered(tmp_path: Path) -> None:
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     open_app = Caller(home)
     open_app._app.add_api_route("/v1/forgotten", lambda: "secret")
     open_app._app.add_api_route("/v1/models", lambda: "secret", methods=["POST"])
@@ -576,7 +577,7 @@ def test_a_websocket_is_closed(tmp_path: Path) -> None:
     async def receive() -> Message:
         return {"type": "websocket.connect"}
 
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     asyncio.run(
         Guarded(nothing, Guard(home))({"type": "websocket", "path": "/v1/models", "headers": []}, receive, send)
     )
@@ -584,7 +585,7 @@ def test_a_websocket_is_closed(tmp_path: Path) -> None:
 
 
 def test_the_key_is_known_to_what_is_inside(tmp_path: Path) -> None:
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     seen: list[Key | None] = []
 
     async def inside(scope: Scope, receive: Receive, send: Send) -> None:
@@ -619,7 +620,7 @@ def test_without_its_database_nothing_is_answered(tmp_path: Path) -> None:
 
 
 def test_a_database_that_is_gone_opens_nothing_that_was_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     _, admin = home.keys.create("admin", [keys.Scope.ADMIN])
     guard = Guard(home)
     request = Request({"type": "http", "path": "/readyz", "headers": [], "client": ("127.0.0.1", 1)})

@@ -22,6 +22,7 @@ from indexer.vision.packs import SFACE, Pack
 from indexer.vision.pipeline import FacePipeline
 from search_service.api import app
 from tests.search_service.api.serving import Running, ok, running
+from tests.variants import SETTINGS
 from tests.waiting import wait_for
 
 ROUTES = {
@@ -59,7 +60,7 @@ class SlowPipeline(FacePipeline):
 
 class SlowHome(Home):
     def __init__(self, place: Path, problem: Exception | None = None) -> None:
-        super().__init__(read_settings({}, home=place))
+        super().__init__(read_settings(SETTINGS, home=place))
         self.slow = SlowPipeline(self.files, problem)
         self.asked_for: list[str] = []
 
@@ -131,7 +132,7 @@ def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pyt
 
 def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: Path, models_folder: Path) -> None:
     (tmp_path / "models").symlink_to(models_folder)
-    home = Home(read_settings({}, home=tmp_path))
+    home = Home(read_settings(SETTINGS, home=tmp_path))
     home.store.create_gallery("old", SFACE.name, "an-older-print", SFACE.dim)
     home.store.create_gallery("strange", "arcface", "x", 512)
     home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)

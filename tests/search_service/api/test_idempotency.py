@@ -31,6 +31,7 @@ from tests import photos as sources
 from tests.gallery.together import in_threads
 from tests.search_service.api.conftest import MAX_BODY_BYTES, new_home
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused, serving
+from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for
 
 BIG = 8 * 2**20
@@ -480,7 +481,7 @@ def test_a_worker_that_is_killed_while_it_answers(tmp_path: Path, models_folder:
         ok(first.client.post("/v1/galleries", json={"name": "staff"}), 201)
         headers = key | {"Content-Type": "application/json", "Content-Length": str(len(said))}
         asked = pool.submit(first.client.post, path, content=halting(), headers=headers)
-        home = Home(read_settings({}, home=place))
+        home = Home(read_settings(SETTINGS, home=place))
         wait_for(lambda: _row(home) is not None, "the request has its key")
         first.process.kill()
         first.process.wait(DEADLINE)

@@ -34,6 +34,7 @@ from tests.search_service.api.conftest import MAX_BODY_BYTES, new_home
 from tests.search_service.api.serving import Running, command, ok, refused, running, serving
 from tests.search_service.api.test_reembed import place as place
 from tests.search_service.api.test_reembed import two_packs as two_packs
+from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for
 
 CHUNK = 16
@@ -134,7 +135,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
 def own(tmp_path: Path, models_folder: Path) -> Callable[..., Home]:
     """Homes over one place, shared with nobody else."""
     folder = new_home(tmp_path, models_folder)
-    return lambda **settings: Home(read_settings({}, home=folder, **settings))
+    return lambda **settings: Home(read_settings(SETTINGS, home=folder, **settings))
 
 
 def test_a_zip_becomes_a_job(client: httpx.Client, gallery: str, people_zip: bytes) -> None:
@@ -442,7 +443,7 @@ def test_a_gallery_that_goes_takes_its_job_along(
 
 
 def test_a_gallery_that_is_reembedded_meanwhile(place: Path, steps: Steps, many: Mapping[str, bytes]) -> None:
-    with running(Home(read_settings({}, home=place, keep_crops=True))) as service, service.client() as client:
+    with running(Home(read_settings(SETTINGS, home=place, keep_crops=True))) as service, service.client() as client:
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(packed(many))))
         steps.let(CHUNK)
         wait_for(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")

@@ -22,6 +22,7 @@ from search_service.api.limits import BodyLimit, is_photos
 from search_service.demo import PROBES
 from tests import photos as sources
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused, running
+from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for_async
 
 JSON = {"Content-Type": "application/json"}
@@ -51,7 +52,7 @@ class Held(FacePipeline):
 
 class HeldHome(Home):
     def __init__(self, place: Path, loaded: FacePipeline, **settings: object) -> None:
-        super().__init__(read_settings({}, home=place, **settings))
+        super().__init__(read_settings(SETTINGS, home=place, **settings))
         self.held = Held(self, loaded)
 
     def pipeline(self, pack: Pack, streams: int = 1) -> FacePipeline:

@@ -21,6 +21,7 @@ from tests.postgres import postgres as postgres
 from tests.postgres import sqlite_template as sqlite_template
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, base64_of, ok, refused, running
+from tests.variants import SETTINGS
 
 PLACES = {"gallery": "staff", "external_id": "ana"}
 """What is there; in the other places of a path stands 1."""
@@ -57,7 +58,7 @@ BODIES = [
 @pytest.fixture
 def service(database: Database, tmp_path: Path, models_folder: Path) -> Iterator[Running]:
     folder = new_home(tmp_path, models_folder)
-    with running(Home(read_settings({}, home=folder, database_url=database.url))) as service:
+    with running(Home(read_settings(SETTINGS, home=folder, database_url=database.url))) as service:
         yield service
 
 

@@ -22,6 +22,7 @@ from indexer.vision.files import ModelFiles
 from indexer.vision.packs import SFACE, Network
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, running, serving
+from tests.variants import SETTINGS
 from tests.waiting import wait_for
 
 PROBE = "left-3-turned.jpg"
@@ -45,7 +46,7 @@ def two_packs(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, pho
     assert embedder is not None
     described = FileDescription(file="other+sface.onnx", network=Network.ONNX)
     said = PackDescription(detector="sface", embedder=described, dim=1, mean=0, scale=1, mirror=False)
-    with closing(Home(read_settings({}, home=place, keep_crops=True))) as home:
+    with closing(Home(read_settings(SETTINGS, home=place, keep_crops=True))) as home:
         home.packs.add("other", said, None, embedder)
         enroller = home.enroller(home.open_gallery("staff", "sface"))
         results = enroller.enroll(rows_of([photos / "photos"]), Pick.ONLY)
@@ -117,7 +118,7 @@ def test_it_answers_all_the_while_and_follows_without_a_restart(place: Path, pho
 @pytest.fixture
 def local(place: Path) -> Iterator[Running]:
     """The service in this process, ready."""
-    with running(Home(read_settings({}, home=place))) as service, service.client() as client:
+    with running(Home(read_settings(SETTINGS, home=place))) as service, service.client() as client:
         wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
         yield service
 

@@ -20,6 +20,7 @@ from tests.search_service.api.conftest import service as service
 from tests.search_service.api.serving import Running, running
 from tests.search_service.client.blocking import blocking
 from tests.search_service.client.faulty import Faulty
+from tests.variants import SETTINGS
 
 Connect = Callable[..., Client]
 """Makes a client from what `Client` takes."""
@@ -71,7 +72,7 @@ def faulty(service: Running) -> Iterator[Faulty]:
 @contextmanager
 def guarded(folder: Path, models_folder: Path) -> Iterator[tuple[str, str]]:
     """The address of a service of its own, and a key that opens everything there."""
-    home = Home(read_settings({}, home=new_home(folder, models_folder)))
+    home = Home(read_settings(SETTINGS, home=new_home(folder, models_folder)))
     _, key = home.keys.create("owner", [Scope.ADMIN], None, None, None)
     with running(home) as service:
         yield service.url, key
