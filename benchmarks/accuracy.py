@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.lfw import RESULTS, Cell, Shot, arguments, by_person, enrolled, list_shots, write_results
-from indexer.home import Home
+from indexer.app_context import AppContext
 from indexer.settings import read_settings
 from indexer.types import Pick
+from search_service.calibration.survey import Thresholds
 from search_service.search import Query, SearchService
 
 FPIRS = (0.1, 0.03, 0.01, 0.003)
@@ -48,7 +49,7 @@ def main() -> None:
     non_mated = [photos[0] for photos in groups.values() if len(photos) == 1]
     with tempfile.TemporaryDirectory() as folder:
         summary = enroll(enrolled(shots), Path(folder))
-        home = Home(read_settings({}, home=Path(folder) / "home"))
+        home = AppContext(read_settings({}, home=Path(folder) / "home"))
         found = search(home, [*mated, *non_mated])
         home.close()
     reasons = Counter(r["reason"] for r in summary["results"] if r["outcome"] == "rejected")
@@ -91,8 +92,8 @@ def enroll(shots: Sequence[Shot], folder: Path) -> dict[str, Any]:
     return answer
 
 
-def search(home: Home, shots: Sequence[Shot]) -> Searched:
-    service, gallery = SearchService(home), home.store.gallery("lfw")
+def search(home: AppContext, shots: Sequence[Shot]) -> Searched:
+    service, gallery = SearchService(home, Thresholds(home)), home.store.gallery("lfw")
     query = Query(top_k=1, pick=Pick.CENTER)
     right, scores = [], []
     for start in range(0, len(shots), AT_ONCE):

@@ -33,14 +33,14 @@ from PIL import Image
 from benchmarks import lfw, thresholds
 from benchmarks.lfw import Cell, Embedded, Shot
 from indexer.gallery.store import FaceVectors
+from indexer.models.packs import SFACE, UNMEASURED_TAIL, Pack
 from indexer.types import Hit, Vectors
-from indexer.vectors.faiss_index import FaissIndex
-from indexer.vision.packs import SFACE, UNMEASURED_TAIL, Pack
-from search_service.calibration import one_a_person, strangers, survey
-from search_service.fusing import fused
+from indexer.vectors.flat import FaissIndex
+from search_service.calibration.survey import one_a_person, strangers, survey
 from search_service.matching import calibration
 from search_service.matching.calibration import own_curve, threshold_for
 from search_service.search import SPARE
+from search_service.template_scores import fused
 
 FPIRS = (0.1, 0.03, 0.01, 0.003, 0.001)
 SIZES = (30, 100, 300, 860)

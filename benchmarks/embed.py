@@ -33,17 +33,17 @@ from torch import nn
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell, say
+from indexer.models.architectures.iresnet import iresnet50
+from indexer.models.checkpoints import module
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import CHECKPOINTS, IR50, SFACE, Pack
 from indexer.types import Device, Pick, Precision, Vectors, normalise
 from indexer.vision import cuda, networks, runtime
-from indexer.vision.checkpoints import module
 from indexer.vision.cuda import CudaSession
-from indexer.vision.embedders.iresnet import iresnet50
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import CHECKPOINTS, IR50, SFACE, Pack
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.quantize import quantise
 from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, to_blob, usable_cores
-from tests.vision import golden
+from tests.indexer.vision import golden
 
 ROUNDS = 5
 PAUSE_SECONDS = 0.05

@@ -21,9 +21,9 @@ import psutil
 
 from benchmarks.lfw import RESULTS, Cell, Shot, arguments, list_shots, write_results
 from benchmarks.plain import PlainLoop, opencv_loop, same_embedder_loop
-from indexer.home import Home
+from indexer.app_context import AppContext
+from indexer.enrollment.sources import rows_of
 from indexer.settings import read_settings
-from indexer.sources import rows_of
 from indexer.types import Pick, Precision
 
 PHOTOS = 640
@@ -70,14 +70,14 @@ def speed(shots: Sequence[Shot]) -> list[dict[str, Cell]]:
     ]
 
 
-_homes: dict[Precision, Home] = {}
+_homes: dict[Precision, AppContext] = {}
 _folder = tempfile.TemporaryDirectory()
 
 
 def _enroll(shots: Sequence[Shot], precision: Precision) -> None:
     """Into a gallery of its own each time; the networks stay loaded, as the plain loops' do."""
     if precision not in _homes:
-        _homes[precision] = Home(read_settings({}, home=Path(_folder.name) / precision, precision=precision))
+        _homes[precision] = AppContext(read_settings({}, home=Path(_folder.name) / precision, precision=precision))
     home = _homes[precision]
     gallery = home.open_gallery(f"g{time.monotonic_ns()}", "sface")
     for _ in home.enroller(gallery).enroll(rows_of([shot.path for shot in shots]), Pick.CENTER):

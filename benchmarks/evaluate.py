@@ -18,11 +18,11 @@ import numpy as np
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell, say
-from indexer.home import Home
+from indexer.app_context import AppContext
+from indexer.enrollment.sources import Row, rows_of
 from indexer.settings import read_settings
-from indexer.sources import Row, rows_of
 from indexer.types import Pick
-from search_service.evaluation import Evaluation, Protocol, evaluate
+from search_service.evaluation.protocol import Evaluation, Protocol, evaluate
 
 PEOPLE = (100, 300)
 DRAWS = 5
@@ -35,7 +35,7 @@ def main() -> None:
     given = parser.parse_args()
     rows = rows_of([given.folder / "people"])
     with tempfile.TemporaryDirectory() as temporary:
-        home = Home(read_settings({}, home=given.cache or Path(temporary)))
+        home = AppContext(read_settings({}, home=given.cache or Path(temporary)))
         cells: list[dict[str, Cell]] = []
         for photos in PHOTOS:
             say(f"everybody, {photos} photos")

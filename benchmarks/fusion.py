@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from benchmarks import lfw
 from benchmarks.lfw import Cell, say
 from benchmarks.variants import SHIPPED, VARIANTS, People, Study, embeddings, mean_embedding
+from indexer.models.packs import SFACE
 from indexer.types import Vectors, normalise
-from indexer.vision.packs import SFACE
 from search_service.matching.fusion import fused_score, sort_out
 
 COUNTS = (1, 2, 3, 5)

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import Pack
 from indexer.types import Face, Pick, Vectors
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import Pack
 from indexer.vision.pipeline import FacePipeline, Options, Seen
 from indexer.vision.runtime import usable_cores
 

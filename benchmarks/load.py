@@ -45,14 +45,14 @@ import numpy as np
 import torch
 
 from benchmarks.lfw import RESULTS, Cell, Shot, arguments, by_person, enrolled, list_shots, say, write_results
-from indexer.home import Home
+from indexer.enrollment.sources import rows_of
+from indexer.models.architectures.iresnet import iresnet50
 from indexer.settings import read_settings
-from indexer.sources import rows_of
 from indexer.types import Pick
-from indexer.vision.embedders.iresnet import iresnet50
+from search_service.service_context import ServiceContext
+from tests.indexer.vision import golden
 from tests.postgres import Postgres
 from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, told_url
-from tests.vision import golden
 
 WORKERS = 2
 CLIENTS = (1, 8, 64)
@@ -297,7 +297,7 @@ def _limits(models: Path, pack: str, probes: Sequence[bytes], seconds: float) ->
 def _compute(what: str, models: Path, pack: str, probes: Sequence[bytes], seconds: float) -> float:
     cores = max(1, len(os.sched_getaffinity(0)) // WORKERS)
     settings = read_settings({}, home=models.parent, threads=cores)
-    pipeline = Home(settings).pipeline(Home(settings).packs.find(pack))
+    pipeline = ServiceContext(settings).pipeline(ServiceContext(settings).packs.find(pack))
     batch = list(itertools.islice(itertools.cycle(probes), AT_ONCE))
     crops = [face.crop for seen in pipeline.describe(batch, Pick.LARGEST) for face in seen.faces[:1]]
     views = np.stack([np.stack([crop] * len(pipeline.pack.zooms)) for crop in crops if crop is not None])
@@ -322,7 +322,7 @@ def _add_made_pack(home: Path) -> None:
 
 
 def _enrol(home: Path, url: str, pack: str, shots: Sequence[Shot]) -> None:
-    opened = Home(read_settings({}, home=home, lookalikes="off", **({"database_url": url} if url else {})))
+    opened = ServiceContext(read_settings({}, home=home, lookalikes="off", **({"database_url": url} if url else {})))
     gallery = opened.open_gallery("lfw", pack)
     for _ in opened.enroller(gallery).enroll(rows_of([shot.path for shot in shots]), Pick.CENTER):
         pass

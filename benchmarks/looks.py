@@ -29,9 +29,9 @@ from benchmarks.lfw import (
     open_set,
     write_results,
 )
+from indexer.models.packs import SFACE, Pack
 from indexer.types import Precision
 from indexer.vision import detection
-from indexer.vision.packs import SFACE, Pack
 from indexer.vision.pipeline import Options
 
 FPIRS = (0.1, 0.03, 0.01)

@@ -29,8 +29,8 @@ from benchmarks.lfw import Cell
 from indexer.gallery.schema import Base
 from indexer.types import normalise
 from indexer.vectors.compressed import turned
-from indexer.vectors.milvus_client import INDEX_TYPES
-from indexer.vectors.milvus_index import RESCORED
+from indexer.vectors.milvus.client import INDEX_TYPES
+from indexer.vectors.milvus.index import RESCORED
 from tests.postgres import Postgres
 
 FACTORIES = {

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import SFACE
 from indexer.types import Precision, Vectors, normalise
 from indexer.vision.align import align
 from indexer.vision.detectors.yunet import MAX_OVERLAP
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import SFACE
 from indexer.vision.runtime import Feed, Session, Threads, load
 
 MIN_SCORE = 0.6

@@ -28,11 +28,11 @@ from PIL import Image
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell, Embedded, Shot
+from indexer.models.packs import SFACE
 from indexer.types import Face, Pixels
 from indexer.vision import quality
 from indexer.vision.align import align
 from indexer.vision.decode import decode
-from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import FacePipeline
 from indexer.vision.quality import INNER
 

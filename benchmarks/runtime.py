@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell
+from indexer.models import onnx_prepare
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import SFACE
 from indexer.types import Detection, Pick, Precision
-from indexer.vision import prepare, runtime
+from indexer.vision import runtime
 from indexer.vision.detectors.yunet import YuNet
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import Options
 from indexer.vision.runtime import Feed, Session, Threads
 
@@ -150,7 +151,7 @@ def main() -> None:
         for name, model, feed, side in (
             ("YuNet", yunet, YuNet.feed, 160),
             ("YuNet", yunet, YuNet.feed, 320),
-            ("YuNet, coarsest,", prepare.part(yunet, YuNet.parts[1]), YuNet.feed, 320),
+            ("YuNet, coarsest,", onnx_prepare.part(yunet, YuNet.parts[1]), YuNet.feed, 320),
             ("SFace", sface, Feed(), 112),
         ):
             for threads in (Threads(each=1), Threads()):

@@ -20,10 +20,11 @@ import numpy as np
 
 from benchmarks.lfw import RESULTS, Cell, arguments, by_person, enrolled, list_shots, write_results
 from benchmarks.plain import PlainGallery, PlainLoop, opencv_loop, same_embedder_loop
-from indexer.home import Home
+from indexer.app_context import AppContext
+from indexer.enrollment.sources import rows_of
 from indexer.settings import read_settings
-from indexer.sources import rows_of
 from indexer.types import Pick, Precision
+from search_service.calibration.survey import Thresholds
 from search_service.search import Query, SearchService
 from tests.search_service.api.serving import WHOSTHERE, told_url
 
@@ -36,14 +37,14 @@ def main() -> None:
     gallery_shots = enrolled(shots)
     probes = [photos[1].path.read_bytes() for photos in by_person(shots).values() if len(photos) > 1][:PROBES]
     with tempfile.TemporaryDirectory() as folder:
-        home = Home(read_settings({}, home=Path(folder)))
+        home = AppContext(read_settings({}, home=Path(folder)))
         gallery = home.open_gallery("lfw", "sface")
         for _ in home.enroller(gallery).enroll(rows_of([shot.path for shot in gallery_shots]), Pick.CENTER):
             pass
         index = home.indexes.of(gallery)
         faces = index.state().faces
         index.save()
-        service, query = SearchService(home), Query()
+        service, query = SearchService(home, Thresholds(home)), Query()
         server, url = _serve(Path(folder))
         with httpx.Client() as client:
             ways: dict[str, Callable[[bytes], object]] = {

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell, Embedded, OpenSet
-from indexer.types import Vectors
-from indexer.vision.packs import SFACE, ScoreTail
+from indexer.models.packs import SFACE
+from indexer.types import ScoreTail, Vectors
 
 BIN = 1e-4
 """Width of a histogram's bin, as a cosine."""

@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 
 from benchmarks import lfw, looks
 from benchmarks.lfw import Cell, OpenSet, Shot, say
-from indexer.types import Box, Detection, Pick, Pixels, Vectors, normalise
+from indexer.models.packs import SFACE
+from indexer.types import CROP_SIZE, Box, Detection, Pick, Pixels, Vectors, normalise
 from indexer.vision import detection, quality
-from indexer.vision.align import SIZE, TEMPLATE, align, similarity
+from indexer.vision.align import TEMPLATE, align, similarity
 from indexer.vision.decode import Limits, Photo, decode
 from indexer.vision.detection import Seek
 from indexer.vision.detectors.base import Detector
 from indexer.vision.embedders.base import Embedder
-from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import FIRST_SIDE, choose
 
 HALVINGS = 6
@@ -97,9 +97,10 @@ def blurred(crop: Pixels) -> Pixels:
 
 def zoomed(zoom: float) -> Callable[[Pixels], Pixels]:
     """Of the crop itself; what lies outside it is as its edge."""
-    matrix = cv2.getRotationMatrix2D(((SIZE - 1) / 2, (SIZE - 1) / 2), 0, zoom)
+    matrix = cv2.getRotationMatrix2D(((CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2), 0, zoom)
     return lambda crop: np.asarray(
-        cv2.warpAffine(crop, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8
+        cv2.warpAffine(crop, matrix, (CROP_SIZE, CROP_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
+        np.uint8,
     )
 
 
@@ -240,7 +241,7 @@ def to_canvas(look: Look, face: Detection) -> NDArray[np.float64]:
     side = look.side
     if look.upright:
         factor = look.face / detection.TEMPLATE_FACE
-        target = (TEMPLATE - SIZE / 2) * factor + side / 2
+        target = (TEMPLATE - CROP_SIZE / 2) * factor + side / 2
         return similarity(face.landmarks, target)
     factor = look.face / max(face.box.size, 1.0)
     cx, cy = face.box.center
@@ -251,7 +252,7 @@ def cut(photo: Photo, points: NDArray[np.float32], view: View) -> Pixels:
     where = points
     if (view.move, view.zoom) != ((0.0, 0.0), 1.0):
         onto = similarity(points)
-        centre = (SIZE - 1) / 2
+        centre = (CROP_SIZE - 1) / 2
         turn = cv2.getRotationMatrix2D((centre, centre), 0, view.zoom)
         turn[:, 2] += np.array(view.move)
         # Landmarks that `align` brings to where `turn` moves the template from.

@@ -43,11 +43,11 @@ from threadpoolctl import threadpool_limits
 from benchmarks import lfw, thresholds
 from benchmarks.lfw import Cell, Embedded, say
 from indexer.gallery.store import FaceVectors
+from indexer.models.packs import SFACE
 from indexer.types import Tier, Vectors, normalise
 from indexer.vectors import compressed
 from indexer.vectors.base import Header, VectorIndex
-from indexer.vectors.tiers import FaissEngine
-from indexer.vision.packs import SFACE
+from indexer.vectors.engines import FaissEngine
 from indexer.vision.runtime import usable_cores
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -65,6 +65,10 @@ class ModelUnavailable(WhosthereError):
     code = "model_unavailable"
 
 
+PYTORCH_MISSING = "pytorch_missing"
+"""Code of a ModelUnavailable error for a sound file that needs PyTorch, which is not installed."""
+
+
 class StorageUnavailable(WhosthereError):
     code = "storage_unavailable"
 

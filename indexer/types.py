@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -76,6 +79,46 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+CROP_SIZE = 112
+"""Width and height of an aligned crop, in pixels."""
+
+
+@dataclass(frozen=True)
+class ScoreTail:
+    """How often two photos of different people score above t, far out: FMR(t) = rate * exp(-(t - start) / scale).
+
+    An exponential tail fitted over `start`; `before` it are measured points, each a rate and its cosine, rates falling.
+    Measured by `benchmarks/thresholds.py`.
+    """
+
+    start: float
+    rate: float
+    scale: float
+    before: tuple[tuple[float, float], ...] = ()
+
+    def cosine(self, fmr: float) -> float:
+        """That a share `fmr` of the scores is above."""
+        return self.cosine_at(-math.log(fmr))
+
+    def cosine_at(self, surprise: float) -> float:
+        """The same of a surprise, -log FMR, which may stand for a rate that is too small for a float."""
+        (a, x), (b, y) = next((line for line in self._lines if surprise <= line[1][0]), self._lines[-1])
+        return x + (y - x) * (surprise - a) / (b - a)
+
+    def surprise(self, cosine: float) -> float:
+        """-log FMR at a cosine."""
+        (a, x), (b, y) = next((line for line in self._lines if cosine <= line[1][1]), self._lines[-1])
+        return a + (b - a) * (cosine - x) / (y - x)
+
+    @cached_property
+    def _lines(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+        """Between points of surprise and cosine, rising; the first one goes on before its points, and the last one
+        beyond."""
+        points = [(-math.log(rate), cosine) for rate, cosine in (*self.before, (self.rate, self.start))]
+        points.append((points[-1][0] + 1, points[-1][1] + self.scale))
+        return [(one, other) for one, other in pairwise(points) if one[0] < other[0] and one[1] < other[1]]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
-from indexer.disk import write_atomically
 from indexer.errors import InvalidRequest
+from indexer.files import write_atomically
 
 GROUP = ("insightface", "data/images/t1.jpg")
 PORTRAIT = ("insightface", "data/images/Tom_Hanks_54745.png")

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from indexer.clock import now
 from indexer.errors import Conflict, ModelUnavailable, NotFound, WhosthereError
-from indexer.gallery.clock import now
 from indexer.gallery.database import current_version, newest_version, storage_errors
-from indexer.home import Home
 from indexer.vision import networks, runtime
+from search_service.service_context import ServiceContext
 
 MIN_FREE_BYTES = 1 * 2**30
 """Room for the change log, snapshots and a database's own housekeeping."""
@@ -26,9 +26,9 @@ class Finding:
     advice: str = ""
 
 
-def examine(home: Home) -> list[Finding]:
+def examine(context: ServiceContext) -> list[Finding]:
     """Every check, also after one has failed."""
-    checks: tuple[Callable[[Home], Iterator[Finding]], ...] = (
+    checks: tuple[Callable[[ServiceContext], Iterator[Finding]], ...] = (
         _runtime,
         _models,
         _disk,
@@ -42,27 +42,27 @@ def examine(home: Home) -> list[Finding]:
     for check in checks:
         try:
             with storage_errors():
-                findings += check(home)
+                findings += check(context)
         except (WhosthereError, OSError) as error:
             what = check.__name__.strip("_")
             findings.append(Finding(what, False, str(error), "mend this first, then run doctor again"))
     return findings
 
 
-def _runtime(home: Home) -> Iterator[Finding]:
+def _runtime(context: ServiceContext) -> Iterator[Finding]:
     installed = runtime.engines()
     yield Finding("runtime", bool(installed), ", ".join(installed) or "none", "pip install openvino, or onnxruntime")
 
 
-def _models(home: Home) -> Iterator[Finding]:
-    pack, settings = home.pack, home.settings
+def _models(context: ServiceContext) -> Iterator[Finding]:
+    pack, settings = context.pack, context.settings
     for file in pack.files:
         try:
-            yield Finding(f"model file {file.name}", True, home.files.state(file))
+            yield Finding(f"model file {file.name}", True, context.files.state(file))
         except WhosthereError as error:
             advice = f"whosthere models pull {pack.name}"
             yield Finding(f"model file {file.name}", False, error.message, advice)
-    lacking = home.packs.lacks(pack, settings.precision)
+    lacking = context.packs.lacks(pack, settings.precision)
     if lacking is not None:
         yield Finding(f"model pack {pack.name}", False, lacking, "do what it says")
     try:
@@ -71,8 +71,8 @@ def _models(home: Home) -> Iterator[Finding]:
         yield Finding("device", False, error.message, "do what it says, or take another WHOSTHERE_DEVICE")
 
 
-def _disk(home: Home) -> Iterator[Finding]:
-    folder = home.settings.home
+def _disk(context: ServiceContext) -> Iterator[Finding]:
+    folder = context.settings.home
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -84,10 +84,10 @@ def _disk(home: Home) -> Iterator[Finding]:
     )
 
 
-def _database(home: Home) -> Iterator[Finding]:
-    home.engine.connect().close()
-    found, expected = current_version(home.engine), newest_version()
-    yield Finding("database", True, home.engine.url.render_as_string(hide_password=True))
+def _database(context: ServiceContext) -> Iterator[Finding]:
+    context.engine.connect().close()
+    found, expected = current_version(context.engine), newest_version()
+    yield Finding("database", True, context.engine.url.render_as_string(hide_password=True))
     yield Finding(
         "migrations",
         found in (None, expected),
@@ -96,10 +96,10 @@ def _database(home: Home) -> Iterator[Finding]:
     )
 
 
-def _keys(home: Home) -> Iterator[Finding]:
-    if not _up_to_date(home):
+def _keys(context: ServiceContext) -> Iterator[Finding]:
+    if not _up_to_date(context):
         return
-    keys = home.keys.list()
+    keys = context.keys.list()
     usable = [key for key in keys if key.revoked_at is None and not key.expired(now())]
     found = f"{len(usable)} usable, {len(keys) - len(usable)} revoked or expired"
     closed = bool(keys) and not usable
@@ -109,41 +109,41 @@ def _keys(home: Home) -> Iterator[Finding]:
 _NO_KEY = "nobody can ask the service anything: whosthere keys create --name NAME --scope admin"
 
 
-def _jobs(home: Home) -> Iterator[Finding]:
-    if not _up_to_date(home):
+def _jobs(context: ServiceContext) -> Iterator[Finding]:
+    if not _up_to_date(context):
         return
-    jobs = home.jobs.waiting()
+    jobs = context.jobs.waiting()
     yield Finding("jobs", True, f"{len(jobs)} wait or run")
     for job in jobs:
         if job.problem is not None:
             yield Finding(f"job {job.id}", False, f"waits: {job.problem}", "mend that: it goes on by itself")
 
 
-def _webhooks(home: Home) -> Iterator[Finding]:
-    if not _up_to_date(home):
+def _webhooks(context: ServiceContext) -> Iterator[Finding]:
+    if not _up_to_date(context):
         return
-    for webhook in home.webhooks.webhooks():
+    for webhook in context.webhooks.webhooks():
         found = f"{webhook.waiting} events on their way, {webhook.dead} given up"
         advice = f"whosthere webhooks dead {webhook.id} says why; once mended, whosthere webhooks replay {webhook.id}"
         yield Finding(f"webhook {webhook.id}", not webhook.dead, found, advice)
 
 
-def _up_to_date(home: Home) -> bool:
-    return current_version(home.engine) == newest_version()
+def _up_to_date(context: ServiceContext) -> bool:
+    return current_version(context.engine) == newest_version()
 
 
-def _galleries(home: Home) -> Iterator[Finding]:
-    if not _up_to_date(home):
+def _galleries(context: ServiceContext) -> Iterator[Finding]:
+    if not _up_to_date(context):
         return
-    for gallery in home.store.galleries():
+    for gallery in context.store.galleries():
         name = f"gallery {gallery.name}"
         try:
-            home.pack_of(gallery)
+            context.pack_of(gallery)
         except WhosthereError as error:
             yield Finding(name, False, error.message, "do what it says, or enrol it anew")
             continue
         try:
-            compared = home.indexes.of(gallery).compare()
+            compared = context.indexes.of(gallery).compare()
         except (NotFound, Conflict):  # somebody deleted or re-embedded it since
             continue
         advice = f"whosthere gallery rebuild {gallery.name}"

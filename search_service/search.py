@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.app_context import AppContext
+from indexer.clock import now
 from indexer.errors import InvalidRequest, RejectedImage
-from indexer.gallery.clock import now
-from indexer.gallery.events import Recorded
-from indexer.home import Home
+from indexer.models.packs import Pack
 from indexer.types import Detection, Face, Gallery, Hit, Identity, Named, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
-from indexer.vision.packs import Pack
 from indexer.vision.pipeline import Seen
-from search_service.calibration import SETTLE_SECONDS, Thresholds
-from search_service.fusing import fused
 from search_service.matching.decision import Decision, DecisionReason, decide
 from search_service.matching.frames import Frame, fuse, weight_of
 from search_service.matching.ranking import Candidate, Outranked, outranked, rank
+from search_service.store.events import Recorded
+from search_service.template_scores import fused
 
 MAX_TOP_K = 100
 
 MIN_FPIR = 1e-9
 """One stranger in a billion: far beyond what any pack's scores were measured for."""
+
+SETTLE_SECONDS = 30.0
+"""Longer than the survey of the largest gallery takes."""
 
 SPARE = 4
 """Identities asked of the index beyond those wanted: the runner-up, and a few that may be expired."""
@@ -104,17 +107,29 @@ Told = Callable[[Gallery, FaceAnswer], None]
 """Hears of each face that was searched."""
 
 
-class SearchService:
-    """Thread-safe."""
+class ThresholdSource(Protocol):
+    """Where the threshold for a wanted FPIR comes from. `calibration.survey.Thresholds` is one."""
 
-    def __init__(self, home: Home, told: Told | None = None) -> None:
-        self._home = home
+    def threshold(self, gallery: Gallery, index: VectorIndex, fpir: float) -> float:
+        """Returns the cosine above which a share `fpir` of non-mated probes is answered with a match."""
+        ...
+
+    def settle(self, seconds: float = SETTLE_SECONDS) -> None:
+        """Waits at most `seconds` for calibrations that run in the background."""
+        ...
+
+
+class SearchService:
+    """Answers probes: who they are, out of the people of a gallery. Thread-safe."""
+
+    def __init__(self, context: AppContext, thresholds: ThresholdSource, told: Told | None = None) -> None:
+        self._context = context
+        self._thresholds = thresholds
         self._told = told
-        self._thresholds = Thresholds(home)
 
     def search(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[Answer]:
         """One answer an image; what is wrong with one image is in its own answer."""
-        return self.search_seen(self._home.pipeline_of(gallery).describe(images, query.pick), gallery, query)
+        return self.search_seen(self._context.pipeline_of(gallery).describe(images, query.pick), gallery, query)
 
     def search_seen(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> list[Answer]:
         """The same for images whose faces are described already."""
@@ -135,7 +150,7 @@ class SearchService:
         """One answer from several images of one person, each face counting for its quality; images without a face to
         use are passed over while there is one with. The answer's box and quality are the best frame's."""
         read = [image for image in images if not isinstance(image, RejectedImage)]
-        seen = iter(self._home.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST))
+        seen = iter(self._context.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST))
         every = [Seen(rejection=image) if isinstance(image, RejectedImage) else next(seen) for image in images]
         return self.frames_seen(every, gallery, query)
 
@@ -146,7 +161,7 @@ class SearchService:
             rejection = next(one.rejection for one in seen if one.rejection is not None)
             return Answer(gallery.name, gallery.model, (), rejection, _frames(seen))
         frames = [Frame(face.embedding.tolist(), weight_of(face.quality)) for _, face in used]
-        together = fuse(frames, self._home.pack_of(gallery).same_threshold)
+        together = fuse(frames, self._context.pack_of(gallery).same_threshold)
         poor = all(face.quality.reasons for _, face in used)
         vector = check_vectors(together.embedding, gallery.dim)
         (answer,) = self._match(vector, gallery, query, [poor], disagreeing=bool(together.disagreeing))
@@ -161,18 +176,18 @@ class SearchService:
 
     def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:
         """Whether the largest faces of two images are one person. Raises RejectedImage that says which image."""
-        pack = self._home.usable(model)
-        return compare_seen(self._home.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
+        pack = self._context.usable(model)
+        return compare_seen(self._context.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
-        """Waits a while for what searches have left to be computed in the background, before a process ends."""
+        """Waits at most `seconds` for what searches have started in the background, before a process ends."""
         self._thresholds.settle(seconds)
 
     def _match(
         self, vectors: Vectors, gallery: Gallery, query: Query, poor: Sequence[bool], disagreeing: bool = False
     ) -> list[FaceAnswer]:
-        index = self._home.indexes.of(gallery).caught_up()
-        fpir = self._home.settings.fpir if query.fpir is None and query.threshold is None else query.fpir
+        index = self._context.indexes.of(gallery).caught_up()
+        fpir = self._context.settings.fpir if query.fpir is None and query.threshold is None else query.fpir
         threshold = query.threshold
         if threshold is None and fpir is not None:
             threshold = round(self._thresholds.threshold(gallery, index, fpir), 4)
@@ -194,14 +209,14 @@ class SearchService:
             return []
         asked, at = wanted + SPARE, now()
         while True:
-            with self._home.stopwatch.stage("index"):
+            with self._context.stopwatch.stage("index"):
                 hits = index.nearest_identities(vectors, asked)
             ids = {hit.identity_id for some in hits for hit in some}
-            people = self._home.store.valid_identities(ids, at)
+            people = self._context.store.valid_identities(ids, at)
             if not all(_enough(some, people, wanted) or len(some) < asked for some in hits):
                 asked *= 4
                 continue
-            others = self._home.store.identities_by_id(ids - people.keys()) if len(people) < len(ids) else {}
+            others = self._context.store.identities_by_id(ids - people.keys()) if len(people) < len(ids) else {}
             hits = self._fused(hits, vectors, gallery, (*people.values(), *others.values()))
             return [_Ranked(rank(some, people, wanted), outranked(some, people, others, at)) for some in hits]
 
@@ -211,8 +226,8 @@ class SearchService:
         several = [person.id for person in people if person.faces > 1]
         if not several:
             return hits
-        faces = self._home.store.vectors_of_people(gallery, several)
-        return fused(hits, vectors, faces, self._home.pack_of(gallery).same_threshold)
+        faces = self._context.store.vectors_of_people(gallery, several)
+        return fused(hits, vectors, faces, self._context.pack_of(gallery).same_threshold)
 
 
 @dataclass(frozen=True)

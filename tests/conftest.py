@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import SFACE
 from indexer.types import Precision
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import SFACE
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.quantize import quantise
 from tests import photos

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from indexer.settings import PREFIX, Settings
-from search_service.api.auth import NEEDS
+from search_service.api.security import NEEDS
 
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"

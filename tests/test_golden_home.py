@@ -26,7 +26,7 @@ from tests.golden_home.old_code import command, missing, run_commands
 from tests.postgres import Postgres
 from tests.postgres import postgres as postgres
 from tests.search_service.api.serving import Serve, ok
-from tests.search_service.receiver import Receiver, receiving
+from tests.search_service.background.receiver import Receiver, receiving
 from tests.waiting import wait_for
 
 TOLERANCES = {"box": 0.0101, "landmarks": 0.0101, "quality": 0.0101}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import shutil
 import subprocess
@@ -22,12 +21,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from indexer.errors import StorageUnavailable
+from indexer.gallery import database
 from indexer.gallery.database import current_version, migrate, newest_version, open_database
 from indexer.gallery.schema import Base
 from indexer.gallery.store import Store
 from indexer.types import vector_to_bytes
-from tests.gallery.faces import enroll_one, image_hash, make_gallery, new_face, vector
-from tests.gallery.together import in_processes, in_threads
+from tests.indexer.gallery.faces import enroll_one, image_hash, make_gallery, new_face, vector
+from tests.indexer.gallery.together import in_processes, in_threads
 from tests.postgres import Database
 from tests.postgres import empty_database as empty_database
 from tests.postgres import postgres as postgres
@@ -132,7 +132,7 @@ def test_migrating_again_keeps_what_is_there(engine: Engine) -> None:
 
 def to(engine: Engine, revision: str, move: Callable[[Config, str], None] = command.upgrade) -> None:
     config = Config()
-    config.set_main_option("script_location", str(importlib.resources.files("migrations")))
+    config.set_main_option("script_location", str(ROOT / "migrations"))
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         config.attributes["connection"] = connection
         move(config, revision)
@@ -220,7 +220,7 @@ def test_by_hand_from_the_checkout(empty_database: Database, engine: Engine) -> 
 def test_the_program_may_be_installed_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "50% off %(here)s"
     shutil.copytree(ROOT / "migrations", folder)
-    monkeypatch.setattr(importlib.resources, "files", lambda _: folder)
+    monkeypatch.setattr(database, "_migrations_folder", lambda: folder)
     engine = open_database(f"sqlite:///{tmp_path / 'x.db'}")
     migrate(engine)
     assert tables(engine) == TABLES

@@ -2,11 +2,10 @@
 
 from indexer.cli.duplicates import gallery_duplicates
 from indexer.cli.enroll import enroll
-from indexer.cli.exchange import gallery_export, gallery_import
 from indexer.cli.galleries import gallery_group
 from indexer.cli.identities import identity_group
-from indexer.cli.keys import keys_group
 from indexer.cli.models import models_group
+from indexer.cli.parquet import gallery_export, gallery_import
 from indexer.cli.reembed import gallery_reembed
 
 gallery_group.add_command(gallery_duplicates)
@@ -16,4 +15,4 @@ gallery_group.add_command(gallery_reembed)
 
 __all__ = ["COMMANDS", "gallery_group"]
 
-COMMANDS = (enroll, gallery_group, identity_group, keys_group, models_group)
+COMMANDS = (enroll, gallery_group, identity_group, models_group)

@@ -24,8 +24,8 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from indexer.home import Home
-from indexer.settings import read_settings
+from indexer.app_context import AppContext
+from indexer.settings import Settings, read_settings
 from indexer.types import Device, Gallery, Outcome
 
 SOME_REJECTED = 3
@@ -42,23 +42,32 @@ gallery_option = click.option("--gallery", "-g", required=True, metavar="G", hel
 device_option = click.option(
     "--device", type=click.Choice([str(d) for d in Device]), help="What the networks run on (WHOSTHERE_DEVICE)."
 )
-"""Of commands under `with_home`, which takes it."""
+"""For commands under `with_context`, which takes the option."""
 
 
-def with_home(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command `--home` and, as its first argument, the opened Home, on the `--device` asked for."""
+def context_opener(
+    open_context: Callable[[Settings], AppContext],
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns a decorator for commands: it adds the option `--home`, and passes what `open_context` opens there as the
+    first argument, on the `--device` asked for."""
 
-    @click.option("--home", type=click.Path(path_type=Path), help="Data folder (WHOSTHERE_HOME).")
-    @wraps(command)
-    def opened(*args: Any, home: Path | None, device: str | None = None, **kwargs: Any) -> Any:
-        given = home or click.get_current_context().find_root().params.get("home")
-        place = Home(read_settings(home=given, device=device))
-        try:
-            return command(place, *args, **kwargs)
-        finally:
-            place.close()
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.option("--home", type=click.Path(path_type=Path), help="Data folder (WHOSTHERE_HOME).")
+        @wraps(command)
+        def run(*args: Any, home: Path | None, device: str | None = None, **kwargs: Any) -> Any:
+            folder = home or click.get_current_context().find_root().params.get("home")
+            context = open_context(read_settings(home=folder, device=device))
+            try:
+                return command(context, *args, **kwargs)
+            finally:
+                context.close()
 
-    return opened
+        return run
+
+    return decorate
+
+
+with_context = context_opener(AppContext)
 
 
 def examples(*lines: str) -> str:
@@ -83,9 +92,11 @@ def show(content: object) -> None:
     console.print(content)
 
 
-def summary_of(home: Home, gallery: Gallery, unit: str, outcomes: Counter[Outcome], seconds: float) -> dict[str, Any]:
+def summary_of(
+    context: AppContext, gallery: Gallery, unit: str, outcomes: Counter[Outcome], seconds: float
+) -> dict[str, Any]:
     """What became of the `unit` that were to be enrolled, and what the gallery holds now."""
-    identities, faces = home.store.counts(gallery.id)
+    identities, faces = context.store.counts(gallery.id)
     return {
         "gallery": gallery.name,
         "model": gallery.model,

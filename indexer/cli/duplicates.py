@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from indexer.cli.common import examples, json_option, print_json, progress_count, show, table, with_home
-from indexer.duplicates import Duplicates, Side, find_duplicates, lookalike_bound
-from indexer.home import Home
+from indexer.app_context import AppContext
+from indexer.cli.common import examples, json_option, print_json, progress_count, show, table, with_context
+from indexer.enrollment.lookalikes import Duplicates, Side, find_duplicates, lookalike_bound
 
 SHOWN = 20
 DECIMALS = 4
@@ -29,16 +29,16 @@ DECIMALS = 4
     help="Cosine from which two identities look alike; without it, that from which enrolling says so.",
 )
 @json_option
-@with_home
-def gallery_duplicates(home: Home, name: str, threshold: float | None, as_json: bool) -> None:
+@with_context
+def gallery_duplicates(context: AppContext, name: str, threshold: float | None, as_json: bool) -> None:
     """List the identities that look alike, one person under two ids most likely, and the photos that look like somebody
     else than their own person."""
-    gallery = home.store.gallery(name)
+    gallery = context.store.gallery(name)
     if threshold is None:
-        threshold = lookalike_bound(home.pack_of(gallery), home.store.counts(gallery.id)[1])
+        threshold = lookalike_bound(context.pack_of(gallery), context.store.counts(gallery.id)[1])
     with progress_count("Comparing", "faces") as tell:
         found = find_duplicates(
-            home.store, gallery, home.indexes.of(gallery), threshold, lambda done, total: tell(done, total, "")
+            context.store, gallery, context.indexes.of(gallery), threshold, lambda done, total: tell(done, total, "")
         )
     if as_json:
         print_json({"gallery": name} | _rounded(asdict(found)))

@@ -14,6 +14,7 @@ from typing import IO
 
 import click
 
+from indexer.app_context import AppContext
 from indexer.cli.common import (
     SHOWN_REJECTIONS,
     SOME_REJECTED,
@@ -27,11 +28,10 @@ from indexer.cli.common import (
     show,
     summary_of,
     table,
-    with_home,
+    with_context,
 )
-from indexer.enrollment import Result
-from indexer.home import Home
-from indexer.sources import rows_of
+from indexer.enrollment.enroller import Result
+from indexer.enrollment.sources import rows_of
 from indexer.types import Outcome, Pick
 
 
@@ -56,9 +56,9 @@ from indexer.types import Outcome, Pick
 @click.option("--model", metavar="PACK", help="Model pack, for a gallery that is not there yet.")
 @device_option
 @json_option
-@with_home
+@with_context
 def enroll(
-    home: Home,
+    context: AppContext,
     paths: tuple[Path, ...],
     gallery: str,
     manifest: Path | None,
@@ -78,16 +78,16 @@ def enroll(
     if not paths and manifest is None:
         raise click.UsageError("name folders, images, a ZIP, or a --manifest")
     if model:
-        home.packs.find(model)  # before a folder is read for nothing
+        context.packs.find(model)  # before a folder is read for nothing
     start = time.monotonic()
     rows = rows_of(paths, manifest)
     if not rows:
         raise click.UsageError(f"there are no images in {', '.join(map(str, paths))}")
-    target = home.open_gallery(gallery, model)
+    target = context.open_gallery(gallery, model)
     results: list[Result] = []
     outcomes: Counter[Outcome] = Counter()
     with _report(report) as write, progress_count("Enrolling", "images") as tell:
-        enrolling = home.enroller(target, len(rows)).enroll(rows, Pick(pick))
+        enrolling = context.enroller(target, len(rows)).enroll(rows, Pick(pick))
         try:
             for result in enrolling:
                 results.append(result)
@@ -97,8 +97,8 @@ def enroll(
                 tell(len(results), len(rows), f"{rejected} rejected" if rejected else "")
         finally:
             enrolling.close()
-    home.indexes.of(target).caught_up()
-    summary = summary_of(home, target, "images", outcomes, time.monotonic() - start)
+    context.indexes.of(target).caught_up()
+    summary = summary_of(context, target, "images", outcomes, time.monotonic() - start)
     if as_json:
         print_json({**summary, "results": [asdict(result) for result in results]})
     else:

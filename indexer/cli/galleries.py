@@ -6,9 +6,9 @@ import json
 
 import click
 
-from indexer.cli.common import examples, json_option, print_json, show, table, with_home
-from indexer.home import Home
-from indexer.objects import gallery_detail, gallery_object
+from indexer.app_context import AppContext
+from indexer.cli.common import examples, json_option, print_json, show, table, with_context
+from indexer.serializers import gallery_detail, gallery_object
 
 
 @click.group("gallery")
@@ -20,23 +20,23 @@ def gallery_group() -> None:
 @click.argument("name")
 @click.option("--model", metavar="PACK", help="Model pack it is bound to.")
 @json_option
-@with_home
-def gallery_create(home: Home, name: str, model: str | None, as_json: bool) -> None:
+@with_context
+def gallery_create(context: AppContext, name: str, model: str | None, as_json: bool) -> None:
     """Make an empty gallery."""
-    pack = home.usable(model)
-    gallery = home.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
+    pack = context.usable(model)
+    gallery = context.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
     if as_json:
-        print_json(gallery_object(home.store, gallery))
+        print_json(gallery_object(context.store, gallery))
     else:
         click.echo(f"Gallery {gallery.name} made, bound to model pack {gallery.model}.")
 
 
 @gallery_group.command("list", epilog=examples("whosthere gallery list --json"))
 @json_option
-@with_home
-def gallery_list(home: Home, as_json: bool) -> None:
+@with_context
+def gallery_list(context: AppContext, as_json: bool) -> None:
     """List the galleries."""
-    objects = [gallery_object(home.store, gallery) for gallery in home.store.galleries()]
+    objects = [gallery_object(context.store, gallery) for gallery in context.store.galleries()]
     if as_json:
         print_json(objects)
         return
@@ -49,11 +49,11 @@ def gallery_list(home: Home, as_json: bool) -> None:
 @gallery_group.command("show", epilog=examples("whosthere gallery show staff --json"))
 @click.argument("name")
 @json_option
-@with_home
-def gallery_show(home: Home, name: str, as_json: bool) -> None:
+@with_context
+def gallery_show(context: AppContext, name: str, as_json: bool) -> None:
     """Show a gallery and the state of its index."""
-    gallery = home.store.gallery(name)
-    shown = gallery_detail(home.store, gallery, home.indexes.of(gallery).state())
+    gallery = context.store.gallery(name)
+    shown = gallery_detail(context.store, gallery, context.indexes.of(gallery).state())
     if as_json:
         print_json(shown)
         return
@@ -67,16 +67,16 @@ def gallery_show(home: Home, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
-@with_home
-def gallery_delete(home: Home, name: str, yes: bool, as_json: bool) -> None:
+@with_context
+def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> None:
     """Delete a gallery with everybody in it."""
-    gallery = home.store.gallery(name)
-    identities, faces = home.store.counts(gallery.id)
+    gallery = context.store.gallery(name)
+    identities, faces = context.store.counts(gallery.id)
     question = f"Delete gallery {name} with {identities} identities and {faces} faces?"
     if not yes and not click.confirm(question, err=as_json):
         raise click.ClickException("nothing was deleted")
-    home.store.delete_gallery(name)
-    home.indexes.forget(gallery)
+    context.store.delete_gallery(name)
+    context.indexes.forget(gallery)
     if as_json:
         print_json({"gallery": name, "identities": identities, "faces": faces})
     else:
@@ -86,11 +86,11 @@ def gallery_delete(home: Home, name: str, yes: bool, as_json: bool) -> None:
 @gallery_group.command("rebuild", epilog=examples("whosthere gallery rebuild staff"))
 @click.argument("name")
 @json_option
-@with_home
-def gallery_rebuild(home: Home, name: str, as_json: bool) -> None:
+@with_context
+def gallery_rebuild(context: AppContext, name: str, as_json: bool) -> None:
     """Make a gallery's index anew from the database."""
-    gallery = home.store.gallery(name)
-    faces = home.indexes.of(gallery).rebuild()
+    gallery = context.store.gallery(name)
+    faces = context.indexes.of(gallery).rebuild()
     if as_json:
         print_json({"gallery": name, "faces": faces})
     else:

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from indexer.cli.common import examples, gallery_option, json_option, print_json, show, table, with_home
+from indexer.app_context import AppContext
+from indexer.cli.common import examples, gallery_option, json_option, print_json, show, table, with_context
 from indexer.errors import NotFound
-from indexer.home import Home
-from indexer.objects import face_object, identity_object
+from indexer.serializers import face_object, identity_object
 
 
 @click.group("identity")
@@ -21,10 +21,10 @@ def identity_group() -> None:
 @gallery_option
 @click.option("--limit", type=click.IntRange(min=1), help="Show this many at most.")
 @json_option
-@with_home
-def identity_list(home: Home, gallery: str, limit: int | None, as_json: bool) -> None:
+@with_context
+def identity_list(context: AppContext, gallery: str, limit: int | None, as_json: bool) -> None:
     """List the identities of a gallery."""
-    people = home.store.identities(home.store.gallery(gallery).id, limit=limit)
+    people = context.store.identities(context.store.gallery(gallery).id, limit=limit)
     if as_json:
         print_json([identity_object(person) for person in people])
         return
@@ -38,12 +38,12 @@ def identity_list(home: Home, gallery: str, limit: int | None, as_json: bool) ->
 @click.argument("external_id")
 @gallery_option
 @json_option
-@with_home
-def identity_show(home: Home, external_id: str, gallery: str, as_json: bool) -> None:
+@with_context
+def identity_show(context: AppContext, external_id: str, gallery: str, as_json: bool) -> None:
     """Show one identity with its faces."""
-    gallery_id = home.store.gallery(gallery).id
-    person = home.store.identity(gallery_id, external_id)
-    faces = home.store.faces(gallery_id, external_id)
+    gallery_id = context.store.gallery(gallery).id
+    person = context.store.identity(gallery_id, external_id)
+    faces = context.store.faces(gallery_id, external_id)
     shown = identity_object(person) | {"faces": [face_object(face) for face in faces]}
     if as_json:
         print_json(shown)
@@ -64,19 +64,19 @@ def identity_show(home: Home, external_id: str, gallery: str, as_json: bool) -> 
 @gallery_option
 @click.option("--face", "face_id", type=click.IntRange(min=1), help="Only this one of their faces.")
 @json_option
-@with_home
-def identity_delete(home: Home, external_id: str, gallery: str, face_id: int | None, as_json: bool) -> None:
+@with_context
+def identity_delete(context: AppContext, external_id: str, gallery: str, face_id: int | None, as_json: bool) -> None:
     """Delete a person and all their faces, who are never returned again; or one wrong face of theirs."""
-    found = home.store.gallery(gallery)
+    found = context.store.gallery(gallery)
     if face_id is None:
-        faces = home.store.delete_identity(found.id, external_id)
+        faces = context.store.delete_identity(found.id, external_id)
     else:
-        own = home.store.faces(found.id, external_id, after=face_id - 1, limit=1)
+        own = context.store.faces(found.id, external_id, after=face_id - 1, limit=1)
         if [face.id for face in own] != [face_id]:
             raise NotFound(f"identity {external_id!r} has no face {face_id}", code="face_not_found")
-        home.store.delete_face(found.id, face_id)
+        context.store.delete_face(found.id, face_id)
         faces = 1
-    home.indexes.of(found).caught_up()
+    context.indexes.of(found).caught_up()
     if as_json:
         print_json({"external_id": external_id, "faces": faces})
     elif face_id is None:
@@ -90,16 +90,16 @@ def identity_delete(home: Home, external_id: str, gallery: str, face_id: int | N
 @click.argument("other", metavar="B")
 @gallery_option
 @json_option
-@with_home
-def identity_merge(home: Home, into: str, other: str, gallery: str, as_json: bool) -> None:
+@with_context
+def identity_merge(context: AppContext, into: str, other: str, gallery: str, as_json: bool) -> None:
     """Join identity B into identity A: one person under two ids.
 
     The faces of B become those of A, and B is gone. What is said of A counts, its dates too; B's name and metadata are
     taken where nothing is said of A.
     """
-    found = home.store.gallery(gallery)
-    person, faces = home.store.merge_identities(found.id, into, other)
-    home.indexes.of(found).caught_up()
+    found = context.store.gallery(gallery)
+    person, faces = context.store.merge_identities(found.id, into, other)
+    context.indexes.of(found).caught_up()
     if as_json:
         print_json({"identity": identity_object(person), "merged": other, "faces": faces})
     else:

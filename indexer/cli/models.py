@@ -11,16 +11,25 @@ from pathlib import Path
 
 import click
 
-from indexer.cli.common import examples, json_option, print_json, progress_bars, progress_count, show, table, with_home
-from indexer.errors import ModelUnavailable, RejectedImage, WhosthereError
-from indexer.home import Home
-from indexer.sources import Row, rows_of
+from indexer.app_context import AppContext
+from indexer.cli.common import (
+    examples,
+    json_option,
+    print_json,
+    progress_bars,
+    progress_count,
+    show,
+    table,
+    with_context,
+)
+from indexer.enrollment.sources import Row, rows_of
+from indexer.errors import PYTORCH_MISSING, ModelUnavailable, RejectedImage, WhosthereError
+from indexer.models import download, packs
+from indexer.models.catalogue import FileDescription, PackDescription, check_name
+from indexer.models.packs import BUILT_IN, DETECTORS, EMBEDDERS, ModelFile, Network, Pack
 from indexer.types import Pick, Pixels
-from indexer.vision import download, packs, quantize
-from indexer.vision.catalogue import FileDescription, PackDescription, check_name
+from indexer.vision import quantize
 from indexer.vision.decode import Limits
-from indexer.vision.files import NEEDS_PYTORCH
-from indexer.vision.packs import BUILT_IN, DETECTORS, EMBEDDERS, ModelFile, Network, Pack
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads
 
@@ -36,10 +45,10 @@ def models_group() -> None:
 
 @models_group.command("list", epilog=examples("whosthere models list", "whosthere models list --json"))
 @json_option
-@with_home
-def models_list(home: Home, as_json: bool) -> None:
+@with_context
+def models_list(context: AppContext, as_json: bool) -> None:
     """List the model packs, which of them can be used, and what the others lack."""
-    objects = [_listed(home, name) for name in home.packs.names()]
+    objects = [_listed(context, name) for name in context.packs.names()]
     if as_json:
         print_json(objects)
         return
@@ -49,12 +58,12 @@ def models_list(home: Home, as_json: bool) -> None:
     show(rows)
 
 
-def _listed(home: Home, name: str) -> dict[str, object]:
+def _listed(context: AppContext, name: str) -> dict[str, object]:
     """The pack as JSON; `problem` is why it cannot be used."""
-    told = home.packs.told(name)
+    told = context.packs.told(name)
     if "problem" in told:
         return told
-    return told | {"problem": home.packs.lacks(home.packs.find(name), home.settings.precision)}
+    return told | {"problem": context.packs.lacks(context.packs.find(name), context.settings.precision)}
 
 
 @models_group.command(
@@ -69,23 +78,23 @@ def _listed(home: Home, name: str) -> dict[str, object]:
 @click.option("--accept-license", is_flag=True, help="Accept the pack's terms without being asked.")
 @click.option("--from", "source", metavar="URL-OR-PATH", help="A mirror: a URL, a folder or a ZIP.")
 @json_option
-@with_home
-def models_pull(home: Home, name: str, accept_license: bool, source: str | None, as_json: bool) -> None:
+@with_context
+def models_pull(context: AppContext, name: str, accept_license: bool, source: str | None, as_json: bool) -> None:
     """Fetch the files of a model pack, and verify them.
 
     Its terms are shown first, and asked to be accepted. Interrupted, run it again: it goes on where it was.
     """
-    pack = home.packs.find(name)
+    pack = context.packs.find(name)
     if pack.terms and not accept_license:
         _ask(pack)
     with progress_bars() as tell:
-        pulled = download.pull(pack, home.files, source, lambda p: _tell(p, tell))
+        pulled = download.pull(pack, context.files, source, lambda p: _tell(p, tell))
     try:  # what does not run is told now, not at the first enrolment
-        tried = home.packs.tried(home.packs.find(name))
+        tried = context.packs.check(context.packs.find(name))
     except ModelUnavailable as error:
-        if error.code != NEEDS_PYTORCH:
+        if error.code != PYTORCH_MISSING:
             for fetched in (p.file for p in pulled if p.source and not p.file.sha256):  # others are what was asked for
-                home.packs.forget(fetched)
+                context.packs.forget(fetched)
         raise
     if as_json:
         shown = [{"file": p.file.name, "sha256": p.sha256, "path": str(p.path), "from": p.source} for p in pulled]
@@ -156,9 +165,9 @@ def _tell(progress: download.Progress, tell: Callable[[str, int, int | None], No
 )
 @click.option("--licence", default="", help="Licence of the files, for whoever asks later.")
 @json_option
-@with_home
+@with_context
 def models_add(
-    home: Home,
+    context: AppContext,
     name: str,
     embedder: Path,
     detector: str,
@@ -175,13 +184,13 @@ def models_add(
     They are copied to the models folder, and run once to see that they work. With the name of a built-in pack, they
     must be that pack's files.
     """
-    detects: Path | None = None if detector in home.packs.names() else Path(detector)
+    detects: Path | None = None if detector in context.packs.names() else Path(detector)
     if detects is not None and not detects.is_file():
-        raise click.UsageError(f"--detector {detector} is no file; expected one, or {', '.join(home.packs.names())}")
+        raise click.UsageError(f"--detector {detector} is no file; expected one, or {', '.join(context.packs.names())}")
     if name in {pack.name for pack in BUILT_IN}:
         if detects is None:
             raise click.UsageError(f"{name} has a detector of its own; expected its file")
-        pack = home.packs.take(name, detects, embedder)
+        pack = context.packs.take(name, detects, embedder)
     else:
         check_name(name)
         said = PackDescription(
@@ -192,7 +201,7 @@ def models_add(
             scale=scale,
             mirror=mirror,
         )
-        pack = home.packs.add(name, said, detects, embedder)
+        pack = context.packs.add(name, said, detects, embedder)
     if as_json:
         print_json(packs.describe(pack) | {"installed": True})
     else:
@@ -219,20 +228,20 @@ def _described(name: str, what: str, path: Path, network: str, licence: str) -> 
     help=f"Photos of real faces, or folders or ZIPs of them: at best one each of {quantize.MOST_FACES} people or more.",
 )
 @json_option
-@with_home
-def models_quantize(home: Home, name: str, folders: tuple[Path, ...], as_json: bool) -> None:
+@with_context
+def models_quantize(context: AppContext, name: str, folders: tuple[Path, ...], as_json: bool) -> None:
     """Make a pack's embedder in int8, which is faster on CPUs.
 
     It is calibrated on the faces of photos, compared with float32 on others, and kept where both agree.
     WHOSTHERE_PRECISION=int8 takes it from then on. Needs NNCF: pip install 'whosthere[quantize]'.
     """
-    pack = home.packs.usable(name)
+    pack = context.packs.usable(name)
     if importlib.util.find_spec("nncf") is None:  # before photos are looked at for nothing
         raise ModelUnavailable("NNCF is not installed: pip install 'whosthere[quantize]'")
     with progress_count("Looking for faces", "faces") as tell:
-        faces = _crops(home, pack, _spread(rows_of(folders)), tell)
+        faces = _crops(context, pack, _spread(rows_of(folders)), tell)
     with progress_count("Calibrating", "faces") as tell:
-        report = quantize.quantise(pack, home.files, faces, lambda done, of: tell(done, of, ""))
+        report = quantize.quantise(pack, context.files, faces, lambda done, of: tell(done, of, ""))
     if as_json:
         print_json(asdict(report))
         return
@@ -253,12 +262,12 @@ def _spread(rows: Sequence[Row]) -> list[Row]:
     return [row for start in range(step) for row in rows[start::step]]
 
 
-def _crops(home: Home, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int, str], None]) -> list[Pixels]:
+def _crops(context: AppContext, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int, str], None]) -> list[Pixels]:
     """The aligned crop of the largest face of each photo that shows one, until there are MOST_FACES."""
-    settings = home.settings
+    settings = context.settings
     limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
     # Not the pipeline of the settings: their precision may be the int8 that is only to be made.
-    pipeline = FacePipeline(pack, home.files, Options(limits, Threads(1, home.cores), settings.device))
+    pipeline = FacePipeline(pack, context.files, Options(limits, Threads(1, context.cores), settings.device))
     faces: list[Pixels] = []
     for start in range(0, len(rows), PHOTOS_AT_ONCE):
         images = []
@@ -277,21 +286,21 @@ def _crops(home: Home, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int
 @models_group.command("verify", epilog=examples("whosthere models verify sface"))
 @click.argument("names", nargs=-1)
 @json_option
-@with_home
-def models_verify(home: Home, names: tuple[str, ...], as_json: bool) -> None:
+@with_context
+def models_verify(context: AppContext, names: tuple[str, ...], as_json: bool) -> None:
     """Check the files of model packs against their SHA-256.
 
     Of the packs that are named, or of all that are installed; of the int8 forms too. Exit code 1: one is not sound.
     """
     found: list[tuple[str, ModelFile | None, str | None]] = []
-    for name in names or home.packs.names():
+    for name in names or context.packs.names():
         try:
-            pack = home.packs.find(name)
+            pack = context.packs.find(name)
         except ModelUnavailable as error:  # its description cannot be read
             found.append((name, None, error.message))
             continue
-        if names or home.packs.installed(pack):
-            found += [(name, *state) for state in _states(home, pack)]
+        if names or context.packs.installed(pack):
+            found += [(name, *state) for state in _states(context, pack)]
     if as_json:
         print_json(
             [
@@ -308,13 +317,13 @@ def models_verify(home: Home, names: tuple[str, ...], as_json: bool) -> None:
         sys.exit(1)
 
 
-def _states(home: Home, pack: Pack) -> list[tuple[ModelFile, str | None]]:
+def _states(context: AppContext, pack: Pack) -> list[tuple[ModelFile, str | None]]:
     """The pack's files, and its int8 form where there is one, each with what is wrong with it."""
-    states = [(file, _problem(home.files.read, file)) for file in pack.files]
-    form = home.files.quantised_path(pack.embedder)
+    states = [(file, _problem(context.files.read, file)) for file in pack.files]
+    form = context.files.quantised_path(pack.embedder)
     if form.is_file():
         int8 = replace(pack.embedder, name=f"{form.parent.name}/{form.name}", sha256="")
-        states.append((int8, _problem(home.files.quantised, pack.embedder)))
+        states.append((int8, _problem(context.files.quantised, pack.embedder)))
     return states
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from indexer.app_context import AppContext
 from indexer.cli.common import (
     SOME_REJECTED,
     device_option,
@@ -21,13 +22,12 @@ from indexer.cli.common import (
     progress_count,
     show,
     table,
-    with_home,
+    with_context,
 )
+from indexer.enrollment.reembed import Missing, Reembedder, hashed
 from indexer.errors import Conflict
-from indexer.home import Home
-from indexer.reembedding import Missing, Reembedder, hashed
+from indexer.models.packs import Pack
 from indexer.types import Gallery
-from indexer.vision.packs import Pack
 
 SHOWN_MISSING = 20
 
@@ -58,9 +58,9 @@ SHOWN_MISSING = 20
 )
 @device_option
 @json_option
-@with_home
+@with_context
 def gallery_reembed(
-    home: Home,
+    context: AppContext,
     name: str,
     model: str | None,
     rollback: bool,
@@ -86,20 +86,20 @@ def gallery_reembed(
     for path in images:
         if path.is_file() and zipfile.is_zipfile(path):
             raise click.UsageError(f"--images {path} is a ZIP; expected photos, or folders of them: unpack it")
-    gallery = home.store.gallery(name)
+    gallery = context.store.gallery(name)
     if forget:
-        _forget(home, gallery, as_json)
+        _forget(context, gallery, as_json)
         return
-    pack = home.packs.usable(model) if model else _former(home, gallery)
-    photos = hashed(images, home.settings.max_image_bytes) if images else {}
-    reembedder = Reembedder(home.store, home.pipeline(pack), gallery, photos)
+    pack = context.packs.usable(model) if model else _former(context, gallery)
+    photos = hashed(images, context.settings.max_image_bytes) if images else {}
+    reembedder = Reembedder(context.store, context.pipeline(pack), gallery, photos)
     with progress_count("Embedding", "faces") as tell:
         for progress in reembedder.embed():
             tell(progress.embedded, progress.faces, f"{progress.missing} missing" if progress.missing else "")
     ended = reembedder.switch(drop_missing)
     missing = reembedder.missing()
     if ended.switched:
-        home.indexes.of(ended.gallery).caught_up()
+        context.indexes.of(ended.gallery).caught_up()
     shown = {
         "gallery": name,
         "model": ended.gallery.model,
@@ -148,13 +148,13 @@ def _faces(count: int) -> str:
     return "1 face" if count == 1 else f"{count} faces"
 
 
-def _former(home: Home, gallery: Gallery) -> Pack:
+def _former(context: AppContext, gallery: Gallery) -> Pack:
     """The pack that the gallery was bound to before. Raises Conflict where nothing is kept of one, or this program has
     other files by its name; NotFound and ModelUnavailable."""
-    former = next((pack for pack in home.store.former_packs(gallery.id) if pack.was_bound), None)
+    former = next((pack for pack in context.store.former_packs(gallery.id) if pack.was_bound), None)
     if former is None:
         raise Conflict(f"there is no way back: nothing is kept of a pack that gallery {gallery.name!r} had before")
-    pack = home.packs.usable(former.model)
+    pack = context.packs.usable(former.model)
     if pack.fingerprint != former.fingerprint:
         raise Conflict(
             f"there is no way back: gallery {gallery.name!r} was bound to {former.model} {former.fingerprint}, and "
@@ -164,10 +164,10 @@ def _former(home: Home, gallery: Gallery) -> Pack:
     return pack
 
 
-def _forget(home: Home, gallery: Gallery, as_json: bool) -> None:
+def _forget(context: AppContext, gallery: Gallery, as_json: bool) -> None:
     forgotten: Counter[str] = Counter()
-    for pack in home.store.former_packs(gallery.id):
-        forgotten[pack.model] += home.store.forget_embeddings(gallery.id, pack.fingerprint)
+    for pack in context.store.former_packs(gallery.id):
+        forgotten[pack.model] += context.store.forget_embeddings(gallery.id, pack.fingerprint)
     if as_json:
         print_json({"gallery": gallery.name, "forgotten": forgotten})
         return

@@ -7,8 +7,8 @@ from datetime import datetime
 
 from sqlalchemy import bindparam, func, select
 
-from indexer.gallery import changes
-from indexer.gallery.database import Door
+from indexer.gallery import change_log
+from indexer.gallery.database import Repository
 from indexer.gallery.schema import CalibrationRow, FaceRow
 from indexer.types import Gallery
 
@@ -41,7 +41,7 @@ FIND = select(
 )
 
 
-class Calibrations(Door):
+class Calibrations(Repository):
     """The calibrations of one database's galleries, by the pack of their embeddings. Thread-safe."""
 
     def find(self, gallery: Gallery) -> Calibration | None:
@@ -57,7 +57,7 @@ class Calibrations(Door):
     def put(self, gallery: Gallery, made: Calibration) -> None:
         """Takes the place of what was there. Raises NotFound when the gallery is gone, Conflict when re-embedded."""
         with self._write() as session:
-            changes.lock_as(session, gallery)
+            change_log.lock_as(session, gallery)
             session.merge(
                 CalibrationRow(
                     gallery_id=gallery.id,
@@ -74,7 +74,7 @@ class Calibrations(Door):
     def forget(self, gallery: Gallery) -> None:
         """Where there is nothing to be said any more. Raises as `put`."""
         with self._write() as session:
-            changes.lock_as(session, gallery)
+            change_log.lock_as(session, gallery)
             row = session.get(CalibrationRow, (gallery.id, gallery.fingerprint))
             if row is not None:
                 session.delete(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -211,7 +210,7 @@ def storage_errors() -> Iterator[None]:
         raise
 
 
-class Door:
+class Repository:
     """What asks one database about one thing: each call of a subclass is a transaction or several. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
@@ -275,14 +274,21 @@ def current_version(engine: Engine) -> str | None:
 def newest_version() -> str:
     """The migration this program expects: the highest number in `migrations/versions`. Every start asks, and Alembic,
     which would say the same, takes a tenth of a second to load."""
-    folder = importlib.resources.files("migrations") / "versions"
+    folder = _migrations_folder() / "versions"
     return max(file.name[:4] for file in folder.iterdir() if file.name[:4].isdecimal())
+
+
+def _migrations_folder() -> Path:
+    """Returns the folder of the Alembic scripts: inside this package when installed, else at the repository's root."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
 
 
 def _alembic_config() -> Any:
     from alembic.config import Config
 
     config = Config()
-    folder = str(importlib.resources.files("migrations"))
+    folder = str(_migrations_folder())
     config.set_main_option("script_location", folder.replace("%", "%%"))  # an option is a template
     return config

@@ -30,10 +30,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from indexer.clock import now
 from indexer.errors import Conflict
-from indexer.gallery import changes
-from indexer.gallery.changes import Entry, Kind
-from indexer.gallery.clock import now
+from indexer.gallery import change_log
+from indexer.gallery.change_log import Entry, Kind
 from indexer.gallery.schema import (
     IN_ONE_QUERY,
     CropRow,
@@ -96,7 +96,7 @@ def own(connection: Connection, gallery: Gallery, which: Which, **values: Any) -
     """
     rows = connection.execute(_own(which, _is_sqlite(connection)), {"gallery_id": gallery.id, **values}).all()
     for fingerprint in {row.fingerprint for row in rows}:
-        changes.check_pack_is(gallery, fingerprint)
+        change_log.check_pack_is(gallery, fingerprint)
     return [row for row in rows if row.id is not None]
 
 
@@ -135,7 +135,7 @@ def insert_crops(session: Session, crops: Sequence[tuple[int, bytes]]) -> None:
 
 def start(session: Session, gallery: Gallery, model: str, fingerprint: str, dim: int) -> None:
     """Raises Conflict when the gallery is bound to that pack already, or was re-embedded meanwhile."""
-    changes.lock_as(session, gallery)
+    change_log.lock_as(session, gallery)
     if fingerprint == gallery.fingerprint:
         raise Conflict(f"gallery {gallery.name!r} is bound to {gallery.model} {fingerprint} already")
     if session.get(ReembeddingRow, (gallery.id, fingerprint)) is None:
@@ -177,7 +177,7 @@ def put(session: Session, gallery: Gallery, fingerprint: str, face_ids: Sequence
 
     Raises Conflict when the gallery was re-embedded meanwhile or the building was given up, InvalidVector.
     """
-    changes.lock_as(session, gallery)
+    change_log.lock_as(session, gallery)
     row = _required(session, gallery, fingerprint)
     check_vectors(vectors, row.dim)
     given = dict(zip(face_ids, vectors, strict=True))
@@ -195,7 +195,7 @@ def switch(
     Faces that lack an embedding are missing where they are among those that were looked at `in_vain`, and with
     `drop_missing` are deleted; any other one needs a look first. Raises as `put`.
     """
-    last = changes.lock_as(session, gallery)
+    last = change_log.lock_as(session, gallery)
     gallery = replace(gallery, seq=last)
     row = _required(session, gallery, fingerprint)
     lack = _lacks(session, gallery.id, fingerprint)
@@ -208,7 +208,7 @@ def switch(
         return Switch(gallery, False, missing)
     if missing:
         last = _drop(session, gallery.id, last, lack)
-    changes.record(session, gallery.id, last, [Entry(Kind.REEMBEDDED, 0)])
+    change_log.record(session, gallery.id, last, [Entry(Kind.REEMBEDDED, 0)])
     session.add(_beside_row(gallery.id, gallery.model, gallery.fingerprint, gallery.dim, was_bound=True))
     named: dict[str, Any] = {"model": row.model, "fingerprint": row.fingerprint, "dim": row.dim}
     session.execute(
@@ -223,7 +223,7 @@ def switch(
 
 def give_up(session: Session, gallery_id: int, fingerprint: str) -> None:
     """From now on nothing is laid beside for that pack. Raises Conflict when it is the gallery's own."""
-    changes.lock(session, gallery_id)
+    change_log.lock(session, gallery_id)
     _check_beside(session, gallery_id, fingerprint)
     session.execute(
         delete(ReembeddingRow).where(ReembeddingRow.gallery_id == gallery_id, ReembeddingRow.fingerprint == fingerprint)
@@ -236,7 +236,7 @@ def forget_some(session: Session, gallery_id: int, fingerprint: str, after: int)
 
     Raises Conflict when somebody has begun with that pack again, or the gallery is bound to it.
     """
-    changes.lock(session, gallery_id)
+    change_log.lock(session, gallery_id)
     _check_beside(session, gallery_id, fingerprint)
     if session.get(ReembeddingRow, (gallery_id, fingerprint)) is not None:
         raise Conflict(f"somebody began meanwhile to embed the gallery by {fingerprint} again")
@@ -284,7 +284,7 @@ def _drop(session: Session, gallery_id: int, last: int, which: Sequence[ColumnEl
     after = 0
     while some := _next(session, which, after):
         removed = [Entry(Kind.FACE_REMOVED, face.identity_id, face.id) for face in some]
-        changes.record(session, gallery_id, last, removed)
+        change_log.record(session, gallery_id, last, removed)
         session.execute(delete(FaceRow).where(FaceRow.id.in_([face.id for face in some])))
         last, after = last + len(some), some[-1].id
     return last

@@ -18,11 +18,11 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, or_, select,
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from indexer.clock import now
 from indexer.errors import Conflict, InvalidRequest, NotFound
-from indexer.gallery import changes, embeddings
-from indexer.gallery.changes import Change, Entry, Kind, Position
-from indexer.gallery.clock import now
-from indexer.gallery.database import Door
+from indexer.gallery import change_log, embeddings
+from indexer.gallery.change_log import Change, Entry, Kind, Position
+from indexer.gallery.database import Repository
 from indexer.gallery.embeddings import Beside, Lacking, Switch
 from indexer.gallery.metadata import MOST_BYTES, bytes_of, keepable
 from indexer.gallery.schema import LONGEST_NAME, FaceRow, GalleryRow, IdentityRow, slices
@@ -119,7 +119,7 @@ def _whatever(there: Identity | None) -> None:
     """The Check of those who do not mind."""
 
 
-class Store(Door):
+class Store(Repository):
     """The truth behind one database. Thread-safe; each call is one transaction."""
 
     # Galleries
@@ -174,7 +174,7 @@ class Store(Door):
         """Makes the identity, or with `replace` replaces all that is said of it; whether it is new."""
         check_person(person)
         with self._write() as session:
-            last = changes.lock(session, gallery_id)
+            last = change_log.lock(session, gallery_id)
             row = _find_identity(session, gallery_id, person.external_id)
             created = row is None
             check(None if row is None else _identity(row, _face_count(session, row.id)))
@@ -183,14 +183,14 @@ class Store(Door):
                 session.add(row)
             if created or (replace and _say(row, person, replace_all=True)):
                 session.flush()
-                changes.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
+                change_log.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
             return _identity(row, _face_count(session, row.id)), created
 
     def change_identity(self, gallery_id: int, external_id: str, change: Callable[[Identity], Person]) -> Identity:
         """Replaces what is said of the identity by what `change` makes of it, under one lock; its external id stays.
         Raises NotFound, and what `change` raises."""
         with self._write() as session:
-            last = changes.lock(session, gallery_id)
+            last = change_log.lock(session, gallery_id)
             row = _required_identity(session, gallery_id, external_id)
             faces = _face_count(session, row.id)
             before = _identity(row, faces)
@@ -198,7 +198,7 @@ class Store(Door):
             check_person(person, before.metadata)
             if _say(row, person, replace_all=True):
                 session.flush()
-                changes.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
+                change_log.record(session, gallery_id, last, [Entry(Kind.IDENTITY_CHANGED, row.id)])
             return _identity(row, faces)
 
     def add_identities(self, gallery: Gallery, people: Sequence[Person]) -> set[str]:
@@ -212,11 +212,11 @@ class Store(Door):
             check_person(person)
             wanted.setdefault(person.external_id, person)
         with self._write() as session:
-            last = changes.lock_as(session, gallery)
+            last = change_log.lock_as(session, gallery)
             there = _identity_rows(session, gallery.id, people)
             rows = [_identity_values(gallery.id, p) for p in wanted.values() if p.external_id not in there]
             made = _insert_all(session, IdentityRow, rows)
-            changes.record(session, gallery.id, last, [Entry(Kind.IDENTITY_CHANGED, id_) for id_ in made])
+            change_log.record(session, gallery.id, last, [Entry(Kind.IDENTITY_CHANGED, id_) for id_ in made])
             return wanted.keys() - there.keys()
 
     def identity(self, gallery_id: int, external_id: str) -> Identity:
@@ -262,7 +262,7 @@ class Store(Door):
         if into == other:
             raise InvalidRequest(f"identity {into!r} cannot be merged with itself; name two")
         with self._write() as session:
-            last = changes.lock(session, gallery_id)
+            last = change_log.lock(session, gallery_id)
             kept, gone = (_required_identity(session, gallery_id, external_id) for external_id in (into, other))
             moved = list(session.scalars(select(FaceRow.id).where(FaceRow.identity_id == gone.id).order_by(FaceRow.id)))
             of_gone = update(FaceRow).where(FaceRow.identity_id == gone.id).values(identity_id=kept.id)
@@ -272,7 +272,7 @@ class Store(Door):
             _check_metadata(both, kept.details)
             changed = [Entry(Kind.IDENTITY_CHANGED, kept.id)] if _say(kept, both, replace_all=True) else []
             added = [Entry(Kind.FACE_ADDED, kept.id, face_id) for face_id in moved]
-            changes.record(session, gallery_id, last, [*changed, *added, Entry(Kind.IDENTITY_REMOVED, gone.id)])
+            change_log.record(session, gallery_id, last, [*changed, *added, Entry(Kind.IDENTITY_REMOVED, gone.id)])
             session.delete(gone)
             session.flush()
             return _identity(kept, _face_count(session, kept.id)), len(moved)
@@ -280,12 +280,12 @@ class Store(Door):
     def delete_identity(self, gallery_id: int, external_id: str, check: Check = _whatever) -> int:
         """Deletes the person and all their faces; how many faces. Raises NotFound."""
         with self._write() as session:
-            last = changes.lock(session, gallery_id)
+            last = change_log.lock(session, gallery_id)
             row = _required_identity(session, gallery_id, external_id)
             face_ids = list(session.scalars(select(FaceRow.id).where(FaceRow.identity_id == row.id)))
             check(_identity(row, len(face_ids)))
             gone = [Entry(Kind.FACE_REMOVED, row.id, face_id) for face_id in face_ids]
-            changes.record(session, gallery_id, last, [*gone, Entry(Kind.IDENTITY_REMOVED, row.id)])
+            change_log.record(session, gallery_id, last, [*gone, Entry(Kind.IDENTITY_REMOVED, row.id)])
             session.delete(row)
             return len(face_ids)
 
@@ -313,7 +313,7 @@ class Store(Door):
         for person in people:
             check_person(person)
         with self._write() as session:
-            last = changes.lock_as(session, gallery)
+            last = change_log.lock_as(session, gallery)
             for new in faces:  # one of another size would keep every index from being built
                 check_vectors(new.face.embedding, gallery.dim)
             known = _known_images(session, gallery_id, [new.image_sha256 for new in faces])
@@ -330,7 +330,7 @@ class Store(Door):
                 for new, face_id in zip(ours, face_ids, strict=True)
             }
             entries += [Entry(Kind.FACE_ADDED, face.identity_id, face.face_id) for face in made.values()]
-            changes.record(session, gallery_id, last, entries)
+            change_log.record(session, gallery_id, last, entries)
             firsts, stored = {id(new) for new in ours}, {**known, **made}
             became: list[Enrolled] = []
             for i, one in enumerate(said):
@@ -359,9 +359,9 @@ class Store(Door):
     def delete_face(self, gallery_id: int, face_id: int) -> None:
         """The identity stays, also without faces. Raises NotFound."""
         with self._write() as session:
-            last = changes.lock(session, gallery_id)
+            last = change_log.lock(session, gallery_id)
             row = _required_face(session, gallery_id, face_id)
-            changes.record(session, gallery_id, last, [Entry(Kind.FACE_REMOVED, row.identity_id, row.id)])
+            change_log.record(session, gallery_id, last, [Entry(Kind.FACE_REMOVED, row.identity_id, row.id)])
             session.delete(row)
 
     # What indexes follow
@@ -374,11 +374,11 @@ class Store(Door):
     def position(self, gallery_id: int, seq: int | None = None) -> Position | None:
         """Where the change log ends, and what change `seq` (or the last one) was; None when the gallery is gone."""
         with self._read_rows() as connection:
-            return changes.position(connection, gallery_id, seq)
+            return change_log.position(connection, gallery_id, seq)
 
     def changes_since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
         with self._read() as session:
-            return changes.since(session, gallery_id, seq, limit)
+            return change_log.since(session, gallery_id, seq, limit)
 
     def vectors_of(self, gallery: Gallery, face_ids: Sequence[int]) -> FaceVectors:
         """The embeddings of these faces; those that are gone are left out.

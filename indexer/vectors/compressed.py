@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from indexer.errors import StorageUnavailable
 from indexer.gallery.store import FaceVectors
 from indexer.types import Hit, Vectors
-from indexer.vectors import resting
+from indexer.vectors import mapped_file
 from indexer.vectors.base import DamagedIndex
 from indexer.vectors.locks import SharedLock
-from indexer.vectors.resting import Codes, Halves, Resting
+from indexer.vectors.mapped_file import Codes, Halves, Resting
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class CompressedIndex:
 
     def _remove(self, face_ids: Sequence[int]) -> None:
         alive = self._alive.all
-        gone = resting.rows_of(self.base.face_ids, np.asarray(face_ids, dtype=np.int64))
+        gone = mapped_file.rows_of(self.base.face_ids, np.asarray(face_ids, dtype=np.int64))
         gone = gone[alive[gone]]
         self.base.erase(gone)
         alive[gone] = False
@@ -313,7 +313,7 @@ def build(path: Path, dim: int, parts: Iterable[FaceVectors], about: Mapping[str
     """
     face_ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     identity_ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    with _one_thread(), resting.writing(path, dim) as writer:
+    with _one_thread(), mapped_file.writing(path, dim) as writer:
         for part in parts:
             writer.add(part.vectors)
             face_ids.append(part.face_ids)
@@ -325,7 +325,7 @@ def build(path: Path, dim: int, parts: Iterable[FaceVectors], about: Mapping[str
         rested = Resting(path, {}, faces, identities, codes, centroids, vectors, np.empty(0, np.uint64), written)
         checked = _check(CompressedIndex(rested, _first_rescored(len(rested)), None))
         writer.finish(faces, identities, codes, centroids, {**about, "checked": asdict(checked) if checked else None})
-    return resting.read(path)
+    return mapped_file.read(path)
 
 
 def _first_rescored(rows: int) -> int:

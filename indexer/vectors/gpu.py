@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import StorageUnavailable
-from indexer.vectors.resting import Resting
+from indexer.vectors.mapped_file import Resting
 
 ADD_AT_ONCE = 65_536
 

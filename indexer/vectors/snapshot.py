@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.disk import clear, replacing
+from indexer.files import clear, replacing
 from indexer.types import Vectors
 from indexer.vectors.base import DamagedIndex, Header, VectorIndex
 

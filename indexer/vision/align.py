@@ -6,9 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.types import Pixels
-
-SIZE = 112
+from indexer.types import CROP_SIZE, Pixels
 
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
@@ -48,8 +46,8 @@ def align(pixels: Pixels, landmarks: NDArray[np.floating]) -> Pixels:
     matrix = similarity(landmarks)
     shrink = max(1, int(1 / np.hypot(matrix[0, 0], matrix[1, 0])))
     if shrink >= 2 or max(pixels.shape[:2]) > WARP_SIDE:
-        pixels, matrix = shrunk(pixels, matrix, shrink, SIZE) or (pixels, matrix)
-    crop = cv2.warpAffine(pixels, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
+        pixels, matrix = shrunk(pixels, matrix, shrink, CROP_SIZE) or (pixels, matrix)
+    crop = cv2.warpAffine(pixels, matrix, (CROP_SIZE, CROP_SIZE), flags=cv2.INTER_LINEAR)
     return np.asarray(crop, dtype=np.uint8)
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from indexer.errors import InvalidRequest
-from indexer.types import Pixels
-from indexer.vision.align import SIZE
+from indexer.types import CROP_SIZE, Pixels
 
 
 def write(crop: Pixels) -> bytes:
@@ -28,8 +27,8 @@ def read(data: bytes) -> Pixels:
     """The (112, 112, 3) RGB uint8 crop. Raises InvalidRequest when `data` is no such file."""
     try:
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
-            if image.size != (SIZE, SIZE):
-                raise InvalidRequest(f"a kept crop is {image.width}x{image.height}; expected {SIZE}x{SIZE}")
+            if image.size != (CROP_SIZE, CROP_SIZE):
+                raise InvalidRequest(f"a kept crop is {image.width}x{image.height}; expected {CROP_SIZE}x{CROP_SIZE}")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidRequest(f"a kept crop of {len(data)} bytes cannot be read; expected a WebP file") from error

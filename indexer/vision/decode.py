@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from indexer.errors import RejectedImage
 from indexer.types import Pixels, Reason
-from indexer.vision import headers
-from indexer.vision.headers import MOST_PARTS, Header
+from indexer.vision import image_headers
+from indexer.vision.image_headers import MOST_PARTS, Header
 
 FORMATS = {
     "JPEG": "JPEG",
@@ -97,9 +97,9 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
         raise _unreadable("the file is empty")
     if len(data) > limits.max_bytes:
         raise _too_large(f"the file has {len(data):,} bytes, more than the {limits.max_bytes:,} allowed")
-    header = headers.read(data)
+    header = image_headers.read(data)
     if header is not None:
-        _check_header(header, headers.scans(data), limits)
+        _check_header(header, image_headers.scans(data), limits)
     try:
         with _open(data) as image:
             _check(image, limits)
@@ -123,7 +123,7 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
 def pixels_said(data: bytes) -> int:
     """How many pixels the image has, as its header says, in a bounded time; 0 where that cannot be read. A TIFF's may
     lie anywhere and be as long as the file: it is taken for a large image."""
-    header = headers.read(data)
+    header = image_headers.read(data)
     if header is not None:
         return header.width * header.height
     if data.startswith(TIFF):

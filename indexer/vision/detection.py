@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.types import Box, Detection, Pixels
-from indexer.vision.align import SIZE, TEMPLATE, shrunk, similarity
+from indexer.types import CROP_SIZE, Box, Detection, Pixels
+from indexer.vision.align import TEMPLATE, shrunk, similarity
 from indexer.vision.decode import Photo
 from indexer.vision.detectors.base import Detector, iou
 
@@ -231,7 +231,7 @@ def _square(photo: Photo, face: Detection, onto: Pixels) -> _Square:
 def _upright(landmarks: NDArray[np.float64], center: NDArray[np.float64], size: float) -> NDArray[np.float64]:
     """The (2, 3) matrix that brings a face whose box has that center and size into the square: by its landmarks, or by
     its box alone where they lie in one point."""
-    onto = (TEMPLATE - SIZE / 2) * (LOOK_FACE / TEMPLATE_FACE) + LOOK_SIDE / 2
+    onto = (TEMPLATE - CROP_SIZE / 2) * (LOOK_FACE / TEMPLATE_FACE) + LOOK_SIDE / 2
     try:
         linear = similarity(landmarks, onto)[:, :2]
     except ValueError:

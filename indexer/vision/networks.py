@@ -5,21 +5,23 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import ModelUnavailable
-from indexer.types import Device, Precision, sha256
-from indexer.vision import prepare, runtime
+from indexer.models import onnx_prepare
+from indexer.models.model_files import ModelFiles, checkpoints_for
+from indexer.models.packs import CHECKPOINTS, Center, ModelFile, Network, Pack
+from indexer.types import CROP_SIZE, Device, Precision, sha256
+from indexer.vision import runtime
 from indexer.vision.detectors.base import WHOLE, Detector
 from indexer.vision.detectors.retinaface import RetinaFace
 from indexer.vision.detectors.scrfd import Scrfd
 from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.embedders.base import Embedder
-from indexer.vision.files import ModelFiles, checkpoints_for
-from indexer.vision.packs import CHECKPOINTS, Center, ModelFile, Network, Pack
 from indexer.vision.runtime import Feed, Session, Threads
 
 DETECTORS: dict[Network, type[YuNet] | type[Scrfd] | type[RetinaFace]] = {
@@ -59,7 +61,7 @@ def embedder_of(pack: Pack, session: Session) -> Embedder:
 
 def read_center(center: Center, dim: int) -> NDArray[np.float32]:
     """(dim,). Raises ModelUnavailable: the file is not there, or not the one the pack means."""
-    file = resources.files("indexer.vision") / "data" / center.name
+    file = resources.files("indexer.models") / "data" / center.name
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -109,7 +111,28 @@ def _sessions(
         half = precision is not Precision.FLOAT32
         return [CudaSession(checkpoints_for(file).module(files.read(file), file), feed, half)]
     model = files.quantised(file) if precision is Precision.INT8 and not cuda else files.prepared(file)
-    models = [model if part == WHOLE else prepare.part(model, part) for part in parts]
+    models = [model if part == WHOLE else onnx_prepare.part(model, part) for part in parts]
     if cuda:
         return [runtime.load(model, feed, precision, threads, runtime.ON_CUDA) for model in models]
     return [on_cpu(model, file, feed, precision, threads) for model in models]
+
+
+def check_pack(pack: Pack, files: ModelFiles) -> Pack:
+    """The pack after its networks have run once, its `dim` as they answer. Raises ModelUnavailable."""
+    try:
+        detector, embedder = load(pack, files, Device.CPU, Precision.FLOAT32, Threads())
+        noise = np.random.default_rng(0)  # what a network makes of it does not matter, that it answers does
+        detector.detect(noise.integers(0, 256, (2, 8 * detector.stride, 8 * detector.stride, 3), np.uint8))
+        vectors = embedder.embed(noise.integers(0, 256, (2, CROP_SIZE, CROP_SIZE, 3), np.uint8))
+    except ModelUnavailable:
+        raise
+    except Exception as error:  # a network of another kind fails anywhere in its decoding
+        raise ModelUnavailable(
+            f"the files of {pack.name} do not work as {pack.detector.network} and {pack.embedder.network}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if vectors.ndim != 2:
+        raise ModelUnavailable(
+            f"{pack.embedder.name} answers with an array of shape {vectors.shape}; expected one embedding a crop"
+        )
+    return replace(pack, dim=vectors.shape[1])

@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import RejectedImage
-from indexer.stopwatch import Stage, unwatched
-from indexer.types import Detection, Device, Face, Pick, Pixels, Precision, Quality, Reason, Vectors
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import Pack
+from indexer.timing import Stage, unwatched
+from indexer.types import CROP_SIZE, Detection, Device, Face, Pick, Pixels, Precision, Quality, Reason, Vectors
 from indexer.vision import detection, networks, quality
-from indexer.vision.align import SIZE, align, similarity
+from indexer.vision.align import align, similarity
 from indexer.vision.decode import Limits, Photo, decode
 from indexer.vision.detection import Seek
 from indexer.vision.detectors.base import Detector
 from indexer.vision.embedders.base import Embedder
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import Pack
 from indexer.vision.runtime import Threads
 
 PIXELS_AT_ONCE = 48_000_000
@@ -181,7 +181,9 @@ class FacePipeline:
                 image.rejection = _gate(image, detector.enrolled)
         views = [some for image in read if image.rejection is None for some in image.views]
         with self._options.stage("embed"):
-            vectors = embedder.embed_views(np.stack(views) if views else np.empty((0, 1, SIZE, SIZE, 3), np.uint8))
+            vectors = embedder.embed_views(
+                np.stack(views) if views else np.empty((0, 1, CROP_SIZE, CROP_SIZE, 3), np.uint8)
+            )
         return _answers(group, iter(vectors))
 
     def _crop(self, group: list[_Image | RejectedImage], pick: Pick | None) -> None:
@@ -255,7 +257,7 @@ def choose(faces: Sequence[Detection], pick: Pick | None, photo: Photo) -> list[
 def zoomed(landmarks: NDArray[np.floating], zoom: float) -> NDArray[np.float64]:
     """Landmarks (5, 2) by which `align` cuts the same crop `zoom` times nearer, about its middle."""
     back = cv2.invertAffineTransform(similarity(landmarks))
-    middle = back @ ((SIZE - 1) / 2, (SIZE - 1) / 2, 1)
+    middle = back @ ((CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2, 1)
     return np.asarray(middle + (landmarks - middle) / zoom, np.float64)
 
 

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.disk import write_atomically
 from indexer.errors import InvalidRequest, InvalidVector, ModelUnavailable
+from indexer.files import write_atomically
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import ModelFile, Pack
 from indexer.types import Pixels, Precision, Vectors, sha256
 from indexer.vision import networks
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import ModelFile, Pack
 from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, no_telemetry, to_blob
 
 LEAST_FACES = 50

@@ -15,8 +15,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from indexer.errors import Conflict, InvalidRequest, NotFound, WhosthereError
-from indexer.home import Home
-from search_service.api import auth, errors
+from search_service.api import errors, security
 from search_service.api.hosts import HostCheck, allowed_hosts
 from search_service.api.idempotency import Idempotency
 from search_service.api.limits import SAID_BYTES, BodyLimit, is_archive, is_photos, is_said
@@ -27,11 +26,13 @@ from search_service.api.payloads import AlivePayload, ReadyPayload
 from search_service.api.routes import enrollments, events, faces, galleries, identities, jobs, keys, webhooks
 from search_service.api.routes.openapi import document, failures
 from search_service.api.state import Service, State
-from search_service.batching import Batcher
-from search_service.gathering import Gathering
-from search_service.jobs import Runner
+from search_service.background.jobs import Runner
+from search_service.background.webhooks import Deliverer
+from search_service.calibration.survey import Thresholds
+from search_service.inference_queue import Batcher
 from search_service.search import SearchService
-from search_service.webhooks import Deliverer
+from search_service.search_batcher import Gathering
+from search_service.service_context import ServiceContext
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +50,22 @@ ARCHIVES_AT_ONCE = 4
 """Archives of the largest size that one process receives at a time, on its disk."""
 
 
-def create_app(home: Home) -> FastAPI:
+def create_app(context: ServiceContext) -> FastAPI:
     """The service over one home. Nothing is opened before it starts; models and indexes load in the background,
     and `/readyz` tells when they are there."""
-    settings = home.settings
-    metrics = Metrics(home)
-    home.stopwatch.listen(metrics.stage)
-    service = SearchService(home, metrics.decided)
+    settings = context.settings
+    metrics = Metrics(context)
+    context.stopwatch.listen(metrics.stage)
+    service = SearchService(context, Thresholds(context), metrics.decided)
     batcher = Batcher(settings.max_batch, settings.max_waiting, settings.max_waiting_bytes, metrics)
-    deliverer = Deliverer(home)
-    guard = auth.Guard(home)
-    readiness = Readiness(home, guard)
-    runner = Runner(home, batcher)
+    deliverer = Deliverer(context)
+    guard = security.Guard(context)
+    readiness = Readiness(context, guard)
+    runner = Runner(context, batcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(lambda: home.store)  # brings the tables up to date before anybody asks
+        await run_in_threadpool(lambda: context.store)  # brings the tables up to date before anybody asks
         await guard.start()
         batcher.start()
         deliverer.start()
@@ -75,7 +76,7 @@ def create_app(home: Home) -> FastAPI:
         readiness.stop()
         stops = runner.stop, batcher.stop, deliverer.stop, loading.join, lambda: service.settle(STOP_SECONDS)
         await run_in_threadpool(stop_together, stops, STOP_SECONDS)
-        await run_in_threadpool(home.close)
+        await run_in_threadpool(context.close)
 
     app = FastAPIOffline(
         title="whosthere",
@@ -85,10 +86,10 @@ def create_app(home: Home) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         responses=failures(400, 401, 403, 404, 422, 429),
     )
-    app.state.service = State(home, service, batcher, Gathering(service.search_seen), metrics, deliverer)
+    app.state.service = State(context, service, batcher, Gathering(service.search_seen), metrics, deliverer)
     errors.register(app)
     document(app)
-    app.add_middleware(Idempotency, home=home)
+    app.add_middleware(Idempotency, context=context)
     for meant, most, together in (
         (is_archive, settings.max_archive_bytes, ARCHIVES_AT_ONCE * settings.max_archive_bytes),
         (is_photos, settings.max_body_bytes, settings.max_waiting_bytes),
@@ -96,12 +97,12 @@ def create_app(home: Home) -> FastAPI:
     ):
         app.add_middleware(BodyLimit, max_bytes=most, max_together=together, meant=meant)
     app.add_middleware(PlainText)
-    app.add_middleware(auth.Guarded, guard=guard)
+    app.add_middleware(security.Guarded, guard=guard)
     app.add_middleware(HostCheck, allowed=allowed_hosts(settings.host, settings.allowed_hosts.split(",")))
     app.add_middleware(Observed, metrics=metrics)
     app.add_middleware(EncodedSlashes)
     for routes in (galleries, identities, faces, keys, enrollments, jobs, events, webhooks):
-        app.include_router(routes.router, dependencies=auth.DECLARED, responses=failures(503))
+        app.include_router(routes.router, dependencies=security.DECLARED, responses=failures(503))
     plain: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
     app.add_api_route("/metrics", _measured, name="metrics", responses=plain, tags=["health"], response_class=Response)
     not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ReadyPayload}}
@@ -131,8 +132,8 @@ def stop_together(stops: Iterable[Callable[[], object]], seconds: float) -> None
 class Readiness:
     """Whether the networks and every gallery's index are loaded. What fails is tried again until it works."""
 
-    def __init__(self, home: Home, guard: auth.Guard) -> None:
-        self._home = home
+    def __init__(self, context: ServiceContext, guard: security.Guard) -> None:
+        self._context = context
         self._guard = guard
         self._state = "loading"
         self._problem: str | None = None
@@ -162,13 +163,13 @@ class Readiness:
 
     def _load(self) -> None:
         self._unusable.clear()
-        self._home.pipeline(self._home.pack).load()
-        for gallery in self._home.store.galleries():
+        self._context.pipeline(self._context.pack).load()
+        for gallery in self._context.store.galleries():
             if self._stopping.is_set():
                 return
             try:
-                self._home.pipeline_of(gallery).load()
-                self._home.indexes.of(gallery).caught_up()
+                self._context.pipeline_of(gallery).load()
+                self._context.indexes.of(gallery).caught_up()
             except (Conflict, NotFound, InvalidRequest) as error:
                 self._unusable[gallery.id] = error.message
 
@@ -183,7 +184,7 @@ class Readiness:
         if state == "ready":
             known = dict(self._unusable)
             try:
-                there = await run_in_threadpool(self._home.store.galleries, 0, None if known else 1)
+                there = await run_in_threadpool(self._context.store.galleries, 0, None if known else 1)
                 unusable = {gallery.name: known[gallery.id] for gallery in there if gallery.id in known}
             except WhosthereError as error:
                 state, problem = "failed", error.message

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from indexer.duplicates import Lookalike
-from indexer.enrollment import Result, another_identity, looks_like, new_face
+from indexer.enrollment.enroller import Result, another_identity, looks_like, new_face
+from indexer.enrollment.lookalikes import Lookalike
 from indexer.errors import RejectedImage
 from indexer.gallery.store import Enrolled, Known, NewFace
 from indexer.types import Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision.pipeline import Seen
 from search_service.api.requests import Upload
 from search_service.api.state import State
-from search_service.batching import Kind
+from search_service.inference_queue import Kind
 
 
 async def enroll(
@@ -22,11 +22,11 @@ async def enroll(
     """One result a photo, in order; what is wrong with one is in its own result. The identity is made where it is
     missing and one of them is enrolled."""
     hashes = await service.off_loop(lambda: [sha256(photo.data) for photo in photos])
-    known = await service.off_loop(service.home.store.known_images, gallery.id, hashes)
+    known = await service.off_loop(service.context.store.known_images, gallery.id, hashes)
     unknown = [photo.data for photo, sha in zip(photos, hashes, strict=True) if sha not in known]
-    pipeline = service.home.pipeline_of(gallery)
+    pipeline = service.context.pipeline_of(gallery)
     seen = iter(await service.batcher.describe(unknown, pipeline, Kind(pick, gate=True)))
-    keep_crops = service.home.settings.keep_crops
+    keep_crops = service.context.settings.keep_crops
 
     def commit() -> list[Result]:
         ready = [
@@ -61,11 +61,11 @@ def _commit(service: State, gallery: Gallery, new: Sequence[NewFace]) -> Iterato
     """What became of each; those that look like somebody else are held where that is wanted."""
     if not new:
         return iter(())
-    lookalikes = service.home.lookalikes(gallery)
+    lookalikes = service.context.lookalikes(gallery)
     alike = lookalikes.find(new) if lookalikes is not None else [None] * len(new)
     hold = lookalikes is not None and lookalikes.hold
     welcome = [one for one, other in zip(new, alike, strict=True) if other is None or not hold]
-    became = iter(service.home.store.enroll(gallery, welcome) if welcome else ())
+    became = iter(service.context.store.enroll(gallery, welcome) if welcome else ())
     service.follow(gallery)
     return iter(
         [

@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Header
 
 from indexer.errors import InvalidRequest
-from indexer.objects import identity_object
+from indexer.serializers import identity_object
 from indexer.types import Identity
 from search_service.api.errors import PreconditionFailed
 

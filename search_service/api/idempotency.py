@@ -23,10 +23,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.errors import InvalidRequest, WhosthereError
-from indexer.gallery.answers import LOCKED_SECONDS, Claim, Pending, Stored
 from indexer.gallery.schema import LONGEST_NAME
-from indexer.home import Home
 from search_service.api.errors import KeyReused, RequestInProgress, domain_error
+from search_service.service_context import ServiceContext
+from search_service.store.idempotency import LOCKED_SECONDS, Claim, Pending, Stored
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ def memory_of(request: Request) -> Memory:
 class Idempotency:
     """ASGI middleware, inside of whatever finds out who asks: each caller has keys of their own."""
 
-    def __init__(self, app: ASGIApp, home: Home) -> None:
+    def __init__(self, app: ASGIApp, context: ServiceContext) -> None:
         self._app = app
-        self._home = home
-        self._alive = _Alive(home)
+        self._context = context
+        self._alive = _Alive(context)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         posted = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] not in CHANGES_NOTHING
@@ -130,15 +130,15 @@ class Idempotency:
         return messages
 
     def _claim(self, owner: str, key: str) -> Claim | Pending | Stored:
-        return self._home.answers.claim(owner, key)
+        return self._context.answers.claim(owner, key)
 
     def _end(self, claim: Claim, answer: Stored | None) -> bool:
         """Keeps the answer, or lets the key go; False where another one has it. A request that was answered is not
         failed because that cannot be written: its key goes when nobody says any more that they are alive."""
         try:
             if answer is not None:
-                return self._home.answers.put(claim, answer)
-            self._home.answers.give_up(claim)
+                return self._context.answers.put(claim, answer)
+            self._context.answers.give_up(claim)
         except WhosthereError as error:
             log.warning("the answer to an Idempotency-Key could not be kept: %s", error.message)
         return True
@@ -148,8 +148,8 @@ class _Alive:
     """Says of the requests that are being answered here that they are. It does so from a thread of its own, which no
     busy event loop and no full thread pool keeps waiting; it ends when there is nothing to say."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, context: ServiceContext) -> None:
+        self._context = context
         self._lock = threading.Lock()
         self._held: set[Claim] = set()
         self._runs = False
@@ -176,7 +176,7 @@ class _Alive:
             if not held:
                 return
             try:
-                self._home.answers.renew(held)
+                self._context.answers.renew(held)
             except WhosthereError as error:
                 log.warning("held Idempotency-Keys could not be renewed: %s", error.message)
             except Exception:

@@ -18,11 +18,11 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from indexer.errors import Conflict, NotFound, WhosthereError
-from indexer.gallery.jobs import GOING_ON
-from indexer.home import Home
 from indexer.types import Gallery
-from search_service.counting import join
+from search_service.api.metrics_files import join
 from search_service.search import FaceAnswer
+from search_service.service_context import ServiceContext
+from search_service.store.jobs import GOING_ON
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -35,10 +35,10 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """Of one process. Thread-safe."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, context: ServiceContext) -> None:
         self._shared = join()
         self._registry = CollectorRegistry()
-        self._looked_up = _LookedUp(home)
+        self._looked_up = _LookedUp(context)
         given: dict[str, Any] = {"namespace": "whosthere", "registry": self._registry}
         self._requests = Counter("requests", "Requests answered.", ["method", "route", "status"], **given)
         self._seconds = Histogram(
@@ -94,8 +94,8 @@ def _forget_dead(folder: Path) -> None:
 class _LookedUp(Collector):
     """What the database and the indexes of this process tell."""
 
-    def __init__(self, home: Home) -> None:
-        self._home = home
+    def __init__(self, context: ServiceContext) -> None:
+        self._context = context
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("whosthere_database_up", "Whether the database answers.")
@@ -117,10 +117,10 @@ class _LookedUp(Collector):
                 ("index_lag", "Changes of a gallery that this worker's index has not followed yet."),
             )
         )
-        for gallery in self._home.store.galleries():
+        for gallery in self._context.store.galleries():
             try:
-                people, enrolled = self._home.store.counts(gallery.id)
-                reached = self._home.indexes.of(gallery).reached
+                people, enrolled = self._context.store.counts(gallery.id)
+                reached = self._context.indexes.of(gallery).reached
             except (Conflict, NotFound):  # re-embedded or deleted at this moment
                 continue
             identities.add_metric([gallery.name], people)
@@ -131,11 +131,11 @@ class _LookedUp(Collector):
 
     def _waiting(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("whosthere_jobs", "Bulk enrolments that have not ended.", labels=["state"])
-        states = Counted(job.state for job in self._home.jobs.waiting())
+        states = Counted(job.state for job in self._context.jobs.waiting())
         for state in GOING_ON:
             jobs.add_metric([state], states[state])
         yield jobs
-        webhooks = self._home.webhooks.webhooks()
+        webhooks = self._context.webhooks.webhooks()
         for name, told, counts in (
             ("waiting", "Events on their way to a webhook.", [webhook.waiting for webhook in webhooks]),
             ("dead", "Events that a webhook was tried with too often.", [webhook.dead for webhook in webhooks]),

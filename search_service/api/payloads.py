@@ -8,19 +8,19 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
-from indexer.duplicates import Duplicates, Side
-from indexer.enrollment import Result
+from indexer.enrollment.enroller import Result
+from indexer.enrollment.lookalikes import Duplicates, Side
 from indexer.errors import WhosthereError
-from indexer.gallery.events import Direction
 from indexer.gallery.metadata import MOST_BYTES, keepable
 from indexer.gallery.schema import LONGEST_NAME
-from indexer.objects import event_object
 from indexer.types import Detection, Face, Quality, Reason
 from indexer.vision.pipeline import Seen
-from search_service.calibration_report import Basis
+from search_service.calibration.report import Basis
 from search_service.matching.decision import Decision, DecisionReason
 from search_service.matching.ranking import Candidate
 from search_service.search import Answer, Comparison, FaceAnswer, FrameAnswer
+from search_service.serializers import event_object
+from search_service.store.events import Direction
 
 DECIMALS = 4
 """Of cosines and scores: the fifth depends on the CPU."""

@@ -18,11 +18,11 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from indexer.errors import InvalidRequest, InvalidVector
-from indexer.gallery.events import Direction, Event
-from indexer.gallery.webhooks import Delivery
 from indexer.types import Gallery, Identity, Pick, StoredFace
-from search_service.recording import Recording
+from search_service.events.recording import Recording
 from search_service.search import Query
+from search_service.store.events import Direction, Event
+from search_service.store.webhooks import Delivery
 
 Listed = TypeVar("Listed", Gallery, Identity, StoredFace, Event, Delivery)
 

@@ -11,14 +11,14 @@ from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from indexer.errors import Conflict
-from indexer.home import Home
+from indexer.models.packs import Pack
 from indexer.types import Gallery
-from indexer.vision.packs import Pack
 from search_service.api.metrics import Metrics
-from search_service.batching import Batcher
-from search_service.gathering import Gathering
+from search_service.background.webhooks import Deliverer
+from search_service.inference_queue import Batcher
 from search_service.search import SearchService
-from search_service.webhooks import Deliverer
+from search_service.search_batcher import Gathering
+from search_service.service_context import ServiceContext
 
 Result = TypeVar("Result")
 
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 class State:
     """One running service."""
 
-    home: Home
+    context: ServiceContext
     search: SearchService
     batcher: Batcher
     gathering: Gathering
@@ -40,18 +40,18 @@ class State:
 
     async def gallery(self, name: str) -> Gallery:
         """Raises NotFound."""
-        return await self.off_loop(self.home.store.gallery, name)
+        return await self.off_loop(self.context.store.gallery, name)
 
     def pack(self, name: object = None) -> Pack:
         """The installed pack of that name, or the one that new galleries are bound to. Raises NotFound,
         ModelUnavailable."""
-        return self.home.usable(None if name is None else str(name))
+        return self.context.usable(None if name is None else str(name))
 
     def follow(self, gallery: Gallery) -> None:
         """The index learns of what was committed. Where the gallery was re-embedded since, that one is no more, and
         the next one has it from SQL."""
         try:
-            self.home.indexes.of(gallery).caught_up()
+            self.context.indexes.of(gallery).caught_up()
         except Conflict as error:
             if error.code != "model_mismatch":
                 raise

@@ -15,9 +15,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from indexer.archives import MAX_ENTRIES
+from indexer.enrollment.archives import MAX_ENTRIES
+from indexer.enrollment.sources import MANIFEST
 from indexer.errors import InvalidRequest, StorageUnavailable
-from indexer.sources import MANIFEST
 from search_service.api.state import State
 
 AT_ONCE = 2**20

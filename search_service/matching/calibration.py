@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from indexer.vision.packs import ScoreTail
+from indexer.types import ScoreTail
 
 LEAST_PEOPLE = 20
 """Below, a gallery's own scores say nothing, and the pack's decide."""

@@ -15,7 +15,7 @@ def main() -> None:
     def off() -> float:
         return float(file.read_text())
 
-    from indexer.gallery import clock
+    from indexer import clock
 
     clock.now = lambda: datetime.now(UTC) + timedelta(seconds=off())
     time.time = lambda: real() + off()

@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 
-from indexer.home import Home
 from indexer.settings import read_settings
 from indexer.types import Outcome
-from tests.gallery.faces import new_face, vector
+from search_service.service_context import ServiceContext
+from tests.indexer.gallery.faces import new_face, vector
 from tests.search_service.api.serving import WHOSTHERE, Serve, command, ok
 from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for
@@ -62,7 +62,7 @@ class Place:
     def fill(self, galleries: Mapping[str, int]) -> dict[str, dict[int, str]]:
         """Makes galleries of so many made-up people, a face each: of each gallery, the people by their faces' ids,
         which `embedding` knows."""
-        home = Home(read_settings(SETTINGS, home=self.home, database_url=self.database_url))
+        home = ServiceContext(read_settings(SETTINGS, home=self.home, database_url=self.database_url))
         filled = {}
         for name, count in galleries.items():
             gallery = home.store.create_gallery(name, home.pack.name, home.pack.fingerprint, home.pack.dim)

@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 
-from indexer.disk import write_atomically
+from indexer.files import write_atomically
 from tests.faults import clock
 from tests.faults.place import STAFF, Ask, Photo, Place, checked
 from tests.search_service.api.serving import image, ok
-from tests.search_service.receiver import receiving
+from tests.search_service.background.receiver import receiving
 from tests.waiting import wait_for
 
 DAY = 86_400

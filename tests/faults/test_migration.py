@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from sqlalchemy import Engine, text
 
 from indexer.gallery.database import newest_version, open_database
+from indexer.models.packs import SFACE
 from indexer.types import vector_to_bytes
-from indexer.vision.packs import SFACE
 from tests.faults import migrating
 from tests.faults.place import STAFF, Place, checked, embedding
-from tests.gallery.faces import image_hash
+from tests.indexer.gallery.faces import image_hash
 from tests.postgres import Database
 from tests.postgres import empty_database as empty_database
 from tests.search_service.api.serving import ok

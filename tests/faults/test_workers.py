@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from indexer.gallery.schema import AnswerRow
-from indexer.home import Home
 from indexer.settings import read_settings
 from indexer.types import Outcome
 from search_service.client import Client
+from search_service.service_context import ServiceContext
+from search_service.store.schema import AnswerRow
 from tests.faults.place import STARTED, Ask, Photo, Place, calling, check
 from tests.search_service.api.serving import Serve
 from tests.variants import SETTINGS
@@ -47,7 +47,7 @@ def test_one_worker_is_killed(place: Place, enrol: Ask) -> None:
 def test_a_request_whose_worker_is_killed_is_done_by_another_one(place: Place, photo: Photo) -> None:
     """The client tries again, with the same key, until the dead worker's hold on it has run out."""
     photos = [photo(number)[1] for number in range(SEVERAL)]
-    home = Home(read_settings(SETTINGS, home=place.home, database_url=place.database_url))
+    home = ServiceContext(read_settings(SETTINGS, home=place.home, database_url=place.database_url))
 
     def answers() -> list[AnswerRow]:
         with Session(home.engine) as session:

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from tests.golden_home.old_code import Command, command, extract, program, run_commands, run_python
 from tests.photos import six_people
 from tests.search_service.api.serving import Serve, image, ok
-from tests.search_service.receiver import receiving
+from tests.search_service.background.receiver import receiving
 from tests.waiting import wait_for
 
 SETTINGS = {"WHOSTHERE_PRECISION": "float32", "WHOSTHERE_KEEP_CROPS": "true", "WHOSTHERE_THREADS": "1"}

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from indexer.home import Home
 from indexer.settings import read_settings
+from search_service.service_context import ServiceContext
 from tests.variants import SETTINGS
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+def home(tmp_path: Path) -> Iterator[ServiceContext]:
     """An empty one, without models."""
-    home = Home(read_settings(SETTINGS, home=tmp_path))
+    home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     yield home
     home.close()

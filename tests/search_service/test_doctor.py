@@ -6,25 +6,25 @@ from datetime import timedelta
 
 import pytest
 
-from indexer.gallery.keys import Scope
-from indexer.home import Home
-from indexer.vision.packs import SFACE
+from indexer.models.packs import SFACE
 from search_service.doctor import Finding, examine
-from tests.gallery.test_events import seen
+from search_service.service_context import ServiceContext
+from search_service.store.api_keys import Scope
+from tests.search_service.store.test_events import seen
 
 
 @pytest.fixture
-def home(home: Home) -> Home:
+def home(home: ServiceContext) -> ServiceContext:
     home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
     return home
 
 
-def found(home: Home, check: str) -> Finding:
+def found(home: ServiceContext, check: str) -> Finding:
     (one,) = [finding for finding in examine(home) if finding.check == check]
     return one
 
 
-def test_nobody_can_ask_when_all_keys_are_revoked(home: Home) -> None:
+def test_nobody_can_ask_when_all_keys_are_revoked(home: ServiceContext) -> None:
     assert found(home, "API keys").found == "none: serve answers this machine alone"
     door, _ = home.keys.create("door", [Scope.SEARCH])
     finding = found(home, "API keys")
@@ -35,7 +35,7 @@ def test_nobody_can_ask_when_all_keys_are_revoked(home: Home) -> None:
     assert "whosthere keys create" in finding.advice
 
 
-def test_a_job_that_gets_no_further_is_wrong(home: Home) -> None:
+def test_a_job_that_gets_no_further_is_wrong(home: ServiceContext) -> None:
     gallery = home.store.gallery("staff")
     job = home.jobs.create(gallery.id, 1, {"pick": "only"}, [b"PK"])
     assert found(home, "jobs").found == "1 wait or run"
@@ -47,7 +47,7 @@ def test_a_job_that_gets_no_further_is_wrong(home: Home) -> None:
     assert (finding.ok, finding.found) == (False, "waits: the disk is full")
 
 
-def test_events_that_were_given_up_are_wrong(home: Home) -> None:
+def test_events_that_were_given_up_are_wrong(home: ServiceContext) -> None:
     webhook, _ = home.webhooks.create("http://127.0.0.1:9/hook", None, ["match"])
     assert found(home, f"webhook {webhook.id}").ok
     home.events.record(home.store.gallery("staff"), seen(), timedelta(0))

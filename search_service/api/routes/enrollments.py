@@ -6,17 +6,17 @@ from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from indexer.archives import check_archive
+from indexer.enrollment.archives import check_archive
+from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import InvalidRequest
-from indexer.gallery.jobs import PART, Job, Jobs
-from indexer.sources import rows_of_archive
 from indexer.types import Gallery, Pick
 from search_service.api.requests import pick_of
 from search_service.api.routes.jobs import JobPayload, job_object
 from search_service.api.routes.openapi import failures, pick_field
 from search_service.api.state import Service, State
 from search_service.api.uploads import receive
-from search_service.jobs import spool
+from search_service.background.jobs import spool
+from search_service.store.jobs import PART, Job, Jobs
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["jobs"])
 
@@ -64,15 +64,15 @@ async def enroll(
     What cannot be read as such is refused at once; what becomes of each image is told by the job.
     """
     target = await service.gallery(gallery)
-    jobs = service.home.jobs
+    jobs = service.context.jobs
     await service.off_loop(_check_welcome, service, jobs, target)
-    with await service.off_loop(spool, service.home.settings) as file:
+    with await service.off_loop(spool, service.context.settings) as file:
         values = await receive(service, request, file)
         if pick is not None and "pick" in values:
             raise InvalidRequest("pick was given twice, in the body and in the address")
         chosen = pick or pick_of(values, Pick.ONLY) or Pick.ONLY
         async with service.listing:
-            await service.off_loop(jobs.check_room, service.home.settings.max_jobs)  # others were faster
+            await service.off_loop(jobs.check_room, service.context.settings.max_jobs)  # others were faster
             images = await service.off_loop(_images_in, file)
         job = await service.off_loop(_create, service, target, images, chosen, file)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -81,8 +81,8 @@ async def enroll(
 
 def _check_welcome(service: State, jobs: Jobs, gallery: Gallery) -> None:
     """Raises Overloaded, and what would fail the job as soon as it ran."""
-    service.home.pack_of(gallery)
-    jobs.check_room(service.home.settings.max_jobs)
+    service.context.pack_of(gallery)
+    jobs.check_room(service.context.settings.max_jobs)
 
 
 def _images_in(file: IO[bytes]) -> int:
@@ -97,5 +97,5 @@ def _images_in(file: IO[bytes]) -> int:
 def _create(service: State, gallery: Gallery, images: int, pick: Pick, file: IO[bytes]) -> Job:
     """Raises Overloaded: of several that came at once, there may be room for one."""
     file.seek(0)
-    parts, most = iter(lambda: file.read(PART), b""), service.home.settings.max_jobs
-    return service.home.jobs.create(gallery.id, images, {"pick": str(pick)}, parts, most)
+    parts, most = iter(lambda: file.read(PART), b""), service.context.settings.max_jobs
+    return service.context.jobs.create(gallery.id, images, {"pick": str(pick)}, parts, most)

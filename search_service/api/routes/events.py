@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 
 from indexer.errors import NotFound
-from indexer.gallery.events import Direction, Filter
-from indexer.objects import event_object
-from search_service.api import auth
+from search_service.api import security
 from search_service.api.payloads import EventPayload, Payload, Utc
 from search_service.api.requests import LARGEST_ID, cursor_after, page_of
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.state import Service
 from search_service.matching.decision import Decision
+from search_service.serializers import event_object
+from search_service.store.events import Direction, Filter
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
 
@@ -49,9 +49,9 @@ async def list_events(
     def page() -> dict[str, Any]:
         after, asked = cursor_after(cursor), wanted
         if gallery is not None:
-            auth.check_gallery(request, gallery)
-            asked = replace(wanted, galleries=[service.home.store.gallery(gallery).name])
-        shown, following = page_of(service.home.events.find(asked, after, limit + 1), limit)
+            security.check_gallery(request, gallery)
+            asked = replace(wanted, galleries=[service.context.store.gallery(gallery).name])
+        shown, following = page_of(service.context.events.find(asked, after, limit + 1), limit)
         return {"events": [event_object(event) for event in shown], "cursor": following}
 
     return await service.off_loop(page)
@@ -60,7 +60,7 @@ async def list_events(
 @router.get("/{event_id}", response_model=EventPayload)
 async def show_event(service: Service, request: Request, event_id: Annotated[int, Path(ge=1, le=LARGEST_ID)]) -> Any:
     """One event."""
-    event = await service.off_loop(service.home.events.event, event_id)
+    event = await service.off_loop(service.context.events.event, event_id)
     galleries = _galleries(request)
     if galleries is not None and event.gallery not in galleries:
         raise NotFound(f"there is no event {event_id}", code="event_not_found")
@@ -76,12 +76,12 @@ async def forget_events(
     before: Annotated[Utc | None, Query(description="Only events before this time.")] = None,
 ) -> Any:
     """Deletes a person's events for good, or everybody's before a time, and what was still to be sent of them."""
-    auth.check_gallery(request, gallery)
+    security.check_gallery(request, gallery)
     found = await service.gallery(gallery)
-    return Forgotten(forgotten=await service.off_loop(service.home.events.forget, found, external_id, before))
+    return Forgotten(forgotten=await service.off_loop(service.context.events.forget, found, external_id, before))
 
 
 def _galleries(request: Request) -> tuple[str, ...] | None:
     """Those that the request's key opens; None for all."""
-    key = auth.key_of(request)
+    key = security.key_of(request)
     return None if key is None or key.galleries is None else tuple(sorted(key.galleries))

@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from indexer.errors import Conflict, InvalidRequest
-from indexer.gallery.events import Direction
 from indexer.types import Gallery, Pick, Reason
 from search_service.api.errors import request_id
 from search_service.api.idempotency import Memory, memory_of
@@ -39,9 +38,10 @@ from search_service.api.requests import (
 )
 from search_service.api.routes.openapi import ALL_FACES, MODEL, failures, image_body, images_body, pick_field
 from search_service.api.state import Service, State
-from search_service.batching import Kind
-from search_service.recording import LONGEST_COOLDOWN_SECONDS, Recording, record, remembered, told_again
+from search_service.events.recording import LONGEST_COOLDOWN_SECONDS, Recording, record, remembered, told_again
+from search_service.inference_queue import Kind
 from search_service.search import MAX_TOP_K, MIN_FPIR, Answer, Query, compare_seen
+from search_service.store.events import Direction
 
 router = APIRouter(prefix="/v1", tags=["faces"])
 
@@ -102,7 +102,7 @@ async def search(service: Service, gallery: str, request: Request, response: Res
     body = await read_body(request, IMAGE, IMAGES)
     body.only(IMAGE, IMAGES, "embedding", "top_k", "fpir", "threshold", "pick", "all_faces", "same_person", *RECORDED)
     query = query_of(body.values)
-    recording = recording_of(body.values, service.home.settings.cooldown_seconds, request_id(request))
+    recording = recording_of(body.values, service.context.settings.cooldown_seconds, request_id(request))
     if recording is None:  # nothing was changed: made again, it is answered as it is then, whoever was deleted since
         response.headers["Cache-Control"] = "no-store"
     if "embedding" in body.values and (body.images or "same_person" in body.values):
@@ -138,7 +138,7 @@ async def _search(service: State, gallery: Gallery, body: Body, query: Query) ->
         values = embedding_of(body.values["embedding"], gallery.dim)
         return [await service.off_loop(service.search.search_embedding, values, gallery, query)]
     images = body.all_images()
-    pipeline = service.home.pipeline_of(gallery)
+    pipeline = service.context.pipeline_of(gallery)
     seen = await service.batcher.describe([image.data for image in images], pipeline, Kind(query.pick))
     if truth(body.values, "same_person"):
         return [await service.off_loop(service.search.frames_seen, seen, gallery, query)]
@@ -152,7 +152,7 @@ async def _recorded(
 ) -> Sequence[Answer]:
     """The answers with the events of their faces, where those are to be recorded; with those that were, where the
     request is made again."""
-    events = service.home.events
+    events = service.context.events
     if recording is None:
         return answers
     if memory.then is not None:
@@ -167,7 +167,7 @@ async def _recorded(
 async def detect(service: Service, request: Request) -> Any:
     """All faces of an image, largest first, with their quality; none is an empty list."""
     image = (await read_body(request, "image")).only("image").image("image")
-    pipeline = service.home.pipeline(await service.off_loop(service.pack))
+    pipeline = service.context.pipeline(await service.off_loop(service.pack))
     (seen,) = await service.batcher.describe([image.data], pipeline, Kind(None, embed=False))
     if seen.rejection is not None and seen.rejection.code != Reason.NO_FACE:
         raise seen.rejection
@@ -187,7 +187,7 @@ async def embed(service: Service, request: Request) -> Any:
     body = (await read_body(request, "image")).only("image", "model", "pick", "all_faces")
     image, pick = body.image("image"), pick_of(body.values, Pick.LARGEST)
     pack = await service.off_loop(service.pack, body.values.get("model"))
-    (seen,) = await service.batcher.describe([image.data], service.home.pipeline(pack), Kind(pick))
+    (seen,) = await service.batcher.describe([image.data], service.context.pipeline(pack), Kind(pick))
     if seen.rejection is not None:
         raise seen.rejection
     return embed_payload(seen, image.name, pack.name, pack.dim)
@@ -204,7 +204,7 @@ async def compare(service: Service, request: Request) -> Any:
     body = (await read_body(request, "image_a", "image_b")).only("image_a", "image_b", "model")
     images = [body.image("image_a").data, body.image("image_b").data]
     pack = await service.off_loop(service.pack, body.values.get("model"))
-    seen = await service.batcher.describe(images, service.home.pipeline(pack), Kind(Pick.LARGEST))
+    seen = await service.batcher.describe(images, service.context.pipeline(pack), Kind(Pick.LARGEST))
     return compare_payload(compare_seen(seen, pack))
 
 
@@ -215,5 +215,5 @@ async def models(service: Service) -> Any:
 
 
 def _models(service: State) -> dict[str, Any]:
-    home = service.home
+    home = service.context
     return {"models": [home.packs.told(name) for name in home.packs.names()], "default": home.pack.name}

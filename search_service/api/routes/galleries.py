@@ -7,10 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
 
-from indexer.duplicates import ALL_PAIRS, find_duplicates, lookalike_bound
+from indexer.enrollment.lookalikes import ALL_PAIRS, find_duplicates, lookalike_bound
 from indexer.errors import Conflict, Overloaded
-from indexer.objects import gallery_detail, gallery_object
-from search_service.api.auth import key_of
+from indexer.serializers import gallery_detail, gallery_object
 from search_service.api.payloads import (
     CalibrationPayload,
     Deleted,
@@ -23,9 +22,10 @@ from search_service.api.payloads import (
 )
 from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.openapi import failures
+from search_service.api.security import key_of
 from search_service.api.state import Service, State
-from search_service.calibration import Thresholds
-from search_service.calibration_report import calibration_object, duplicates_of, report
+from search_service.calibration.report import calibration_object, duplicates_of, report
+from search_service.calibration.survey import Thresholds
 
 router = APIRouter(prefix="/v1/galleries", tags=["galleries"])
 
@@ -45,10 +45,10 @@ async def list_galleries(service: Service, request: Request, limit: Limit = 100,
     key = key_of(request)
 
     def page() -> dict[str, Any]:
-        found = service.home.store.galleries(cursor_after(cursor), limit + 1, key.galleries if key else None)
+        found = service.context.store.galleries(cursor_after(cursor), limit + 1, key.galleries if key else None)
         shown, following = page_of(found, limit)
         return {
-            "galleries": [gallery_object(service.home.store, gallery) for gallery in shown],
+            "galleries": [gallery_object(service.context.store, gallery) for gallery in shown],
             "cursor": following,
         }
 
@@ -62,7 +62,7 @@ async def create_gallery(service: Service, new: NewGallery) -> Any:
     def create() -> dict[str, Any]:
         pack = service.pack(new.model)
         return gallery_object(
-            service.home.store, service.home.store.create_gallery(new.name, pack.name, pack.fingerprint, pack.dim)
+            service.context.store, service.context.store.create_gallery(new.name, pack.name, pack.fingerprint, pack.dim)
         )
 
     return await service.off_loop(create)
@@ -79,10 +79,10 @@ async def delete_gallery(service: Service, gallery: str) -> Any:
     """Deletes the gallery with everybody in it."""
 
     def delete() -> Deleted:
-        found = service.home.store.gallery(gallery)
-        _, faces = service.home.store.counts(found.id)
-        service.home.store.delete_gallery(gallery)
-        service.home.indexes.forget(found)
+        found = service.context.store.gallery(gallery)
+        _, faces = service.context.store.counts(found.id)
+        service.context.store.delete_gallery(gallery)
+        service.context.indexes.forget(found)
         return Deleted(deleted=gallery, faces=faces)
 
     return await service.off_loop(delete)
@@ -94,8 +94,8 @@ async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine =
     than their own person."""
 
     def find() -> DuplicatesPayload:
-        found = service.home.store.gallery(gallery)
-        index = service.home.indexes.of(found)
+        found = service.context.store.gallery(gallery)
+        index = service.context.indexes.of(found)
         faces = len(index.caught_up())
         if faces > ALL_PAIRS:
             raise Conflict(
@@ -103,8 +103,8 @@ async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine =
                 f"`whosthere gallery duplicates {gallery}` compares more",
                 code="gallery_too_large",
             )
-        bound = lookalike_bound(service.home.pack_of(found), faces) if threshold is None else threshold
-        return duplicates_payload(gallery, find_duplicates(service.home.store, found, index, bound), limit)
+        bound = lookalike_bound(service.context.pack_of(found), faces) if threshold is None else threshold
+        return duplicates_payload(gallery, find_duplicates(service.context.store, found, index, bound), limit)
 
     return await _alone(service, find)
 
@@ -117,10 +117,10 @@ async def calibrate_gallery(service: Service, gallery: str) -> Any:
     """
 
     def calibrate() -> dict[str, Any]:
-        thresholds = Thresholds(service.home)
-        made = thresholds.calibrate(service.home.store.gallery(gallery))
+        thresholds = Thresholds(service.context)
+        made = thresholds.calibrate(service.context.store.gallery(gallery))
         told = report(made, thresholds.mates(made.survey, made.gallery))
-        return calibration_object(made, told, duplicates_of(made, service.home.store))
+        return calibration_object(made, told, duplicates_of(made, service.context.store))
 
     return await _alone(service, calibrate)
 
@@ -134,5 +134,5 @@ async def _alone(service: State, compare: Callable[[], Compared]) -> Compared:
 
 
 def _detail(service: State, name: str) -> dict[str, Any]:
-    gallery = service.home.store.gallery(name)
-    return gallery_detail(service.home.store, gallery, service.home.indexes.of(gallery).state())
+    gallery = service.context.store.gallery(name)
+    return gallery_detail(service.context.store, gallery, service.context.indexes.of(gallery).state())

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import AfterValidator
 
 from indexer.errors import Conflict, NotFound
-from indexer.objects import face_object, identity_object
+from indexer.serializers import face_object, identity_object
 from indexer.types import Identity, Outcome, Person, Pick, StoredFace
 from search_service.api import enrolling
 from search_service.api.etags import Asked, etag_of
@@ -47,7 +47,7 @@ async def list_identities(service: Service, gallery: str, limit: Limit = 100, cu
     """The people of a gallery, in the order of their making."""
 
     def page() -> dict[str, Any]:
-        store = service.home.store
+        store = service.context.store
         found = store.identities(store.gallery(gallery).id, cursor_after(cursor), limit + 1)
         shown, following = page_of(found, limit)
         return {"identities": [identity_object(person) for person in shown], "cursor": following}
@@ -60,7 +60,7 @@ async def create_identity(service: Service, gallery: str, new: NewIdentity, resp
     """Makes an identity, without faces yet."""
 
     def create() -> Identity:
-        store = service.home.store
+        store = service.context.store
         identity, made = store.put_identity(store.gallery(gallery).id, _person(new.external_id, new), replace=False)
         if not made:
             raise Conflict(f"there is an identity {new.external_id!r} already", code="identity_exists")
@@ -80,7 +80,7 @@ async def show_identity(
     """One person, and what is said of them."""
 
     def show() -> Identity:
-        store = service.home.store
+        store = service.context.store
         return store.identity(store.gallery(gallery).id, external_id)
 
     found = await service.off_loop(show)
@@ -103,7 +103,7 @@ async def put_identity(
     """
 
     def put() -> tuple[Identity, bool]:
-        store = service.home.store
+        store = service.context.store
         return store.put_identity(store.gallery(gallery).id, _person(external_id, said), check=asked.check)
 
     identity, made = await service.off_loop(put)
@@ -126,7 +126,7 @@ async def patch_identity(
         return _patched(there, said)
 
     def patch() -> Identity:
-        store = service.home.store
+        store = service.context.store
         return store.change_identity(store.gallery(gallery).id, external_id, change)
 
     return _tagged(response, await service.off_loop(patch))
@@ -137,8 +137,8 @@ async def delete_identity(service: Service, gallery: str, external_id: ExternalI
     """Deletes the person and all their faces. They are never returned again."""
 
     def delete() -> Deleted:
-        found = service.home.store.gallery(gallery)
-        faces = service.home.store.delete_identity(found.id, external_id, asked.check)
+        found = service.context.store.gallery(gallery)
+        faces = service.context.store.delete_identity(found.id, external_id, asked.check)
         service.follow(found)
         return Deleted(deleted=external_id, faces=faces)
 
@@ -154,8 +154,8 @@ async def merge_identities(service: Service, gallery: str, external_id: External
     """
 
     def merge() -> dict[str, Any]:
-        found = service.home.store.gallery(gallery)
-        kept, moved = service.home.store.merge_identities(found.id, external_id, body.other)
+        found = service.context.store.gallery(gallery)
+        kept, moved = service.context.store.merge_identities(found.id, external_id, body.other)
         service.follow(found)
         return {"identity": identity_object(kept), "merged": body.other, "faces": moved}
 
@@ -169,7 +169,7 @@ async def list_faces(
     """The enrolled faces of a person, in the order of their enrolment."""
 
     def page() -> dict[str, Any]:
-        store = service.home.store
+        store = service.context.store
         found = store.faces(store.gallery(gallery).id, external_id, cursor_after(cursor), limit + 1)
         shown, following = page_of(found, limit)
         return {"faces": [_face(face, external_id) for face in shown], "cursor": following}
@@ -211,7 +211,7 @@ async def show_face(service: Service, gallery: str, face_id: FaceId) -> Any:
     """One enrolled face, and whose it is."""
 
     def show() -> dict[str, Any]:
-        store = service.home.store
+        store = service.context.store
         found = store.gallery(gallery)
         face = store.face(found.id, face_id)
         owner = store.known_images(found.id, [face.image_sha256]).get(face.image_sha256)
@@ -227,8 +227,8 @@ async def delete_face(service: Service, gallery: str, face_id: FaceId) -> Any:
     """Deletes one face; the identity stays."""
 
     def delete() -> Deleted:
-        found = service.home.store.gallery(gallery)
-        service.home.store.delete_face(found.id, face_id)
+        found = service.context.store.gallery(gallery)
+        service.context.store.delete_face(found.id, face_id)
         service.follow(found)
         return Deleted(deleted=str(face_id), faces=1)
 

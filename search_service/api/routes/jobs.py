@@ -13,13 +13,13 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
 
 from indexer.errors import InvalidRequest, NotFound
-from indexer.gallery.jobs import Job, JobResult, JobState
 from indexer.types import Outcome
-from search_service.api.auth import check_gallery, key_of
 from search_service.api.payloads import EnrolledPayload, Payload
 from search_service.api.requests import cursor_after, cursor_of
 from search_service.api.routes.galleries import Cursor, Limit
+from search_service.api.security import check_gallery, key_of
 from search_service.api.state import Service
+from search_service.store.jobs import Job, JobResult, JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -69,9 +69,9 @@ async def list_jobs(
 
     def page() -> dict[str, Any]:
         if gallery is not None:
-            service.home.store.gallery(gallery)
+            service.context.store.gallery(gallery)
         names = opened if gallery is None else [gallery]
-        found = service.home.jobs.latest(names, _before(cursor), limit + 1)
+        found = service.context.jobs.latest(names, _before(cursor), limit + 1)
         following = _cursor(found[limit - 1].id) if len(found) > limit else None
         return {"jobs": [job_object(job) for job in found[:limit]], "cursor": following}
 
@@ -91,7 +91,7 @@ async def show_job(
 
     def show() -> dict[str, Any]:
         job = _opened(service, request, id)
-        found = service.home.jobs.results(id, outcome, cursor_after(cursor), limit + 1)
+        found = service.context.jobs.results(id, outcome, cursor_after(cursor), limit + 1)
         following = cursor_of(found[limit - 1].place) if len(found) > limit else None
         return {**job_object(job), "results": _results(found[:limit]), "cursor": following}
 
@@ -107,7 +107,7 @@ async def cancel_job(service: Service, request: Request, id: JobId) -> Any:  # n
 
     def cancel() -> dict[str, Any]:
         _opened(service, request, id)
-        return job_object(service.home.jobs.cancel(id))
+        return job_object(service.context.jobs.cancel(id))
 
     return await service.off_loop(cancel)
 
@@ -131,7 +131,7 @@ def job_object(job: Job) -> dict[str, Any]:
 
 def _opened(service: Service, request: Request, job_id: str) -> Job:
     """Raises NotFound, also where the key does not open its gallery: whoever guesses ids learns nothing."""
-    job = service.home.jobs.find(job_id)
+    job = service.context.jobs.find(job_id)
     key = key_of(request)
     if key is not None and not key.opens_gallery(job.gallery):
         raise NotFound(f"there is no job {job_id!r}", code="job_not_found")

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Path, Response
 from pydantic import Field
 
 from indexer.errors import InvalidRequest
-from indexer.gallery.keys import MOST_GALLERIES, MOST_PER_MINUTE, Key, Scope
-from indexer.objects import key_object
 from search_service.api.payloads import Payload, Utc
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service
+from search_service.serializers import key_object
+from search_service.store.api_keys import MOST_GALLERIES, MOST_PER_MINUTE, Key, Scope
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
@@ -59,7 +59,7 @@ class KeyList(Payload):
 @router.get("", response_model=KeyList)
 async def list_keys(service: Service, limit: Limit = 100, cursor: Cursor = None) -> Any:
     """Every key that was made, by name, the revoked ones too."""
-    found = await service.off_loop(service.home.keys.list, _name_after(cursor), limit + 1)
+    found = await service.off_loop(service.context.keys.list, _name_after(cursor), limit + 1)
     return {"keys": [key_object(key) for key in found[:limit]], "cursor": _cursor(found, limit)}
 
 
@@ -67,7 +67,7 @@ async def list_keys(service: Service, limit: Limit = 100, cursor: Cursor = None)
 async def create_key(service: Service, new: NewKey, response: Response) -> Any:
     """Makes a key. From the first one on, every request needs one."""
     made, text = await service.off_loop(
-        service.home.keys.create, new.name, new.scopes, new.galleries, new.expires_at, new.per_minute
+        service.context.keys.create, new.name, new.scopes, new.galleries, new.expires_at, new.per_minute
     )
     response.headers["Cache-Control"] = "no-store"  # nor is it kept for an Idempotency-Key
     return key_object(made) | {"key": text}
@@ -76,7 +76,7 @@ async def create_key(service: Service, new: NewKey, response: Response) -> Any:
 @router.delete("/{id}", response_model=KeyPayload)
 async def revoke_key(service: Service, key_id: Annotated[str, Path(alias="id")]) -> Any:
     """Revokes a key: it opens nothing any more, in any worker. It stays in the list."""
-    return key_object(await service.off_loop(service.home.keys.revoke, key_id))
+    return key_object(await service.off_loop(service.context.keys.revoke, key_id))
 
 
 def _name_after(cursor: str | None) -> str:

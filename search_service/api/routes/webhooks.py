@@ -10,10 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from indexer.errors import NotFound
-from indexer.gallery.events import DEAD, WAITING
-from indexer.gallery.webhooks import Webhook
-from indexer.objects import delivery_object, webhook_object
-from search_service.api import auth
+from search_service.api import security
 from search_service.api.errors import Forbidden
 from search_service.api.payloads import Payload
 from search_service.api.requests import cursor_after, page_of
@@ -21,6 +18,9 @@ from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service
 from search_service.matching.decision import Decision
+from search_service.serializers import delivery_object, webhook_object
+from search_service.store.events import DEAD, WAITING
+from search_service.store.webhooks import Webhook
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
@@ -80,7 +80,7 @@ State = Annotated[Literal["waiting", "dead"], Query(description="`dead`: tried t
 @router.get("", response_model=WebhookList)
 async def list_webhooks(service: Service, request: Request) -> Any:
     """All of them, at most 100, in the order of their making."""
-    hooks = await service.off_loop(service.home.webhooks.webhooks)
+    hooks = await service.off_loop(service.context.webhooks.webhooks)
     return {"webhooks": [webhook_object(hook) for hook in _opened(request, hooks)]}
 
 
@@ -88,12 +88,12 @@ async def list_webhooks(service: Service, request: Request) -> Any:
 async def create_webhook(service: Service, request: Request, new: NewWebhook) -> Any:
     """Sends every event from now on to a URL."""
     if new.gallery is not None:
-        auth.check_gallery(request, new.gallery)
-    elif (key := auth.key_of(request)) is not None and key.galleries is not None:
+        security.check_gallery(request, new.gallery)
+    elif (key := security.key_of(request)) is not None and key.galleries is not None:
         message = f"the API key {key.name!r} is limited to single galleries; say which one's events the webhook gets"
         raise Forbidden(message, code="forbidden_gallery")
     gallery = None if new.gallery is None else await service.gallery(new.gallery)
-    made, secret = await service.off_loop(service.home.webhooks.create, new.url, gallery, new.decisions)
+    made, secret = await service.off_loop(service.context.webhooks.create, new.url, gallery, new.decisions)
     return webhook_object(made) | {"secret": secret}
 
 
@@ -107,7 +107,7 @@ async def show_webhook(service: Service, request: Request, webhook_id: str) -> A
 async def delete_webhook(service: Service, request: Request, webhook_id: str) -> Any:
     """Sends nothing more to it, also what was on its way."""
     await _webhook(service, request, webhook_id)
-    gone = await service.off_loop(service.home.webhooks.delete, webhook_id)
+    gone = await service.off_loop(service.context.webhooks.delete, webhook_id)
     return WebhookDeleted(deleted=gone.id, undelivered=gone.waiting + gone.dead)
 
 
@@ -124,7 +124,7 @@ async def list_deliveries(
     await _webhook(service, request, webhook_id)
     wanted = DEAD if state == "dead" else WAITING
     found = await service.off_loop(
-        service.home.webhooks.deliveries, webhook_id, wanted, cursor_after(cursor), limit + 1
+        service.context.webhooks.deliveries, webhook_id, wanted, cursor_after(cursor), limit + 1
     )
     shown, following = page_of(found, limit)
     return {"deliveries": [delivery_object(one) for one in shown], "cursor": following}
@@ -134,14 +134,14 @@ async def list_deliveries(
 async def replay(service: Service, request: Request, webhook_id: str) -> Any:
     """Tries the dead letters anew, from now on."""
     await _webhook(service, request, webhook_id)
-    replayed = await service.off_loop(service.home.webhooks.replay, webhook_id)
+    replayed = await service.off_loop(service.context.webhooks.replay, webhook_id)
     service.deliverer.wake()
     return Replayed(replayed=replayed)
 
 
 async def _webhook(service: Service, request: Request, webhook_id: str) -> Webhook:
     """Raises NotFound, also where the request's key does not open its gallery."""
-    found = await service.off_loop(service.home.webhooks.webhook, webhook_id)
+    found = await service.off_loop(service.context.webhooks.webhook, webhook_id)
     if not _opened(request, [found]):
         raise NotFound(f"there is no webhook {webhook_id!r}", code="webhook_not_found")
     return found
@@ -149,5 +149,5 @@ async def _webhook(service: Service, request: Request, webhook_id: str) -> Webho
 
 def _opened(request: Request, hooks: Sequence[Webhook]) -> list[Webhook]:
     """Those whose gallery the request's key opens. Those of every gallery are for keys of every gallery."""
-    key = auth.key_of(request)
+    key = security.key_of(request)
     return [hook for hook in hooks if key is None or key.galleries is None or hook.gallery in key.galleries]

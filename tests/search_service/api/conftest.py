@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from indexer.home import Home
 from indexer.settings import read_settings
 from search_service.demo import make_photos
+from search_service.service_context import ServiceContext
 from tests.search_service.api.serving import Running, image, ok, running
 from tests.variants import SETTINGS
 from tests.waiting import wait_for
@@ -39,7 +39,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> It
     """A service with small limits, over real networks and SQLite."""
     place = new_home(tmp_path_factory.mktemp("home"), models_folder)
     settings = read_settings(SETTINGS, home=place, max_image_bytes=MAX_IMAGE_BYTES, max_body_bytes=MAX_BODY_BYTES)
-    with running(Home(settings)) as service:
+    with running(ServiceContext(settings)) as service:
         with service.client() as client:
             wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
         yield service

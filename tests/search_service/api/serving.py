@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from indexer.home import Home
 from search_service.api.app import create_app
-from search_service.batching import Batcher
+from search_service.inference_queue import Batcher
+from search_service.service_context import ServiceContext
 from tests.variants import clean_environment
 from tests.waiting import DEADLINE, wait_for
 
@@ -31,9 +31,9 @@ ENVIRONMENT = clean_environment()
 class Running:
     """`create_app` over a home, served on a free port of the loopback by a thread."""
 
-    def __init__(self, home: Home) -> None:
-        self.home = home
-        self.app = create_app(home)
+    def __init__(self, context: ServiceContext) -> None:
+        self.context = context
+        self.app = create_app(context)
         config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, lifespan="on")
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run, name="server")
@@ -59,8 +59,8 @@ class Running:
 
 
 @contextmanager
-def running(home: Home) -> Iterator[Running]:
-    service = Running(home)
+def running(context: ServiceContext) -> Iterator[Running]:
+    service = Running(context)
     service.start()
     try:
         yield service

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests import photos
-from tests.gallery.together import in_threads
+from tests.indexer.gallery.together import in_threads
 from tests.search_service.api.serving import Running, image, ok, refused
 
 

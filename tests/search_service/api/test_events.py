@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from indexer.gallery.events import Sighting
-from indexer.gallery.keys import Scope
-from indexer.home import Home
+from indexer.models.packs import SFACE
 from indexer.settings import read_settings
-from indexer.vision.packs import SFACE
+from search_service.service_context import ServiceContext
+from search_service.store.api_keys import Scope
+from search_service.store.events import Sighting
 from tests import photos as sources
-from tests.gallery.together import in_threads
+from tests.indexer.gallery.together import in_threads
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, base64_of, command, image, ok, refused, running, serving
 from tests.variants import SETTINGS
@@ -230,7 +230,7 @@ def test_events_outlive_a_person_until_they_are_forgotten(client: httpx.Client, 
 
 
 def test_the_command_line_tells_the_same(service: Running, client: httpx.Client, staff: str, tmp_path: Path) -> None:
-    place, gallery = service.home.settings.home, staff.rpartition("/")[2]
+    place, gallery = service.context.settings.home, staff.rpartition("/")[2]
     came = search(client, staff, **DOOR, direction="in")
     search(client, staff, **DOOR, direction="out")
     code, told = command(place, "events", "list", "--gallery", gallery, "--direction", "in")
@@ -269,7 +269,7 @@ def test_two_servers_that_see_somebody_at_once_record_one_event(tmp_path: Path, 
 
 
 def test_a_key_for_one_gallery_sees_its_events_and_webhooks(tmp_path: Path) -> None:
-    home = Home(read_settings(SETTINGS, home=tmp_path))
+    home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     made = {}
     for name in ("staff", "other"):
         gallery = home.store.create_gallery(name, SFACE.name, SFACE.fingerprint, SFACE.dim)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from indexer.vision.packs import SFACE
+from indexer.models.packs import SFACE
 from tests import photos
 from tests.search_service.api.serving import image, ok, refused
 

@@ -14,13 +14,13 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 
 from indexer.errors import ModelUnavailable, StorageUnavailable
-from indexer.home import Home
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import SFACE, Pack
 from indexer.settings import read_settings
 from indexer.types import Gallery
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import SFACE, Pack
 from indexer.vision.pipeline import FacePipeline
 from search_service.api import app
+from search_service.service_context import ServiceContext
 from tests.search_service.api.serving import Running, ok, running
 from tests.variants import SETTINGS
 from tests.waiting import wait_for
@@ -58,7 +58,7 @@ class SlowPipeline(FacePipeline):
             raise self.problem
 
 
-class SlowHome(Home):
+class SlowHome(ServiceContext):
     def __init__(self, place: Path, problem: Exception | None = None) -> None:
         super().__init__(read_settings(SETTINGS, home=place))
         self.slow = SlowPipeline(self.files, problem)
@@ -132,7 +132,7 @@ def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pyt
 
 def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: Path, models_folder: Path) -> None:
     (tmp_path / "models").symlink_to(models_folder)
-    home = Home(read_settings(SETTINGS, home=tmp_path))
+    home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     home.store.create_gallery("old", SFACE.name, "an-older-print", SFACE.dim)
     home.store.create_gallery("strange", "arcface", "x", 512)
     home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)

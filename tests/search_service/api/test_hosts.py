@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from indexer.home import Home
 from indexer.settings import read_settings
 from search_service.api.hosts import allowed_hosts
+from search_service.service_context import ServiceContext
 from tests import photos
 from tests.search_service.api.serving import Running, image, ok, refused, running
 
@@ -51,7 +51,7 @@ def test_other_names_are_refused_on_loopback(client: httpx.Client, host: str) ->
 def test_names_that_were_allowed_are_served_beside_this_machines(tmp_path: Path, models_folder: Path) -> None:
     (tmp_path / "models").symlink_to(models_folder)
     settings = read_settings({"WHOSTHERE_ALLOWED_HOSTS": "Faces.example.com, other"}, home=tmp_path)
-    with running(Home(settings)) as service, service.client() as client:
+    with running(ServiceContext(settings)) as service, service.client() as client:
         for host in ("faces.example.com", "FACES.example.com:8443", "other", "localhost"):
             ok(client.get("/v1/galleries", headers={"Host": host}))
         secure = {"Host": "faces.example.com", "Origin": "https://faces.example.com"}

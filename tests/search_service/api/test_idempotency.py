@@ -21,14 +21,14 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 from starlette.types import Receive, Scope, Send
 
-from indexer.gallery.answers import Answers, Claim
-from indexer.gallery.schema import AnswerRow
-from indexer.home import Home
 from indexer.settings import read_settings
 from search_service.api import idempotency
 from search_service.api.idempotency import Idempotency
+from search_service.service_context import ServiceContext
+from search_service.store.idempotency import Answers, Claim
+from search_service.store.schema import AnswerRow
 from tests import photos as sources
-from tests.gallery.together import in_threads
+from tests.indexer.gallery.together import in_threads
 from tests.search_service.api.conftest import MAX_BODY_BYTES, new_home
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused, serving
 from tests.variants import SETTINGS
@@ -125,7 +125,7 @@ def test_a_search_that_recorded_names_nobody_who_is_gone(client: httpx.Client, s
     assert (anew["decision"], anew["event"]) == ("match", None)
     events = ok(client.get("/v1/events", params={"gallery": gallery.rpartition("/")[2]}))["events"]
     assert len(events) == 1, "made again, it records nothing"
-    with Session(service.home.engine) as session:
+    with Session(service.context.engine) as session:
         (kept,) = session.scalars(select(AnswerRow).where(AnswerRow.key == key["Idempotency-Key"]))
     assert b"collins" not in (kept.body or b""), "nothing personal lies in what is kept"
 
@@ -204,14 +204,14 @@ def test_a_key_is_for_one_request(client: httpx.Client, gallery: str) -> None:
 
 def test_a_key_that_another_worker_answers_is_in_progress(client: httpx.Client, service: Running, gallery: str) -> None:
     key, asked = keyed(), {"external_id": "ana"}
-    elsewhere = Answers(service.home.engine)
+    elsewhere = Answers(service.context.engine)
     claim = elsewhere.claim("", key["Idempotency-Key"])
     assert isinstance(claim, Claim)
     answer = client.post(f"{gallery}/identities", json=asked, headers=key)
     refused(answer, 409, "request_in_progress")
     assert int(answer.headers["retry-after"]) > 0
     refused(client.get(f"{gallery}/identities/ana"), 404, "identity_not_found")
-    with Session(service.home.engine) as session, session.begin():  # it was killed, and time went by
+    with Session(service.context.engine) as session, session.begin():  # it was killed, and time went by
         row = update(AnswerRow).where(AnswerRow.key == claim.key)
         session.execute(row.values(locked_until=datetime.now(UTC) - timedelta(seconds=1)))
     first = client.post(f"{gallery}/identities", json=asked, headers=key)
@@ -266,7 +266,7 @@ def test_what_changes_nothing_is_answered_again(client: httpx.Client, service: R
     for method in ("PUT", "PATCH"):
         answer = client.request(method, f"{gallery}/identities/ana", json={}, headers=key)
         assert answer.status_code in (200, 201)
-    with Session(service.home.engine) as session:
+    with Session(service.context.engine) as session:
         assert session.scalar(select(AnswerRow).where(AnswerRow.key == key["Idempotency-Key"])) is None
 
 
@@ -301,7 +301,7 @@ def scripted() -> Scripted:
 
 
 @pytest.fixture
-def around(scripted: Scripted, home: Home) -> Callable[..., httpx.Response]:
+def around(scripted: Scripted, home: ServiceContext) -> Callable[..., httpx.Response]:
     """Posts through the middleware, once each call."""
     app = Idempotency(scripted, home)
 
@@ -408,7 +408,7 @@ def test_a_boundary_that_is_found_in_a_value_too(scripted: Scripted, around: Cal
 
 
 def test_whoever_answers_for_long_says_that_it_is_alive(
-    scripted: Scripted, around: Callable[..., httpx.Response], home: Home, monkeypatch: pytest.MonkeyPatch
+    scripted: Scripted, around: Callable[..., httpx.Response], home: ServiceContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idempotency, "ALIVE_SECONDS", 0.01)
     seen: list[datetime] = []
@@ -437,7 +437,7 @@ def test_whoever_answers_for_long_says_that_it_is_alive(
     assert asyncio.run(post()).headers["idempotency-replayed"] == "true"
 
 
-def test_whoever_was_held_up_tells_what_the_other_one_answered(scripted: Scripted, home: Home) -> None:
+def test_whoever_was_held_up_tells_what_the_other_one_answered(scripted: Scripted, home: ServiceContext) -> None:
     """As a process that was stopped, or whose machine was: its request is taken over and answered meanwhile."""
     answers: list[httpx.Response] = []
 
@@ -481,7 +481,7 @@ def test_a_worker_that_is_killed_while_it_answers(tmp_path: Path, models_folder:
         ok(first.client.post("/v1/galleries", json={"name": "staff"}), 201)
         headers = key | {"Content-Type": "application/json", "Content-Length": str(len(said))}
         asked = pool.submit(first.client.post, path, content=halting(), headers=headers)
-        home = Home(read_settings(SETTINGS, home=place))
+        home = ServiceContext(read_settings(SETTINGS, home=place))
         wait_for(lambda: _row(home) is not None, "the request has its key")
         first.process.kill()
         first.process.wait(DEADLINE)
@@ -500,6 +500,6 @@ def test_a_worker_that_is_killed_while_it_answers(tmp_path: Path, models_folder:
     home.close()
 
 
-def _row(home: Home) -> AnswerRow | None:
+def _row(home: ServiceContext) -> AnswerRow | None:
     with Session(home.engine) as session:
         return session.scalar(select(AnswerRow))

@@ -229,7 +229,7 @@ def test_metadata_that_was_stored_before_there_was_a_limit_is_still_told(
     path = f"{gallery}/identities/ana"
     ok(client.put(path, json={}), 201)
     much = {"x": "x" * 20_000, "y": json.loads(nested(DEEPEST + 8))}
-    with service.home.store._write() as session:
+    with service.context.store._write() as session:
         session.execute(update(IdentityRow).where(IdentityRow.external_id == "ana").values(details=much))
     assert ok(client.get(path))["metadata"] == much
     assert ok(client.get(f"{gallery}/identities"))["identities"][0]["metadata"] == much

@@ -17,14 +17,14 @@ import pytest
 from PIL import Image
 
 from indexer.errors import InvalidRequest
-from indexer.gallery.jobs import Jobs, JobState
-from indexer.home import Home
 from indexer.settings import read_settings
 from indexer.types import Pick
 from indexer.vision.pipeline import Seen
-from search_service import jobs as jobs_module
 from search_service.api import limits
-from search_service.jobs import Courteous, Runner
+from search_service.background import jobs as jobs_module
+from search_service.background.jobs import Courteous, Runner
+from search_service.service_context import ServiceContext
+from search_service.store.jobs import Jobs, JobState
 from tests import photos as sources
 from tests.postgres import Database
 from tests.postgres import database as database
@@ -132,10 +132,10 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, models_folder: Path) -> Callable[..., Home]:
+def own(tmp_path: Path, models_folder: Path) -> Callable[..., ServiceContext]:
     """Homes over one place, shared with nobody else."""
     folder = new_home(tmp_path, models_folder)
-    return lambda **settings: Home(read_settings(SETTINGS, home=folder, **settings))
+    return lambda **settings: ServiceContext(read_settings(SETTINGS, home=folder, **settings))
 
 
 def test_a_zip_becomes_a_job(client: httpx.Client, gallery: str, people_zip: bytes) -> None:
@@ -310,14 +310,16 @@ def test_pages_and_filters(client: httpx.Client, gallery: str, many: Mapping[str
     assert [job for job in ok(client.get("/v1/jobs"))["jobs"] if job["gallery"] == name] == told
 
 
-def test_on_either_database(database: Database, own: Callable[..., Home], people_zip: bytes) -> None:
+def test_on_either_database(database: Database, own: Callable[..., ServiceContext], people_zip: bytes) -> None:
     with running(own(database_url=database.url)) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(people_zip)))
         assert finished(client, path)["enrolled"] == 7
 
 
-def test_cancelled(own: Callable[..., Home], steps: Steps, many: Mapping[str, bytes], people_zip: bytes) -> None:
+def test_cancelled(
+    own: Callable[..., ServiceContext], steps: Steps, many: Mapping[str, bytes], people_zip: bytes
+) -> None:
     """What was enrolled stays, and a job that waits does not wait on."""
     with running(own()) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
@@ -336,7 +338,7 @@ def test_cancelled(own: Callable[..., Home], steps: Steps, many: Mapping[str, by
         assert ok(client.post(f"{path}/cancel"))["state"] == "cancelled"
 
 
-def test_too_many_are_told_to_come_again(own: Callable[..., Home], steps: Steps, people_zip: bytes) -> None:
+def test_too_many_are_told_to_come_again(own: Callable[..., ServiceContext], steps: Steps, people_zip: bytes) -> None:
     with running(own(max_jobs=1)) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(people_zip)))
@@ -349,7 +351,7 @@ def test_too_many_are_told_to_come_again(own: Callable[..., Home], steps: Steps,
 
 
 def test_of_those_that_come_at_once_no_more_are_taken(
-    own: Callable[..., Home], steps: Steps, people_zip: bytes
+    own: Callable[..., ServiceContext], steps: Steps, people_zip: bytes
 ) -> None:
     """All are let in, while there is room for any of them."""
     half = len(people_zip) // 2
@@ -384,7 +386,7 @@ def test_of_those_that_come_at_once_no_more_are_taken(
                 finished(client, path)
 
 
-def test_archives_have_a_limit_of_their_own(own: Callable[..., Home], people_zip: bytes) -> None:
+def test_archives_have_a_limit_of_their_own(own: Callable[..., ServiceContext], people_zip: bytes) -> None:
     """A small one here: for each, and for those that are received at a time."""
     most = 2**20
     with running(own(max_archive_bytes=most)) as service:
@@ -426,7 +428,7 @@ def layer(service: Running, meant: Callable[..., bool]) -> limits.BodyLimit:
 
 
 def test_a_gallery_that_goes_takes_its_job_along(
-    own: Callable[..., Home], steps: Steps, many: Mapping[str, bytes], people_zip: bytes
+    own: Callable[..., ServiceContext], steps: Steps, many: Mapping[str, bytes], people_zip: bytes
 ) -> None:
     with running(own()) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
@@ -443,7 +445,10 @@ def test_a_gallery_that_goes_takes_its_job_along(
 
 
 def test_a_gallery_that_is_reembedded_meanwhile(place: Path, steps: Steps, many: Mapping[str, bytes]) -> None:
-    with running(Home(read_settings(SETTINGS, home=place, keep_crops=True))) as service, service.client() as client:
+    with (
+        running(ServiceContext(read_settings(SETTINGS, home=place, keep_crops=True))) as service,
+        service.client() as client,
+    ):
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(packed(many))))
         steps.let(CHUNK)
         wait_for(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
@@ -456,7 +461,7 @@ def test_a_gallery_that_is_reembedded_meanwhile(place: Path, steps: Steps, many:
         assert (told["model"], told["faces"], told["index"]["faces"]) == ("other", 49, 49)
 
 
-def test_what_ends_every_worker_is_given_up(own: Callable[..., Home], people_zip: bytes) -> None:
+def test_what_ends_every_worker_is_given_up(own: Callable[..., ServiceContext], people_zip: bytes) -> None:
     home = own()
     gallery = home.open_gallery("staff")
     with zipfile.ZipFile(io.BytesIO(people_zip)) as archive:
@@ -473,7 +478,7 @@ def test_what_ends_every_worker_is_given_up(own: Callable[..., Home], people_zip
 
 
 def test_what_fails_by_itself_is_told_and_the_next_one_runs(
-    own: Callable[..., Home], people_zip: bytes, monkeypatch: pytest.MonkeyPatch
+    own: Callable[..., ServiceContext], people_zip: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of the program here, which no image is to blame for."""
     work = Runner._enroll_rows
@@ -494,7 +499,7 @@ def test_what_fails_by_itself_is_told_and_the_next_one_runs(
 
 
 def test_what_may_be_over_soon_is_waited_for(
-    own: Callable[..., Home], people_zip: bytes, monkeypatch: pytest.MonkeyPatch
+    own: Callable[..., ServiceContext], people_zip: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full here for a while; the job tells so."""
     monkeypatch.setattr(jobs_module, "RETRY_SECONDS", 0.5)
@@ -516,7 +521,7 @@ def test_what_may_be_over_soon_is_waited_for(
         assert (job["enrolled"], job["problem"]) == (7, None)
 
 
-def test_old_jobs_are_swept(own: Callable[..., Home], people_zip: bytes) -> None:
+def test_old_jobs_are_swept(own: Callable[..., ServiceContext], people_zip: bytes) -> None:
     with running(own(job_days=0)) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(people_zip)))
@@ -527,7 +532,7 @@ def test_old_jobs_are_swept(own: Callable[..., Home], people_zip: bytes) -> None
 
 
 def test_stopped_gracefully_it_waits_for_the_next_worker(
-    own: Callable[..., Home], steps: Steps, many: Mapping[str, bytes]
+    own: Callable[..., ServiceContext], steps: Steps, many: Mapping[str, bytes]
 ) -> None:
     with running(own()) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)

@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
-from indexer.home import Home
+from indexer.models.packs import SFACE, Pack
 from indexer.settings import read_settings
 from indexer.types import Pick
-from indexer.vision.packs import SFACE, Pack
 from indexer.vision.pipeline import FacePipeline, Seen
 from search_service.api import requests
 from search_service.api.limits import BodyLimit, is_photos
 from search_service.demo import PROBES
+from search_service.service_context import ServiceContext
 from tests import photos as sources
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused, running
 from tests.variants import SETTINGS
@@ -31,7 +31,7 @@ JSON = {"Content-Type": "application/json"}
 class Held(FacePipeline):
     """The real networks, which wait before each batch while `go` is not set; `sizes` are the batches'."""
 
-    def __init__(self, home: Home, loaded: FacePipeline) -> None:
+    def __init__(self, home: ServiceContext, loaded: FacePipeline) -> None:
         super().__init__(SFACE, home.files)
         self._networks = loaded._networks
         self.go = threading.Event()
@@ -50,7 +50,7 @@ class Held(FacePipeline):
         assert self.go.wait(DEADLINE)
 
 
-class HeldHome(Home):
+class HeldHome(ServiceContext):
     def __init__(self, place: Path, loaded: FacePipeline, **settings: object) -> None:
         super().__init__(read_settings(SETTINGS, home=place, **settings))
         self.held = Held(self, loaded)

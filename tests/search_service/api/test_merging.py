@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from indexer import duplicates
+from indexer.enrollment import lookalikes
 from search_service.api.routes import galleries
-from tests.gallery.faces import new_face, vector
-from tests.gallery.together import in_threads
+from tests.indexer.gallery.faces import new_face, vector
+from tests.indexer.gallery.together import in_threads
 from tests.search_service.api.serving import Running, command, ok, refused
 from tests.waiting import DEADLINE
 
@@ -31,7 +31,7 @@ def near(a: int, b: int, share: float) -> NDArray[np.float32]:
 def doubled(client: httpx.Client, service: Running, gallery: str) -> str:
     """The path of a gallery with Ana under two ids, as two processes that enrol at one moment may leave it, somebody
     else, and a photo of Ana that is enrolled as theirs."""
-    store = service.home.store
+    store = service.context.store
     store.enroll(
         store.gallery(gallery.rpartition("/")[2]),
         [
@@ -57,7 +57,7 @@ def test_who_looks_alike_is_told_as_on_the_command_line(client: httpx.Client, se
     (wrong,) = told["wrong_photos"]
     assert (wrong["face"]["external_id"], wrong["face"]["name"]) == ("ben", "Ben")
     assert (told["faces"], told["exact"], told["complete"]) == (4, True, True)
-    code, printed = command(service.home.settings.home, "gallery", "duplicates", doubled.rpartition("/")[2])
+    code, printed = command(service.context.settings.home, "gallery", "duplicates", doubled.rpartition("/")[2])
     assert (code, printed) == (0, told)
 
 
@@ -93,10 +93,10 @@ def test_a_gallery_too_large_to_wait_for_is_refused(
 def test_one_gallery_is_compared_at_a_time(service: Running, doubled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(*asked: Any) -> duplicates.Duplicates:
+    def slow(*asked: Any) -> lookalikes.Duplicates:
         begun.set()
         assert go_on.wait(DEADLINE)
-        return duplicates.find_duplicates(*asked)
+        return lookalikes.find_duplicates(*asked)
 
     monkeypatch.setattr(galleries, "find_duplicates", slow)
 
@@ -161,7 +161,7 @@ def test_thresholds_are_computed_as_on_the_command_line(client: httpx.Client, se
     assert [row["fpir"] for row in told["thresholds"]] == sorted(
         (row["fpir"] for row in told["thresholds"]), reverse=True
     )
-    code, printed = command(service.home.settings.home, "gallery", "calibrate", "people")
+    code, printed = command(service.context.settings.home, "gallery", "calibrate", "people")
     assert (code, printed) == (0, told)
     refused(client.post(f"{people}x/calibration"), 404, "gallery_not_found")
 

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.settings import LogFormat
-from indexer.stopwatch import Stopwatch, unwatched
+from indexer.timing import Stopwatch, unwatched
 from indexer.vision.decode import decode
 from search_service import logs
 from search_service.logs import FIELDS, Json, Text
@@ -70,15 +70,15 @@ def test_requests_stages_and_decisions_are_counted(client: httpx.Client, gallery
     assert after["whosthere_gallery_identities", frozenset({("gallery", name)})] == 1
     assert after["whosthere_gallery_index_lag", frozenset({("gallery", name)})] == 0
     assert after["whosthere_database_up", frozenset()] == 1
-    enrolled = service.home.store.gallery(name)
-    service.home.store.delete_identity(enrolled.id, "eileen")  # by another process: the index has not heard of it
+    enrolled = service.context.store.gallery(name)
+    service.context.store.delete_identity(enrolled.id, "eileen")  # by another process: the index has not heard of it
     assert value(client, "gallery_index_lag", gallery=name) == 2
 
 
 def test_what_waits_is_told(client: httpx.Client, gallery: str, service: Running) -> None:
-    webhook, _ = service.home.webhooks.create("http://127.0.0.1:9/hook", None, ["match"])
+    webhook, _ = service.context.webhooks.create("http://127.0.0.1:9/hook", None, ["match"])
     told = samples(client)
-    service.home.webhooks.delete(webhook.id)
+    service.context.webhooks.delete(webhook.id)
     for name in ("waiting", "dead"):
         assert told[f"whosthere_webhook_events_{name}", frozenset({("webhook", webhook.id)})] == 0
     for state in ("queued", "running", "cancelling"):

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from indexer.gallery.keys import Scope
-from indexer.home import Home
 from indexer.settings import read_settings
+from search_service.service_context import ServiceContext
+from search_service.store.api_keys import Scope
 from tests import photos
 from tests.postgres import Database
 from tests.postgres import database as database
@@ -58,7 +58,7 @@ BODIES = [
 @pytest.fixture
 def service(database: Database, tmp_path: Path, models_folder: Path) -> Iterator[Running]:
     folder = new_home(tmp_path, models_folder)
-    with running(Home(read_settings(SETTINGS, home=folder, database_url=database.url))) as service:
+    with running(ServiceContext(read_settings(SETTINGS, home=folder, database_url=database.url))) as service:
         yield service
 
 
@@ -122,7 +122,7 @@ def test_in_a_body(service: Running, client: httpx.Client) -> None:
             answer = client.request(method, path, content=content, headers=headers)
             assert answer.status_code in (400, 404, 422), (method, path, body, odd, answer.text)
             refused(answer, answer.status_code, answer.json()["error"]["code"])
-    assert not service.home.keys.any_key()
+    assert not service.context.keys.any_key()
     assert [one["external_id"] for one in ok(client.get("/v1/galleries/staff/identities"))["identities"]] == ["ana"]
 
 
@@ -136,6 +136,6 @@ def test_other_text_goes_through(client: httpx.Client) -> None:
 
 
 def test_who_may_not_ask_is_told_that_first(service: Running, client: httpx.Client) -> None:
-    service.home.keys.create("first", [Scope.ADMIN])
+    service.context.keys.create("first", [Scope.ADMIN])
     refused(client.get("/v1/events?device=%00"), 401, "unauthorized")
     refused(client.get("/v1/jobs/%00"), 401, "unauthorized")

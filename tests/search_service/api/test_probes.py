@@ -10,10 +10,10 @@ import httpx
 import numpy as np
 import pytest
 
-from indexer.home import Home
+from indexer.models.packs import SFACE
 from indexer.settings import read_settings
-from indexer.vision.packs import SFACE
 from search_service.demo import PROBES, Probe
+from search_service.service_context import ServiceContext
 from tests import photos as sources
 from tests.search_service.api.serving import base64_of, image, ok, refused, running
 from tests.variants import SETTINGS
@@ -341,7 +341,7 @@ def test_a_model_that_cannot_be_read_hides_no_other(tmp_path: Path, models_folde
     (folder / "packs").mkdir(parents=True)
     (folder / "packs" / "mine.json").write_text("{")
     (folder / "prepared").symlink_to(models_folder / "prepared")
-    with running(Home(read_settings(SETTINGS, home=tmp_path))) as service, service.client() as client:
+    with running(ServiceContext(read_settings(SETTINGS, home=tmp_path))) as service, service.client() as client:
         answer = ok(client.get("/v1/models"))
     assert [model["name"] for model in answer["models"]] == ["ir50", "buffalo_l", "sface", "mine"]
     mine = answer["models"][-1]

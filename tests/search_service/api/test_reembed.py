@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from indexer.enrollment.reembed import Reembedder
+from indexer.enrollment.sources import rows_of
 from indexer.gallery.store import Store
-from indexer.home import Home
-from indexer.reembedding import Reembedder
+from indexer.models.catalogue import FileDescription, PackDescription
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import SFACE, Network
 from indexer.settings import read_settings
-from indexer.sources import rows_of
 from indexer.types import Outcome, Pick
-from indexer.vision.catalogue import FileDescription, PackDescription
-from indexer.vision.files import ModelFiles
-from indexer.vision.packs import SFACE, Network
+from search_service.service_context import ServiceContext
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, running, serving
 from tests.variants import SETTINGS
@@ -46,7 +46,7 @@ def two_packs(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, pho
     assert embedder is not None
     described = FileDescription(file="other+sface.onnx", network=Network.ONNX)
     said = PackDescription(detector="sface", embedder=described, dim=1, mean=0, scale=1, mirror=False)
-    with closing(Home(read_settings(SETTINGS, home=place, keep_crops=True))) as home:
+    with closing(ServiceContext(read_settings(SETTINGS, home=place, keep_crops=True))) as home:
         home.packs.add("other", said, None, embedder)
         enroller = home.enroller(home.open_gallery("staff", "sface"))
         results = enroller.enroll(rows_of([photos / "photos"]), Pick.ONLY)
@@ -118,28 +118,28 @@ def test_it_answers_all_the_while_and_follows_without_a_restart(place: Path, pho
 @pytest.fixture
 def local(place: Path) -> Iterator[Running]:
     """The service in this process, ready."""
-    with running(Home(read_settings(SETTINGS, home=place))) as service, service.client() as client:
+    with running(ServiceContext(read_settings(SETTINGS, home=place))) as service, service.client() as client:
         wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
         yield service
 
 
 def switching_after(monkeypatch: pytest.MonkeyPatch, service: Running, name: str) -> Callable[[], int]:
     """The gallery is bound to `other` as soon as the store has answered to `name` once; how often it was asked."""
-    store = service.home.store
+    store = service.context.store
     original, asked = getattr(store, name), []
 
     def answer_and_switch(*args: Any) -> Any:
         answer = original(*args)
         asked.append(args)
         if len(asked) == 1:
-            switch(service.home)
+            switch(service.context)
         return answer
 
     monkeypatch.setattr(store, name, answer_and_switch)
     return lambda: len(asked)
 
 
-def switch(home: Home) -> None:
+def switch(home: ServiceContext) -> None:
     store = Store(home.engine)  # not the one that is listened to
     assert Reembedder(store, home.pipeline(home.packs.usable("other")), store.gallery("staff")).switch().switched
 
@@ -181,7 +181,7 @@ def test_an_enrolment_at_the_switch(local: Running, photos: Path, monkeypatch: p
     best = said["faces"][0]["candidates"][0]
     assert (best["external_id"], best["face_id"]) == ("new", enrolled["face_id"])
     assert best["score"] == pytest.approx(1, abs=1e-3)
-    store, staff = local.home.store, local.home.store.gallery("staff")
+    store, staff = local.context.store, local.context.store.gallery("staff")
     [former] = store.former_packs(staff.id)
     assert (former.model, store.embedded(staff.id, former.fingerprint)) == ("sface", 7)
 
@@ -202,7 +202,7 @@ def test_a_face_enrolled_just_before_the_switch_is_moved_with_the_others(
 ) -> None:
     """It is kept, and the answer says so; the same request again says that it is there."""
     switching_after(monkeypatch, local, "enroll")
-    monkeypatch.setattr(local.home, "settings", local.home.settings.model_copy(update={"keep_crops": True}))
+    monkeypatch.setattr(local.context, "settings", local.context.settings.model_copy(update={"keep_crops": True}))
     files = image((photos / "probes" / "stranger.jpg").read_bytes())
     path = "/v1/galleries/staff/identities/new/faces"
     with local.client() as client:

@@ -55,7 +55,7 @@ def test_the_command_line_beside_a_server(
     service: Running, client: httpx.Client, gallery: str, tmp_path: Path, photos: Path
 ) -> None:
     """Both answer alike, and what one changes the other knows at once."""
-    place, name = service.home.settings.home, gallery.rpartition("/")[2]
+    place, name = service.context.settings.home, gallery.rpartition("/")[2]
     contents = {
         "six.jpg": sources.six_people(),
         "astronaut.png": sources.astronaut(),
@@ -109,7 +109,7 @@ def test_comparisons_are_told_alike(service: Running, client: httpx.Client, tmp_
     a, b = tmp_path / "a.png", tmp_path / "b.png"
     a.write_bytes(sources.astronaut())
     b.write_bytes(sources.aligned_face())
-    code, told = command(service.home.settings.home, "compare", a, b)
+    code, told = command(service.context.settings.home, "compare", a, b)
     files = image(a.read_bytes(), field="image_a") | image(b.read_bytes(), field="image_b")
     assert (code, told) == (0, ok(client.post("/v1/compare", files=files)))
 

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from search_service.api.app import STOP_SECONDS, stop_together
-from search_service.serving import SHUTDOWN_SECONDS
-from search_service.webhooks import Schedule
+from search_service.background.webhooks import Schedule
+from search_service.server import SHUTDOWN_SECONDS
 from tests.waiting import DEADLINE, wait_for
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from indexer.gallery.webhooks import Claimed
+from search_service.store.webhooks import Claimed
 from tests import photos as sources
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, command, image, ok, refused, serving
-from tests.search_service.receiver import HANG, Receiver, genuine, receiving
+from tests.search_service.background.receiver import HANG, Receiver, genuine, receiving
 from tests.waiting import wait_for
 
 DOOR = {"record": "true", "device": "north-door"}
@@ -88,7 +88,7 @@ def test_webhooks_are_made_listed_and_deleted(
     }
     assert ok(client.get(f"/v1/webhooks/{made['id']}")) == made
     assert ok(client.get("/v1/webhooks")) == {"webhooks": [made]}
-    place = service.home.settings.home
+    place = service.context.settings.home
     assert command(place, "webhooks", "list") == (0, [made])
     code, other = command(place, "webhooks", "create", "--url", receiver.url, "--decision", "no_match")
     assert code == 0
@@ -134,9 +134,9 @@ def test_dead_letters_are_listed_and_replayed(
         return [one["problem"] for one in shown] == ["answered 500", None, None]
 
     wait_for(failed, "the first was tried once, and the others wait with it")
-    webhooks, given_up = service.home.webhooks, []
+    webhooks, given_up = service.context.webhooks, []
     for one in webhooks.deliveries(hook["id"], "waiting")[:2]:  # as after a day of tries
-        event = service.home.events.event(one.event_id)
+        event = service.context.events.event(one.event_id)
         claimed = Claimed(one.id, hook["id"], "", "", one.attempts, event)
         webhooks.failed(claimed, "answered 500", None, timedelta(hours=1))
         given_up.append(one)
@@ -146,7 +146,7 @@ def test_dead_letters_are_listed_and_replayed(
     assert (dead["attempts"], dead["problem"], dead["webhook_id"]) == (1, "answered 500", hook["id"])
     page = ok(client.get(f"{path}/deliveries", params={"limit": "1", "cursor": page["cursor"]}))
     assert ([one["event_id"] for one in page["deliveries"]], page["cursor"]) == ([events[1]], None)
-    code, told = command(service.home.settings.home, "webhooks", "dead", hook["id"])
+    code, told = command(service.context.settings.home, "webhooks", "dead", hook["id"])
     assert (code, [one["id"] for one in told]) == (0, [one.id for one in given_up])
     shown = ok(client.get(path))
     assert (shown["waiting"], shown["dead"]) == (1, 2)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from indexer.gallery.keys import Scope
-from indexer.home import Home
 from indexer.settings import read_settings
 from search_service.client import AsyncClient, Client, GalleryHandle
+from search_service.service_context import ServiceContext
+from search_service.store.api_keys import Scope
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.conftest import photos as photos
 from tests.search_service.api.conftest import service as service
@@ -72,7 +72,7 @@ def faulty(service: Running) -> Iterator[Faulty]:
 @contextmanager
 def guarded(folder: Path, models_folder: Path) -> Iterator[tuple[str, str]]:
     """The address of a service of its own, and a key that opens everything there."""
-    home = Home(read_settings(SETTINGS, home=new_home(folder, models_folder)))
+    home = ServiceContext(read_settings(SETTINGS, home=new_home(folder, models_folder)))
     _, key = home.keys.create("owner", [Scope.ADMIN], None, None, None)
     with running(home) as service:
         yield service.url, key

@@ -34,8 +34,8 @@ from search_service.client import (
 from tests import photos as sources
 from tests.search_service.api.conftest import MAX_BODY_BYTES
 from tests.search_service.api.serving import Running
+from tests.search_service.background.receiver import receiving
 from tests.search_service.client.conftest import Connect, guarded
-from tests.search_service.receiver import receiving
 from tests.waiting import DEADLINE, wait_for
 
 AT = datetime(2031, 4, 5, 6, 7, 8, tzinfo=UTC)

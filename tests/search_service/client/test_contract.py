@@ -14,28 +14,21 @@ from typing import Any
 import pytest
 
 from indexer import types
-from indexer.gallery import answers as stored_answers
-from indexer.gallery import events as stored_events
-from indexer.gallery import jobs as stored_jobs
-from indexer.gallery import keys as stored_keys
-from indexer.vision.packs import SFACE, describe
-from search_service import calibration_report
-from search_service.api.auth import NEEDS
+from indexer.models.packs import SFACE, describe
 from search_service.api.errors import RETRY_AFTER_SECONDS
 from search_service.api.examples import EXAMPLES
 from search_service.api.idempotency import ALIVE_SECONDS, CHANGES_NOTHING
+from search_service.api.security import NEEDS
+from search_service.calibration import report
 from search_service.client import answers, asynchronous, sync
 from search_service.client.asking import Api, Options, Pages, Retries, Send
-from search_service.client.calls import (
-    GalleryCalls,
-    IdentityCalls,
-    JobCalls,
-    KeyCalls,
-    ServiceCalls,
-    WebhookCalls,
-)
+from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
 from search_service.client.reading import read
 from search_service.matching import decision
+from search_service.store import api_keys as stored_keys
+from search_service.store import events as stored_events
+from search_service.store import idempotency as stored_answers
+from search_service.store import jobs as stored_jobs
 from tests.search_service.api.serving import Running
 
 API = Api(Options())
@@ -148,7 +141,7 @@ WORDS = [
     (answers.Direction, stored_events.Direction),
     (answers.JobState, stored_jobs.JobState),
     (answers.Scope, stored_keys.Scope),
-    (answers.Basis, calibration_report.Basis),
+    (answers.Basis, report.Basis),
 ]
 
 

@@ -1,0 +1,128 @@
+"""`whosthere gallery export` and `whosthere gallery import`"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from indexer.app_context import AppContext
+from indexer.cli.common import (
+    SHOWN_REJECTIONS,
+    SOME_REJECTED,
+    examples,
+    json_option,
+    print_counts,
+    print_json,
+    progress_count,
+    show,
+    summary_of,
+    table,
+    with_context,
+)
+from indexer.types import Outcome
+
+if TYPE_CHECKING:  # PyArrow takes a tenth of a second to load, and only these commands need it
+    from indexer.enrollment.parquet import RowResult
+
+MOST_REJECTIONS = 1_000
+"""That are told one by one. A file whose every row is wrong needs no more, and must not fill the memory."""
+
+
+@click.command("export", epilog=examples("whosthere gallery export staff staff.parquet"))
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@json_option
+@with_context
+def gallery_export(context: AppContext, name: str, file: Path, as_json: bool) -> None:
+    """Write a gallery's identities, metadata and embeddings to a Parquet file.
+
+    The file holds the gallery as it is when the command starts, whoever enrols meanwhile. Kept crops are not in it.
+    """
+    from indexer.enrollment.parquet import export_gallery
+
+    start = time.monotonic()
+    with progress_count("Exporting", "rows") as tell:
+        made = export_gallery(context.migrated_engine, name, file, lambda done, total: tell(done, total, ""))
+    seconds = time.monotonic() - start
+    if as_json:
+        print_json(
+            {
+                "gallery": made.gallery.name,
+                "model": made.gallery.model,
+                "identities": made.identities,
+                "faces": made.faces,
+                "file": click.format_filename(file),
+                "bytes": made.bytes,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
+    click.echo(
+        f"Gallery {made.gallery.name} ({made.gallery.model}): {made.identities} identities with {made.faces} faces "
+        f"written to {click.format_filename(file)}, {made.bytes / 1e6:.1f} MB, in {seconds:.1f} s."
+    )
+
+
+@click.command(
+    "import",
+    epilog=examples(
+        "whosthere gallery import staff staff.parquet",
+        "whosthere gallery import staff embeddings.parquet --model buffalo_l",
+    ),
+)
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--model", metavar="PACK", help="Model pack that made the embeddings, where the file does not say.")
+@json_option
+@with_context
+def gallery_import(context: AppContext, name: str, file: Path, model: str | None, as_json: bool) -> None:
+    """Enrol the identities and embeddings of a Parquet file into a gallery, making it where it is missing.
+
+    The file is one of `gallery export`, or of one's own with the columns external_id (text) and embedding (lists of
+    floats of unit length, by the gallery's model pack); name, metadata (JSON), valid_from, valid_until, image_sha256,
+    box, landmarks, detection_score and quality may be there too. Rows count from 0. Running it again goes on where it
+    was.
+
+    Exit code: 0 all in, 3 some rejected, 2 wrong usage, 1 failed.
+    """
+    from indexer.enrollment.parquet import gallery_for, import_rows, opened
+
+    start = time.monotonic()
+    outcomes: Counter[Outcome] = Counter()
+    rejections: list[RowResult] = []
+    with opened(file) as source, progress_count("Importing", "rows") as tell:
+        target = gallery_for(context.store, context.packs, lambda: context.pack, name, source, model)
+        with closing(import_rows(context.store, target, source, lambda done, total: tell(done, total, ""))) as results:
+            for result in results:
+                outcomes[result.outcome] += 1
+                if result.outcome is Outcome.REJECTED and len(rejections) < MOST_REJECTIONS:
+                    rejections.append(result)
+    summary = summary_of(context, target, "rows", outcomes, time.monotonic() - start)
+    if as_json:
+        told = [asdict(rejection) for rejection in rejections]
+        left = [{key: value for key, value in one.items() if key != "outcome"} for one in told]
+        print_json({**summary, "rejections": left})
+    else:
+        print_counts(summary, "rows")
+        _show_rejected(rejections, summary["rejected"])
+    if summary["rejected"]:
+        sys.exit(SOME_REJECTED)
+
+
+def _show_rejected(rejections: Sequence[RowResult], count: int) -> None:
+    if not rejections:
+        return
+    rows = table("rejected row", "identity", "reason", "why")
+    for r in rejections[:SHOWN_REJECTIONS]:
+        rows.add_row(str(r.row), r.external_id, str(r.reason), r.message)
+    show(rows)
+    if count > SHOWN_REJECTIONS:
+        click.echo(f"... and {count - SHOWN_REJECTIONS} more: --json tells the first {MOST_REJECTIONS}")

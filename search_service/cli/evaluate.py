@@ -1,0 +1,139 @@
+"""`whosthere evaluate`"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from indexer.cli.common import device_option, examples, json_option, print_json, progress_count, show, table
+from indexer.clock import now
+from indexer.enrollment.sources import rows_of
+from indexer.files import write_atomically
+from indexer.types import Pick
+from search_service.cli.common import with_context
+from search_service.evaluation.protocol import Evaluation, Protocol, evaluate
+from search_service.evaluation.report import (
+    BASES,
+    VERDICTS,
+    evaluation_object,
+    interval,
+    page,
+    percent,
+    wanted,
+    who_are_strangers,
+)
+from search_service.service_context import ServiceContext
+
+
+@click.command(
+    "evaluate",
+    epilog=examples(
+        "whosthere evaluate photos/ --out report.html",
+        "whosthere evaluate photos/ --photos 3 --pick center",
+        "whosthere evaluate --manifest staff.csv --json",
+    ),
+)
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="FOLDER...")
+@click.option("--manifest", type=click.Path(path_type=Path), help="CSV: image, external_id, name, ...")
+@click.option("--photos", type=int, default=1, show_default=True, help="Photos of each person to enrol.")
+@click.option(
+    "--pick",
+    type=click.Choice([str(p) for p in Pick]),
+    help="Which face of several counts; without it, `only` when enrolling and `largest` when searching.",
+)
+@click.option("--model", metavar="PACK", help="Model pack.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the report here: one HTML file with pictures."
+)
+@click.option("--draws", type=int, default=1000, show_default=True, help="Bootstrap draws for the intervals.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of those draws.")
+@click.option("--cache/--no-cache", default=True, help="Whether to keep what the networks saw in the home folder.")
+@device_option
+@json_option
+@with_context
+def evaluate_command(
+    context: ServiceContext,
+    paths: tuple[Path, ...],
+    manifest: Path | None,
+    photos: int,
+    pick: str | None,
+    model: str | None,
+    out: Path | None,
+    draws: int,
+    seed: int,
+    cache: bool,
+    as_json: bool,
+) -> None:
+    """Measure how well people are recognised, on your own labelled photos.
+
+    Photos are named as for enroll: a folder for each person, loose files, a manifest or a ZIP. Some photos of each
+    person are enrolled into a gallery of its own and the others searched in it; whoever has one photo is a stranger.
+    Your galleries are left alone. The second time, photos are not computed again.
+    """
+    if not paths and manifest is None:
+        raise click.UsageError("name folders, images, a ZIP, or a --manifest")
+    if out is not None and not out.parent.is_dir():
+        raise click.UsageError(f"there is no folder {out.parent} for the report")
+    protocol = Protocol(photos, Pick(pick) if pick else None, draws, seed)
+    start = time.monotonic()
+    rows = rows_of(paths, manifest)
+    with progress_count("Evaluating", "photos") as tell:
+        told = evaluate(context, rows, protocol, model, cache, tell)
+    seconds = time.monotonic() - start
+    if told.unkept is not None:
+        click.echo(f"Warning: what was seen cannot be kept for the next time: {told.unkept}", err=True)
+    if out is not None:
+        title = f"Evaluation of {', '.join(path.name or str(path) for path in paths or [manifest] if path)}"
+        write_atomically(out, [page(told, title, now()).encode()])
+    if as_json:
+        print_json(evaluation_object(told, seconds))
+    else:
+        _print(told, seconds, out)
+
+
+def _print(told: Evaluation, seconds: float, out: Path | None) -> None:
+    numbers, enrolment = told.numbers, told.enrolment
+    click.echo(
+        f"{enrolment.enrolled:,} of {enrolment.photos:,} photos enrolled, {told.mated.photos:,} of "
+        f"{told.mated.people:,} people searched, {told.stranger_searches:,} searches of {told.stranger_people:,} "
+        f"strangers; {told.model}, {seconds:.1f} s."
+    )
+    click.echo(_computed(told))
+    if told.others:
+        click.echo(f"Strangers: {who_are_strangers(told)}.")
+    click.echo(f"\nRank-1 {percent(numbers.rank_1.value)} ({interval(numbers.rank_1)})\n")
+    rates = table("FPIR", "FNIR", "95 % interval", "threshold", "")
+    for rate in numbers.rates:
+        fnir, threshold = rate.fnir, rate.threshold
+        rates.add_row(
+            wanted(rate.fpir),
+            "-" if fnir is None else percent(fnir.value),
+            "-" if fnir is None else interval(fnir),
+            "-" if threshold is None else f"{threshold:.4f}",
+            BASES[rate.basis],
+        )
+    show(rates)
+    rows = table("FPIR asked for", "threshold", "observed", "95 % interval", "FNIR", "")
+    for one in numbers.asked:
+        rows.add_row(
+            wanted(one.fpir),
+            f"{one.threshold:.4f}",
+            percent(one.observed.value),
+            interval(one.observed),
+            percent(one.fnir.value),
+            VERDICTS[one.verdict],
+        )
+    click.echo()
+    show(rows)
+    if out is not None:
+        click.echo(f"\nThe report, with the worst mistakes as pictures: {out}")
+    else:
+        click.echo("\n--out report.html shows the worst mistakes as pictures.")
+
+
+def _computed(told: Evaluation) -> str:
+    if not told.described:
+        return f"All {told.from_cache:,} photos were seen before: no network computed anything."
+    return f"The networks computed {told.described:,} photos; {told.from_cache:,} were seen before."

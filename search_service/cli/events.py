@@ -1,0 +1,227 @@
+"""`whosthere events`"""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import click
+
+from indexer.cli.common import examples, gallery_option, json_option, print_json, show, table
+from indexer.errors import InvalidRequest
+from indexer.files import write_atomically
+from search_service.cli.common import with_context
+from search_service.events.attendance import LONGEST_SHIFT, Mark, Row, days_of, hours_of, span, write
+from search_service.matching.decision import Decision
+from search_service.serializers import event_object
+from search_service.service_context import ServiceContext
+from search_service.store.events import Direction, Events, Filter
+
+PAGE = 1000
+"""Events read from the database at a time."""
+
+
+@click.group("events")
+def events_group() -> None:
+    """List who was seen, export attendance, forget."""
+
+
+@events_group.command(
+    "list",
+    epilog=examples(
+        "whosthere events list --gallery staff --device north-door --limit 20",
+        "whosthere events list --gallery staff --external-id ana --since 2026-11-01 --json",
+    ),
+)
+@click.option("--gallery", "-g", metavar="G", help="The gallery's name; every gallery without.")
+@click.option("--since", metavar="TIME", help="From this time on, as 2026-11-24T08:00+01:00; without a zone it is UTC.")
+@click.option("--until", metavar="TIME", help="Before this time.")
+@click.option("--external-id", metavar="ID", help="Of this person.")
+@click.option("--device", "seen_by", metavar="DEVICE", help="At this device.")
+@click.option("--decision", type=click.Choice([str(d) for d in Decision]))
+@click.option("--direction", type=click.Choice([str(d) for d in Direction]))
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="The last so many.")
+@json_option
+@with_context
+def events_list(
+    context: ServiceContext,
+    gallery: str | None,
+    since: str | None,
+    until: str | None,
+    external_id: str | None,
+    seen_by: str | None,
+    decision: str | None,
+    direction: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List the last events, the newest at the end."""
+    wanted = Filter(
+        None if gallery is None else [context.store.gallery(gallery).name],
+        _time("--since", since),
+        _time("--until", until),
+        external_id,
+        seen_by,
+        decision,
+        None if direction is None else Direction(direction),
+    )
+    found = context.events.latest(wanted, limit)
+    if as_json:
+        print_json([event_object(event) for event in found])
+        return
+    rows = table("event", "time (UTC)", "gallery", "device", "", "identity", "name", "cosine", "decision")
+    for e in found:
+        score = "" if e.score is None else f"{e.score:.3f}"
+        at, way = e.at.strftime("%Y-%m-%d %H:%M:%S"), e.direction or ""
+        rows.add_row(str(e.id), at, e.gallery, e.device, way, e.external_id or "", e.name or "", score, e.decision)
+    show(rows if found else "There are no such events. A search with `record` makes them.")
+
+
+@events_group.command(
+    "export",
+    epilog=examples(
+        "whosthere events export --gallery staff --from 2026-11-01 --to 2026-12-01 \\",
+        "    --timezone Europe/Berlin --out attendance.csv",
+    ),
+)
+@gallery_option
+@click.option("--from", "first", required=True, metavar="DAY", help="First day, as 2026-11-01.")
+@click.option("--to", "until", required=True, metavar="DAY", help="The day after the last one, as 2026-12-01.")
+@click.option("--timezone", "zone", default="UTC", show_default=True, metavar="ZONE", help="As Europe/Berlin.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV file; else it is printed.")
+@click.option(
+    "--longest-shift",
+    type=click.FloatRange(min=0, max=168, min_open=True),
+    default=LONGEST_SHIFT / timedelta(hours=1),
+    show_default=True,
+    metavar="HOURS",
+    help="An `in` and an `out` further apart are no shift.",
+)
+@json_option
+@with_context
+def events_export(
+    context: ServiceContext,
+    gallery: str,
+    first: str,
+    until: str,
+    zone: str,
+    out: Path | None,
+    longest_shift: float,
+    as_json: bool,
+) -> None:
+    """Write attendance as CSV: first in, last out and hours, by day and person.
+
+    Events that are a match count. On a day with directions, hours are the sum of the stays from an `in` to the next
+    `out`, a shift past midnight counting for the day it began on; on one without, from its first sighting to its last.
+    """
+    days = _day("--from", first), _day("--to", until)
+    if days[0] >= days[1]:
+        raise InvalidRequest(f"--to is {until}; expected a day after --from, {first}")
+    name = context.store.gallery(gallery).name
+    rows = attendance(context.events, name, days, _zone(zone), timedelta(hours=longest_shift))
+    file = io.StringIO()
+    write(rows, file)
+    if out is not None:
+        write_atomically(out, [file.getvalue().encode()])
+    if as_json:
+        print_json([_row_object(row) for row in rows])
+    elif out is None:
+        click.echo(file.getvalue(), nl=False)
+    else:
+        people = len({row.external_id for row in rows})
+        click.echo(f"{out}: {len(rows)} days of {people} people.")
+
+
+@events_group.command(
+    "forget",
+    epilog=examples(
+        "whosthere events forget ana --gallery staff --yes",
+        "whosthere events forget --gallery staff --before 2025-01-01 --yes",
+    ),
+)
+@click.argument("external_id", required=False)
+@gallery_option
+@click.option("--before", metavar="TIME", help="Only events before this time.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@with_context
+def events_forget(
+    context: ServiceContext, external_id: str | None, gallery: str, before: str | None, yes: bool, as_json: bool
+) -> None:
+    """Delete the events of a person for good, or everybody's before a time."""
+    found, time = context.store.gallery(gallery), _time("--before", before)
+    if external_id is None and time is None:
+        raise click.UsageError("say whose events, by EXTERNAL_ID, or before when, with --before")
+    whose = f"of {external_id}" if external_id else "of everybody"
+    question = f"Delete the events {whose}{f' before {time.isoformat()}' if time else ''} for good?"
+    if not yes and not click.confirm(question, err=as_json):
+        raise click.ClickException("nothing was deleted")
+    forgotten = context.events.forget(found, external_id, time)
+    if as_json:
+        print_json({"forgotten": forgotten})
+    else:
+        click.echo(f"{forgotten} events deleted.")
+
+
+def attendance(
+    events: Events, gallery: str, days: tuple[date, date], zone: ZoneInfo, longest: timedelta = LONGEST_SHIFT
+) -> list[Row]:
+    """The days from the first on and before the second, by day and person. People are told by `external_id`."""
+    since, until = span(*days, zone, longest)
+    wanted = Filter([gallery], since, until, decision=Decision.MATCH)
+    marks: dict[str, list[Mark]] = {}
+    after = 0
+    while page := events.find(wanted, after, PAGE):
+        for event in page:
+            entering = None if event.direction is None else event.direction is Direction.IN
+            marks.setdefault(event.external_id or "", []).append(Mark(event.at, entering, event.name))
+        after = page[-1].id
+    rows = [row for who, seen in marks.items() for row in days_of(who, seen, zone, longest)]
+    within = [row for row in rows if days[0] <= row.day < days[1]]
+    return sorted(within, key=lambda row: (row.day, row.external_id))
+
+
+def _row_object(row: Row) -> dict[str, Any]:
+    return {
+        "day": row.day.isoformat(),
+        "external_id": row.external_id,
+        "name": row.name,
+        "first_in": row.first_in.isoformat() if row.first_in else None,
+        "last_out": row.last_out.isoformat() if row.last_out else None,
+        "hours": hours_of(row),
+        "remarks": list(row.remarks),
+    }
+
+
+def _time(option: str, value: str | None) -> datetime | None:
+    """Without a zone it is UTC. Raises InvalidRequest."""
+    if value is None:
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{option} is {value!r}; expected a time, as 2026-11-24T08:00+01:00") from None
+
+
+def _day(option: str, value: str) -> date:
+    """Raises InvalidRequest on what is no day, or one that has none before and after it in every time zone."""
+    try:
+        day = date.fromisoformat(value)
+    except ValueError:
+        day = date.min
+    if not date(1900, 1, 1) <= day <= date(9000, 1, 1):
+        raise InvalidRequest(f"{option} is {value!r}; expected a day, as 2026-11-01")
+    return day
+
+
+def _zone(name: str) -> ZoneInfo:
+    """Raises InvalidRequest."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        message = f"--timezone is {name!r}, which this machine does not know; expected one as Europe/Berlin"
+        raise InvalidRequest(message) from None

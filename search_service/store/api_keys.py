@@ -1,0 +1,203 @@
+"""API keys in SQL: what each may do, and whether one that was shown is genuine. The secrets are kept nowhere.
+
+A key reads `wt_ID_SECRET`. The id is no secret: it stands in lists, and finds the row. Of the secret, 256 random bits,
+the SHA-256 is kept: what cannot be guessed needs no slow hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from indexer.clock import now
+from indexer.errors import Conflict, InvalidRequest, NotFound
+from indexer.gallery.database import Repository
+from indexer.gallery.schema import IN_ONE_QUERY
+from indexer.gallery.store import check_name
+from search_service.store.schema import KeyRow
+
+ID_BYTES = 8
+SECRET_BYTES = 32
+
+TEXT = re.compile(r"wt_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+"""ID_BYTES in hexadecimal, SECRET_BYTES in URL-safe base64 without its padding."""
+
+NOBODYS = "0" * 64
+"""Compared with where there is no key of that id. No secret is known that has this hash."""
+
+MOST_GALLERIES = IN_ONE_QUERY
+"""That one key may be limited to: they are looked for in one query."""
+
+MOST_PER_MINUTE = 1_000_000
+"""Far beyond what a machine answers; the column takes a little more."""
+
+
+class Scope(StrEnum):
+    """What a key is for. Each contains those before it."""
+
+    SEARCH = "search"
+    """Search, detect, compare, embed; which galleries and models there are."""
+    ENROLL = "enroll"
+    """Identities, faces, enrolment jobs."""
+    ADMIN = "admin"
+    """Galleries, events, webhooks and, where the key is not limited to galleries, keys: everything."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    scopes: frozenset[Scope]
+    galleries: frozenset[str] | None
+    """Names of those that it opens; None for all."""
+    per_minute: int | None
+    """Requests a minute that it may make; None for any number."""
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def opens(self, scope: Scope) -> bool:
+        ranks = list(Scope)
+        return any(ranks.index(own) >= ranks.index(scope) for own in self.scopes)
+
+    def opens_gallery(self, name: str) -> bool:
+        return self.galleries is None or name in self.galleries
+
+    def expired(self, time: datetime) -> bool:
+        return self.expires_at is not None and time >= self.expires_at
+
+
+class Keys(Repository):
+    """The keys of one database. Thread-safe."""
+
+    def create(
+        self,
+        name: str,
+        scopes: Collection[Scope],
+        galleries: Collection[str] | None = None,
+        expires_at: datetime | None = None,
+        per_minute: int | None = None,
+    ) -> tuple[Key, str]:
+        """The key and its text, which nobody can be told again. The galleries need not be there yet.
+
+        Raises InvalidRequest, and Conflict when there is or was a key of that name.
+        """
+        _check(name, scopes, galleries, expires_at, per_minute)
+        key_id, secret = secrets.token_hex(ID_BYTES), secrets.token_urlsafe(SECRET_BYTES)
+        row = KeyRow(
+            id=key_id,
+            name=name,
+            secret_sha256=_hashed(secret),
+            scopes=sorted(set(scopes)),
+            galleries=None if galleries is None else sorted(set(galleries)),
+            per_minute=per_minute,
+            created_at=now(),
+            expires_at=expires_at,
+            revoked_at=None,
+        )
+        try:
+            with self._write() as session:
+                session.add(row)
+                session.flush()
+                return _key(row), f"wt_{key_id}_{secret}"
+        except IntegrityError as error:
+            message = f"there is a key {name!r} already; one that was revoked keeps its name"
+            raise Conflict(message, code="key_exists") from error
+
+    def genuine(self, text: str) -> Key | None:
+        """The key that `text` is, be it expired or revoked; None where there is none. Takes as long for a wrong secret
+        as for an unknown id."""
+        parts = TEXT.fullmatch(text)
+        if parts is None:
+            return None
+        key_id, secret = parts.groups()
+        with self._read() as session:
+            row = session.get(KeyRow, key_id)
+            right = hmac.compare_digest(_hashed(secret), NOBODYS if row is None else row.secret_sha256)
+            return _key(row) if row is not None and right else None
+
+    def find(self, key_id: str) -> Key:
+        """Raises NotFound."""
+        with self._read() as session:
+            return _key(_row(session, key_id))
+
+    def list(self, after: str = "", limit: int | None = None) -> Sequence[Key]:
+        """Those with a name after `after`, by name, the revoked ones too."""
+        query = select(KeyRow).where(KeyRow.name > after).order_by(KeyRow.name).limit(limit)
+        with self._read() as session:
+            return [_key(row) for row in session.scalars(query)]
+
+    def revoke(self, key_id: str) -> Key:
+        """From now on it opens nothing, in any process. One that was revoked stays so since then. Raises NotFound."""
+        with self._write() as session:
+            row = _row(session, key_id)
+            row.revoked_at = row.revoked_at or now()
+            session.flush()
+            return _key(row)
+
+    def any_key(self) -> bool:
+        """Whether a key was ever made. Revoked and expired ones count, so that a service never opens again."""
+        with self._read() as session:
+            return session.scalar(select(KeyRow.id).limit(1)) is not None
+
+
+def _check(
+    name: str,
+    scopes: Collection[Scope],
+    galleries: Collection[str] | None,
+    expires_at: datetime | None,
+    per_minute: int | None,
+) -> None:
+    """Raises InvalidRequest."""
+    check_name("a key's name", name)
+    if not scopes:
+        raise InvalidRequest(f"a key without a scope opens nothing; expected {', '.join(Scope)}")
+    if galleries is not None:
+        if not 0 < len(galleries) <= MOST_GALLERIES:
+            raise InvalidRequest(
+                f"a key may be limited to 1 to {MOST_GALLERIES} galleries; got {len(galleries)} (name none for all)"
+            )
+        for gallery in galleries:
+            check_name("a gallery's name", gallery)
+    if expires_at is not None and expires_at.utcoffset() is None:
+        raise InvalidRequest(f"expires_at ({expires_at.isoformat()}) must have a time zone")
+    if expires_at is not None and expires_at <= now():
+        raise InvalidRequest(f"expires_at is {expires_at.isoformat()}; expected a time in the future")
+    if per_minute is not None and not 1 <= per_minute <= MOST_PER_MINUTE:
+        raise InvalidRequest(f"per_minute is {per_minute}; expected 1 to {MOST_PER_MINUTE}")
+
+
+def _hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode("ascii")).hexdigest()
+
+
+def _row(session: Session, key_id: str) -> KeyRow:
+    row = session.get(KeyRow, key_id) if key_id.isprintable() else None  # PostgreSQL takes no NUL
+    if row is None:
+        raise NotFound(f"there is no key {key_id!r}", code="key_not_found")
+    return row
+
+
+def _key(row: KeyRow) -> Key:
+    return Key(
+        id=row.id,
+        name=row.name,
+        scopes=frozenset(map(Scope, row.scopes)),
+        galleries=None if row.galleries is None else frozenset(row.galleries),
+        per_minute=row.per_minute,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )

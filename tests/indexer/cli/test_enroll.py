@@ -1,0 +1,586 @@
+"""`whosthere enroll`: from photos to faces in the database, told row by row."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter
+
+from indexer.enrollment import enroller
+from indexer.errors import InvalidVector, ModelUnavailable, StorageUnavailable, WhosthereError
+from indexer.types import Pick, vectors_from_bytes
+from indexer.vision.pipeline import FacePipeline, Seen
+from tests import photos
+from tests.indexer.cli.command import Command, reasons
+from tests.indexer.cli.conftest import Demo
+
+KEYS = ["gallery", "model", "images", "enrolled", "unchanged", "rejected", "identities", "faces", "seconds", "results"]
+ROW_KEYS = ["image", "external_id", "outcome", "reason", "face_id", "message", "details"]
+
+
+def jpeg(picture: Image.Image, quality: int = 95) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def crowd(demo: Demo, folder: Path, copies: int) -> Path:
+    """Six of the demo's people in `copies` photos each, no two files alike."""
+    for person in sorted(demo.photos.iterdir()):
+        if person.name == "hanks":  # barely good enough as it is
+            continue
+        with Image.open(person / "1.jpg") as opened:
+            whole = opened.convert("RGB")
+        (folder / person.name).mkdir(parents=True)
+        for i in range(copies):
+            width = whole.width - i % 10
+            picture = ImageEnhance.Brightness(whole.resize((width, whole.height))).enhance(0.9 + 0.01 * (i // 10))
+            (folder / person.name / f"{i}.jpg").write_bytes(jpeg(picture, 90 + i % 7))
+    return folder
+
+
+def hashes(folder: Path) -> list[str]:
+    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.jpg"))
+
+
+# What it answers
+
+
+def test_the_json_object(empty: Command, demo: Demo) -> None:
+    ran = empty.ok("enroll", demo.photos, "--gallery", "staff", "--json")
+    summary = ran.json
+    people = sorted(path.name for path in demo.photos.iterdir())
+    assert list(summary) == KEYS
+    assert {key: summary[key] for key in KEYS[:8]} == {
+        "gallery": "staff",
+        "model": "sface",
+        "images": 7,
+        "enrolled": 7,
+        "unchanged": 0,
+        "rejected": 0,
+        "identities": 7,
+        "faces": 7,
+    }
+    assert isinstance(summary["seconds"], float)
+    assert 0 < summary["seconds"] < 60
+    assert [list(row) for row in summary["results"]] == [ROW_KEYS] * 7
+    assert [(row["image"], row["external_id"]) for row in summary["results"]] == [
+        (str(demo.photo(person)), person) for person in people
+    ]
+    assert {(row["outcome"], row["reason"], row["message"]) for row in summary["results"]} == {("enrolled", None, None)}
+    said = {row["face_id"]: row["external_id"] for row in summary["results"]}
+    kept = empty.query("SELECT faces.id, external_id FROM faces JOIN identities ON identities.id = identity_id")
+    assert said == dict(kept)
+    assert empty.images() == hashes(demo.photos)
+
+
+def test_what_is_kept_of_a_face(empty: Command, demo: Demo) -> None:
+    empty.ok("enroll", demo.photo("collins"), "--gallery", "staff")
+    ((box, landmarks, score, quality, embedding),) = empty.query(
+        "SELECT box, landmarks, detection_score, quality, embedding FROM faces JOIN embeddings ON face_id = id"
+    )
+    x, y, w, h = json.loads(box)
+    assert 0 <= x < x + w <= 240
+    assert 0 <= y < y + h <= 240
+    assert all(x < px < x + w and y < py < y + h for px, py in json.loads(landmarks))
+    assert 0.9 < score <= 1
+    assert set(json.loads(quality)) == {"size", "sharpness", "yaw", "brightness", "contrast", "reasons"}
+    assert json.loads(quality)["reasons"] == []
+    assert np.linalg.norm(vectors_from_bytes([embedding], 128)) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_report(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "ana_1.jpg").write_bytes(demo.photo("collins").read_bytes())
+    (folder / "cup.png").write_bytes(photos.no_faces()[4])
+    report = tmp_path / "report.csv"
+    ran = empty("enroll", folder, "--gallery", "staff", "--report", report)
+    assert ran.code == 3
+    with report.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    ((face_id,),) = empty.query("SELECT id FROM faces")
+    assert [list(row.values()) for row in rows] == [
+        [str(folder / "ana_1.jpg"), "ana", "enrolled", "", str(face_id), ""],
+        [str(folder / "cup.png"), "cup", "rejected", "no_face", "", "no face was found"],
+    ]
+    assert [*rows[0], "details"] == ROW_KEYS, "details are for programs, which read JSON"
+    assert "2 images: 1 enrolled, 0 unchanged, 1 rejected" in ran.out
+    assert "Gallery staff (sface) holds 1 identities with 1 faces." in ran.out
+    assert "cup.png" in ran.out
+    assert "no_face" in ran.out
+
+
+def test_running_it_again_changes_nothing(staff: Command, demo: Demo) -> None:
+    everything = "SELECT * FROM galleries", "SELECT * FROM identities", "SELECT * FROM faces", "SELECT * FROM changes"
+    before = [staff.query(sql) for sql in everything]
+    snapshot = (staff.home / "indexes" / "1.index").read_bytes()
+    summary = staff.ok("enroll", demo.photos, "--gallery", "staff", "--json").json
+    assert (summary["enrolled"], summary["unchanged"], summary["faces"]) == (0, 7, 7)
+    assert [row["face_id"] for row in summary["results"]] == [row[0] for row in before[2]]
+    assert [staff.query(sql) for sql in everything] == before
+    assert (staff.home / "indexes" / "1.index").read_bytes() == snapshot
+
+
+def test_a_manifest_says_who_people_are_and_later_more(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    manifest = tmp_path / "staff.csv"
+    manifest.write_text(
+        "image;external_id;name;valid_until;Department\n"
+        f"{demo.photo('collins')};e-1;Eileen Collins;2099-12-31;NASA\n"
+        f"{demo.photo('hanks')};e-2;;;\n"
+        f"{demo.photo('hanks')};e-2;;;\n"
+    )
+    first = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff", "--json").json
+    assert [row["outcome"] for row in first["results"]] == ["enrolled", "enrolled", "unchanged"]
+    collins = empty.ok("identity", "show", "e-1", "--gallery", "staff", "--json").json
+    assert (collins["name"], collins["metadata"]) == ("Eileen Collins", {"Department": "NASA"})
+    assert (collins["valid_from"], collins["valid_until"]) == (None, "2100-01-01T00:00:00+00:00")
+    manifest.write_text(f"image,external_id,name,Floor\n{demo.photo('hanks')},e-2,Tom Hanks,3\n")
+    second = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff", "--json").json
+    assert (second["unchanged"], second["faces"]) == (1, 2)
+    hanks = empty.ok("identity", "show", "e-2", "--gallery", "staff", "--json").json
+    assert (hanks["name"], hanks["metadata"], len(hanks["faces"])) == ("Tom Hanks", {"Floor": "3"}, 1)
+
+
+def test_the_last_row_counts_whether_its_photo_is_new_or_not(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    manifest = tmp_path / "staff.csv"
+    manifest.write_text(f"image,external_id,Floor\n{demo.photo('hanks')},e-2,1\n")
+    empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
+    manifest.write_text(f"image,external_id,Floor\n{demo.photo('collins')},e-2,2\n{demo.photo('hanks')},e-2,3\n")
+    told = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff", "--json").json
+    assert [row["outcome"] for row in told["results"]] == ["enrolled", "unchanged"]
+    assert empty.ok("identity", "show", "e-2", "--gallery", "staff", "--json").json["metadata"] == {"Floor": "3"}
+
+
+def test_dates_that_clash_with_what_was_said_before_are_the_rows_error(
+    empty: Command, demo: Demo, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "staff.csv"
+    manifest.write_text(f"image,external_id,valid_from\n{demo.photo('collins')},e-1,2030-01-01\n")
+    empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
+    with Image.open(demo.photo("collins")) as picture:
+        (tmp_path / "new.jpg").write_bytes(jpeg(picture.convert("RGB"), 71))
+    manifest.write_text(
+        "image,external_id,valid_until\n"
+        f"new.jpg,e-1,2029-12-30\n{demo.photo('collins')},e-1,2029-12-30\n{demo.photo('hanks')},e-2,2029-12-30\n"
+    )
+    ran = empty("enroll", "--manifest", manifest, "--gallery", "staff", "--json")
+    assert ran.code == 3
+    new, known, hanks = ran.json["results"]
+    for row in (new, known):
+        assert (row["outcome"], row["reason"], row["face_id"]) == ("rejected", "invalid_row", None)
+        assert "2029-12-31" in row["message"]
+        assert "2030-01-01" in row["message"]
+    assert hanks["outcome"] == "enrolled"
+    assert ran.json["faces"] == 2
+    collins = empty.ok("identity", "show", "e-1", "--gallery", "staff", "--json").json
+    assert (collins["valid_until"], len(collins["faces"])) == (None, 1)
+
+
+def test_names_are_no_markup(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    manifest = tmp_path / "staff.csv"
+    manifest.write_text(f"image,external_id,name\n{demo.photo('collins')},e[old]1,Ana [/IT] :x:\nno [/x].jpg,e-2,\n")
+    ran = empty("enroll", "--manifest", manifest, "--gallery", "staff")
+    assert ran.code == 3
+    assert "no [/x].jpg" in ran.out
+    shown = empty.ok("identity", "list", "--gallery", "staff").out
+    assert "e[old]1" in shown
+    assert "Ana [/IT] :x:" in shown
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_file_names_that_are_not_utf_8(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "ana").mkdir(parents=True)
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos/ana/caf\xe9.jpg"))
+    path.write_bytes(demo.photo("collins").read_bytes())
+    report = tmp_path / "report.csv"
+    empty.ok("enroll", tmp_path / "photos", "--gallery", "staff", "--report", report, "--json")
+    assert "caf?.jpg,ana,enrolled" in report.read_text()
+    environment = {"PYTHONIOENCODING": "utf-8:strict"}
+    ran = empty.script("search", path, "--gallery", "staff", "--json", **environment)
+    assert ran.code == 0, ran.err
+    assert ran.json[0]["faces"][0]["candidates"][0]["external_id"] == "ana"
+    assert empty.script("search", path, "--gallery", "staff", **environment).code == 0
+
+
+# What is wrong with photos
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    pixels = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def animation(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "GIF", save_all=True, append_images=[picture.rotate(5)])
+    return buffer.getvalue()
+
+
+def on_a_wall(face: Image.Image, pixels: float, size: float) -> bytes:
+    """The photo, its face `size` pixels across, brought to `pixels`, in the middle of a wall."""
+    small = face.resize((round(face.width * pixels / size),) * 2, Image.Resampling.LANCZOS)
+    wall = Image.new("RGB", (300, 300), (120, 130, 140))
+    wall.paste(small, (120, 120))
+    return photos.encode(wall, "PNG")
+
+
+def test_each_bad_photo_has_its_reason_and_the_rest_is_in(
+    empty: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")  # the good ones show one person
+    with Image.open(demo.photo("collins")) as opened:  # its face is 102 pixels across
+        collins = opened.convert("RGB")
+    good = jpeg(collins, 90)
+    inputs: dict[str, tuple[bytes, set[str], str]] = {
+        "ana.jpg": (good, set(), ""),
+        "empty.jpg": (b"", {"unreadable_image"}, "the file is empty"),
+        "text.jpg": (b"Dear sir or madam", {"unreadable_image"}, "expected JPEG, PNG"),
+        "truncated.jpg": (good[: len(good) // 2], {"unreadable_image"}, "truncated"),
+        "animation.gif": (animation(collins), {"unreadable_image"}, "GIF"),
+        "huge.png": (png_that_claims(30_000, 30_000), {"image_too_large"}, "30000 x 30000"),
+        "cup.png": (photos.no_faces()[4], {"no_face"}, "no face was found"),
+        "six.jpg": (photos.six_people(), {"several_faces"}, "6 faces of similar size"),
+        "tiny.png": (on_a_wall(collins, 12, 102), {"no_face", "face_too_small", "detection_unsure"}, "face"),
+        "blurred.jpg": (
+            jpeg(collins.filter(ImageFilter.GaussianBlur(5))),
+            {"face_too_blurry", "detection_unsure"},
+            "expected",
+        ),
+        "dark.jpg": (
+            jpeg(ImageEnhance.Brightness(collins).enhance(0.06)),
+            {"face_badly_lit", "detection_unsure"},
+            "expected",
+        ),
+        "zoe.png": (photos.astronaut(), set(), ""),
+    }
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, (data, _, _) in inputs.items():
+        (folder / name).write_bytes(data)
+    ran = empty("enroll", folder, "--gallery", "staff", "--json")
+    assert ran.code == 3
+    assert ran.err == ""
+    summary = ran.json
+    assert [Path(row["image"]).name for row in summary["results"]] == sorted(inputs)
+    assert (summary["images"], summary["enrolled"], summary["rejected"], summary["faces"]) == (12, 2, 10, 2)
+    for row in summary["results"]:
+        _, expected, says = inputs[Path(row["image"]).name]
+        if expected:
+            assert (row["outcome"], row["face_id"]) == ("rejected", None)
+            assert row["reason"] in expected, row
+            assert says in row["message"]
+        else:
+            assert (row["outcome"], row["reason"], row["message"]) == ("enrolled", None, None)
+    assert [name for (name,) in empty.query("SELECT external_id FROM identities ORDER BY 1")] == ["ana", "zoe"]
+
+
+def test_only_photos_that_are_too_large_for_the_settings(
+    empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = demo.photo("hanks").stat().st_size
+    monkeypatch.setenv("WHOSTHERE_MAX_IMAGE_BYTES", str(size))
+    summary = empty("enroll", demo.photos, "--gallery", "staff", "--json").json
+    too_large = [path.parent.name for path in demo.photos.glob("*/1.jpg") if path.stat().st_size > size]
+    assert 0 < len(too_large) < 7
+    assert [row["external_id"] for row in summary["results"] if row["reason"] == "image_too_large"] == sorted(too_large)
+
+
+@pytest.mark.parametrize(("pick", "left"), [("largest", 0), ("center", 300)])
+def test_pick(empty: Command, tmp_path: Path, pick: str, left: int) -> None:
+    """One face of full size at the left, one of 80 % of it in the middle."""
+    face = Image.fromarray(photos.pixels(photos.astronaut())).crop((100, 0, 340, 240))
+    both = Image.new("RGB", (792, 240), (120, 130, 140))
+    both.paste(face, (0, 0))
+    both.paste(face.resize((192, 192)), (300, 24))
+    path = tmp_path / "both.png"
+    path.write_bytes(photos.encode(both, "PNG"))
+    only = empty("enroll", path, "--gallery", "staff", "--json")
+    assert (only.code, reasons(only.json)) == (3, {"both.png": "several_faces"})
+    empty.ok("enroll", path, "--gallery", "staff", "--pick", pick)
+    ((box,),) = empty.query("SELECT box FROM faces")
+    x, _, w, _ = json.loads(box)
+    assert left < x < x + w < left + 240
+
+
+def test_the_same_bytes_for_two_people(
+    staff: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")
+    for name in ("ana", "ben"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        with Image.open(demo.photo("collins")) as picture:
+            (tmp_path / "photos" / name / "1.jpg").write_bytes(jpeg(picture.convert("RGB"), 71))
+    (tmp_path / "photos" / "ben" / "2.jpg").write_bytes(demo.photo("hanks").read_bytes())
+    ran = staff("enroll", tmp_path / "photos", "--gallery", "staff", "--json")
+    assert ran.code == 3
+    ana, ben, also_ben = ran.json["results"]
+    assert ana["outcome"] == "enrolled"
+    assert (ben["outcome"], ben["reason"]) == ("rejected", "looks_like_another_identity")
+    assert "the same image is enrolled for identity 'ana'" in ben["message"]
+    assert also_ben["reason"] == "looks_like_another_identity"
+    assert "'hanks'" in also_ben["message"]
+    assert staff("identity", "show", "ben", "--gallery", "staff").code == 1, "nobody is made without a face"
+
+
+def test_what_is_in_a_zip(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    archive = tmp_path / "staff.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.write(demo.photo("collins"), "staff/collins/1.jpg")
+        packed.write(demo.photo("hanks"), "staff/hanks/1.jpg")
+        packed.write(demo.photo("left-1"), "../left-1.jpg")
+    ran = empty("enroll", archive, "--gallery", "staff", "--json")
+    assert ran.code == 3
+    assert [(row["image"], row["outcome"], row["reason"]) for row in ran.json["results"]] == [
+        ("../left-1.jpg", "rejected", "invalid_row"),
+        (f"{archive}/collins/1.jpg", "enrolled", None),
+        (f"{archive}/hanks/1.jpg", "enrolled", None),
+    ]
+    assert [name for (name,) in empty.query("SELECT external_id FROM identities ORDER BY 1")] == ["collins", "hanks"]
+
+
+# Wrong usage and what fails
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gallery", "staff"], "name folders, images, a ZIP, or a --manifest"),
+        (["FOLDER", "--gallery", "staff"], "there are no images in"),
+        (["FOLDER"], "Missing option '--gallery'"),
+        (["FOLDER", "--gallery", "staff", "--model", "unknown"], "no model pack 'unknown'; expected one of"),
+        (["FOLDER", "--gallery", "staff", "--pick", "first"], "'first' is not one of"),
+        (["FOLDER", "--gallery", "staff", "--fast"], "No such option"),
+        (["nowhere", "--gallery", "staff"], "there is no nowhere; expected a folder, an image or a ZIP"),
+        (["PHOTO", "--gallery", "a/b"], "must not hold a slash"),
+        (["PHOTO", "--gallery", "staff", "--report", "FOLDER/no/report.csv"], "cannot be written"),
+    ],
+)
+def test_wrong_usage(empty: Command, demo: Demo, tmp_path: Path, arguments: list[str], says: str) -> None:
+    (tmp_path / "nothing").mkdir()
+    places = {"FOLDER": str(tmp_path / "nothing"), "PHOTO": str(demo.photo("collins"))}
+    for word, place in places.items():
+        arguments = [argument.replace(word, place) for argument in arguments]
+    ran = empty("enroll", *arguments)
+    assert ran.code == 2
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+
+
+def test_a_gallery_of_another_pack_is_refused(staff: Command, demo: Demo) -> None:
+    with staff.database() as database:
+        database.execute("UPDATE galleries SET fingerprint = '0123456789abcdef'")
+    for arguments in (["enroll", str(demo.photos)], ["search", str(demo.photo("hanks"))]):
+        ran = staff(*arguments, "--gallery", "staff", "--json")
+        assert ran.code == 1
+        assert ran.out == ""
+        assert "Error: gallery 'staff' was made with sface 0123456789abcdef" in ran.err
+    assert staff.query("SELECT count(*) FROM faces") == [(7,)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_costs_the_report_and_not_the_run(empty: Command, demo: Demo) -> None:
+    ran = empty("enroll", demo.photos, "--gallery", "staff", "--report", "/dev/full", "--json")
+    assert ran.code == 0, ran
+    assert ran.json["enrolled"] == 7
+    assert ran.err == ("Warning: the report /dev/full ends early, enrolling goes on: No space left on device\n")
+
+
+def test_gallery_delete_as_json(staff: Command) -> None:
+    deleted = staff.ok("gallery", "delete", "staff", "--yes", "--json").json
+    assert deleted == {"gallery": "staff", "identities": 7, "faces": 7}
+    assert staff("gallery", "show", "staff").code == 1
+
+
+# What the pipeline is given, and what becomes of its failures
+
+
+Describe = Callable[[Sequence[bytes]], None]
+
+
+def watch_describe(monkeypatch: pytest.MonkeyPatch, before: Describe) -> None:
+    """Calls `before` with the images of each call of the real `describe`."""
+    describe = FacePipeline.describe
+
+    def watched(self: FacePipeline, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+        before(images)
+        return describe(self, images, pick, gate)
+
+    monkeypatch.setattr(FacePipeline, "describe", watched)
+
+
+def test_few_bytes_are_held_at_a_time(empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [path.stat().st_size for path in sorted(demo.photos.glob("*/1.jpg"))]
+    at_once = 3 * max(sizes)
+    given: list[list[int]] = []
+    watch_describe(monkeypatch, lambda images: given.append([len(image) for image in images]))
+    monkeypatch.setattr(enroller, "BYTES_AT_ONCE", at_once)
+    monkeypatch.setenv("WHOSTHERE_MAX_IMAGE_BYTES", str(max(sizes)))
+    summary = empty.ok("enroll", demo.photos, "--gallery", "staff", "--json").json
+    assert [row["external_id"] for row in summary["results"]] == sorted(p.name for p in demo.photos.iterdir())
+    assert summary["enrolled"] == 7
+    assert [size for sizes in given for size in sizes] == sizes
+    assert max(map(sum, given)) <= at_once
+    assert max(map(len, given)) > 1
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), InvalidVector("it has no direction")])
+def test_a_photo_that_the_pipeline_fails_on_is_rejected_alone(
+    empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    culprit = demo.photo("hanks").read_bytes()
+
+    def fail(images: Sequence[bytes]) -> None:
+        if culprit in images:
+            raise error
+
+    watch_describe(monkeypatch, fail)
+    for photos_of_it, enrolled in ((demo.photos, 6), (demo.photo("hanks"), 0)):
+        ran = empty("enroll", photos_of_it, "--gallery", "staff", "--json")
+        assert ran.code == 3, ran
+        assert ran.json["enrolled"] == enrolled
+        (rejected,) = (row for row in ran.json["results"] if row["outcome"] == "rejected")
+        assert (Path(rejected["image"]), rejected["reason"]) == (demo.photo("hanks"), "unreadable_image")
+        assert rejected["message"] == f"the image cannot be processed: {type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("error", [ModelUnavailable("the model is gone"), StorageUnavailable("the disk is gone")])
+def test_what_no_photo_is_to_blame_for_ends_the_run(
+    empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch, error: WhosthereError
+) -> None:
+    calls: list[int] = []
+
+    def fail(images: Sequence[bytes]) -> None:
+        calls.append(len(images))
+        raise error
+
+    watch_describe(monkeypatch, fail)
+    ran = empty("enroll", demo.photos, "--gallery", "staff", "--json")
+    assert (ran.code, ran.out, ran.err) == (1, "", f"Error: {error.message}\n")
+    assert calls == [7]
+
+
+# EXIF
+
+
+def test_a_photo_is_one_person_however_it_was_held(empty: Command, tmp_path: Path) -> None:
+    upright = photos.pixels(photos.astronaut())
+    paths = []
+    for orientation in range(1, 9):
+        picture = Image.fromarray(photos.stored(upright, orientation))
+        paths.append(tmp_path / f"collins_{orientation}.jpg")
+        paths[-1].write_bytes(photos.encode(picture, "JPEG", exif=photos.exif(orientation)))
+    empty.ok("enroll", paths[0], "--gallery", "staff")
+    answers = empty.ok("search", *paths, "--gallery", "staff", "--json").json
+    boxes = np.array([answer["faces"][0]["box"] for answer in answers])
+    scores = [answer["faces"][0]["candidates"][0]["score"] for answer in answers]
+    assert scores[0] == pytest.approx(1, abs=2e-3)
+    assert min(scores) > 0.99
+    assert np.abs(boxes - boxes[0]).max() < 2, boxes
+    empty.ok("enroll", *paths[1:], "--gallery", "staff")
+    kept = np.array([json.loads(box) for (box,) in empty.query("SELECT box FROM faces")])
+    assert kept.shape == (8, 4)
+    assert np.abs(kept - boxes[0]).max() < 2, kept
+
+
+# Several at once, and interrupted
+
+
+def test_two_at_once_enrol_each_photo_once(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    folder = crowd(demo, tmp_path / "photos", 8)
+    both = [empty.start("enroll", folder, "--gallery", "staff", "--json") for _ in range(2)]
+    answers = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    summaries: list[dict[str, Any]] = [json.loads(out) for out, _ in answers]
+    for one, other in zip(*(summary["results"] for summary in summaries), strict=True):
+        assert {one["outcome"], other["outcome"]} == {"enrolled", "unchanged"}
+        assert one["face_id"] == other["face_id"]
+    assert empty.images() == hashes(folder)
+    assert empty.ok("doctor").code == 0
+
+
+def told_rows(report: Path) -> list[dict[str, str]]:
+    """The whole lines of a report; the last one may be cut off."""
+    whole, _, _ = report.read_text(encoding="utf-8").rpartition("\n")
+    return list(csv.DictReader(io.StringIO(whole)))
+
+
+def wait_for_enrolled(process: subprocess.Popen[str], report: Path) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        if report.exists() and any(row["outcome"] == "enrolled" for row in told_rows(report)):
+            return
+        time.sleep(0.01)
+    raise AssertionError("the report does not grow")
+
+
+def check_acknowledged(command: Command, report: Path) -> list[dict[str, str]]:
+    """What the report tells is in the database, each image once."""
+    rows = told_rows(report)
+    kept = {str(face_id): sha for face_id, sha in command.query("SELECT id, image_sha256 FROM faces")}
+    for row in rows:
+        assert row["outcome"] in ("enrolled", "unchanged")
+        assert kept[row["face_id"]] == hashlib.sha256(Path(row["image"]).read_bytes()).hexdigest()
+    assert len(kept) == len(set(kept.values()))
+    return rows
+
+
+def test_interrupted_and_killed_it_goes_on_where_it_was(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    folder = crowd(demo, tmp_path / "photos", 50)
+    expected = hashes(folder)
+    assert len(set(expected)) == 300
+    arguments = ["enroll", str(folder), "--gallery", "staff", "--report"]
+
+    first = empty.start(*arguments, tmp_path / "first.csv")
+    wait_for_enrolled(first, tmp_path / "first.csv")
+    first.send_signal(signal.SIGINT)
+    _, err = first.communicate(timeout=30)
+    assert first.returncode == 130
+    assert err.strip() == "Interrupted. What was acknowledged is kept; run the same command to go on."
+    interrupted = check_acknowledged(empty, tmp_path / "first.csv")
+    assert 0 < len(interrupted) < 300
+
+    second = empty.start(*arguments, tmp_path / "second.csv")
+    wait_for_enrolled(second, tmp_path / "second.csv")
+    second.kill()
+    second.communicate(timeout=30)
+    assert second.returncode == -signal.SIGKILL
+    killed = check_acknowledged(empty, tmp_path / "second.csv")
+    outcomes = [row["outcome"] for row in killed]
+    assert outcomes[: len(interrupted)] == ["unchanged"] * len(interrupted), "what was acknowledged is there already"
+    assert len(interrupted) < len(killed) < 300
+    assert outcomes[-1] == "enrolled"
+    assert empty.script("doctor").code == 0
+
+    before = empty.images()
+    summary = empty.script(*arguments, tmp_path / "third.csv", "--json").json
+    assert Counter(row["outcome"] for row in summary["results"]) == {
+        "unchanged": len(before),
+        "enrolled": 300 - len(before),
+    }
+    assert (summary["faces"], summary["identities"]) == (300, 6)
+    assert empty.images() == expected
+    assert len(check_acknowledged(empty, tmp_path / "third.csv")) == 300
+    assert empty.ok("doctor").code == 0
+    assert empty.ok("gallery", "show", "staff", "--json").json["index"]["faces"] == 300

@@ -1,0 +1,299 @@
+"""`whosthere models pull` and `add`, and what comes of them: a gallery of a pack that was brought along."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from indexer.errors import ModelUnavailable
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import IR50, SFACE, ModelFile
+from indexer.types import sha256
+from indexer.vision import runtime
+from tests.indexer.cli.command import Command
+from tests.indexer.cli.conftest import Demo
+from tests.indexer.models.site import Site, open_site
+from tests.indexer.vision import golden
+
+
+def shipped(file: ModelFile) -> Path:
+    path = ModelFiles(Path("/nowhere")).path(file)
+    assert path is not None
+    return path
+
+
+def checkpoint(module: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(golden.fill(module).state_dict(), buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Over a home with a models folder of its own."""
+    return Command(tmp_path / "home")
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with open_site() as here:
+        yield here
+
+
+def test_pulling_asks_for_the_terms(command: Command, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for typed in ("n\n", ""):  # nobody is there to answer
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        ran = command("models", "pull", "ir50", "--from", site.url)
+        assert ran.code == 1
+        assert "for non-commercial use" in ran.err
+        assert "Do you accept these terms?" in ran.err
+        assert "nothing was fetched: the terms were not accepted (--accept-license does, unasked)" in ran.err
+    assert site.asked == []
+    ran = command("models", "pull", "ir50", "--from", site.url, "--accept-license")
+    assert ran.code == 1
+    assert f"{site.url}/{IR50.detector.name}" in ran.err
+
+
+def test_pulling_what_is_there_already(command: Command) -> None:
+    ran = command.ok("models", "pull", "sface", "--json")
+    assert ran.json["fingerprint"] == SFACE.fingerprint
+    assert [(file["file"], file["from"]) for file in ran.json["files"]] == [(file.name, "") for file in SFACE.files]
+
+
+def test_listing_tells_what_packs_lack(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def problems() -> dict[str, str | None]:
+        return {pack["name"]: pack["problem"] for pack in command.ok("models", "list", "--json").json}
+
+    assert problems() == {"ir50": "not installed", "buffalo_l": "not installed", "sface": None}
+    monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
+    assert problems()["sface"] == "no int8 form (whosthere models quantize sface)"
+    assert "no: no int8 form" in command.ok("models", "list").out
+
+
+def test_a_description_that_cannot_be_read_hides_no_other_pack(command: Command) -> None:
+    packs = command.home / "models" / "packs"
+    packs.mkdir(parents=True)
+    (packs / "mine.json").write_text('{"detector": "sface"}')
+    *_, sface, mine = command.ok("models", "list", "--json").json
+    assert (sface["name"], sface["problem"]) == ("sface", None)
+    assert (mine["name"], mine["installed"]) == ("mine", False)
+    assert "mine.json does not describe a model pack: embedder: Field required" in mine["problem"]
+    assert "does not describe a model pack" in command.ok("models", "list").out
+    assert command("models", "verify").code == 1
+    for names in ([], ["sface", "mine"]):
+        ran = command("models", "verify", *names, "--json")
+        assert ran.code == 1
+        *sound, bad = ran.json
+        assert [(row["file"], row["error"]) for row in sound] == [(file.name, None) for file in SFACE.files]
+        assert bad == {"model": "mine", "file": None, "sha256": None, "error": mine["problem"]}
+    assert "does not describe a model pack" in command("models", "verify", "mine").out
+
+
+def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) -> None:
+    """Added, deleted, pulled from where its description says; a cut connection in between."""
+    model = shipped(SFACE.embedder)
+    command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
+    folder = command.home / "models"
+    description = folder / "packs" / "mine.json"
+    url = site.keep("/sface.onnx", model.read_bytes(), cuts=[1_000_000])
+    description.write_text(description.read_text().replace('"url": ""', f'"url": "{url}"'))
+    (folder / f"mine+embedder-{model.name}").unlink()
+    assert [(p["name"], p["installed"]) for p in command.ok("models", "list", "--json").json][-1] == ("mine", False)
+    refused = command("enroll", demo.photos, "--gallery", "staff", "--model", "mine")
+    assert refused.code == 1
+    assert "`whosthere models pull mine` fetches it" in refused.err
+    assert command.ok("gallery", "list", "--json").json == []
+
+    pulled = command.ok("models", "pull", "mine", "--json")
+    assert [file["from"] for file in pulled.json["files"]] == ["", url]
+    assert site.headers[1]["Range"] == "bytes=1000000-"
+    enrolled = command.ok("enroll", demo.photos, "--gallery", "staff", "--model", "mine", "--json").json
+    assert (enrolled["model"], enrolled["enrolled"]) == ("mine", 7)
+    refused = command("enroll", demo.photos, "--gallery", "staff", "--model", "sface")
+    assert refused.code == 1
+    assert "is bound to model pack 'mine', and 'sface' was asked for; a gallery never mixes packs" in refused.err
+
+
+def test_what_was_pulled_and_does_not_run_is_taken_away_again(command: Command, site: Site) -> None:
+    """Else its hash would be the right one ever after, and a new gallery be bound to it."""
+    for file in IR50.files:
+        site.keep(f"/{file.name}", b"no checkpoint")
+    ran = command("models", "pull", "ir50", "--accept-license", "--from", site.url)
+    assert ran.code == 1
+    assert IR50.detector.name in ran.err
+    assert command.ok("models", "list", "--json").json[0]["problem"] == "not installed"
+    assert not list((command.home / "models").glob("cv_*"))
+    assert command.ok("gallery", "create", "staff", "--json").json["model"] == "sface"
+
+
+def test_what_was_pulled_stays_where_only_the_exporter_is_missing(
+    command: Command, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from indexer.models.architectures.retinaface import RetinaFaceNetwork
+
+    def export(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript'")
+
+    data = checkpoint(RetinaFaceNetwork())
+    for file in IR50.files:
+        site.keep(f"/{file.name}", data)
+    monkeypatch.setattr(torch.onnx, "export", export)
+    ran = command("models", "pull", "ir50", "--accept-license", "--from", site.url)
+    assert ran.code == 1
+    assert "pip install 'whosthere[torch]'" in ran.err
+    assert {path.name for path in (command.home / "models").glob("cv_*.pt")} == {file.name for file in IR50.files}
+
+
+def test_what_was_asked_for_is_not_taken_away_again(command: Command, site: Site) -> None:
+    """Its hash was known before it came: that it does not run is not the fault of the bytes."""
+    model = shipped(SFACE.embedder)
+    command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
+    description = command.home / "models" / "packs" / "mine.json"
+    said = json.loads(description.read_text())
+    said["embedder"] |= {"url": site.keep("/other.onnx", shipped(SFACE.detector).read_bytes())}
+    said["embedder"] |= {"sha256": SFACE.detector.sha256, "size": SFACE.detector.size}
+    description.write_text(json.dumps(said))
+    path = command.home / "models" / said["embedder"]["file"]
+    path.unlink()
+    ran = command("models", "pull", "mine")
+    assert ran.code == 1
+    assert "640 x 640" in ran.err
+    assert path.read_bytes() == shipped(SFACE.detector).read_bytes()
+
+
+def test_ir50_from_a_mirror_is_the_default_from_then_on(
+    command: Command, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With made weights: the real ones are their owners'. The whole way, conversion included."""
+    from indexer.models.architectures.iresnet import iresnet50
+    from indexer.models.architectures.retinaface import RetinaFaceNetwork
+
+    data = {IR50.detector: checkpoint(RetinaFaceNetwork()), IR50.embedder: checkpoint(iresnet50())}
+    for file, content in data.items():
+        site.keep(f"/faces/{file.name}", content)
+    command.ok("gallery", "create", "before")
+    pulled = command.ok("models", "pull", "ir50", "--accept-license", "--from", f"{site.url}/faces", "--json").json
+    assert [file["sha256"] for file in pulled["files"]] == [sha256(content) for content in data.values()]
+    assert command.ok("gallery", "create", "after", "--json").json["model"] == "ir50"
+    assert [g["model"] for g in command.ok("gallery", "list", "--json").json] == ["sface", "ir50"]
+    told = command.ok("models", "list", "--json").json[0]
+    assert (told["name"], told["installed"], told["fingerprint"]) == ("ir50", True, pulled["fingerprint"])
+    assert told["thresholds_measured"] is False
+
+    # What was converted needs no PyTorch any more, what was not does.
+    assert told["problem"] is None
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert command.ok("models", "list", "--json").json[0]["problem"] is None
+    shutil.rmtree(command.home / "models" / "prepared")
+    listed = command.ok("models", "list")
+    assert "no: PyTorch is not installed (pip install 'whosthere[torch]')" in listed.out
+    assert command.ok("models", "list", "--json").json[0]["installed"] is True
+
+    # Other bytes of the same name are not what was pulled.
+    path = command.home / "models" / IR50.embedder.name
+    path.write_bytes(path.read_bytes() + b"x")
+    verified = command("models", "verify", "ir50", "--json")
+    assert verified.code == 1
+    assert [entry["error"] is None for entry in verified.json] == [True, False]
+
+
+def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")  # to made weights everybody looks alike
+    from indexer.models.architectures.iresnet import iresnet18
+
+    path = tmp_path / "backbone.pth"
+    path.write_bytes(checkpoint(iresnet18()))
+    options = ("--embedder", path, "--detector", "sface")
+    wrong = command("models", "add", "deep", *options, "--embedder-network", "iresnet50")
+    assert wrong.code == 1
+    assert "deep+embedder-backbone.pth" in wrong.err
+    assert "iresnet50" in wrong.err
+    added = command.ok("models", "add", "small", *options, "--embedder-network", "iresnet18", "--json").json
+    assert (added["name"], added["dim"], added["installed"]) == ("small", 512, True)
+    enrolled = command.ok("enroll", demo.photos, "--gallery", "staff", "--model", "small", "--json").json
+    assert (enrolled["model"], enrolled["enrolled"]) == ("small", 7)
+    found = command.ok("search", demo.photo("left-3"), "--gallery", "staff", "--json").json
+    best = found[0]["faces"][0]["candidates"][0]
+    assert (best["external_id"], round(best["score"], 2)) == ("left-3", 1.0)
+    compared = command.ok("compare", demo.photo("left-3"), demo.photo("left-3"), "--model", "small", "--json").json
+    assert compared["score"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["mine", "--embedder", "NOTHING", "--detector", "sface"], "does not exist"),
+        (
+            ["mine", "--embedder", "MODEL", "--detector", "NOTHING"],
+            "is no file; expected one, or ir50, buffalo_l, sface",
+        ),
+        (["sface", "--embedder", "MODEL", "--detector", "sface"], "sface has a detector of its own"),
+        (["Mine", "--embedder", "MODEL", "--detector", "sface"], "cannot name a model pack"),
+        (["mine", "--embedder", "MODEL", "--detector", "sface", "--scale", "0"], "scale"),
+    ],
+)
+def test_wrong_usage(command: Command, arguments: list[str], says: str) -> None:
+    places = {"NOTHING": "nowhere.onnx", "MODEL": str(shipped(SFACE.embedder))}
+    ran = command("models", "add", *(places.get(argument, argument) for argument in arguments))
+    assert ran.code == 2, ran
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_cuda_that_is_not_there(empty: Command, demo: Demo) -> None:
+    ran = empty("enroll", demo.photos, "--gallery", "staff", "--device", "cuda")
+    if ran.code == 0:
+        pytest.skip("there is a GPU, and an onnxruntime that uses it")
+    assert ran.code == 1
+    assert "pack sface cannot run on CUDA here: this onnxruntime is built without CUDA" in ran.err
+    assert empty("search", demo.photo("left-3"), "--gallery", "staff", "--device", "tpu").code == 2
+    assert empty("enroll", demo.photos, "--gallery", "staff", "--device", "cpu").code == 0
+
+
+def test_doctor_names_a_pack_that_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHOSTHERE_MODEL", "buffalo_l")
+    ran = command("doctor", "--json")
+    assert ran.code == 1
+    wrong = [finding for finding in ran.json if not finding["ok"]]
+    assert [finding["check"] for finding in wrong] == ["models"]
+    assert "`whosthere models pull buffalo_l`" in wrong[0]["found"]
+
+
+def test_doctor_tells_what_the_pack_lacks(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
+    monkeypatch.setenv("WHOSTHERE_DEVICE", "cuda")
+    monkeypatch.setattr(runtime, "cuda_problem", lambda: "there is no GPU")
+    ran = command("doctor", "--json")
+    assert ran.code == 1
+    wrong = {finding["check"]: finding["found"] for finding in ran.json if not finding["ok"]}
+    assert wrong == {
+        "model pack sface": "no int8 form (whosthere models quantize sface)",
+        "device": "pack sface cannot run on CUDA here: there is no GPU",
+    }
+    monkeypatch.setattr(runtime, "cuda_problem", lambda: None)
+    monkeypatch.delenv("WHOSTHERE_PRECISION")
+    command.ok("doctor")
+
+
+def test_a_models_folder_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
+    (command.home / "models").mkdir(parents=True)
+    shutil.rmtree(command.home / "models")
+    (command.home / "models").write_text("a file")
+    ran = command("models", "add", "mine", "--embedder", shipped(SFACE.embedder), "--detector", "sface")
+    assert ran.code == 1
+    assert "nothing can be written to" in ran.err
+
+
+def test_the_terms_are_said_of_every_pack_that_has_some() -> None:
+    assert IR50.terms
+    assert SFACE.terms == ""
+    with pytest.raises(ModelUnavailable):
+        _ = IR50.fingerprint

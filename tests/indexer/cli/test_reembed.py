@@ -1,0 +1,311 @@
+"""`whosthere gallery reembed`: real faces by two packs, to the second and back. `other` feeds the same networks as
+`sface`, but not the mirrored crop: its scores are a little different."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from indexer.app_context import AppContext
+from indexer.enrollment.reembed import BATCH, Reembedder
+from indexer.gallery.embeddings import Switch
+from indexer.gallery.store import NewFace
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import SFACE
+from indexer.settings import read_settings
+from indexer.types import Person, sha256
+from indexer.vision import crops
+from indexer.vision.pipeline import FacePipeline
+from tests.indexer.cli.command import Command
+from tests.indexer.cli.conftest import Demo
+from tests.indexer.gallery.faces import face, vector
+from tests.photos import six_people
+from tests.variants import SETTINGS
+from tests.waiting import wait_for
+
+ADDED = ("--detector", "sface", "--scale", "1", "--no-mirror")
+TO_OTHER = ("--model", "other")
+
+PEOPLE = ("collins", "hanks", "left-1", "left-2", "left-3", "left-4", "left-6")
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same scores on every CPU, whatever else is in the batch."""
+    monkeypatch.setenv("WHOSTHERE_PRECISION", "float32")
+
+
+@pytest.fixture(scope="session")
+def two_packs_home(tmp_path_factory: pytest.TempPathFactory, prepared_models: Path, demo: Demo) -> Path:
+    """The demo's people with their crops in gallery `staff`, without in `bare`, and both by `other` in `fresh`. To be
+    copied, not used."""
+    folder = tmp_path_factory.mktemp("packs")
+    prepared = folder / "models" / "prepared"
+    prepared.mkdir(parents=True)
+    for file in SFACE.files:
+        (prepared / f"{file.prepared_sha256}.onnx").symlink_to(
+            prepared_models / "prepared" / f"{file.prepared_sha256}.onnx"
+        )
+    home = folder / "home"
+    home.mkdir()
+    (home / "models").symlink_to(folder / "models")
+    command = Command(home)
+    embedder = ModelFiles(folder).path(SFACE.embedder)
+    assert embedder is not None
+    with pytest.MonkeyPatch.context() as settings:
+        settings.setenv("WHOSTHERE_PRECISION", "float32")
+        command.ok("models", "add", "other", *ADDED, "--mean", "0", "--embedder", embedder)
+        command.ok("models", "add", "third", *ADDED, "--mean", "1", "--embedder", embedder)
+        command.ok("enroll", demo.photos, "--gallery", "bare", "--model", "sface")
+        command.ok("enroll", demo.photos, "--gallery", "fresh", "--model", "other")
+        settings.setenv("WHOSTHERE_KEEP_CROPS", "true")
+        command.ok("enroll", demo.photos, "--gallery", "staff", "--model", "sface")
+    return home
+
+
+@pytest.fixture
+def command(tmp_path: Path, two_packs_home: Path) -> Command:
+    return Command(Path(shutil.copytree(two_packs_home, tmp_path / "home", symlinks=True)))
+
+
+def scores(command: Command, demo: Demo, gallery: str) -> dict[str, float]:
+    """Of everybody in the gallery, to a probe of left-3."""
+    probe = demo.probes / "left-3-turned.jpg"
+    [answer] = command.ok("search", probe, "--gallery", gallery, "--top-k", "7", "--json").json
+    return {found["external_id"]: found["score"] for found in answer["faces"][0]["candidates"]}
+
+
+def near(expected: Mapping[str, float]) -> object:
+    return pytest.approx(expected, abs=1e-3)
+
+
+def model(command: Command, gallery: str) -> str:
+    return str(command.ok("gallery", "show", gallery, "--json").json["model"])
+
+
+def kept_crops(command: Command, gallery: str) -> int:
+    sql = "SELECT count(*) FROM crops JOIN faces ON faces.id = face_id JOIN galleries ON galleries.id = gallery_id"
+    [(count,)] = command.query(f"{sql} WHERE galleries.name = '{gallery}'")
+    return int(count)
+
+
+def test_there_and_back(command: Command, demo: Demo) -> None:
+    before, by_other = scores(command, demo, "staff"), scores(command, demo, "fresh")
+    assert before != near(by_other)
+    moved = command.ok("gallery", "reembed", "staff", *TO_OTHER, "--json").json
+    assert moved == {
+        "gallery": "staff",
+        "model": "other",
+        "former": "sface",
+        "switched": True,
+        "missing": [],
+        "dropped": 0,
+    }
+    assert model(command, "staff") == "other"
+    assert scores(command, demo, "staff") == near(by_other)  # as if it had been enrolled by it
+
+    again = command("gallery", "reembed", "staff", *TO_OTHER)
+    assert again.code == 1
+    assert "Error: gallery 'staff' is bound to other" in again.err
+
+    back = command.ok("gallery", "reembed", "staff", "--rollback")
+    assert "Gallery staff is bound to sface now; it was to other." in back.out
+    assert scores(command, demo, "staff") == before  # the very embeddings
+    assert command.ok("gallery", "reembed", "staff", "--rollback", "--json").json["model"] == "other"
+    assert scores(command, demo, "staff") == near(by_other)
+
+
+def test_forgetting_closes_the_way_back(command: Command) -> None:
+    command.ok("gallery", "reembed", "staff", *TO_OTHER)
+    forgotten = command.ok("gallery", "reembed", "staff", "--forget", "--json").json
+    assert forgotten == {"gallery": "staff", "forgotten": {"sface": 7}}
+    ran = command("gallery", "reembed", "staff", "--rollback")
+    assert ran.code == 1
+    assert "there is no way back: nothing is kept of a pack that gallery 'staff' had before" in ran.err
+    assert command.ok("gallery", "reembed", "staff", "--forget", "--json").json["forgotten"] == {}
+    assert command.ok("gallery", "reembed", "staff", "--forget").out.startswith("Nothing is kept of another pack")
+    assert model(command, "staff") == "other"
+
+
+def test_a_pack_it_was_never_bound_to_is_no_way_back(command: Command, demo: Demo) -> None:
+    """Not even while its embeddings lie beside, begun later than those of the former pack were left."""
+    command.ok("gallery", "reembed", "staff", *TO_OTHER)
+    with command.database() as database:
+        database.execute("DELETE FROM crops WHERE face_id = (SELECT max(face_id) FROM crops)")
+    begun = command("gallery", "reembed", "staff", "--model", "third", "--json")
+    assert (begun.code, begun.json["switched"], len(begun.json["missing"])) == (3, False, 1)
+    assert command.ok("gallery", "reembed", "staff", "--rollback", "--json").json["model"] == "sface"
+    assert command.query("SELECT model FROM reembeddings ORDER BY started_at") == [("third",), ("other",)]
+    assert command.ok("gallery", "reembed", "staff", "--rollback", "--json").json["model"] == "other"
+
+
+def test_missing_faces_are_listed(command: Command, demo: Demo) -> None:
+    before = scores(command, demo, "bare")
+    ran = command("gallery", "reembed", "bare", *TO_OTHER, "--json")
+    assert ran.code == 3
+    assert (ran.json["model"], ran.json["former"], ran.json["switched"]) == ("sface", "sface", False)
+    hashes = {person: sha256(demo.photo(person).read_bytes()) for person in PEOPLE}
+    assert {face["external_id"]: face["image_sha256"] for face in ran.json["missing"]} == hashes
+    told = command("gallery", "reembed", "bare", *TO_OTHER)
+    assert told.code == 3
+    assert all(f"{person}" in told.out and sha in told.out for person, sha in hashes.items())
+    assert "Gallery bare is bound to sface as before: 7 faces cannot be embedded by other" in told.out
+    assert "--images" in told.out
+    assert scores(command, demo, "bare") == before
+
+
+def test_photos_are_known_by_their_bytes(command: Command, demo: Demo, tmp_path: Path) -> None:
+    """Whatever they are called; two folders, one photo of which was not enrolled; the rest is dropped when asked."""
+    some, more = tmp_path / "some", tmp_path / "more" / "deep"
+    for folder, people in ((some, PEOPLE[:3]), (more, PEOPLE[3:6])):
+        folder.mkdir(parents=True)
+        for number, person in enumerate(people):
+            shutil.copy(demo.photo(person), folder / f"IMG_{number}.jpeg")
+    shutil.copy(demo.probes / "left-6-poor.jpg", some / "1.jpg")
+    images = ("--images", some, "--images", tmp_path / "more")
+    ran = command("gallery", "reembed", "bare", *TO_OTHER, *images, "--json")
+    assert ran.code == 3
+    assert [face["external_id"] for face in ran.json["missing"]] == ["left-6"]
+
+    # What was embedded stays: the photos need not be there again.
+    dropped = command.ok("gallery", "reembed", "bare", *TO_OTHER, "--drop-missing", "--json").json
+    assert (dropped["switched"], dropped["missing"], dropped["dropped"]) == (True, ran.json["missing"], 1)
+    by_other = scores(command, demo, "fresh")
+    assert max(by_other, key=by_other.__getitem__) == "left-3"
+    del by_other["left-6"]
+    # Not as enrolling embeds them: every face of a photo is looked for, which places landmarks a little differently.
+    assert scores(command, demo, "bare") == pytest.approx(by_other, abs=1e-3)
+    shown = command.ok("identity", "show", "left-6", "--gallery", "bare", "--json").json
+    assert (shown["external_id"], shown["faces"]) == ("left-6", [])
+
+
+def test_dropping_is_told(command: Command) -> None:
+    told = command.ok("gallery", "reembed", "bare", *TO_OTHER, "--drop-missing").out
+    assert "7 faces with neither crop nor photo deleted." in told
+    assert command.ok("gallery", "show", "bare", "--json").json["faces"] == 0
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_face_enrolled_just_before_the_switch_is_listed(
+    command: Command, monkeypatch: pytest.MonkeyPatch, drop: bool
+) -> None:
+    switch = Reembedder.switch
+
+    def late(run: Reembedder, drop_missing: bool) -> Switch:
+        new = NewFace(Person("late"), sha256(b"late"), face(vector(1, SFACE.dim)))
+        run._store.enroll(run._gallery, [new])
+        return switch(run, drop_missing)
+
+    monkeypatch.setattr(Reembedder, "switch", late)
+    ran = command("gallery", "reembed", "staff", *TO_OTHER, "--json", *(["--drop-missing"] if drop else []))
+    assert (ran.code, ran.json["switched"], ran.json["dropped"]) == ((0, True, 1) if drop else (3, False, 0))
+    assert [missing["external_id"] for missing in ran.json["missing"]] == ["late"]
+
+
+def test_crops_are_kept_only_when_asked_for_and_go_with_their_person(command: Command, demo: Demo) -> None:
+    assert (kept_crops(command, "staff"), kept_crops(command, "bare")) == (7, 0)
+    for (image,) in command.query("SELECT image FROM crops"):
+        assert crops.read(image).shape == (112, 112, 3)
+    command.ok("identity", "delete", "hanks", "--gallery", "staff")
+    assert (kept_crops(command, "staff"), command.query("SELECT count(*) FROM crops")) == (6, [(6,)])
+    command.ok("gallery", "reembed", "staff", *TO_OTHER)
+    command.ok("identity", "delete", "collins", "--gallery", "staff")
+    left = "SELECT count(*) FROM embeddings JOIN faces ON id = face_id WHERE gallery_id = "
+    assert command.query(f"{left} (SELECT id FROM galleries WHERE name = 'staff')") == [(10,)]  # five by two packs
+    command.ok("gallery", "delete", "staff", "--yes")
+    assert command.query("SELECT count(*) FROM crops") == [(0,)]
+    assert command.query("SELECT count(*) FROM embeddings") == [(14,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([], 2, "give one of --model, --rollback and --forget"),
+        (["--model", "other", "--rollback"], 2, "give one of --model, --rollback and --forget"),
+        (["--forget", "--drop-missing"], 2, "--forget embeds nothing"),
+        (["--model", "nope"], 2, "there is no model pack 'nope'; expected one of ir50, buffalo_l, sface, other, third"),
+        (["--model", "buffalo_l"], 1, "`whosthere models pull buffalo_l` fetches it"),
+        (["--model", "other", "--images", "nowhere"], 2, "'nowhere' does not exist"),
+        (["--model", "other", "--images", "ZIP"], 2, "is a ZIP; expected photos, or folders of them"),
+        (["--model", "sface"], 1, "gallery 'bare' is bound to sface"),
+        (["--rollback"], 1, "there is no way back"),
+    ],
+)
+def test_wrong_usage(command: Command, demo: Demo, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+    if "ZIP" in arguments:
+        arguments = [*arguments[:-1], shutil.make_archive(str(tmp_path / "photos"), "zip", demo.photos)]
+    ran = command("gallery", "reembed", "bare", *arguments)
+    assert (ran.code, ran.out) == (code, "")
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+    assert command.query("SELECT count(*) FROM embeddings") == [(21,)]
+
+
+def test_a_gallery_that_is_not_there(command: Command) -> None:
+    ran = command("gallery", "reembed", "nobody", *TO_OTHER)
+    assert ran.code == 1
+    assert "there is no gallery 'nobody'" in ran.err
+
+
+def test_a_pack_that_has_other_files_now_is_no_way_back(command: Command) -> None:
+    with command.database() as database:
+        changed = "INSERT INTO reembeddings SELECT id, '0123456789abcdef', 'other', 128, ?, TRUE FROM galleries "
+        changed += "WHERE name = ?"
+        database.execute(changed, ("2099-01-01 00:00:00.000000", "staff"))
+        database.execute("INSERT INTO embeddings SELECT face_id, '0123456789abcdef', embedding FROM embeddings")
+    ran = command("gallery", "reembed", "staff", "--rollback")
+    assert ran.code == 1
+    assert "was bound to other 0123456789abcdef, and other is" in ran.err
+
+
+def test_killed_in_the_middle_it_goes_on(
+    command: Command, pipeline: FacePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WHOSTHERE_PRECISION")
+    faces = 3 * BATCH
+    _enroll_many(command.home, pipeline, faces)
+    by_other = "FROM embeddings WHERE fingerprint = (SELECT fingerprint FROM galleries WHERE name = 'fresh') "
+    by_other += (
+        "AND face_id IN (SELECT id FROM faces WHERE gallery_id = (SELECT id FROM galleries WHERE name = 'many'))"
+    )
+    process = command.start("gallery", "reembed", "many", *TO_OTHER, WHOSTHERE_THREADS="1")
+    wait_for(
+        lambda: command.query(f"SELECT count(*) {by_other}") > [(0,)] or process.poll() is not None, "a batch is in"
+    )
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    [(done,)] = command.query(f"SELECT count(*) {by_other}")
+    assert 0 < done < faces
+    assert model(command, "many") == "sface"
+
+    # An embedding that nobody would compute again tells that it is not computed again.
+    with command.database() as database:
+        [(first, mark)] = database.execute(f"SELECT min(face_id), max(embedding) {by_other}").fetchall()
+        database.execute(
+            f"UPDATE embeddings SET embedding = ? WHERE face_id = {first} AND fingerprint IN "
+            f"(SELECT fingerprint {by_other})",
+            (mark,),
+        )
+    moved = command.ok("gallery", "reembed", "many", *TO_OTHER, "--json").json
+    assert (moved["model"], moved["switched"], moved["missing"]) == ("other", True, [])
+    assert command.query(f"SELECT count(*) {by_other}") == [(faces,)]
+    assert command.query(f"SELECT embedding {by_other} AND face_id = {first}") == [(mark,)]
+
+
+def _enroll_many(home: Path, pipeline: FacePipeline, faces: int) -> None:
+    """Gallery `many`: one person after the other with the faces of one photo, by `sface`, with their crops."""
+    [seen] = pipeline.describe([six_people()], None)
+    with closing(AppContext(read_settings(SETTINGS, home=home))) as opened:
+        gallery = opened.open_gallery("many", "sface")
+        new = []
+        for number in range(faces):
+            face = seen.faces[number % len(seen.faces)]
+            assert face.crop is not None
+            new.append(NewFace(Person(f"p{number}"), sha256(b"%d" % number), face, crops.write(face.crop)))
+        opened.store.enroll(gallery, new)

@@ -1,0 +1,55 @@
+"""Text that is none, as people give it to the command: told, over either database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import photos
+from tests.indexer.cli.command import Command
+from tests.postgres import Database
+from tests.postgres import database as database
+from tests.postgres import postgres as postgres
+from tests.postgres import sqlite_template as sqlite_template
+
+
+@pytest.fixture
+def command(empty: Command, database: Database, monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setenv("WHOSTHERE_DATABASE_URL", database.url)
+    empty.ok("gallery", "create", "staff")
+    return empty
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [("a\0b,Ana", "an external_id must"), ("\0,Ana", "an external_id must"), ("ana,A\0a", "a name must")],
+)
+def test_a_nul_in_a_manifest(command: Command, tmp_path: Path, row: str, told: str) -> None:
+    """Refuses its row; the others are enrolled."""
+    (tmp_path / "1.png").write_bytes(photos.astronaut())
+    (tmp_path / "2.png").write_bytes(photos.astronaut() + b"\0")
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text(f"image,external_id,name\n1.png,{row}\n2.png,ben,Ben\n")
+    ran = command("enroll", tmp_path, "--manifest", manifest, "--gallery", "staff", "--json")
+    assert ran.code == 3
+    assert [one["outcome"] for one in ran.json["results"]] == ["rejected", "enrolled"]
+    assert told in ran.json["results"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("gallery", "show", "\udcff"),
+        ("gallery", "delete", "\udcff", "--yes"),
+        ("identity", "show", "\udcff", "--gallery", "staff"),
+        ("identity", "list", "--gallery", "\udcff"),
+        ("events", "forget", "\udcff", "--gallery", "staff", "--yes"),
+        ("webhooks", "dead", "\udcff"),
+    ],
+)
+def test_bytes_that_are_not_utf_8(command: Command, arguments: tuple[str, ...]) -> None:
+    """As Python reads them from the command line. A NUL ends an argument, and comes from nowhere."""
+    ran = command(*arguments)
+    assert ran.code == 2
+    assert "not valid Unicode" in ran.err

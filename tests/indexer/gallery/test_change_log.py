@@ -1,0 +1,172 @@
+"""The change log stays whole however many write at once, in threads and in processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from indexer.errors import NotFound
+from indexer.gallery.change_log import Kind
+from indexer.gallery.store import Enrolled, Store
+from indexer.types import Gallery, Outcome, Person
+from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face, vector
+from tests.indexer.gallery.together import in_processes, in_threads
+from tests.postgres import Database, opened
+
+WRITERS = 8
+ROUNDS = 5
+
+
+def write(store: Store, gallery: Gallery, writer: int) -> list[int]:
+    """A writer's share: faces for a person of its own and for one that all share, some deleted. Faces that stay."""
+    kept = []
+    for i in range(ROUNDS):
+        image = 1000 * writer + 10 * i
+        answers = store.enroll(gallery, [new_face(f"own{writer}", image), new_face("shared", image + 1)])
+        assert [a.outcome for a in answers] == [Outcome.ENROLLED] * 2
+        own, shared = (a.face_id or 0 for a in answers)
+        kept.append(own)
+        if i % 2:
+            store.delete_face(gallery.id, shared)
+        else:
+            kept.append(shared)
+    store.put_identity(gallery.id, Person(f"brief{writer}"))
+    store.delete_identity(gallery.id, f"brief{writer}")
+    return kept
+
+
+def write_by_url(url: str, writer: int) -> list[int]:
+    with opened(url) as store:
+        return write(store, store.gallery("staff"), writer)
+
+
+def check(store: Store, gallery: Gallery, kept: list[list[int]], writers: int) -> None:
+    """Nothing lost, nothing doubled: numbers, faces, and what the log says of them."""
+    changes = store.changes_since(gallery.id, 0)
+    assert [change.seq for change in changes] == list(range(1, len(changes) + 1))
+    assert store.last_change(gallery.id) == len(changes)
+    assert Counter(change.entry.kind for change in changes) == {
+        Kind.FACE_ADDED: writers * ROUNDS * 2,
+        Kind.FACE_REMOVED: writers * (ROUNDS // 2),
+        Kind.IDENTITY_CHANGED: writers + 1 + writers,
+        Kind.IDENTITY_REMOVED: writers,
+    }
+    alive: set[int] = set()
+    for change in changes:
+        face_id = change.entry.face_id
+        if change.entry.kind is Kind.FACE_ADDED:
+            assert face_id not in alive
+            alive.add(face_id or 0)
+        elif change.entry.kind is Kind.FACE_REMOVED:
+            alive.remove(face_id or 0)
+    assert alive == {face_id for some in kept for face_id in some}
+    assert {face_id for part in store.all_vectors(gallery) for face_id in part.face_ids.tolist()} == alive
+    assert store.counts(gallery.id) == (writers + 1, len(alive))
+    for writer in range(writers):
+        vectors = store.vectors_of(gallery, kept[writer][:1]).vectors
+        assert np.array_equal(vectors, vector(1000 * writer)[None])
+
+
+def test_eight_threads_write_into_one_gallery(store: Store) -> None:
+    gallery = make_gallery(store)
+    kept = in_threads([lambda w=w: write(store, gallery, w) for w in range(WRITERS)])  # type: ignore[misc]
+    check(store, gallery, kept, WRITERS)
+
+
+def test_processes_write_into_one_gallery(store: Store, database: Database) -> None:
+    gallery = make_gallery(store)
+    kept = in_processes(write_by_url, [(database.url, writer) for writer in range(3)])
+    check(store, gallery, kept, 3)
+
+
+def test_a_reader_never_sees_a_gap(store: Store) -> None:
+    """Whoever reads change N has N - 1 as well, and finds the face that N tells of."""
+    gallery = make_gallery(store)
+
+    def read() -> list[int]:
+        seen: list[int] = []
+        while len(seen) < 4 * 12:
+            changes = store.changes_since(gallery.id, len(seen), limit=3)
+            added = [c.entry.face_id for c in changes if c.entry.face_id is not None]
+            assert len(store.vectors_of(gallery, added).face_ids) == len(added)
+            seen += [change.seq for change in changes]
+        return seen
+
+    def enroll(writer: int) -> list[int]:
+        for i in range(6):
+            enroll_one(store, gallery, new_face(f"w{writer}-{i}", 100 * writer + i))
+        return []
+
+    seen, *_ = in_threads([read, *(lambda w=w: enroll(w) for w in range(4))])
+    assert seen == list(range(1, 49))
+
+
+def test_changes_come_in_order_from_a_number_on(store: Store) -> None:
+    gallery = make_gallery(store)
+    store.enroll(gallery, [new_face("ana", image) for image in range(9)])
+    assert [c.seq for c in store.changes_since(gallery.id, 0, 4)] == [1, 2, 3, 4]
+    assert [c.seq for c in store.changes_since(gallery.id, 4, 4)] == [5, 6, 7, 8]
+    assert [c.seq for c in store.changes_since(gallery.id, 8, 4)] == [9, 10]
+    assert store.changes_since(gallery.id, 10) == []
+
+
+def enroll_images(store: Store, gallery: Gallery, who: str) -> list[Enrolled]:
+    return [store.enroll(gallery, [new_face(who, image)])[0] for image in range(12)]
+
+
+def enroll_images_by_url(url: str, who: str) -> list[Enrolled]:
+    with opened(url) as store:
+        return enroll_images(store, store.gallery("staff"), who)
+
+
+def check_same_images(store: Store, gallery: Gallery, answers: list[list[Enrolled]]) -> None:
+    for some in zip(*answers, strict=True):
+        assert sorted(a.outcome for a in some) == [Outcome.ENROLLED] + [Outcome.UNCHANGED] * (len(answers) - 1)
+        assert len({a.face_id for a in some}) == 1
+    assert store.counts(gallery.id) == (1, 12)
+    assert store.last_change(gallery.id) == 13
+
+
+def test_two_threads_enrol_the_same_images(store: Store) -> None:
+    gallery = make_gallery(store)
+    answers = in_threads([lambda: enroll_images(store, gallery, "ana")] * 4)
+    check_same_images(store, gallery, answers)
+
+
+def test_two_processes_enrol_the_same_images(store: Store, database: Database) -> None:
+    gallery = make_gallery(store)
+    answers = in_processes(enroll_images_by_url, [(database.url, "ana")] * 2)
+    check_same_images(store, gallery, answers)
+
+
+def test_two_people_claim_the_same_images(store: Store) -> None:
+    gallery = make_gallery(store)
+    ana, eve = in_threads([lambda w=w: enroll_images(store, gallery, w) for w in ("ana", "eve")])  # type: ignore[misc]
+    for image, (one, other) in enumerate(zip(ana, eve, strict=True)):
+        assert {one.outcome, other.outcome} == {Outcome.ENROLLED, Outcome.REJECTED}, image
+        assert (one.owner, other.owner) in {(None, "ana"), ("eve", None)}
+    assert store.counts(gallery.id)[1] == 12
+
+
+def test_a_gallery_deleted_while_it_is_enrolled_into(store: Store) -> None:
+    gallery = make_gallery(store)
+
+    def enroll() -> int:
+        for image in range(10_000):
+            try:
+                enroll_one(store, gallery, new_face(f"p{image}", image))
+            except NotFound:
+                return image
+        pytest.fail("the gallery was never deleted")
+
+    def delete() -> int:
+        while (store.last_change(gallery.id) or 0) < 10:
+            pass
+        return store.delete_gallery("staff").id
+
+    enrolled, _ = in_threads([enroll, delete])
+    assert enrolled >= 5
+    assert store.counts(gallery.id) == (0, 0)
+    assert store.changes_since(gallery.id, 0) == []

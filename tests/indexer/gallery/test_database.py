@@ -1,0 +1,364 @@
+"""A database that is not there, or no database: a domain error that says so and keeps passwords to itself."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from indexer.errors import InvalidRequest, InvalidSetting, NotFound, StorageUnavailable
+from indexer.gallery import database
+from indexer.gallery.database import CONNECTIONS, Repository, current_version, migrate, open_database
+from indexer.gallery.schema import EmbeddingRow
+from indexer.gallery.store import Store
+from indexer.types import Gallery, Person
+from search_service.store.events import DEAD, Events, Filter
+from search_service.store.jobs import Jobs
+from search_service.store.webhooks import Webhooks
+from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face
+from tests.indexer.gallery.together import in_threads
+from tests.postgres import Database, Postgres, opened, running
+
+PASSWORD = "hunter2"
+
+
+def everything(store: Store, gallery_id: int) -> list[Callable[[], object]]:
+    gallery = Gallery(gallery_id, "staff", "sface", "0123456789abcdef", DIM, 0, datetime(2026, 1, 1, tzinfo=UTC))
+    return [
+        lambda: make_gallery(store, "another"),
+        lambda: store.gallery("staff"),
+        lambda: store.galleries(),
+        lambda: store.delete_gallery("staff"),
+        lambda: store.counts(gallery_id),
+        lambda: store.put_identity(gallery_id, Person("ana")),
+        lambda: store.identity(gallery_id, "ana"),
+        lambda: store.identities(gallery_id),
+        lambda: store.enroll(gallery, [new_face("ana", 1)]),
+        lambda: store.face(gallery_id, 1),
+        lambda: store.last_change(gallery_id),
+        lambda: store.changes_since(gallery_id, 0),
+        lambda: store.vectors_of(gallery, [1]),
+        lambda: next(store.all_vectors(gallery)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "nonsense",
+        "whosthere.db",
+        f"mysql://me:{PASSWORD}@localhost/x",
+        f"postgres://me:{PASSWORD}@localhost/x",
+        f"postgresql+psycopg2://me:{PASSWORD}@localhost/x",
+        f"postgresql+nonsense://me:{PASSWORD}@localhost/x",
+        f"postgresql://me:{PASSWORD}@localhost:port/x",
+        f"postgresql://me:p@ss:{PASSWORD}@localhost/x",
+        "sqlite+aiosqlite:///x",
+    ],
+)
+def test_a_bad_url(url: str) -> None:
+    with pytest.raises(InvalidSetting, match="database") as caught:
+        open_database(url)
+    assert caught.value.code == "invalid_setting"
+    assert PASSWORD not in "".join(traceback.format_exception_only(caught.value))
+    if caught.value.__cause__ is not None:
+        assert PASSWORD not in str(caught.value.__cause__)
+
+
+def test_nobody_listens() -> None:
+    engine = open_database(f"postgresql://me:{PASSWORD}@127.0.0.1:1/x")
+    for call in (lambda: migrate(engine), *everything(Store(engine), 1)):
+        with pytest.raises(StorageUnavailable, match="does not answer") as caught:
+            call()
+        assert caught.value.code == "storage_unavailable"
+        assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+    engine.dispose()
+
+
+def test_an_option_that_is_none() -> None:
+    engine = open_database(f"postgresql://me:{PASSWORD}@127.0.0.1:1/x?nonsense=1")
+    with pytest.raises(StorageUnavailable, match="nonsense") as caught:
+        migrate(engine)
+    assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_wrong_password_and_a_missing_database(postgres: Postgres) -> None:
+    hba = postgres.folder / "pg_hba.conf"
+    hba.write_text("local all locked scram-sha-256\n" + hba.read_text())
+    postgres.run("SELECT pg_reload_conf()")
+    postgres.run("CREATE ROLE locked LOGIN PASSWORD 'right'")
+    url = postgres.migrated()
+    granted_nothing = url.replace("postgres:@", "locked:right@")
+    with opened(granted_nothing) as store, pytest.raises(StorageUnavailable, match="permission denied"):
+        store.galleries()
+    for bad in (url.replace("postgres:@", f"locked:{PASSWORD}@"), postgres.url("nowhere")):
+        with opened(bad) as store, pytest.raises(StorageUnavailable) as caught:
+            store.galleries()
+        assert PASSWORD not in "".join(traceback.format_exception(caught.value))
+
+
+def test_postgresql_stops_and_comes_back() -> None:
+    with running() as server, opened(server.migrated()) as store:
+        gallery = make_gallery(store)
+        face_id = enroll_one(store, gallery, new_face("ana", 1))
+        in_threads([lambda: store.counts(gallery.id)] * 4)  # several connections wait in the pool
+        server.stop()
+        for call in everything(store, gallery.id):
+            with pytest.raises(StorageUnavailable) as caught:
+                call()
+            assert caught.value.message
+        server.start()
+        assert store.gallery("staff").id == gallery.id
+        assert store.face(gallery.id, face_id).id == face_id
+        assert enroll_one(store, gallery, new_face("ana", 2)) > face_id
+
+
+def test_postgresql_restarts_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "IDLE_SECONDS", 0.0)  # every connection of the pool has been idle for longer
+    with running() as server, opened(server.migrated()) as store:
+        gallery = make_gallery(store)
+        in_threads([lambda: store.counts(gallery.id)] * 4)
+        server.stop()
+        server.start()
+        assert in_threads([lambda: store.counts(gallery.id)] * 8) == [(0, 0)] * 8
+
+
+def test_many_threads_share_a_few_connections(postgres: Postgres) -> None:
+    engine = open_database(postgres.migrated())
+    made: list[object] = []
+    event.listen(engine, "connect", lambda connection, _: made.append(connection))
+    store = Store(engine)
+    for _ in range(3):
+        in_threads([store.galleries] * 40)
+    assert 1 <= len(made) <= CONNECTIONS
+    engine.dispose()
+
+
+def test_reading_holds_no_transaction_of_postgresql_open(postgres: Postgres) -> None:
+    class Reader(Repository):
+        def status(self) -> int:
+            with self._read() as session:
+                session.execute(text("SELECT 1"))
+                return int(session.connection().connection.driver_connection.info.transaction_status)  # type: ignore[union-attr]
+
+    engine = open_database(postgres.migrated())
+    assert Reader(engine).status() == 0  # IDLE of libpq
+    with engine.connect() as connection:  # which the same connection of the pool serves
+        connection.execute(text("SELECT 1"))
+        assert connection.connection.driver_connection.info.transaction_status == 2  # type: ignore[union-attr]
+    engine.dispose()
+
+
+def test_a_postgresql_that_is_gone_is_given_up(postgres: Postgres) -> None:
+    url = postgres.migrated()
+    for asked, told in ((url, "10"), (f"{url}&connect_timeout=3", "3")):
+        engine = open_database(asked)
+        with engine.connect() as connection:
+            parameters = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
+            assert parameters["connect_timeout"] == told
+            assert parameters["tcp_user_timeout"] == "25000"
+            assert connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "10min"
+        engine.dispose()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageUnavailable, match="folder of the database"):
+        open_database(f"sqlite:///{tmp_path / 'file' / 'below' / 'x.db'}")
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.db").mkdir()
+    check_unusable(f"sqlite:///{tmp_path / 'x.db'}")
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"these are not the pages you are looking for\n" * 500)
+    check_unusable(f"sqlite:///{tmp_path / 'x.db'}")
+
+
+def check_unusable(url: str) -> None:
+    engine = open_database(url)
+    for call in (lambda: migrate(engine), *everything(Store(engine), 1)):
+        with pytest.raises(StorageUnavailable, match="the database"):
+            call()
+    engine.dispose()
+
+
+def test_a_damaged_database(tmp_path: Path, sqlite_template: Path) -> None:
+    """Its first page is whole; the others are not."""
+    path = tmp_path / "x.db"
+    shutil.copy(sqlite_template, path)
+    with opened(f"sqlite:///{path}") as store:
+        gallery = make_gallery(store)
+        store.enroll(gallery, [new_face(f"p{i}", i) for i in range(50)])
+    data = bytearray(path.read_bytes())
+    assert len(data) > 8 * 4096
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    path.write_bytes(data)
+    with opened(f"sqlite:///{path}") as store:
+        for call in (lambda: store.galleries(), lambda: store.enroll(gallery, [new_face("ana", 99)])):
+            with pytest.raises(StorageUnavailable, match="malformed"):
+                call()
+
+
+def test_a_database_without_tables(empty_database: Database) -> None:
+    missing = r"no such table|does not exist"
+    with opened(empty_database.url) as store, pytest.raises(StorageUnavailable, match=missing):
+        store.galleries()
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "not" / "there" / "yet.db"
+    engine = open_database(f"sqlite:///{path}")
+    migrate(engine)
+    engine.dispose()
+    assert path.is_file()
+
+
+def test_a_new_file_that_another_one_writes_at_that_moment(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE something (id INTEGER)")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):  # at once, whatever time is given
+        sqlite3.connect(path, timeout=30).execute("PRAGMA journal_mode = WAL")
+    later = threading.Timer(0.2, other.rollback)
+    later.start()
+    engine = open_database(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+    later.join()
+    other.close()
+    engine.dispose()
+
+
+def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    engine = open_database(f"sqlite:///{tmp_path / 'x.db'}")
+    with engine.connect() as connection:
+        pragmas = [connection.execute(text(f"PRAGMA {p}")).scalar() for p in ("journal_mode", "synchronous")]
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    engine.dispose()
+    assert pragmas == ["wal", 2]
+
+
+def test_the_driver_need_not_be_named(database: Database) -> None:
+    url = database.url.replace("postgresql://", "postgresql+psycopg://")
+    engine = open_database(url)
+    assert current_version(engine) is not None
+    engine.dispose()
+
+
+@pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
+def test_text_that_is_none_is_refused_by_those_that_do_not_take_it(database: Database, odd: str) -> None:
+    """SQLite looks for a NUL, and finds nothing."""
+    engine = open_database(database.url)
+    store, events, jobs, hooks = Store(engine), Events(engine), Jobs(engine), Webhooks(engine)
+    gallery = make_gallery(store)
+    calls: list[Callable[[], object]] = [
+        lambda: store.gallery(odd),
+        lambda: store.delete_gallery(odd),
+        lambda: store.identity(gallery.id, odd),
+        lambda: store.delete_identity(gallery.id, odd),
+        lambda: events.find(Filter(device=odd)),
+        lambda: events.find(Filter(galleries=[odd])),
+        lambda: events.latest(Filter(external_id=odd), 1),
+        lambda: events.forget(gallery, odd),
+        lambda: jobs.find(odd),
+        lambda: jobs.latest([odd]),
+        lambda: jobs.cancel(odd),
+        lambda: hooks.webhook(odd),
+        lambda: hooks.delete(odd),
+        lambda: hooks.deliveries(odd, DEAD),
+        lambda: hooks.replay(odd),
+    ]
+    for call in calls:
+        if database.kind == "sqlite" and "\0" in odd:
+            with suppress(NotFound):
+                assert call() in ([], 0)
+        else:
+            with pytest.raises(InvalidRequest, match=r"a NUL|half of a surrogate pair") as caught:
+                call()
+            assert odd not in caught.value.message
+    engine.dispose()
+
+
+SECRET = "Ana-Ruiz-4711"
+"""What no error tells, wherever in a row it stood."""
+
+BROKEN_RULES = {
+    "UPDATE galleries SET name = :secret": "unique",
+    "INSERT INTO galleries (name) VALUES (:secret)": "null",
+    "INSERT INTO sightings (gallery_id, external_id, device, at, sure, event_id)"
+    " VALUES (0, :secret, :secret, '2026-01-01', true, 0)": "foreign key",
+}
+"""Statements that a rule of the tables refuses, and a word by which it is told."""
+
+BAD_VALUES = [
+    "UPDATE galleries SET model = repeat(:secret, 20)",
+    "UPDATE galleries SET dim = CAST(CAST(:secret AS TEXT) AS INTEGER)",
+    "UPDATE galleries SET created_at = CAST(CAST(:secret AS TEXT) AS TIMESTAMP WITH TIME ZONE)",
+]
+"""Statements with a value that does not fit. SQLite takes any."""
+
+
+def failure(url: str, sql: str) -> DBAPIError:
+    """Of a statement with SECRET, which it does not tell, nor does anything that is printed with it."""
+
+    class Writer(Repository):
+        def run(self) -> None:
+            with self._write() as session:
+                session.execute(text(sql), {"secret": SECRET})
+
+    engine = open_database(url)
+    store = Store(engine)
+    for name in ("staff", SECRET):
+        make_gallery(store, name)
+    with pytest.raises(DBAPIError) as caught:
+        Writer(engine).run()
+    engine.dispose()
+    told = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in told
+    assert "[SQL: " in told
+    assert type(caught.value.orig).__name__ in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("sql", BROKEN_RULES)
+def test_errors_quote_no_row(database: Database, sql: str) -> None:
+    assert BROKEN_RULES[sql] in str(failure(database.url, sql).orig).lower()
+
+
+@pytest.mark.parametrize("sql", BAD_VALUES)
+def test_errors_quote_no_value(postgres: Postgres, sql: str) -> None:
+    assert str(failure(postgres.migrated(), sql).orig) == "a value does not fit"
+
+
+def test_errors_quote_no_embedding(database: Database) -> None:
+    class Writer(Repository):
+        def run(self, face_id: int) -> None:
+            with self._write() as session:
+                row = EmbeddingRow(face_id=face_id, fingerprint=gallery.fingerprint, embedding=vector)
+                session.add(row)
+
+    engine = open_database(database.url)
+    store = Store(engine)
+    gallery = make_gallery(store)
+    vector = np.full(DIM, 0.1234567, np.float32).tobytes()
+    with pytest.raises(IntegrityError) as caught:
+        Writer(engine).run(enroll_one(store, gallery, new_face("ana", 1)))
+    told = "".join(traceback.format_exception(caught.value))
+    for form in (repr(vector)[2:40], vector.hex()[:16], gallery.fingerprint):
+        assert form not in told
+    engine.dispose()

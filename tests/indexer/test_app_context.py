@@ -1,0 +1,46 @@
+"""A home makes each of its parts once, however many ask for it at the same moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from indexer import app_context as module
+from indexer.app_context import AppContext
+from indexer.errors import NotFound
+from indexer.gallery.database import open_database
+from indexer.settings import read_settings
+from tests.indexer.gallery.together import in_threads
+from tests.variants import SETTINGS
+
+
+def test_the_pack_of_that_name_or_the_one_for_new_galleries(tmp_path: Path) -> None:
+    home = AppContext(read_settings(SETTINGS, home=tmp_path, model="sface"))
+    assert [home.usable(name).name for name in (None, "", "sface")] == ["sface"] * 3
+    with pytest.raises(NotFound):
+        home.usable("arcface")
+    home.close()
+
+
+def test_every_part_is_made_once_and_under_the_homes_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.12 on, `cached_property` has no lock of its own."""
+    free: list[bool] = []
+
+    def slowly(url: str) -> Engine:
+        time.sleep(0.05)
+        thread = threading.Thread(target=lambda: free.append(home.making.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+        return open_database(url)
+
+    monkeypatch.setattr(module, "open_database", slowly)
+    home = AppContext(read_settings(SETTINGS, home=tmp_path))
+    stores = in_threads([lambda: home.store] * 8)
+    indexes = in_threads([lambda: home.indexes] * 8)
+    home.close()
+    assert free == [False]
+    assert len({id(part) for part in (*stores, *indexes)}) == 2

@@ -1,0 +1,176 @@
+"""Files are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from indexer.files import alone, clear, replacing, write_atomically
+from tests.indexer.vectors.disks import limited_file_size
+from tests.waiting import DEADLINE
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_writes_all_parts_in_order(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "x", [b"one ", memoryview(b"two "), b"", b"three"])
+    assert (tmp_path / "x").read_bytes() == b"one two three"
+    assert listed(tmp_path) == ["x"]
+
+
+def test_it_replaces(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_bytes(b"a much longer file that was there before")
+    with target.open("rb") as reader:
+        write_atomically(target, [b"new"])
+        assert reader.read() == b"a much longer file that was there before"
+    assert target.read_bytes() == b"new"
+    write_atomically(target, [])
+    assert target.read_bytes() == b""
+    assert listed(tmp_path) == ["x"]
+
+
+def test_it_makes_the_folder(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "b" / "x", [b"new"])
+    assert (tmp_path / "a" / "b" / "x").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("failure", [OSError, ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("there", [True, False])
+def test_it_leaves_nothing_when_the_content_fails(tmp_path: Path, failure: type[BaseException], there: bool) -> None:
+    target = tmp_path / "x"
+    if there:
+        target.write_bytes(b"old")
+
+    def parts() -> Iterator[bytes]:
+        yield b"half of the new"
+        assert len(listed(tmp_path)) == there + 1
+        raise failure
+
+    with pytest.raises(failure):
+        write_atomically(target, parts())
+    assert listed(tmp_path) == ["x"] * there
+    assert not there or target.read_bytes() == b"old"
+
+
+def test_it_leaves_nothing_when_the_file_grows_too_large(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+    with limited_file_size(10_000), pytest.raises(OSError, match="too large"):
+        write_atomically(target, [bytes(4_000)] * 5)
+    assert target.read_bytes() == b"old"
+    assert listed(tmp_path) == ["x"]
+    write_atomically(target, [bytes(4_000)] * 5)
+    assert target.stat().st_size == 20_000
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB, where one may be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    try:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True, timeout=30
+        )
+    except OSError as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr}")
+    yield folder
+    subprocess.run(["umount", folder], check=True, timeout=30)
+
+
+def test_it_leaves_nothing_when_the_disk_is_full(small_disk: Path) -> None:
+    target = small_disk / "x"
+    write_atomically(target, [b"old"])
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(target, [bytes(10_000)] * 10)
+    assert target.read_bytes() == b"old"
+    assert listed(small_disk) == ["x"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"):
+        write_atomically(tmp_path / "file" / "x", [b"new"])
+    assert listed(tmp_path) == ["file"]
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError, match="x"):
+        write_atomically(tmp_path / "x", [b"new"])
+    assert listed(tmp_path) == ["x"]
+    assert listed(tmp_path / "x") == []
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "4.index"
+    for content in (b"one", b"two"):
+        with replacing(path) as (file, temporary):
+            file.write(content)
+            file.flush()
+            assert temporary.read_bytes() == content
+            assert not path.exists() or path.read_bytes() == b"one"
+        assert path.read_bytes() == content
+        assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o077 == 0  # embeddings are nobody else's
+
+
+def test_nothing_is_left_of_one_that_failed(tmp_path: Path) -> None:
+    path = tmp_path / "4.index"
+    path.write_bytes(b"before")
+    with pytest.raises(TypeError), replacing(path) as (file, _):
+        file.write("half")  # type: ignore[call-overload]
+    with pytest.raises(OSError, match="too large"), limited_file_size(64), replacing(path) as (file, _):
+        file.write(b"\0" * 100)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _write_for_ever(path: str) -> None:
+    with replacing(Path(path)) as (file, _):
+        file.write(b"x" * 10)
+        file.flush()
+        time.sleep(DEADLINE)
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "4.index"
+    (tmp_path / "44.index.x.tmp").write_bytes(b"another gallery's")
+    process = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(str(path),))
+    process.start()
+    until = time.monotonic() + DEADLINE
+    while not any(p.stat().st_size == 10 for p in tmp_path.glob("4.index*.tmp")) and time.monotonic() < until:
+        time.sleep(0.01)
+    clear(path)
+    assert len(list(tmp_path.glob("4.index*.tmp"))) == 1
+    with replacing(path) as (file, _):
+        file.write(b"mine")
+    assert len(list(tmp_path.glob("4.index*.tmp"))) == 1
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(DEADLINE)
+    clear(path)
+    assert {p.name for p in tmp_path.iterdir()} == {"4.index", "44.index.x.tmp"}
+
+
+def test_one_alone_holds_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "4.lock"
+    with alone(path) as one, alone(path) as other:
+        assert (one, other) == (True, False)
+    with pytest.raises(ValueError, match="inside"), alone(path) as one:
+        raise ValueError("inside")
+    with alone(path) as one:
+        assert one
+    assert listed(path.parent) == []

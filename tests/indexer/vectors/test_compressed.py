@@ -1,0 +1,409 @@
+"""The compressed index finds what exact search finds, whatever came, went or is near the probe."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from indexer.errors import StorageUnavailable
+from indexer.gallery.store import FaceVectors
+from indexer.types import Hit, Vectors
+from indexer.vectors import compressed, gpu, mapped_file
+from indexer.vectors.compressed import CodeScan, CompressedIndex
+from indexer.vectors.flat import in_memory
+from indexer.vectors.mapped_file import Resting
+from tests.indexer.gallery.together import in_threads
+
+PEOPLE, PHOTOS, DIM = 10_000, 3, 128
+
+
+def unit(vectors: NDArray[np.float32]) -> Vectors:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), dtype=np.float32)
+
+
+def strangers(count: int, dim: int, seed: int) -> Vectors:
+    return unit(np.random.default_rng(seed).standard_normal((count, dim), dtype=np.float32))
+
+
+def near(vectors: Vectors, cosine: float, seed: int) -> Vectors:
+    """Unit vectors that score `cosine` with these, in any direction from them."""
+    aside = strangers(len(vectors), vectors.shape[1], seed)
+    aside = unit(aside - np.einsum("nd,nd->n", aside, vectors)[:, None] * vectors)
+    return np.asarray(cosine * vectors + np.sqrt(1 - cosine**2) * aside, dtype=np.float32)
+
+
+def faces_of(vectors: Vectors, identity_ids: NDArray[np.int64] | None = None, first: int = 1) -> FaceVectors:
+    face_ids = np.arange(first, first + len(vectors))
+    return FaceVectors(face_ids, face_ids if identity_ids is None else identity_ids, vectors)
+
+
+def made(folder: Path, faces: FaceVectors, scan: Callable[[Resting], compressed.Scan] | None = None) -> CompressedIndex:
+    base = compressed.build(folder / "1.index", faces.vectors.shape[1], [faces], {})
+    return compressed.over(base, scan=scan)
+
+
+def ids(hits: list[Hit]) -> list[int]:
+    return [hit.identity_id for hit in hits]
+
+
+@pytest.fixture(scope="module")
+def people() -> FaceVectors:
+    """Three photos each: they score 0.55 to 0.7 with one another, as those of the embedded pack do."""
+    middles = np.repeat(strangers(PEOPLE, DIM, 1), PHOTOS, axis=0)
+    return faces_of(near(middles, 0.8, 2), np.repeat(np.arange(1, PEOPLE + 1), PHOTOS))
+
+
+@pytest.fixture(scope="module")
+def file(people: FaceVectors, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "1.index"
+    compressed.build(path, DIM, [people], {})
+    return path
+
+
+def test_it_agrees_with_exact_search(people: FaceVectors, file: Path) -> None:
+    index = compressed.over(mapped_file.read(file))
+    exact = in_memory(DIM, [people], None)
+    rows = np.random.default_rng(3).choice(len(people.face_ids), 1000, replace=False)
+    probes = near(people.vectors[rows], 0.6, 4)
+    for row, found, right in zip(
+        rows, index.nearest_identities(probes, 5), exact.nearest_identities(probes, 5), strict=True
+    ):
+        assert found[0].identity_id == people.identity_ids[row]
+        above = [hit for hit in right if hit.score > 0.45]  # of whom a threshold could let in
+        assert ids(found)[: len(above)] == ids(above)
+        assert [hit.face_id for hit in found[: len(above)]] == [hit.face_id for hit in above]
+        assert [hit.score for hit in found[: len(above)]] == pytest.approx([hit.score for hit in above], abs=1e-4 * 5)
+    own = index.nearest_faces(people.vectors[rows], 3)
+    assert [hits[0].face_id for hits in own] == people.face_ids[rows].tolist()
+
+
+def test_what_it_found_out_about_itself(file: Path) -> None:
+    index = compressed.over(mapped_file.read(file))
+    checked = index.checked
+    assert checked is not None
+    assert checked.mates_found >= compressed.PROMISE
+    assert checked.threshold == pytest.approx(0.4, abs=0.05)
+    assert checked.same_identity >= 0.99
+    assert checked.rescored == index.rescored == compressed.FIRST_RESCORED
+    assert 0 < checked.query_ms < 1000
+
+
+def test_half_precision_moves_no_score_by_more_than_a_ten_thousandth(people: FaceVectors) -> None:
+    some, probes = people.vectors[:2000], strangers(100, DIM, 9)
+    moved = np.abs(probes @ some.T - probes @ some.astype(np.float16).astype(np.float32).T)
+    assert 0 < moved.max() < 1e-4
+
+
+def test_poor_codes_are_made_up_for_by_scoring_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "PARTS", 8)
+    monkeypatch.setattr(compressed, "FIRST_RESCORED", 16)
+    monkeypatch.setattr(compressed, "MATES", 2000)
+    faces = faces_of(strangers(5000, 64, 5))
+    checked = made(tmp_path, faces).checked
+    assert checked is not None
+    assert checked.rescored > 16
+    assert checked.mates_found >= compressed.PROMISE
+    monkeypatch.setattr(compressed, "MOST_RESCORED", 32)
+    worse = made(tmp_path, faces).checked
+    assert worse is not None
+    assert worse.rescored == 32
+    assert worse.mates_found < compressed.PROMISE  # and it says so
+    monkeypatch.setattr(compressed, "FIRST_RESCORED", 20)
+    most = made(tmp_path, faces).checked
+    assert most is not None
+    assert most.rescored == 32
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["in the file", "since"])
+def test_somebody_with_thousands_of_photos_hides_nobody(
+    tmp_path: Path, later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The person who is asked for comes after five thousand photos of another one."""
+    monkeypatch.setattr(compressed, "MATES", 100)
+    probe = strangers(1, 64, 1)
+    others = strangers(8000, 64, 2)
+    crowd = near(np.repeat(probe, 5000, axis=0), 0.9, 3)
+    mates = np.concatenate([near(probe, cosine, 10 + i) for i, cosine in enumerate((0.8, 0.75, 0.7, 0.65))])
+    vectors = np.concatenate([others, mates, crowd])
+    owners = np.concatenate([np.arange(1, 8001), [9001, 9002, 9003, 9004], np.full(5000, 9000)])
+    first = 8004 if later else len(vectors)
+    index = made(tmp_path, faces_of(vectors[:first], owners[:first]))
+    if later:
+        rest = faces_of(vectors[first:], owners[first:], first + 1)
+        index.put(rest.face_ids, rest.identity_ids, rest.vectors)
+    for k in (1, 2, 3, 5):
+        [found] = index.nearest_identities(probe, k)
+        assert ids(found) == [9000, 9001, 9002, 9003, 9004][:k]
+        best = int((crowd.astype(np.float16).astype(np.float32) @ probe[0]).argmax())
+        assert found[0].face_id == 8005 + best or found[0].score == pytest.approx(0.9, abs=1e-3)
+    [found] = index.nearest_faces(probe, 5004)
+    assert ids(found).count(9000) == 5000
+    assert ids(found)[5000:] == [9001, 9002, 9003, 9004]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["one person's", "removed"])
+def test_a_crowd_that_fills_nearly_all_that_is_scored_hides_nobody(
+    tmp_path: Path, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else is among the rows that are scored, but not the one who is next."""
+    monkeypatch.setattr(compressed, "MATES", 100)
+    probes = strangers(20, 128, 1)
+    crowds = near(np.repeat(probes, 250, axis=0), 0.9, 2)
+    vectors = np.concatenate([crowds, strangers(8000, 128, 3)])
+    owners = np.concatenate([np.repeat(np.arange(1, 21), 250), np.arange(101, 8101)])
+    index, exact = made(tmp_path, faces_of(vectors, owners)), in_memory(128, [faces_of(vectors, owners)], None)
+    assert index.rescored == 256
+    if gone:
+        for either in (index, exact):
+            either.remove(list(range(1, 5001)))
+    k = 1 if gone else 2
+    for found, right in zip(index.nearest_identities(probes, k), exact.nearest_identities(probes, k), strict=True):
+        assert ids(found) == ids(right)
+
+
+def test_those_who_are_gone_hide_nobody(tmp_path: Path) -> None:
+    """Removed rows stay in the codes until the next build, and fill what is scored first."""
+    probe = strangers(1, 64, 1)
+    crowd = near(np.repeat(probe, 300, axis=0), 0.9, 3)
+    vectors = np.concatenate([strangers(5000, 64, 2), crowd, near(probe, 0.6, 4)])
+    index = made(tmp_path, faces_of(vectors))
+    index.remove(list(range(5001, 5301)))
+    assert len(index) == 5001
+    assert ids(index.nearest_identities(probe, 1)[0]) == [5301]
+    assert ids(index.nearest_faces(probe, 1)[0]) == [5301]
+    again = faces_of(crowd, first=6001)
+    index.put(again.face_ids, again.identity_ids, again.vectors)
+    index.remove(again.face_ids.tolist())
+    assert ids(index.nearest_identities(probe, 1)[0]) == [5301]
+    assert sorted(index.face_ids().tolist()) == [*range(1, 5001), 5301]
+
+
+def test_it_is_outgrown_by_what_came_and_by_what_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "LEAST_TAIL", 20)
+    index = made(tmp_path, faces_of(strangers(400, 16, 1)))
+    more = faces_of(strangers(26, 16, 2), first=1001)
+    index.put(more.face_ids[:25], more.identity_ids[:25], more.vectors[:25])  # a sixteenth
+    assert not index.outgrown
+    index.put(more.face_ids[25:], more.identity_ids[25:], more.vectors[25:])
+    assert index.outgrown
+    index = made(tmp_path, faces_of(strangers(400, 16, 1)))
+    index.remove(list(range(1, 81)))  # a fifth
+    assert not index.outgrown
+    index.remove([81])
+    assert index.outgrown
+    index = compressed.over(mapped_file.read(tmp_path / "1.index"))
+    assert index.outgrown
+    assert len(index) == 319
+    assert sorted(index.erased.tolist()) == list(range(1, 82))
+
+
+def test_a_hundred_thousand_adds_one_by_one(tmp_path: Path) -> None:
+    """Among searches and removals: in the end it answers as one that is built of what is there."""
+    dim, first, rng = 16, 2000, np.random.default_rng(1)
+    total = first + 100_000
+    vectors, owners = strangers(total, dim, 2), rng.integers(1, 40_000, total)
+    index = made(tmp_path, faces_of(vectors[:first], owners[:first]))
+    there = np.zeros(total, np.bool_)
+    there[:first] = True
+    for i in range(first, total):
+        index.put(np.array([i + 1]), owners[i : i + 1], vectors[i : i + 1])
+        there[i] = True
+        if i % 5 == 0:
+            gone = int(rng.integers(0, i))
+            index.remove([gone + 1])
+            there[gone] = False
+        if i % 1000 == 0:
+            probe = int(rng.integers(0, i))
+            [[hit]] = index.nearest_faces(vectors[probe : probe + 1], 1)
+            assert (hit.face_id == probe + 1) == there[probe]
+    rows = np.flatnonzero(there)
+    assert len(index) == len(rows)
+    assert index.face_ids().tolist() == (rows + 1).tolist()
+    face_ids, identity_ids, kept = index.contents()
+    order = np.argsort(face_ids)
+    assert identity_ids[order].tolist() == owners[rows].tolist()
+    assert (kept[order] == vectors[rows].astype(np.float16)).all()
+    (tmp_path / "fresh").mkdir()
+    fresh = made(tmp_path / "fresh", FaceVectors(rows + 1, owners[rows], vectors[rows]))
+    probes = near(vectors[rows[:: len(rows) // 100]], 0.9, 3)
+    for one, other in zip(index.nearest_identities(probes, 3), fresh.nearest_identities(probes, 3), strict=True):
+        assert [(hit.identity_id, hit.face_id) for hit in one] == [(hit.identity_id, hit.face_id) for hit in other]
+        assert [hit.score for hit in one] == pytest.approx([hit.score for hit in other], abs=1e-6)
+
+
+def test_searches_while_one_puts_and_removes(tmp_path: Path) -> None:
+    """Who is there all the time is always found, who is not never, and every hit is right."""
+    stay, move = strangers(2000, 32, 1), strangers(300, 32, 2)
+    moved = faces_of(move, first=5001)
+    index = made(tmp_path, faces_of(np.concatenate([stay, strangers(300, 32, 3)])))
+    done = threading.Event()
+    searched = [0]
+
+    def change() -> None:
+        try:
+            for _ in range(3):
+                for start in range(0, 300, 10):
+                    part = slice(start, start + 10)
+                    index.put(moved.face_ids[part], moved.identity_ids[part], moved.vectors[part])
+                    index.remove(list(range(2001 + start, 2011 + start)))
+                index.remove(moved.face_ids.tolist())
+        finally:
+            done.set()
+
+    def search(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        while not done.is_set():
+            row = int(rng.integers(0, 2000))
+            [hits] = index.nearest_identities(stay[row : row + 1], 2)
+            assert (hits[0].identity_id, hits[0].face_id) == (row + 1, row + 1)
+            row = int(rng.integers(0, 300))
+            [hits] = index.nearest_identities(move[row : row + 1], 2)
+            for hit in hits:
+                vector = stay[hit.face_id - 1] if hit.face_id <= 2000 else None
+                if hit.face_id > 5000:
+                    vector = move[hit.face_id - 5001]
+                assert hit.identity_id == hit.face_id
+                if vector is not None:
+                    assert hit.score == pytest.approx(float(move[row] @ vector), abs=5e-4)
+            searched[0] += 1
+
+    in_threads([change, *(lambda s=s: search(s) for s in range(8))])
+    assert searched[0] > 8
+    assert index.face_ids().tolist() == list(range(1, 2001))
+
+
+class ExactScan:
+    """Names the best rows by the vectors themselves, at most `most` of them."""
+
+    most = 10**9
+
+    def __init__(self, base: Resting) -> None:
+        self._rows = base.vectors.astype(np.float32)
+
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        self._rows = np.concatenate([self._rows, vectors])
+
+    def search(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        rows = np.argsort(-(queries @ self._rows.T), axis=1)[:, : min(count, self.most)]
+        return np.asarray(rows, dtype=np.int64)
+
+
+class ShortScan(ExactScan):
+    """As a GPU, which names 2,048 rows and no more."""
+
+    most = 300
+
+
+@pytest.mark.parametrize("scan", [CodeScan, ExactScan, ShortScan, gpu.GpuScan])
+def test_the_same_answers_whatever_scans(tmp_path: Path, scan: Callable[[Resting], compressed.Scan]) -> None:
+    if scan is gpu.GpuScan and (problem := gpu.problem()):
+        pytest.skip(problem)
+    vectors, owners = strangers(3000, 48, 1), np.random.default_rng(2).integers(1, 1500, 3000)
+    index = made(tmp_path, faces_of(vectors[:2000], owners[:2000]), scan)
+    rest = faces_of(vectors[2000:], owners[2000:], 2001)
+    index.put(rest.face_ids, rest.identity_ids, rest.vectors)
+    gone = list(range(1, 3000, 7))
+    index.remove(gone)
+    exact = in_memory(48, [faces_of(vectors, owners)], None)
+    exact.remove(gone)
+    probes = near(vectors[1::50], 0.7, 3)
+    for found, right in zip(index.nearest_identities(probes, 2), exact.nearest_identities(probes, 2), strict=True):
+        assert found[0].identity_id == right[0].identity_id
+        assert found[0].score == pytest.approx(right[0].score, abs=5e-4)
+    assert [len(hits) for hits in index.nearest_identities(probes[:2], 1400)] == [
+        len(hits) for hits in exact.nearest_identities(probes[:2], 1400)
+    ]
+    assert [ids(hits) for hits in index.nearest_faces(probes[:2], 4000)] != []
+    assert [len(hits) for hits in index.nearest_faces(probes[:2], 4000)] == [len(exact)] * 2
+
+
+def test_a_scan_that_names_fewer_rows_than_codes_need_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not name as many as a scan of codes, and not all rows are scored for want of them."""
+    monkeypatch.setattr(compressed, "FIRST_RESCORED", 4)
+    monkeypatch.setattr(compressed, "MATES", 100)
+    monkeypatch.setattr(ShortScan, "most", 8)
+    vectors = strangers(20_000, 16, 1)
+    index = made(tmp_path, faces_of(vectors), ShortScan)
+    assert compressed.over(index.base).rescored == 20
+    scored: list[int] = []
+    pick = index._pick
+
+    def picked(rows: NDArray[np.int64]) -> mapped_file.Halves:
+        scored.append(len(rows))
+        return pick(rows)
+
+    monkeypatch.setattr(index, "_pick", picked)
+    assert ids(index.nearest_identities(vectors[7:8], 1)[0]) == [8]
+    assert max(scored) <= 8
+
+
+def test_a_damaged_vector_is_told_once_and_the_index_says_so(tmp_path: Path) -> None:
+    vectors = strangers(500, 16, 1)
+    path = tmp_path / "1.index"
+    compressed.build(path, 16, [faces_of(vectors)], {})
+    data = bytearray(path.read_bytes())
+    data[7 * 32 + 3] ^= 4
+    path.write_bytes(data)
+    index = compressed.over(mapped_file.read(path))
+    assert not index.damaged
+    with pytest.raises(StorageUnavailable, match=r"the embedding of face 8; the index is made anew, ask again"):
+        index.nearest_identities(vectors[7:8], 1)
+    assert index.damaged
+    index = compressed.over(mapped_file.read(path))
+    index.remove([8])  # what is erased need not be right
+    assert ids(index.nearest_identities(vectors[8:9], 1)[0]) == [9]
+    assert not index.damaged
+
+
+def test_a_removed_face_leaves_the_file_of_another_process_too(tmp_path: Path) -> None:
+    """A later file may have taken the place of the one that is mapped here, and hold faces that came since."""
+    vectors = strangers(600, 16, 1)
+    index = made(tmp_path, faces_of(vectors[:500]))
+    rest = faces_of(vectors[500:], first=501)
+    index.put(rest.face_ids, rest.identity_ids, rest.vectors)
+    path = tmp_path / "1.index"
+    compressed.build(path, 16, [faces_of(vectors)], {})
+    code = mapped_file.read(path).codes[549].tobytes()
+    index.remove([5, 550])
+    data = path.read_bytes()
+    for row in (4, 549):
+        assert vectors[row].astype(np.float16).tobytes() not in data
+    assert code not in data
+    assert mapped_file.read(path).alive().sum() == 598
+    path.unlink()
+    path.mkdir()  # nothing that could be erased from
+    index.remove([6])
+    assert len(index) == 597
+
+
+def test_a_face_that_comes_again_is_not_taken_out_of_the_file_of_another_process(tmp_path: Path) -> None:
+    vectors = strangers(100, 16, 1)
+    index = made(tmp_path, faces_of(vectors[:50]))
+    compressed.build(tmp_path / "1.index", 16, [faces_of(vectors)], {})
+    rest = faces_of(vectors[50:], first=51)
+    index.put(rest.face_ids, rest.identity_ids, rest.vectors)
+    assert mapped_file.read(tmp_path / "1.index").alive().all()
+
+
+def test_what_it_was_told_is_in_the_file(tmp_path: Path) -> None:
+    base = compressed.build(tmp_path / "1.index", 16, [faces_of(strangers(300, 16, 1))], {"of": "a test"})
+    assert base.about["of"] == "a test"
+    index = compressed.over(base)
+    assert index.checked is not None
+    wider = replace(base, about={"checked": {**base.about["checked"], "rescored": 512}})
+    assert compressed.over(wider).rescored == 512
+
+
+def test_an_empty_one_says_nothing_about_itself(tmp_path: Path) -> None:
+    index = made(tmp_path, faces_of(np.empty((0, 16), np.float32)))
+    assert index.checked is None
+    assert index.nearest_identities(strangers(2, 16, 1), 3) == [[], []]
+    assert compressed.over(mapped_file.read(tmp_path / "1.index")).checked is None

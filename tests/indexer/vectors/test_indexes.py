@@ -1,0 +1,220 @@
+"""Every index against the exact answer, computed the slow way: one body for all of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from indexer.gallery.store import FaceVectors
+from indexer.types import Hit, Vectors
+from indexer.vectors import compressed, gpu, mapped_file
+from indexer.vectors.base import VectorIndex
+from indexer.vectors.flat import FIRST_FACES, FaissIndex
+
+DIM = 6
+
+# Small whole numbers: every product is exact in float32, in any order of adding, and many are equal.
+small_vectors = st.lists(st.integers(-2, 2), min_size=DIM, max_size=DIM)
+faces = st.tuples(st.integers(1, 30), st.integers(1, 6), small_vectors)
+puts = st.lists(faces, max_size=15, unique_by=lambda f: f[0])
+removes = st.lists(st.integers(1, 30), max_size=8)
+steps = st.lists(st.one_of(puts, removes.map(lambda ids: [(i, 0, None) for i in ids])), max_size=8)
+
+
+Make = Callable[[Path, int, Vectors], VectorIndex]
+"""An index in that folder, of that dimension, with faces 1001, 1002, ... of identities of the same numbers in it."""
+
+
+def exact(folder: Path, dim: int, first: Vectors) -> VectorIndex:
+    index = FaissIndex(dim)
+    numbers = np.arange(1001, 1001 + len(first))
+    index.put(numbers, numbers, first)
+    return index
+
+
+def of_file(folder: Path, dim: int, first: Vectors) -> VectorIndex:
+    numbers = np.arange(1001, 1001 + len(first))
+    return compressed.over(compressed.build(folder / "1.index", dim, [FaceVectors(numbers, numbers, first)], {}))
+
+
+def on_gpus(folder: Path, dim: int, first: Vectors) -> VectorIndex:
+    if problem := gpu.problem():
+        pytest.skip(problem)
+    of_file(folder, dim, first)
+    return compressed.over(mapped_file.read(folder / "1.index"), "gpu", gpu.GpuScan)
+
+
+ENGINES = {"exact": exact, "compressed": of_file, "gpu": on_gpus}
+
+
+@pytest.fixture(params=list(ENGINES.values()), ids=list(ENGINES))
+def make(request: pytest.FixtureRequest) -> Make:
+    made: Make = request.param
+    return made
+
+
+@pytest.fixture
+def empty(make: Make, tmp_path: Path) -> Callable[[int], VectorIndex]:
+    return lambda dim: make(tmp_path, dim, np.empty((0, dim), np.float32))
+
+
+def ids(*values: int) -> NDArray[np.int64]:
+    return np.array(values, dtype=np.int64)
+
+
+def exact_faces(truth: dict[int, tuple[int, list[int]]], query: list[int], k: int) -> list[Hit]:
+    hits = [
+        Hit(identity, face_id, float(np.dot(np.array(vector, np.float64), np.array(query, np.float64))))
+        for face_id, (identity, vector) in truth.items()
+    ]
+    return sorted(hits, key=lambda hit: (-hit.score, hit.face_id))[:k]
+
+
+def exact_identities(truth: dict[int, tuple[int, list[int]]], query: list[int], k: int) -> list[Hit]:
+    best: dict[int, Hit] = {}
+    for hit in exact_faces(truth, query, len(truth)):
+        best.setdefault(hit.identity_id, hit)
+    return list(best.values())[:k]
+
+
+@pytest.mark.parametrize("make", list(ENGINES.values()), ids=list(ENGINES))
+@settings(max_examples=100)
+@given(
+    first=st.lists(small_vectors, max_size=20),
+    gone=st.sets(st.integers(1001, 1020)),
+    steps=steps,
+    queries=st.lists(small_vectors, min_size=1, max_size=24),
+    k=st.integers(0, 35),
+)
+def test_any_order_of_puts_and_removes(
+    make: Make,
+    first: list[list[int]],
+    gone: set[int],
+    steps: list[list[tuple[int, int, list[int] | None]]],
+    queries: list[list[int]],
+    k: int,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        index = make(Path(folder), DIM, np.array(first, np.float32).reshape(-1, DIM))
+    truth: dict[int, tuple[int, list[int]]] = {n: (n, v) for n, v in enumerate(first, 1001) if n not in gone}
+    index.remove(sorted(gone))
+    for step in steps:
+        coming = [(face_id, identity, vector) for face_id, identity, vector in step if vector is not None]
+        going = [face_id for face_id, _, vector in step if vector is None]
+        if coming:
+            index.put(
+                ids(*(f for f, _, _ in coming)),
+                ids(*(i for _, i, _ in coming)),
+                np.array([v for _, _, v in coming], dtype=np.float32),
+            )
+            truth |= {f: (i, v) for f, i, v in coming}
+        index.remove(going)
+        for face_id in going:
+            truth.pop(face_id, None)
+    assert len(index) == len(truth)
+    assert index.face_ids().tolist() == sorted(truth)
+    probes = np.array(queries, dtype=np.float32)
+    assert index.nearest_faces(probes, k) == [exact_faces(truth, q, k) for q in queries]
+    assert index.nearest_identities(probes, k) == [exact_identities(truth, q, k) for q in queries]
+
+
+def test_unit_vectors_of_real_size(empty: Callable[[int], VectorIndex]) -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((3000, 128)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    face_ids, owners = np.arange(10, 3010), rng.integers(1, 400, 3000)
+    index = empty(128)
+    for start in range(0, 3000, 700):
+        part = slice(start, start + 700)
+        index.put(face_ids[part], owners[part], vectors[part])
+    probes = vectors[::100] + 0.05 * rng.standard_normal((30, 128)).astype(np.float32)
+    scores = probes.astype(np.float64) @ vectors.T.astype(np.float64)
+    for hits, row in zip(index.nearest_faces(probes, 10), scores, strict=True):
+        order = np.argsort(-row)[:10]
+        assert [hit.face_id for hit in hits] == face_ids[order].tolist()
+        assert [hit.identity_id for hit in hits] == owners[order].tolist()
+        assert [hit.score for hit in hits] == pytest.approx(row[order].tolist(), abs=1e-4)
+    for hits, row in zip(index.nearest_identities(probes, 10), scores, strict=True):
+        best = {int(owner): float(row[owners == owner].max()) for owner in np.unique(owners)}
+        expected = sorted(best, key=lambda owner: -best[owner])[:10]
+        assert [hit.identity_id for hit in hits] == expected
+        assert [hit.score for hit in hits] == pytest.approx([best[owner] for owner in expected], abs=1e-4)
+
+
+def test_an_identity_with_very_many_faces_hides_nobody(empty: Callable[[int], VectorIndex]) -> None:
+    """The first fetch holds the faces of one person alone."""
+    many = FIRST_FACES * 5 * 4
+    index = empty(2)
+    near = np.tile(np.array([[1, 0]], dtype=np.float32), (many, 1))
+    index.put(np.arange(1, many + 1), np.ones(many, dtype=np.int64), near)
+    far = np.array([[0.5, 0], [0.4, 0], [0.3, 0], [-1, 0]], dtype=np.float32)
+    index.put(ids(1001, 1002, 1003, 1004), ids(2, 3, 4, 5), far)
+    [hits] = index.nearest_identities(np.array([[1, 0]], dtype=np.float32), 5)
+    assert [(hit.identity_id, hit.face_id) for hit in hits] == [(1, 1), (2, 1001), (3, 1002), (4, 1003), (5, 1004)]
+    assert [hit.score for hit in hits] == pytest.approx([1, 0.5, 0.4, 0.3, -1], abs=5e-4)  # half precision
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 6, 9])
+def test_equals_go_by_face_id_whatever_the_order_they_came_in(empty: Callable[[int], VectorIndex], k: int) -> None:
+    index = empty(2)
+    index.put(ids(6, 2, 5, 1, 4, 3), ids(6, 2, 5, 1, 4, 3), np.tile(np.array([[0, 1]], dtype=np.float32), (6, 1)))
+    index.put(ids(9), ids(9), np.array([[0, 2]], dtype=np.float32))
+    query = np.array([[0, 1]], dtype=np.float32)
+    expected = [9, 1, 2, 3, 4, 5, 6][:k]
+    assert [hit.face_id for hit in index.nearest_faces(query, k)[0]] == expected
+    assert [hit.identity_id for hit in index.nearest_identities(query, k)[0]] == expected
+
+
+def test_an_empty_index(empty: Callable[[int], VectorIndex]) -> None:
+    index = empty(4)
+    queries = np.eye(4, dtype=np.float32)
+    assert len(index) == 0
+    assert index.nearest_faces(queries, 5) == [[]] * 4
+    assert index.nearest_identities(queries, 5) == [[]] * 4
+    assert index.face_ids().tolist() == []
+    index.remove([1, 2])
+    index.put(ids(), ids(), np.empty((0, 4), dtype=np.float32))
+    assert len(index) == 0
+    index.put(ids(7), ids(1), queries[:1])
+    index.remove([7])
+    assert index.nearest_faces(queries, 5) == [[]] * 4
+
+
+def test_no_queries(empty: Callable[[int], VectorIndex]) -> None:
+    index = empty(4)
+    index.put(ids(1, 2), ids(1, 2), np.eye(4, dtype=np.float32)[:2])
+    none = np.empty((0, 4), dtype=np.float32)
+    assert index.nearest_faces(none, 1) == []
+    assert index.nearest_identities(none, 1) == []
+
+
+def test_fewer_than_asked_for(empty: Callable[[int], VectorIndex]) -> None:
+    index = empty(2)
+    index.put(ids(1, 2, 3), ids(8, 8, 9), np.array([[1, 0], [0.5, 0], [0, 1]], dtype=np.float32))
+    query = np.array([[1, 0]], dtype=np.float32)
+    assert [hit.face_id for hit in index.nearest_faces(query, 100)[0]] == [1, 2, 3]
+    assert index.nearest_identities(query, 100)[0] == [Hit(8, 1, 1.0), Hit(9, 3, 0.0)]
+
+
+def test_replacing_moves_a_face_to_its_new_vector_and_identity(empty: Callable[[int], VectorIndex]) -> None:
+    index = empty(2)
+    index.put(ids(1, 2), ids(1, 2), np.array([[1, 0], [0, 1]], dtype=np.float32))
+    index.put(ids(1), ids(3), np.array([[0, -1]], dtype=np.float32))
+    assert len(index) == 2
+    assert index.nearest_faces(np.array([[0, -1]], dtype=np.float32), 2) == [[Hit(3, 1, 1.0), Hit(2, 2, -1.0)]]
+
+
+def test_contents_are_copies(empty: Callable[[int], VectorIndex]) -> None:
+    index = empty(2)
+    index.put(ids(2, 1), ids(5, 6), np.array([[1, 0], [0, 1]], dtype=np.float32))
+    face_ids, owners, vectors = index.contents()
+    assert (face_ids.tolist(), owners.tolist(), vectors.tolist()) == ([2, 1], [5, 6], [[1, 0], [0, 1]])
+    face_ids[:], owners[:], vectors[:] = 0, 0, 0
+    assert index.nearest_faces(np.array([[1, 0]], dtype=np.float32), 1) == [[Hit(5, 2, 1.0)]]

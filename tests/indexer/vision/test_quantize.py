@@ -1,0 +1,307 @@
+"""Embedders in int8: made of real networks with real faces, or refused."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from indexer.errors import InvalidRequest, ModelUnavailable
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import SFACE, ModelFile, Network, Pack
+from indexer.types import Device, Pixels, Precision, sha256
+from indexer.vision import quantize, runtime
+from indexer.vision.embedders.base import Embedder
+from indexer.vision.pipeline import FacePipeline, Options
+from indexer.vision.quantize import LEAST_COSINE, LEAST_FACES, Report, quantise
+from indexer.vision.runtime import Feed, Threads, no_telemetry
+from tests import photos
+from tests.conftest import calibration_faces
+
+ABOUT = f"{SFACE.embedder.name}.int8.json"
+MODEL = f"{SFACE.embedder.name}.int8.onnx"
+
+
+@pytest.fixture(scope="module")
+def faces(pipeline: FacePipeline) -> NDArray[np.uint8]:
+    return calibration_faces(pipeline)
+
+
+@pytest.fixture(scope="module")
+def made(faces: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFiles, Report]:
+    """SFace in int8, made once, and what was told of it."""
+    files = ModelFiles(tmp_path_factory.mktemp("models"))
+    told: list[tuple[int, int]] = []
+    report = quantise(SFACE, files, faces, lambda done, of: told.append((done, of)))
+    assert [done for done, _ in told] == list(range(1, report.calibrated_on + 1))
+    assert {of for _, of in told} == {report.calibrated_on}
+    return files, report
+
+
+@pytest.fixture
+def copied(made: tuple[ModelFiles, Report], tmp_path: Path) -> ModelFiles:
+    """A models folder with it, that may be damaged."""
+    files = ModelFiles(tmp_path)
+    target = files.quantised_path(SFACE.embedder)
+    target.parent.mkdir()
+    for source in made[0].quantised_path(SFACE.embedder).parent.iterdir():
+        (target.parent / source.name).write_bytes(source.read_bytes())
+    return files
+
+
+def test_it_agrees_with_float32_and_says_how_much(made: tuple[ModelFiles, Report]) -> None:
+    files, report = made
+    assert report.pack == "sface"
+    assert (report.calibrated_on, report.checked_on) == (47, 23)
+    assert LEAST_COSINE < report.cosine_min <= report.cosine_mean < 1
+    assert min(report.float32_ms, report.native_ms, report.int8_ms) > 0
+    assert report.times_as_fast == report.float32_ms / report.int8_ms > 1
+    folder = files.quantised_path(SFACE.embedder).parent
+    assert sorted(path.name for path in folder.iterdir()) == [ABOUT, MODEL]
+    about = json.loads((folder / ABOUT).read_text())
+    assert Report(**about) == report
+    assert about["sha256"] == sha256((folder / MODEL).read_bytes())
+    assert about["source_sha256"] == SFACE.embedder.sha256
+    assert set(about["versions"]) == {"nncf", "onnx", "onnxruntime", "openvino"}
+    assert len((folder / MODEL).read_bytes()) < len(files.prepared(SFACE.embedder)) / 3
+
+
+def test_the_cosines_are_of_what_galleries_hold(made: tuple[ModelFiles, Report], faces: NDArray[np.uint8]) -> None:
+    """The center taken from them."""
+    files, report = made
+    held = faces[2::3]
+    exact, int8 = (
+        FacePipeline(SFACE, files, Options(device=Device.CPU, precision=precision)).embed(held)
+        for precision in (Precision.FLOAT32, Precision.INT8)
+    )
+    assert report.cosine_mean == pytest.approx((exact * int8).sum(1).mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_both_engines_run_it(engine: str, made: tuple[ModelFiles, Report], faces: NDArray[np.uint8]) -> None:
+    files = made[0]
+    exact, int8 = (
+        Embedder(runtime.load(model, Feed(), precision, Threads(), engine), SFACE.dim, SFACE.mirror).embed(faces[:20])
+        for model, precision in (
+            (files.prepared(SFACE.embedder), Precision.FLOAT32),
+            (files.quantised(SFACE.embedder), Precision.INT8),
+        )
+    )
+    assert (exact * int8).sum(1).mean() > LEAST_COSINE
+    assert not np.allclose(exact, int8, atol=1e-3)
+
+
+def test_the_pipeline_answers_with_it(made: tuple[ModelFiles, Report], pipeline: FacePipeline) -> None:
+    int8 = FacePipeline(SFACE, made[0], Options(precision=Precision.INT8))
+    images = [photos.astronaut(), photos.six_people()]
+    for a, b in zip(int8.describe(images, None), pipeline.describe(images, None), strict=True):
+        for x, y in zip(a.faces, b.faces, strict=True):
+            assert LEAST_COSINE < float(x.embedding @ y.embedding) < 0.99999
+
+
+def test_none_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable) as caught:
+        FacePipeline(SFACE, ModelFiles(tmp_path), Options(precision=Precision.INT8)).load()
+    assert caught.value.message == (
+        f"{SFACE.embedder.name} has no int8 form here; `whosthere models quantize sface --calibrate FOLDER` makes it"
+    )
+
+
+def test_none_of_a_pack_of_ones_own(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="`whosthere models quantize mine --calibrate FOLDER` makes it"):
+        ModelFiles(tmp_path).quantised(ModelFile("mine+made.onnx", Network.ONNX, "MIT", "this test"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_model_is_refused(copied: ModelFiles, damage: str) -> None:
+    target = copied.quantised_path(SFACE.embedder)
+    good = target.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    target.write_bytes({"flip": bytes(flipped), "cut": good[:-1], "empty": b""}[damage])
+    with pytest.raises(ModelUnavailable, match=rf"{MODEL} is damaged: expected SHA-256 {sha256(good)}"):
+        copied.quantised(SFACE.embedder)
+    target.write_bytes(good)
+    assert copied.quantised(SFACE.embedder) == good
+
+
+@pytest.mark.parametrize("about", [b"", b"{", b"[]", b'{"sha256": "0"}', b"\xff"])
+def test_a_damaged_report_is_refused(copied: ModelFiles, about: bytes) -> None:
+    (copied.folder / "int8" / ABOUT).write_bytes(about)
+    with pytest.raises(ModelUnavailable, match=rf"{ABOUT} is damaged; `whosthere models quantize sface"):
+        copied.quantised(SFACE.embedder)
+
+
+def test_one_without_the_other_is_none(copied: ModelFiles) -> None:
+    (copied.folder / "int8" / ABOUT).unlink()
+    with pytest.raises(ModelUnavailable, match="has no int8 form here"):
+        copied.quantised(SFACE.embedder)
+
+
+def test_one_of_another_file_is_refused(copied: ModelFiles) -> None:
+    """As when the file of a pack was replaced by another of the same name."""
+    other = replace(SFACE.embedder, sha256="0" * 64)
+    with pytest.raises(ModelUnavailable, match=rf"made of another .* expected one with SHA-256 {'0' * 64}, found fb14"):
+        copied.quantised(other)
+
+
+@pytest.mark.parametrize("count", [0, 1, LEAST_FACES - 1])
+def test_too_few_faces(count: int, tmp_path: Path) -> None:
+    blank: Pixels = np.zeros((112, 112, 3), np.uint8)
+    with pytest.raises(InvalidRequest, match=rf"quantising needs {LEAST_FACES} faces or more; found {count}"):
+        quantise(SFACE, ModelFiles(tmp_path), [blank] * count)
+    assert list(tmp_path.iterdir()) == []
+
+
+def network(loud: float, opset: int = 11) -> bytes:
+    """A small embedder: 16 filters of 8 x 8 pixels, and two layers after them. What the first filter answers is `loud`
+    times as strong as the others' answers, and counts as much: scales of activations that reach it are too coarse for
+    the others."""
+    rng = np.random.default_rng(0)
+    filters = rng.standard_normal((16, 3, 8, 8)).astype(np.float32)
+    filters -= filters.mean((1, 2, 3), keepdims=True)
+    mix = rng.standard_normal((16, 16, 3, 3)).astype(np.float32) / 12
+    filters[0] *= loud
+    mix[:, 0] /= loud
+    weights = {
+        "filters": filters,
+        "mix": mix,
+        "end": rng.standard_normal((16 * 14 * 14, 32)).astype(np.float32),
+        "shape": np.array([-1, 16 * 14 * 14]),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["input", "filters"], ["a"], strides=[8, 8]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("Conv", ["b", "mix"], ["c"], pads=[1, 1, 1, 1]),
+            helper.make_node("Reshape", ["c", "shape"], ["d"]),
+            helper.make_node("MatMul", ["d", "end"], ["output"]),
+        ],
+        "made",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 112, 112])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 32])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def pack(folder: Path, model: bytes) -> Pack:
+    """A pack of a user, whose hash is not known beforehand."""
+    (folder / "made.onnx").write_bytes(model)
+    embedder = ModelFile("made.onnx", Network.ONNX, "MIT", "this test")
+    return replace(SFACE, name="made", embedder=embedder, dim=32, center=None)
+
+
+def test_a_pack_of_the_users_own_in_an_old_opset(faces: NDArray[np.uint8], tmp_path: Path) -> None:
+    files = ModelFiles(tmp_path)
+    own = pack(tmp_path, network(loud=1))
+    report = quantise(own, files, list(faces))
+    assert report.source_sha256 == sha256((tmp_path / "made.onnx").read_bytes())
+    (opset,) = onnx.load_model_from_string(files.quantised(own.embedder)).opset_import
+    assert opset.version == quantize.PER_CHANNEL_OPSET
+    (tmp_path / "made.onnx.sha256").unlink()
+    (tmp_path / "made.onnx").write_bytes(network(loud=2))
+    with pytest.raises(ModelUnavailable, match=r"made of another made\.onnx.*quantize PACK"):
+        files.quantised(own.embedder)
+
+
+@pytest.mark.parametrize(
+    ("loud", "message"),
+    [
+        (200, r"made\.onnx in int8 .* mean cosine 0\.\d{4} over 23 faces, expected 0\.99 or more; nothing was kept"),
+        (10_000, r"made\.onnx does not survive int8: .* no direction; nothing was kept"),
+    ],
+)
+def test_what_strays_from_float32_is_refused(
+    loud: float, message: str, faces: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    files = ModelFiles(tmp_path)
+    own = pack(tmp_path, network(loud))
+    with pytest.raises(ModelUnavailable, match=message):
+        quantise(own, files, faces)
+    assert not files.quantised_path(own.embedder).parent.exists()
+    with pytest.raises(ModelUnavailable, match="has no int8 form here"):
+        files.quantised(own.embedder)
+
+
+def test_a_folder_that_cannot_be_written(faces: NDArray[np.uint8], tmp_path: Path) -> None:
+    own = pack(tmp_path, network(loud=1))
+    (tmp_path / "int8").write_text("not a folder")
+    with pytest.raises(ModelUnavailable, match=r"made\.onnx\.int8\.onnx cannot be written"):
+        quantise(own, ModelFiles(tmp_path), faces)
+
+
+def test_without_nncf(faces: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ModelUnavailable, match=r"NNCF is not installed .*: pip install 'whosthere\[quantize\]'"):
+        quantise(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
+
+
+def test_it_is_quiet_and_tells_nobody(
+    faces: NDArray[np.uint8], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quantise(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_importing_leaves_no_telemetry(tmp_path: Path) -> None:
+    """What would report leaves files in the home folder before it does."""
+    script = (
+        "from indexer.vision.runtime import no_telemetry\n"
+        "with no_telemetry():\n"
+        "    import openvino, onnxruntime, nncf\n"
+        "assert type(nncf.telemetry.telemetry).__name__ == 'MagicMock'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_imported_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, there = "openvino_telemetry", ModuleType("openvino_telemetry")
+    monkeypatch.setitem(sys.modules, name, there)
+    with no_telemetry(), pytest.raises(ImportError):
+        importlib.import_module(name)
+    assert sys.modules[name] is there
+    monkeypatch.delitem(sys.modules, name)
+    with no_telemetry():
+        pass
+    assert name not in sys.modules
+
+
+def test_what_one_thread_imports_another_waits_for() -> None:
+    name = "openvino_telemetry"
+
+    def meanwhile() -> bool:
+        with no_telemetry(), no_telemetry():
+            pass
+        return name in sys.modules
+
+    was = name in sys.modules
+    with ThreadPoolExecutor(1) as pool:
+        with no_telemetry():
+            other = pool.submit(meanwhile)
+            with pytest.raises(TimeoutError):
+                other.result(timeout=0.2)
+            assert sys.modules[name] is None
+        assert other.result() == was

@@ -1,0 +1,201 @@
+"""`whosthere events` and `whosthere webhooks`, as people use them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from indexer.errors import InvalidRequest, NotFound
+from indexer.types import Gallery, Named
+from search_service.cli.app import whosthere
+from search_service.cli.events import PAGE
+from search_service.service_context import ServiceContext
+from search_service.store import events as module
+from search_service.store.events import Direction, Sighting
+from tests.indexer.gallery.faces import make_gallery
+
+DAYS = ["--from", "2026-11-24", "--to", "2026-11-25"]
+
+
+@pytest.fixture
+def staff(home: ServiceContext) -> Gallery:
+    return make_gallery(home.store)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
+    """The time of the next event, as its only entry."""
+    at = [datetime(2026, 11, 24, 12, tzinfo=UTC)]
+    monkeypatch.setattr(module, "now", lambda: at[0])
+    return at
+
+
+def record(
+    home: ServiceContext,
+    gallery: Gallery,
+    external_id: str = "ana",
+    direction: Direction | None = None,
+    decision: str = "match",
+) -> None:
+    person = Named(3, external_id, f"Name of {external_id}", {}, 1)
+    seen = Sighting("door", direction, decision, decision == "match", person, 0.61, 0.4)
+    home.events.record(gallery, seen, timedelta())
+
+
+def run(home: ServiceContext, *arguments: str, text: str | None = None) -> Result:
+    result = CliRunner().invoke(whosthere, ["--home", str(home.settings.home), *arguments], input=text)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_list(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
+    assert "There are no such events" in run(home, "events", "list").output
+    record(home, staff)
+    record(home, staff, "ben", Direction.OUT, "review")
+    shown = run(home, "events", "list").output.splitlines()
+    assert len(shown) == 3
+    assert shown[1].split() == [
+        "1", "2026-11-24", "12:00:00", "staff", "door", "ana", "Name", "of", "ana", "0.610", "match",
+    ]  # fmt: skip
+    for wanted in (
+        ["--limit", "1"],
+        ["--external-id", "ben"],
+        ["--decision", "review"],
+        ["--direction", "out", "--gallery", "staff", "--device", "door"],
+        ["--since", "2026-11-24T13:00+01:00", "--until", "2026-11-24T12:00:01", "--external-id", "ben"],
+    ):
+        (event,) = json.loads(run(home, "events", "list", *wanted, "--json").output)
+        assert event["external_id"] == "ben"
+    assert json.loads(run(home, "events", "list", "--since", "2026-11-25", "--json").output) == []
+
+
+def test_export(home: ServiceContext, staff: Gallery, clock: list[datetime], tmp_path: Path) -> None:
+    for hour, direction, decision in ((23, "in", "match"), (25, "out", "review"), (31, "out", "match")):
+        clock[0] = datetime(2026, 11, 24, tzinfo=UTC) + timedelta(hours=hour)
+        record(home, staff, direction=Direction(direction), decision=decision)
+    record(home, make_gallery(home.store, "visitors"), "ben")
+    export = ["events", "export", "--gallery", "staff"]
+    printed = run(home, *export, *DAYS).output
+    assert list(csv.reader(printed.splitlines()))[1:] == [
+        ["2026-11-24", "ana", "Name of ana", "2026-11-24T23:00:00+00:00", "2026-11-25T07:00:00+00:00", "8.00", ""]
+    ]
+    # In Berlin the shift began on the next day.
+    assert run(home, *export, *DAYS, "--timezone", "Europe/Berlin").output.splitlines()[1:] == []
+    out = tmp_path / "folder" / "attendance.csv"
+    november = ["--from", "2026-11-01", "--to", "2026-12-01", "--timezone", "Europe/Berlin", "--out", str(out)]
+    assert run(home, *export, *november).output == f"{out}: 1 days of 1 people.\n"
+    assert out.read_text().splitlines()[1].startswith("2026-11-25,ana,Name of ana,2026-11-25T00:00:00+01:00,")
+    (row,) = json.loads(run(home, *export, *DAYS, "--longest-shift", "7", "--json").output)
+    assert (row["hours"], row["remarks"]) == (None, ["missing_out"])
+
+
+def test_a_day_is_exported_the_same_whatever_days_are(
+    home: ServiceContext, staff: Gallery, clock: list[datetime]
+) -> None:
+    """Five days of two sightings, a night shift, and one `out` at the end of the fifth."""
+    november = datetime(2026, 11, 1, tzinfo=UTC)
+    said: list[tuple[int, int, str | None, str]] = [(day, hour, None, "ana") for day in range(1, 6) for hour in (7, 16)]
+    said += [(3, 22, "in", "ben"), (4, 2, None, "ben"), (4, 6, "out", "ben"), (5, 17, "out", "ana")]
+    for day, hour, direction, who in sorted(said, key=lambda one: one[:2]):
+        clock[0] = november + timedelta(days=day, hours=hour)
+        record(home, staff, who, Direction(direction) if direction else None)
+
+    def exported(first: int, until: int) -> list[list[str]]:
+        days = ["--from", f"2026-11-{first:02}", "--to", f"2026-11-{until:02}", "--timezone", "Europe/Berlin"]
+        printed = run(home, "events", "export", "--gallery", "staff", *days).output
+        return list(csv.reader(printed.splitlines()))[1:]
+
+    month = exported(1, 30)
+    assert [[row[0], row[1], *row[5:]] for row in month] == [
+        ["2026-11-02", "ana", "9.00", ""],
+        ["2026-11-03", "ana", "9.00", ""],
+        ["2026-11-04", "ana", "9.00", ""],
+        ["2026-11-04", "ben", "8.00", "undirected_left_out"],
+        ["2026-11-05", "ana", "9.00", ""],
+        ["2026-11-06", "ana", "", "missing_in undirected_left_out"],
+    ]
+    assert [row for day in range(1, 30) for row in exported(day, day + 1)] == month
+    assert exported(2, 6) == month[:-1]
+
+
+def test_export_reads_every_page(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
+    with home.engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.exec_driver_sql(
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO events "
+            "(gallery_id, at, external_id, device, decision, threshold) "
+            "SELECT ?, '2026-11-24 12:00:00.000000', 'person-' || i, 'door', 'match', 0.4 FROM n",
+            (2 * PAGE, staff.id),
+        )
+    rows = json.loads(run(home, "events", "export", "--gallery", "staff", *DAYS, "--json").output)
+    assert len({row["external_id"] for row in rows}) == len(rows) == 2 * PAGE + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from", "2026-11-25", "--to", "2026-11-25"], "--to is 2026-11-25; expected a day after --from"),
+        (["--from", "November", "--to", "2026-11-25"], "--from is 'November'; expected a day"),
+        (["--from", "2026-11-01", "--to", "9999-12-31"], "--to is '9999-12-31'; expected a day"),
+        ([*DAYS, "--timezone", "Berlin"], "--timezone is 'Berlin', which this machine does not know"),
+        ([*DAYS, "--timezone", "Europe"], "--timezone is 'Europe', which this machine does not know"),
+        ([*DAYS, "--timezone", ""], "--timezone is '', which this machine does not know"),
+        ([*DAYS, "--timezone", "../../etc/passwd"], "which this machine does not know"),
+    ],
+)
+def test_what_cannot_be_exported(home: ServiceContext, staff: Gallery, arguments: list[str], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        run(home, "events", "export", "--gallery", "staff", *arguments)
+
+
+def test_other_mistakes(home: ServiceContext, staff: Gallery) -> None:
+    with pytest.raises(NotFound, match="there is no gallery 'none'"):
+        run(home, "events", "list", "--gallery", "none")
+    with pytest.raises(InvalidRequest, match="--since is 'yesterday'; expected a time"):
+        run(home, "events", "list", "--since", "yesterday")
+    assert run(home, "events", "forget", "--gallery", "staff").exit_code == 2
+    assert run(home, "events", "list", "--decision", "maybe").exit_code == 2
+    assert run(home, "webhooks", "create", "--url", "http://a", "--decision", "maybe").exit_code == 2
+    with pytest.raises(NotFound, match="there is no webhook 'none'"):
+        run(home, "webhooks", "replay", "none")
+
+
+def test_forget_asks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
+    record(home, staff)
+    record(home, staff, "ben")
+    forget = ["events", "forget", "ana", "--gallery", "staff"]
+    refused = run(home, *forget, text="n\n")
+    assert refused.exit_code == 1
+    assert "Delete the events of ana for good?" in refused.output
+    assert "1 events deleted." in run(home, *forget, text="y\n").output
+    before = ["events", "forget", "--gallery", "staff", "--yes", "--before"]
+    assert run(home, *before, "2026-11-24T12:00").output == "0 events deleted.\n"
+    assert run(home, *before, "2026-11-24T13:00:01+01:00").output == "1 events deleted.\n"
+
+
+def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
+    assert "There are no webhooks" in run(home, "webhooks", "list").output
+    made = run(home, "webhooks", "create", "--url", "http://a/x", "--gallery", "staff", "--decision", "review")
+    (hook,) = home.webhooks.webhooks()
+    assert (hook.url, hook.gallery, hook.decisions) == ("http://a/x", "staff", ("review",))
+    secret = made.stdout.splitlines()[1]
+    assert (made.stdout.splitlines()[0], len(secret)) == (f"Webhook {hook.id} made. Its secret, shown this once:", 64)
+    assert "signed and not encrypted" in made.stderr
+    assert run(home, "webhooks", "create", "--url", "https://a").stderr == ""
+    record(home, staff, decision="review")
+    shown = run(home, "webhooks", "list").output
+    assert shown.splitlines()[1].split() == [hook.id, "http://a/x", "staff", "review", "1", "0"]
+    assert secret not in shown
+    assert "has arrived" in run(home, "webhooks", "dead", hook.id).output
+    claimed = home.webhooks.claim(home.webhooks.due(())[0].id, timedelta(seconds=1))
+    assert claimed is not None
+    home.webhooks.failed(claimed, "answered 500", None)
+    assert run(home, "webhooks", "dead", hook.id).output.splitlines()[1].split() == ["1", "1", "1", "answered", "500"]
+    assert run(home, "webhooks", "replay", hook.id).output == "1 events are tried anew.\n"
+    told = run(home, "webhooks", "delete", hook.id).output
+    assert told == f"Webhook {hook.id} deleted; 1 events were still to be sent to it.\n"

@@ -1,0 +1,364 @@
+"""Events are recorded once a person, device and cooldown, with what is to be sent of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from indexer.errors import InvalidRequest, NotFound
+from indexer.gallery.database import open_database
+from indexer.gallery.store import Store
+from indexer.types import Gallery, Named, Person
+from search_service.store import events as module
+from search_service.store.events import WAITING, Direction, Events, Filter, Recorded, Sighting
+from search_service.store.webhooks import Webhooks
+from tests.indexer.gallery.clock import NOON, Clock
+from tests.indexer.gallery.faces import make_gallery
+from tests.indexer.gallery.together import in_processes, in_threads
+from tests.postgres import Database
+from tests.waiting import DEADLINE
+
+MINUTE = timedelta(minutes=1)
+
+
+def seen(
+    external_id: str | None = "ana",
+    device: str = "door",
+    direction: Direction | None = None,
+    decision: str = "match",
+) -> Sighting:
+    person = Named(7, external_id, f"Name of {external_id}", {}, 1) if external_id else None
+    return Sighting(device, direction, decision, decision == "match", person, 0.61, 0.42, "request-1")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "now", clock)
+    return clock
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[Engine]:
+    engine = open_database(database.url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def events(engine: Engine) -> Events:
+    return Events(engine)
+
+
+@pytest.fixture
+def staff(engine: Engine) -> Gallery:
+    return make_gallery(Store(engine))
+
+
+def ids(events: Events, **wanted: Any) -> list[int]:
+    return [event.id for event in events.find(Filter(**wanted))]
+
+
+def test_an_event_says_what_was_seen(events: Events, staff: Gallery, clock: Clock) -> None:
+    told = events.record(staff, seen(direction=Direction.IN), MINUTE)
+    assert told.recorded
+    event = told.event
+    assert (event.gallery, event.at, event.identity_id, event.external_id) == ("staff", NOON, 7, "ana")
+    assert (event.name, event.device, event.direction) == ("Name of ana", "door", Direction.IN)
+    assert (event.decision, event.score, event.threshold, event.request_id) == ("match", 0.61, 0.42, "request-1")
+    assert events.event(event.id) == event
+    assert events.find(Filter()) == [event]
+
+
+def test_once_a_person_device_and_cooldown(events: Events, staff: Gallery, clock: Clock) -> None:
+    first = events.record(staff, seen(), MINUTE)
+    clock.at += MINUTE - timedelta(microseconds=1)
+    assert events.record(staff, seen(), MINUTE) == Recorded(first.event, recorded=False)
+    assert events.record(staff, seen("ben"), MINUTE).recorded
+    assert events.record(staff, seen(device="gate"), MINUTE).recorded
+    clock.at += timedelta(microseconds=1)
+    second = events.record(staff, seen(), MINUTE)
+    assert second.recorded
+    assert second.event.id > first.event.id
+    assert events.record(staff, seen(), MINUTE) == Recorded(second.event, recorded=False)
+    assert len(events.find(Filter())) == 4
+
+
+def test_galleries_do_not_share_a_cooldown(engine: Engine, events: Events, staff: Gallery, clock: Clock) -> None:
+    visitors = make_gallery(Store(engine), "visitors")
+    assert [events.record(gallery, seen(), MINUTE).recorded for gallery in (staff, visitors)] == [True, True]
+
+
+def test_without_a_cooldown_everything_is_recorded(events: Events, staff: Gallery, clock: Clock) -> None:
+    assert [events.record(staff, seen(), timedelta()).recorded for _ in range(3)] == [True] * 3
+
+
+def test_another_direction_is_no_repetition(events: Events, staff: Gallery, clock: Clock) -> None:
+    """Who presses the wrong button and then the right one is out, and who comes back is in."""
+    told = [events.record(staff, seen(direction=Direction(way)), MINUTE).recorded for way in ("in", "in", "out", "in")]
+    assert told == [True, False, True, True]
+    assert events.record(staff, seen(direction=None), MINUTE).recorded
+
+
+def test_a_match_is_recorded_after_a_review(events: Events, staff: Gallery, clock: Clock) -> None:
+    decisions = ("review", "review", "match", "review", "match")
+    told = [events.record(staff, seen(decision=decision), MINUTE).recorded for decision in decisions]
+    assert told == [True, False, True, False, False]
+
+
+def test_strangers_share_a_devices_cooldown(events: Events, staff: Gallery, clock: Clock) -> None:
+    stranger = seen(None, decision="no_match")
+    assert [events.record(staff, stranger, MINUTE).recorded for _ in range(3)] == [True, False, False]
+    assert events.record(staff, seen(), MINUTE).recorded
+    (event, _) = events.find(Filter())
+    assert (event.external_id, event.name, event.identity_id) == (None, None, None)
+
+
+@pytest.mark.parametrize("back", [timedelta(minutes=1), timedelta(days=400)])
+def test_a_clock_set_back_does_not_block_for_ever(
+    events: Events, staff: Gallery, clock: Clock, back: timedelta
+) -> None:
+    events.record(staff, seen(), MINUTE)
+    clock.at -= back
+    assert events.record(staff, seen(), MINUTE).recorded
+    assert not events.record(staff, seen(), MINUTE).recorded
+
+
+def test_a_machine_whose_clock_is_behind_repeats_nothing(events: Events, staff: Gallery, clock: Clock) -> None:
+    events.record(staff, seen(), MINUTE)
+    clock.at -= timedelta(seconds=3)
+    assert not events.record(staff, seen(), MINUTE).recorded
+    clock.at += MINUTE + timedelta(seconds=3)  # at the latest
+    assert events.record(staff, seen(), MINUTE).recorded
+
+
+def test_a_device_needs_a_name(events: Events, staff: Gallery) -> None:
+    with pytest.raises(InvalidRequest, match="device must be 1 to 200 printable characters"):
+        events.record(staff, seen(device=""), MINUTE)
+
+
+def test_a_gallery_that_is_gone(engine: Engine, events: Events, staff: Gallery) -> None:
+    events.record(staff, seen(), MINUTE)
+    Store(engine).delete_gallery("staff")
+    assert events.find(Filter()) == []
+    with pytest.raises(NotFound, match="the gallery was deleted meanwhile"):
+        events.record(staff, seen(), MINUTE)
+
+
+def test_events_outlive_their_identity(engine: Engine, events: Events, staff: Gallery) -> None:
+    store = Store(engine)
+    store.put_identity(staff.id, Person("ana"))
+    event = events.record(staff, seen(), MINUTE).event
+    store.delete_identity(staff.id, "ana")
+    assert events.event(event.id) == event
+
+
+def test_find_filters_and_pages(engine: Engine, events: Events, staff: Gallery, clock: Clock) -> None:
+    visitors = make_gallery(Store(engine), "visitors")
+    made = []
+    for gallery, one in (
+        (staff, seen()),
+        (staff, seen("ben", "gate", Direction.OUT)),
+        (visitors, seen(decision="review")),
+        (staff, seen(None, decision="no_match")),
+    ):
+        made.append(events.record(gallery, one, MINUTE).event.id)
+        clock.at += MINUTE
+    a, b, c, d = made
+    assert ids(events) == made
+    assert ids(events, galleries=["staff"]) == [a, b, d]
+    assert ids(events, galleries=["staff", "visitors"]) == made
+    assert ids(events, galleries=[]) == ids(events, galleries=["none"]) == []
+    assert ids(events, external_id="ana") == [a, c]
+    assert ids(events, device="gate") == ids(events, direction=Direction.OUT) == [b]
+    assert ids(events, decision="review") == [c]
+    assert ids(events, since=NOON + MINUTE, until=NOON + 3 * MINUTE) == [b, c]
+    assert ids(events, galleries=["staff"], external_id="ana", since=NOON + MINUTE) == []
+    assert [event.id for event in events.find(Filter(), after=a, limit=2)] == [b, c]
+    assert [event.id for event in events.latest(Filter(), 2)] == [c, d]
+    assert [event.id for event in events.latest(Filter(external_id="ana"), 9)] == [a, c]
+    with pytest.raises(NotFound, match=f"there is no event {d + 1}"):
+        events.event(d + 1)
+
+
+def test_forgetting(engine: Engine, events: Events, staff: Gallery, clock: Clock) -> None:
+    visitors = make_gallery(Store(engine), "visitors")
+    Webhooks(engine).create("http://receiver", None, ["match"])
+    a = events.record(staff, seen(), MINUTE).event.id
+    b = events.record(staff, seen("ben"), MINUTE).event.id
+    c = events.record(visitors, seen(), MINUTE).event.id
+    clock.at += timedelta(days=1)
+    d = events.record(staff, seen(), MINUTE).event.id
+    with pytest.raises(InvalidRequest, match="got neither"):
+        events.forget(staff)
+    assert events.forget(staff, "ana", before=NOON + MINUTE) == 1
+    assert ids(events) == [b, c, d]
+    assert events.forget(staff, "ana") == 1
+    assert ids(events) == [b, c]
+    assert events.forget(staff, before=NOON) == 0
+    assert events.forget(staff, before=NOON + MINUTE) == 1
+    assert ids(events) == [c]
+    assert a not in ids(events)
+    assert deliveries(engine) == [c]
+    assert events.record(staff, seen(), MINUTE).recorded  # the cooldown is forgotten as well
+
+
+def deliveries(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        return list(connection.execute(text("SELECT event_id FROM deliveries ORDER BY id")).scalars())
+
+
+def test_an_event_is_on_its_way_to_those_who_want_it(engine: Engine, events: Events, staff: Gallery) -> None:
+    visitors, hooks = make_gallery(Store(engine), "visitors"), Webhooks(engine)
+    everything, _ = hooks.create("http://all", None, ["match", "review", "no_match"])
+    matches, _ = hooks.create("http://matches", staff, ["match"])
+    elsewhere, _ = hooks.create("http://elsewhere", visitors, ["match", "review"])
+    match = events.record(staff, seen(), MINUTE).event.id
+    events.record(staff, seen(), MINUTE)
+    stranger = events.record(staff, seen(None, decision="no_match"), MINUTE).event.id
+    there = {
+        hook.url: [one.event_id for one in hooks.deliveries(hook.id, WAITING)]
+        for hook in (everything, matches, elsewhere)
+    }
+    assert there == {"http://all": [match, stranger], "http://matches": [match], "http://elsewhere": []}
+
+
+def test_nothing_is_recorded_by_half(engine: Engine, events: Events, staff: Gallery) -> None:
+    """Whatever fails in between, the cooldown is not taken without the event, nor the event kept without its way."""
+    Webhooks(engine).create("http://receiver", None, ["match"])
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.execute(text("ALTER TABLE deliveries RENAME TO elsewhere"))
+    with pytest.raises(Exception, match="deliveries"):
+        events.record(staff, seen(), MINUTE)
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.execute(text("ALTER TABLE elsewhere RENAME TO deliveries"))
+    assert events.find(Filter()) == []
+    assert events.record(staff, seen(), MINUTE).recorded
+    assert len(deliveries(engine)) == 1
+
+
+def record(url: str, gallery: Gallery, external_ids: tuple[str, ...]) -> list[bool]:
+    """In a process of its own."""
+    engine = open_database(url)
+    try:
+        return [Events(engine).record(gallery, seen(one), timedelta(hours=1)).recorded for one in external_ids]
+    finally:
+        engine.dispose()
+
+
+def test_processes_that_see_somebody_at_once_record_one_event(
+    database: Database, engine: Engine, events: Events, staff: Gallery
+) -> None:
+    Webhooks(engine).create("http://receiver", None, ["match"])
+    people = tuple(f"person-{n}" for n in range(20))
+    told = in_processes(record, [(database.url, staff, people), (database.url, staff, people)])
+    assert [one + other for one, other in zip(*told, strict=True)] == [1] * len(people)
+    assert {event.external_id for event in events.find(Filter())} == set(people)
+    assert len(events.find(Filter())) == len(deliveries(engine)) == len(people)
+
+
+def test_threads_that_see_somebody_at_once_record_one_event(events: Events, staff: Gallery) -> None:
+    for n in range(10):
+        told = in_threads([lambda n=n: events.record(staff, seen(f"person-{n}"), MINUTE)] * 4)  # type: ignore[misc]
+        assert sorted(one.recorded for one in told) == [False, False, False, True]
+        assert len({one.event for one in told}) == 1
+
+
+def test_an_event_that_was_taken_away_by_hand_is_recorded_anew(engine: Engine, events: Events, staff: Gallery) -> None:
+    events.record(staff, seen(), MINUTE)
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.execute(text("DELETE FROM events"))
+    again = events.record(staff, seen(), MINUTE)
+    assert again.recorded
+    assert events.record(staff, replace(seen(), score=0.7), MINUTE) == Recorded(again.event, recorded=False)
+
+
+def test_events_are_seen_in_the_order_of_their_ids(
+    database: Database, engine: Engine, events: Events, staff: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads on from the last event they saw misses none, however slowly another one is committed."""
+    has_its_id, may_end = threading.Event(), threading.Event()
+    insert = module._insert_event
+
+    def insert_slowly(session: Session, gallery: Gallery, sighting: Sighting, at: datetime) -> int:
+        event_id = insert(session, gallery, sighting, at)
+        if sighting.identity is not None and sighting.identity.external_id == "slow":
+            has_its_id.set()
+            may_end.wait(DEADLINE)
+        return event_id
+
+    monkeypatch.setattr(module, "_insert_event", insert_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(events.record, staff, seen("slow"), MINUTE)
+        assert has_its_id.wait(DEADLINE)
+        quick = pool.submit(events.record, staff, seen("quick"), MINUTE)
+        wait([quick], timeout=0.5)  # it may be done by now, and be read
+        page = events.find(Filter())
+        may_end.set()
+        told = [slow.result(DEADLINE).event, quick.result(DEADLINE).event]
+    page += events.find(Filter(), after=page[-1].id if page else 0)
+    assert page == told
+
+
+def test_a_gallery_is_deleted_after_what_is_being_recorded(
+    engine: Engine, events: Events, staff: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of somebody who was recorded before: each would have what the other one wants."""
+    events.record(staff, seen(), timedelta())
+    has_its_turn, may_go_on = threading.Event(), threading.Event()
+    insert = module._insert_event
+
+    def insert_later(session: Session, gallery: Gallery, sighting: Sighting, at: datetime) -> int:
+        has_its_turn.set()
+        may_go_on.wait(DEADLINE)
+        return insert(session, gallery, sighting, at)
+
+    monkeypatch.setattr(module, "_insert_event", insert_later)
+    with ThreadPoolExecutor(2) as pool:
+        recording = pool.submit(events.record, staff, seen(), timedelta())
+        assert has_its_turn.wait(DEADLINE)
+        deleting = pool.submit(Store(engine).delete_gallery, "staff")
+        assert not wait([deleting], timeout=0.5).done
+        may_go_on.set()
+        assert recording.result(DEADLINE).recorded
+        deleting.result(DEADLINE)
+    assert events.find(Filter()) == []
+
+
+@pytest.mark.parametrize("what", ["gallery", "webhook", "events"])
+def test_recording_and_deleting_do_not_wait_for_each_other_for_ever(
+    engine: Engine, events: Events, staff: Gallery, what: str
+) -> None:
+    store, webhooks = Store(engine), Webhooks(engine)
+    other = make_gallery(store, "visitors")
+    people = [f"person-{n}" for n in range(4)]
+
+    def record(gallery: Gallery, external_id: str) -> int:
+        count = 0
+        with suppress(NotFound):
+            for _ in range(25):
+                count += events.record(gallery, seen(external_id), timedelta()).recorded
+        return count
+
+    def take_away() -> int:
+        for _ in range(10):
+            made = webhooks.create("http://receiver", None, ["match"])[0]
+            if what == "events":
+                events.forget(staff, "person-0")
+            webhooks.delete(made.id)
+        if what == "gallery":
+            store.delete_gallery("staff")
+        return 0
+
+    calls = [lambda g=g, p=p: record(g, p) for g in (staff, other) for p in people]
+    in_threads([*calls, take_away])
+    assert len(ids(events, galleries=["visitors"])) == 25 * len(people)

@@ -1,0 +1,388 @@
+"""Jobs in SQL: whole or not there, held by one worker at a time, told of exactly once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy.orm import Session
+
+from indexer.clock import now
+from indexer.errors import Conflict, NotFound, Overloaded
+from indexer.gallery.database import open_database
+from indexer.gallery.store import Enrolled, Store
+from indexer.types import Gallery
+from search_service.store.jobs import PARTS_AT_ONCE, RECEIVING_SECONDS, Held, Job, JobResult, Jobs, JobState
+from search_service.store.schema import JobPartRow, JobResultRow, JobRow
+from tests.indexer.gallery.faces import image_hash, make_gallery, new_face
+from tests.indexer.gallery.together import in_processes, in_threads
+from tests.postgres import Database
+
+LONG = 3600.0
+"""Seconds: longer than any test, and as long as a job may be held (`LONGEST_HOLD`)."""
+
+FILE = [bytes([n]) * 10 for n in range(2 * PARTS_AT_ONCE + 3)]
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[Engine]:
+    engine = open_database(database.url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def jobs(engine: Engine) -> Jobs:
+    return Jobs(engine)
+
+
+@pytest.fixture
+def gallery(store: Store) -> Gallery:
+    return make_gallery(store)
+
+
+def make(jobs: Jobs, gallery: Gallery, images: int = 3) -> Job:
+    return jobs.create(gallery.id, images, {"pick": "only"}, FILE)
+
+
+def taken(jobs: Jobs, seconds: float = LONG) -> Held:
+    held = jobs.claim(seconds)
+    assert held is not None
+    return held
+
+
+def count(engine: Engine, table: type[JobRow | JobPartRow | JobResultRow]) -> int:
+    with Session(engine) as session:
+        return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+def put(engine: Engine, jobs: Jobs, held: Held, *results: JobResult) -> None:
+    with Session(engine.execution_options(writing=True)) as session, session.begin():
+        jobs.put(session, held, results)
+
+
+def test_a_job_and_its_file(jobs: Jobs, gallery: Gallery) -> None:
+    job = make(jobs, gallery)
+    assert (job.gallery, job.state, job.images, job.outcomes) == (gallery.name, JobState.QUEUED, 3, {})
+    assert (job.started_at, job.finished_at, job.problem) == (None, None, None)
+    assert jobs.find(job.id) == job
+    held = taken(jobs)
+    assert (held.id, held.gallery_id, held.gallery, held.options) == (job.id, gallery.id, "staff", {"pick": "only"})
+    assert list(jobs.parts(held)) == FILE
+    assert jobs.find(job.id).state is JobState.RUNNING
+    with pytest.raises(NotFound, match="no job 'x'"):
+        jobs.find("x")
+
+
+def test_a_file_that_breaks_off_is_no_job(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    def broken() -> Iterator[bytes]:
+        yield from FILE
+        assert count(engine, JobPartRow) >= PARTS_AT_ONCE, "parts are written while they come"
+        assert (jobs.latest(None), jobs.claim(LONG), jobs.unfinished()) == ([], None, 1)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        jobs.create(gallery.id, 3, {}, broken())
+    assert (count(engine, JobRow), count(engine, JobPartRow)) == (0, 0)
+
+
+def test_a_writer_that_died_is_swept(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    with Session(engine.execution_options(writing=True)) as session, session.begin():
+        for name, age in (("dead", 3600), ("slow", 60)):
+            at = now() - timedelta(seconds=age)
+            row = JobRow(id=name, gallery_id=gallery.id, state="receiving", options={}, images=1, attempts=0)
+            row.locked_until = row.created_at = at
+            session.add(row)
+            session.flush()
+            session.add(JobPartRow(job_id=name, place=0, data=b"x"))
+    assert jobs.sweep(now() - timedelta(days=30)) == 1
+    with Session(engine) as session:
+        assert session.scalars(select(JobRow.id)).all() == ["slow"]
+    assert count(engine, JobPartRow) == 1
+
+
+def test_a_writer_that_died_takes_no_room(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    with Session(engine.execution_options(writing=True)) as session, session.begin():
+        for name, age in (("dead", RECEIVING_SECONDS + 1), ("slow", RECEIVING_SECONDS // 2)):
+            at = now() - timedelta(seconds=age)
+            row = JobRow(id=name, gallery_id=gallery.id, state="receiving", options={}, images=1, attempts=0)
+            row.locked_until = row.created_at = at
+            session.add(row)
+    assert jobs.unfinished() == 1
+    jobs.check_room(2)
+    with pytest.raises(Overloaded, match="1 bulk enrolments are waiting or running already, 1 at most"):
+        jobs.check_room(1)
+
+
+def test_no_more_than_there_is_room_for(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    def create() -> Job | None:
+        try:
+            return jobs.create(gallery.id, 3, {}, FILE, most=3)
+        except Overloaded:
+            return None
+
+    made = [job for job in in_threads([create] * 8) if job is not None]
+    assert len(made) == jobs.unfinished() == 3
+    assert (count(engine, JobRow), count(engine, JobPartRow)) == (3, 3 * len(FILE))
+    jobs.cancel(made[0].id)
+    assert create() is not None
+    assert create() is None
+
+
+def test_they_are_counted_one_after_the_other(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    """Whoever has counted waits a while for somebody who counts the same."""
+    both = threading.Barrier(2)
+
+    def counted(*told: Any) -> None:
+        if "count" in told[2]:
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.5)
+
+    def create() -> bool:
+        try:
+            return bool(jobs.create(gallery.id, 3, {}, FILE, most=1).id)
+        except Overloaded:
+            return False
+
+    event.listen(engine, "after_cursor_execute", counted)
+    assert sorted(in_threads([create] * 2)) == [False, True]
+
+
+def test_the_gallery_goes_while_the_file_is_written(jobs: Jobs, gallery: Gallery, store: Store, engine: Engine) -> None:
+    def file() -> Iterator[bytes]:
+        yield from FILE
+        store.delete_gallery(gallery.name)
+        yield from FILE
+
+    with pytest.raises(NotFound) as caught:
+        jobs.create(gallery.id, 3, {}, file())
+    assert caught.value.code == "gallery_not_found"
+    assert (count(engine, JobRow), count(engine, JobPartRow)) == (0, 0)
+
+
+def test_a_gallery_takes_its_jobs_along(jobs: Jobs, gallery: Gallery, store: Store, engine: Engine) -> None:
+    job = make(jobs, gallery)
+    held = taken(jobs)
+    put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
+    store.delete_gallery(gallery.name)
+    with pytest.raises(NotFound):
+        jobs.find(job.id)
+    assert [count(engine, table) for table in (JobRow, JobPartRow, JobResultRow)] == [0, 0, 0]
+    assert jobs.renew(held, LONG) is None
+    jobs.finish(held, JobState.DONE)
+    with pytest.raises(Conflict) as caught:
+        put(engine, jobs, held)
+    assert caught.value.code == "job_lost"
+
+
+def test_the_oldest_goes_first(jobs: Jobs, gallery: Gallery) -> None:
+    made = [make(jobs, gallery).id for _ in range(3)]
+    assert [taken(jobs).id for _ in range(3)] == made
+    assert jobs.claim(LONG) is None
+
+
+def test_what_a_worker_left_is_taken_over(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    job = make(jobs, gallery)
+    dead = taken(jobs, seconds=-1)
+    put(engine, jobs, dead, JobResult(2, "b.jpg", "ben", "enrolled", face_id=7))
+    started = jobs.find(job.id).started_at
+    alive = taken(jobs)
+    assert (alive.id, alive.attempts, jobs.places(alive)) == (job.id, 1, {2})
+    assert jobs.find(job.id).started_at == started
+    assert jobs.claim(LONG) is None
+    with pytest.raises(Conflict, match="taken over") as caught:
+        put(engine, jobs, dead, JobResult(3, "c.jpg", "cem", "enrolled"))
+    assert caught.value.code == "job_lost"
+    assert jobs.renew(dead, LONG) is None
+    jobs.finish(dead, JobState.FAILED)
+    jobs.give_back(dead)
+    jobs.postpone(dead, "late", LONG)
+    now = jobs.find(job.id)
+    assert (now.state, now.problem) == (JobState.RUNNING, None)
+    assert list(jobs.parts(alive)) == FILE
+    assert jobs.renew(alive, LONG) is JobState.RUNNING
+
+
+def test_one_that_was_taken_before_the_clock_was_set_back_is_free(jobs: Jobs, gallery: Gallery) -> None:
+    make(jobs, gallery)
+    ahead = taken(jobs, seconds=86_400)
+    assert taken(jobs).claim != ahead.claim
+    assert jobs.claim(LONG) is None
+
+
+def test_results_are_committed_with_the_faces_or_not_at_all(
+    jobs: Jobs, gallery: Gallery, store: Store, engine: Engine
+) -> None:
+    make(jobs, gallery)
+    dead, alive = taken(jobs, seconds=-1), taken(jobs)
+
+    def enroll(held: Held) -> None:
+        def also(session: Session, became: list[Enrolled]) -> None:
+            [one] = became
+            jobs.put(session, held, [JobResult(1, "a.jpg", "ana", str(one.outcome), face_id=one.face_id)])
+
+        store.enroll(gallery, [new_face("ana", 1)], also=also)
+
+    with pytest.raises(Conflict, match="taken over"):
+        enroll(dead)
+    assert (store.counts(gallery.id), store.last_change(gallery.id)) == ((0, 0), 0)
+    enroll(alive)
+    assert store.counts(gallery.id) == (1, 1)
+    [result] = jobs.results(alive.id)
+    assert result.outcome == "enrolled"
+    assert store.face(gallery.id, result.face_id or 0).image_sha256 == image_hash(1)
+
+
+def test_attempts_are_counted_until_it_gets_further(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    make(jobs, gallery)
+    assert [taken(jobs, seconds=-1).attempts for _ in range(3)] == [1, 2, 3]
+    held = taken(jobs, seconds=-1)
+    put(engine, jobs, held)
+    held = taken(jobs)
+    assert held.attempts == 1
+    jobs.give_back(held)
+    assert taken(jobs).attempts == 1
+
+
+def test_given_back(jobs: Jobs, gallery: Gallery) -> None:
+    job = make(jobs, gallery)
+    jobs.give_back(taken(jobs))
+    assert jobs.find(job.id).state is JobState.QUEUED
+    again = taken(jobs)
+    jobs.cancel(job.id)
+    jobs.give_back(again)
+    assert taken(jobs).state is JobState.CANCELLING
+
+
+def test_postponed(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    job = make(jobs, gallery)
+    held = taken(jobs)
+    jobs.postpone(held, "no model", LONG)
+    assert jobs.claim(LONG) is None
+    assert (jobs.find(job.id).state, jobs.find(job.id).problem) == (JobState.RUNNING, "no model")
+    for _ in range(10):
+        jobs.postpone(held, "no model", -1)
+        held = taken(jobs)
+        assert held.attempts == 1, "what is waited for is no attempt"
+    put(engine, jobs, held)
+    assert jobs.find(job.id).problem is None
+
+
+def test_nul(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    """A manifest may hold it, and not every database."""
+    job = make(jobs, gallery)
+    held = taken(jobs)
+    put(engine, jobs, held, JobResult(1, "a\0.jpg", "\0", "rejected", "invalid_row", message="\0", details={"x": "\0"}))
+    assert jobs.results(job.id) == [
+        JobResult(1, "a\ufffd.jpg", "\ufffd", "rejected", "invalid_row", message="\ufffd", details={"x": "\0"})
+    ]
+    jobs.finish(held, JobState.FAILED, "\0")
+    assert jobs.find(job.id).problem == "\ufffd"
+
+
+def test_the_end(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    job = make(jobs, gallery)
+    held = taken(jobs)
+    told = [
+        JobResult(1, "a.jpg", "ana", "enrolled", face_id=5, message="like ben", details={"external_id": "ben"}),
+        JobResult(2, "b.jpg", "ben", "rejected", "no_face", message="no face was found"),
+        JobResult(3, "c.jpg", "ana", "rejected", "no_face"),
+    ]
+    put(engine, jobs, held, *told[:2])
+    put(engine, jobs, held, told[2])
+    jobs.finish(held, JobState.DONE)
+    ended = jobs.find(job.id)
+    assert (ended.state, ended.outcomes) == (JobState.DONE, {"enrolled": 1, "rejected": 2})
+    assert ended.finished_at is not None
+    assert ended.started_at is not None
+    assert ended.created_at <= ended.started_at <= ended.finished_at
+    assert jobs.results(job.id) == told
+    assert jobs.results(job.id, "rejected") == told[1:]
+    assert jobs.results(job.id, "rejected", after=2) == told[2:]
+    assert jobs.results(job.id, limit=1) == told[:1]
+    assert (jobs.unfinished(), jobs.claim(LONG), count(engine, JobPartRow)) == (0, None, 0)
+    assert jobs.cancel(job.id).state is JobState.DONE
+
+
+def test_cancelled_while_it_waits(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    job = make(jobs, gallery)
+    cancelled = jobs.cancel(job.id)
+    assert (cancelled.state, cancelled.started_at) == (JobState.CANCELLED, None)
+    assert cancelled.finished_at is not None
+    assert (jobs.claim(LONG), count(engine, JobPartRow)) == (None, 0)
+    assert jobs.cancel(job.id) == cancelled
+    with pytest.raises(NotFound):
+        jobs.cancel("x")
+
+
+def test_cancelled_while_it_runs(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    job = make(jobs, gallery)
+    held = taken(jobs)
+    assert jobs.cancel(job.id).state is JobState.CANCELLING
+    assert jobs.cancel(job.id).finished_at is None
+    assert jobs.renew(held, -1) is JobState.CANCELLING
+    put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
+    heir = taken(jobs)
+    assert (heir.id, heir.state) == (job.id, JobState.CANCELLING)
+    jobs.finish(heir, JobState.CANCELLED)
+    ended = jobs.find(job.id)
+    assert (ended.state, ended.outcomes) == (JobState.CANCELLED, {"enrolled": 1})
+    assert ended.finished_at is not None
+    assert count(engine, JobPartRow) == 0
+
+
+def test_the_latest_first_page_by_page(jobs: Jobs, gallery: Gallery, store: Store, engine: Engine) -> None:
+    other = make_gallery(store, "guests")
+    made = [make(jobs, one).id for one in (gallery, other, gallery, other, gallery)]
+    order = sorted(made, reverse=True)
+    put(engine, jobs, taken(jobs), JobResult(1, "a.jpg", "ana", "enrolled"))
+    listed = jobs.latest(None)
+    assert [job.id for job in listed] == order
+    assert {job.id: job.outcomes for job in listed} == {id_: {"enrolled": 1} if id_ == made[0] else {} for id_ in made}
+    assert [job.id for job in jobs.latest(None, before=order[1], limit=2)] == order[2:4]
+    assert {job.id for job in jobs.latest(["guests"])} == {made[1], made[3]}
+    assert jobs.latest([]) == []
+
+
+def test_old_ones_are_swept_and_files_that_were_left(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+    old, young, waiting = (make(jobs, gallery).id for _ in range(3))
+    for _ in range(2):
+        held = taken(jobs)
+        put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
+        jobs.finish(held, JobState.DONE)
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.execute(
+            JobRow.__table__.update().where(JobRow.id == old).values(finished_at=now() - timedelta(days=31))  # type: ignore[attr-defined]
+        )
+        left = text("INSERT INTO job_parts (job_id, place, data) VALUES (:job, 5, :data)")
+        connection.execute(left, {"job": young, "data": b"x"})
+    assert jobs.sweep(now() - timedelta(days=30)) == 1
+    assert {job.id for job in jobs.latest(None)} == {young, waiting}
+    assert (count(engine, JobResultRow), count(engine, JobPartRow)) == (1, len(FILE))
+
+
+def claim_all(url: str) -> list[str]:
+    engine = open_database(url)
+    try:
+        jobs, mine, misses = Jobs(engine), [], 0
+        while misses < 20:
+            held = jobs.claim(LONG)
+            misses += held is None
+            mine += [held.id] if held else []
+        return mine
+    finally:
+        engine.dispose()
+
+
+def test_no_two_workers_hold_one_job(jobs: Jobs, gallery: Gallery, database: Database) -> None:
+    made = sorted(make(jobs, gallery).id for _ in range(20))
+    claimed = in_processes(claim_all, [(database.url,)] * 3)
+    assert sorted(job for mine in claimed for job in mine) == made
+    again = make(jobs, gallery)
+    threads = in_threads([lambda: claim_all(database.url)] * 4)
+    assert [job for mine in threads for job in mine] == [again.id]
