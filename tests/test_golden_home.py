@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,74 +61,75 @@ class Service:
     """Those of the installation before the service started."""
 
 
-class Golden:
-    """Builds what the earlier code makes over each kind of database, once for a test process, SQLite once for all."""
+@dataclass(frozen=True)
+class Built:
+    """What the earlier code made, to be copied and not used."""
 
-    def __init__(self, shared: Path, own: Path, postgres: Callable[[], Postgres]) -> None:
-        self._shared = shared
-        self._own = own
-        self._postgres = postgres
-        self._databases: dict[str, str] = {}
-        self._services: dict[str, Service] = {}
-        self._stack = ExitStack()
+    folder: Path
+    demo: Path
+    copy_database: Callable[[], str] | None = None
+    """Returns the URL of a copy of its database, where that is not in the home folder."""
 
-    def close(self) -> None:
-        self._stack.close()
+    def copy(self, folder: Path) -> Installation:
+        home = Path(shutil.copytree(self.folder / "home", folder / "home", symlinks=True))
+        database = {"WHOSTHERE_DATABASE_URL": self.copy_database()} if self.copy_database else {}
+        answers = json.loads((self.folder / "answers.json").read_text())
+        return Installation(home, self.demo, build.SETTINGS | database, answers)
 
-    def installation(self, kind: str, folder: Path) -> Installation:
-        """Returns a copy in a folder, over a database of its own."""
-        built = self._sqlite() if kind == "sqlite" else self._postgresql()
-        environment = dict(build.SETTINGS)
-        if kind != "sqlite":
-            environment["WHOSTHERE_DATABASE_URL"] = self._postgres().copy(self._databases[kind])
-        home = Path(shutil.copytree(built / "home", folder / "home", symlinks=True))
-        answers = json.loads((built / "answers.json").read_text())
-        return Installation(home, self._shared / "demo", environment, answers)
-
-    def service(self, kind: str) -> Service:
-        """Returns a service over a copy; its tests add nothing to it."""
-        if kind not in self._services:
-            folder = self._own / f"{kind}-service"
-            folder.mkdir()
-            made = self.installation(kind, folder)
-            before = made.snapshots()
-            failing = self._stack.enter_context(receiving(port=made.answers["failing_port"]))
+    @contextmanager
+    def serving(self, folder: Path) -> Iterator[Service]:
+        """Starts a service of this code over a copy."""
+        made = self.copy(folder)
+        before = made.snapshots()
+        with receiving(port=made.answers["failing_port"]) as failing:
             serve = Serve(made.home, folder / "serve.log", **made.environment)
-            self._stack.callback(serve.end)
-            serve.ready().client.headers["X-API-Key"] = made.answers["admin"]
-            self._services[kind] = Service(made, serve.client, failing, before)
-        return self._services[kind]
-
-    def _sqlite(self) -> Path:
-        out = self._shared / "sqlite"
-        with locked(self._shared):
-            if not (out / "answers.json").exists():
-                build.build(self._shared, out)
-        return out
-
-    def _postgresql(self) -> Path:
-        out = self._own / "postgresql"
-        if not self._databases:
-            url = self._postgres().empty()
-            build.build(self._shared, out, url)
-            self._databases["postgresql"] = str(make_url(url).database)
-        return out
+            try:
+                serve.ready().client.headers["X-API-Key"] = made.answers["admin"]
+                yield Service(made, serve.client, failing, before)
+            finally:
+                serve.end()
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Golden]:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all the workers of this run with the earlier code, photos and networks."""
     reason = missing()
     if reason is not None:
         pytest.skip(f"data of the earlier code cannot be made: {reason}")
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "golden"
-    shared.mkdir(exist_ok=True)
-    with locked(shared):
-        if not (shared / "models").exists():
-            build.prepare(shared)
-    golden = Golden(shared, tmp_path_factory.mktemp("golden"), lambda: request.getfixturevalue("postgres"))
-    yield golden
-    golden.close()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "golden"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not (folder / "models").exists():
+            build.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built_sqlite(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    out = tmp_path_factory.mktemp("sqlite")
+    build.build(prepared, out)
+    return Built(out, prepared / "demo")
+
+
+@pytest.fixture(scope="session")
+def built_postgresql(prepared: Path, tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Built:
+    out, url = tmp_path_factory.mktemp("postgresql"), postgres.empty()
+    build.build(prepared, out, url)
+    return Built(out, prepared / "demo", lambda: postgres.copy(str(make_url(url).database)))
+
+
+@pytest.fixture(scope="session")
+def service_sqlite(built_sqlite: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with built_sqlite.serving(tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def service_postgresql(built_postgresql: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with built_postgresql.serving(tmp_path_factory.mktemp("service")) as service:
+        yield service
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -138,14 +139,17 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def service(golden: Golden, kind: str) -> Service:
-    return golden.service(kind)
+def service(kind: str, request: pytest.FixtureRequest) -> Service:
+    """A service whose tests add nothing to it."""
+    found: Service = request.getfixturevalue(f"service_{kind}")
+    return found
 
 
 @pytest.fixture
-def installation(golden: Golden, kind: str, tmp_path: Path) -> Installation:
+def installation(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Installation:
     """An installation that a test may change."""
-    return golden.installation(kind, tmp_path)
+    built: Built = request.getfixturevalue(f"built_{kind}")
+    return built.copy(tmp_path)
 
 
 def test_searches_have_the_same_answers(service: Service) -> None:
@@ -242,11 +246,3 @@ def without_waiting(answer: Any) -> Any:
     if isinstance(answer, Mapping):
         return {name: without_waiting(value) for name, value in answer.items() if name != "waiting"}
     return [without_waiting(value) for value in answer] if isinstance(answer, list) else answer
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps the other workers of this run out meanwhile."""
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
