@@ -169,7 +169,7 @@ def longest_module(name: str, known: Mapping[str, Path]) -> str | None:
 @pytest.mark.parametrize(
     ("parts", "packages"),
     [
-        (NO_HTTP, ("fastapi", "starlette", "uvicorn", "httpx")),
+        (NO_HTTP, ("fastapi", "starlette", "uvicorn")),
         (("indexer.vision", "indexer.models", "indexer.vectors"), ("sqlalchemy", "alembic", "psycopg", "sqlite3")),
         (("search_service.matching", "search_service.search", "search_service.api"), ("sqlalchemy", "psycopg")),
         (("indexer.gallery", "indexer.vision", "search_service"), ("faiss",)),
@@ -185,6 +185,12 @@ def test_edges_are_thin(parts: tuple[str, ...], packages: tuple[str, ...]) -> No
     for module, path in modules().items():
         if any(within(module, part) for part in parts):
             assert not {name for name in imports(path) if any(within(name, package) for package in packages)}, module
+
+
+def test_only_model_downloads_make_http_requests() -> None:
+    """Apart from `search_service`, which calls webhooks."""
+    found = {name for name, path in modules().items() if any(within(i, "httpx") for i in imports(path))}
+    assert {name for name in found if any(within(name, part) for part in NO_HTTP)} == {"indexer.models.download"}
 
 
 def test_torch_is_imported_where_it_is_needed() -> None:

@@ -24,9 +24,11 @@ from indexer.cli.common import (
 )
 from indexer.enrollment.sources import Row, rows_of
 from indexer.errors import PYTORCH_MISSING, ModelUnavailable, RejectedImage, WhosthereError
-from indexer.models import download, packs
+from indexer.models import packs
 from indexer.models.catalogue import FileDescription, PackDescription, check_name
 from indexer.models.packs import BUILT_IN, DETECTORS, EMBEDDERS, ModelFile, Network, Pack
+from indexer.models.partial_file import Progress
+from indexer.models.pull import pull
 from indexer.types import Pick, Pixels
 from indexer.vision import quantize
 from indexer.vision.decode import Limits
@@ -87,8 +89,8 @@ def models_pull(context: AppContext, name: str, accept_license: bool, source: st
     pack = context.packs.find(name)
     if pack.terms and not accept_license:
         _ask(pack)
-    with progress_bars() as tell:
-        pulled = download.pull(pack, context.files, source, lambda p: _tell(p, tell))
+    with progress_bars() as show_bar:
+        pulled = pull(pack, context.files, source, lambda p: _show_progress(p, show_bar))
     try:  # what does not run is told now, not at the first enrolment
         tried = context.packs.check(context.packs.find(name))
     except ModelUnavailable as error:
@@ -118,11 +120,11 @@ def _ask(pack: Pack) -> None:
         raise click.ClickException("nothing was fetched: the terms were not accepted (--accept-license does, unasked)")
 
 
-def _tell(progress: download.Progress, tell: Callable[[str, int, int | None], None]) -> None:
+def _show_progress(progress: Progress, show_bar: Callable[[str, int, int | None], None]) -> None:
     if progress.waiting:
-        click.echo("Another pull is at work in the same folder; waiting for it.", err=True)
+        click.echo("Waiting for another pull in the same folder.", err=True)
     else:
-        tell(progress.name, progress.done, progress.total)
+        show_bar(progress.name, progress.done, progress.total)
 
 
 @models_group.command(

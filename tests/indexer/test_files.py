@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.files import alone, clear, replacing, write_atomically
+from indexer.files import alone, clear, replacing, try_lock, write_atomically
 from tests.indexer.vectors.disks import limited_file_size
 from tests.waiting import DEADLINE
 
@@ -174,3 +175,14 @@ def test_one_alone_holds_a_lock(tmp_path: Path) -> None:
     with alone(path) as one:
         assert one
     assert listed(path.parent) == []
+
+
+def test_lock_file_removed_by_its_holder_does_not_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    with monkeypatch.context() as late:
+        late.setattr(fcntl, "flock", lambda *_: path.unlink())
+        assert try_lock(path) is None
+    lock = try_lock(path)
+    assert lock is not None
+    assert try_lock(path) is None
+    os.close(lock)

@@ -20,7 +20,7 @@ from indexer.types import sha256
 from indexer.vision import runtime
 from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
-from tests.indexer.models.site import Site, open_site
+from tests.indexer.models.web_server import WebServer, run_web_server
 from tests.indexer.vision import golden
 
 
@@ -43,23 +43,23 @@ def command(tmp_path: Path) -> Command:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    with open_site() as here:
-        yield here
+def server() -> Iterator[WebServer]:
+    with run_web_server() as running:
+        yield running
 
 
-def test_pulling_asks_for_the_terms(command: Command, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pulling_asks_for_the_terms(command: Command, server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for typed in ("n\n", ""):  # nobody is there to answer
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-        ran = command("models", "pull", "ir50", "--from", site.url)
+        ran = command("models", "pull", "ir50", "--from", server.url)
         assert ran.code == 1
         assert "for non-commercial use" in ran.err
         assert "Do you accept these terms?" in ran.err
         assert "nothing was fetched: the terms were not accepted (--accept-license does, unasked)" in ran.err
-    assert site.asked == []
-    ran = command("models", "pull", "ir50", "--from", site.url, "--accept-license")
+    assert server.paths == []
+    ran = command("models", "pull", "ir50", "--from", server.url, "--accept-license")
     assert ran.code == 1
-    assert f"{site.url}/{IR50.detector.name}" in ran.err
+    assert f"{server.url}/{IR50.detector.name}" in ran.err
 
 
 def test_pulling_what_is_there_already(command: Command) -> None:
@@ -97,13 +97,13 @@ def test_a_description_that_cannot_be_read_hides_no_other_pack(command: Command)
     assert "does not describe a model pack" in command("models", "verify", "mine").out
 
 
-def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) -> None:
+def test_pulling_a_pack_of_ones_own(command: Command, server: WebServer, demo: Demo) -> None:
     """Added, deleted, pulled from where its description says; a cut connection in between."""
     model = shipped(SFACE.embedder)
     command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
     folder = command.home / "models"
     description = folder / "packs" / "mine.json"
-    url = site.keep("/sface.onnx", model.read_bytes(), cuts=[1_000_000])
+    url = server.serve_file("/sface.onnx", model.read_bytes(), cuts=[1_000_000])
     description.write_text(description.read_text().replace('"url": ""', f'"url": "{url}"'))
     (folder / f"mine+embedder-{model.name}").unlink()
     assert [(p["name"], p["installed"]) for p in command.ok("models", "list", "--json").json][-1] == ("mine", False)
@@ -114,7 +114,7 @@ def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) ->
 
     pulled = command.ok("models", "pull", "mine", "--json")
     assert [file["from"] for file in pulled.json["files"]] == ["", url]
-    assert site.headers[1]["Range"] == "bytes=1000000-"
+    assert server.headers[1]["Range"] == "bytes=1000000-"
     enrolled = command.ok("enroll", demo.photos, "--gallery", "staff", "--model", "mine", "--json").json
     assert (enrolled["model"], enrolled["enrolled"]) == ("mine", 7)
     refused = command("enroll", demo.photos, "--gallery", "staff", "--model", "sface")
@@ -122,11 +122,11 @@ def test_pulling_a_pack_of_ones_own(command: Command, site: Site, demo: Demo) ->
     assert "is bound to model pack 'mine', and 'sface' was asked for; a gallery never mixes packs" in refused.err
 
 
-def test_what_was_pulled_and_does_not_run_is_taken_away_again(command: Command, site: Site) -> None:
+def test_what_was_pulled_and_does_not_run_is_taken_away_again(command: Command, server: WebServer) -> None:
     """Else its hash would be the right one ever after, and a new gallery be bound to it."""
     for file in IR50.files:
-        site.keep(f"/{file.name}", b"no checkpoint")
-    ran = command("models", "pull", "ir50", "--accept-license", "--from", site.url)
+        server.serve_file(f"/{file.name}", b"no checkpoint")
+    ran = command("models", "pull", "ir50", "--accept-license", "--from", server.url)
     assert ran.code == 1
     assert IR50.detector.name in ran.err
     assert command.ok("models", "list", "--json").json[0]["problem"] == "not installed"
@@ -135,7 +135,7 @@ def test_what_was_pulled_and_does_not_run_is_taken_away_again(command: Command, 
 
 
 def test_what_was_pulled_stays_where_only_the_exporter_is_missing(
-    command: Command, site: Site, monkeypatch: pytest.MonkeyPatch
+    command: Command, server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from indexer.models.architectures.retinaface import RetinaFaceNetwork
 
@@ -144,21 +144,21 @@ def test_what_was_pulled_stays_where_only_the_exporter_is_missing(
 
     data = checkpoint(RetinaFaceNetwork())
     for file in IR50.files:
-        site.keep(f"/{file.name}", data)
+        server.serve_file(f"/{file.name}", data)
     monkeypatch.setattr(torch.onnx, "export", export)
-    ran = command("models", "pull", "ir50", "--accept-license", "--from", site.url)
+    ran = command("models", "pull", "ir50", "--accept-license", "--from", server.url)
     assert ran.code == 1
     assert "pip install 'whosthere[torch]'" in ran.err
     assert {path.name for path in (command.home / "models").glob("cv_*.pt")} == {file.name for file in IR50.files}
 
 
-def test_what_was_asked_for_is_not_taken_away_again(command: Command, site: Site) -> None:
+def test_what_was_asked_for_is_not_taken_away_again(command: Command, server: WebServer) -> None:
     """Its hash was known before it came: that it does not run is not the fault of the bytes."""
     model = shipped(SFACE.embedder)
     command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
     description = command.home / "models" / "packs" / "mine.json"
     said = json.loads(description.read_text())
-    said["embedder"] |= {"url": site.keep("/other.onnx", shipped(SFACE.detector).read_bytes())}
+    said["embedder"] |= {"url": server.serve_file("/other.onnx", shipped(SFACE.detector).read_bytes())}
     said["embedder"] |= {"sha256": SFACE.detector.sha256, "size": SFACE.detector.size}
     description.write_text(json.dumps(said))
     path = command.home / "models" / said["embedder"]["file"]
@@ -170,7 +170,7 @@ def test_what_was_asked_for_is_not_taken_away_again(command: Command, site: Site
 
 
 def test_ir50_from_a_mirror_is_the_default_from_then_on(
-    command: Command, site: Site, monkeypatch: pytest.MonkeyPatch
+    command: Command, server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With made weights: the real ones are their owners'. The whole way, conversion included."""
     from indexer.models.architectures.iresnet import iresnet50
@@ -178,9 +178,9 @@ def test_ir50_from_a_mirror_is_the_default_from_then_on(
 
     data = {IR50.detector: checkpoint(RetinaFaceNetwork()), IR50.embedder: checkpoint(iresnet50())}
     for file, content in data.items():
-        site.keep(f"/faces/{file.name}", content)
+        server.serve_file(f"/faces/{file.name}", content)
     command.ok("gallery", "create", "before")
-    pulled = command.ok("models", "pull", "ir50", "--accept-license", "--from", f"{site.url}/faces", "--json").json
+    pulled = command.ok("models", "pull", "ir50", "--accept-license", "--from", f"{server.url}/faces", "--json").json
     assert [file["sha256"] for file in pulled["files"]] == [sha256(content) for content in data.values()]
     assert command.ok("gallery", "create", "after", "--json").json["model"] == "ir50"
     assert [g["model"] for g in command.ok("gallery", "list", "--json").json] == ["sface", "ir50"]
