@@ -39,7 +39,7 @@ class Settings(BaseSettings):
         default="",
         repr=False,  # it may hold a password
         description="`sqlite:///FILE` or `postgresql://USER:PASSWORD@HOST/NAME`, with `%` and `?` written as `%25` "
-        "and `%3F`. Default: `whosthere.db` in the data folder.",
+        "and `%3F`.",
     )
     model: str = Field(
         default="",
@@ -48,31 +48,30 @@ class Settings(BaseSettings):
     )
     device: Device = Field(
         default=Device.AUTO,
-        description="Where the networks run: `cpu`, `cuda`, or `auto`, which uses a GPU if there is one that the "
-        "pack can run on.",
+        description="Where the networks run: `cpu`, `cuda`, or `auto`: a GPU if the pack can use one.",
     )
     precision: Precision = Field(
         default=Precision.NATIVE,
-        description="Arithmetic of the embedder. `native`: bfloat16 on CPUs with the instructions (3 times as fast, "
-        "mean cosine to float32 above 0.9999), half precision on GPUs. `float32`: the same numbers on every CPU. "
-        "`int8`: the network that `models quantize` wrote.",
+        description="Arithmetic of the embedder. `native`: bfloat16 on CPUs that have it (3 times as fast, mean "
+        "cosine to float32 0.9999), half precision on GPUs. `float32`: the same numbers on every CPU. `int8`: the "
+        "network that `models quantize` wrote.",
     )
     thorough: bool = Field(
         default=True,
         description="Embeds two crops of each face with packs that benefit (`sface`): twice the embedder's work, "
-        "FNIR at FPIR 3 % lower by a tenth. Embeddings of both kinds can be compared.",
+        "FNIR at FPIR 3 % lower by a tenth. Both kinds of embeddings can be compared.",
     )
     keep_crops: bool = Field(
         default=False,
-        description="Stores the aligned crop of each enrolled face (15 kB) in the database, so that `gallery "
-        "reembed` works without the photos. A crop is a photo of a person.",
+        description="Stores the aligned crop of each enrolled face (15 kB), a photo of a person, so that `gallery "
+        "reembed` works without the originals.",
     )
     vectors: str = Field(
         default="auto",
         repr=False,  # it may hold a password
         description="How faces are searched. `exact` scores every face; `compressed` scans codes of 32 bytes and "
         "rescores the best; `gpu` uses NVIDIA GPUs; `milvus://HOST:PORT` a Milvus cluster; `auto` is exact for small "
-        "galleries and compressed for large ones.",
+        "galleries, compressed for large ones.",
     )
     threads: int = Field(
         default=0, ge=0, le=1024, description="Threads for the networks; 0 uses every core available to the process."
@@ -85,8 +84,8 @@ class Settings(BaseSettings):
     )
     lookalikes: Literal["hold", "report", "off"] = Field(
         default="hold",
-        description="What happens to a new person who looks like an enrolled one: `hold` rejects the photo as "
-        "`looks_like_another_identity`, `report` enrolls it and reports the similarity, `off` skips the check.",
+        description="What happens to a new person who looks like an enrolled one: `hold` rejects the photo, `report` "
+        "enrolls it and says so, `off` skips the check.",
     )
     fpir: float = Field(
         default=0.01,
@@ -99,14 +98,13 @@ class Settings(BaseSettings):
         default=60.0,
         ge=0,
         le=86_400,
-        description="Seconds in which repeated sightings of a person at one device are one event, unless the request "
-        "sets `cooldown`.",
+        description="Seconds in which sightings of a person at one device are one event, unless the request sets "
+        "`cooldown`.",
     )
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on.")
     open: bool = Field(
         default=False,
-        description="Answers requests from other machines while no API key exists; for a service behind an "
-        "authenticating gateway. Without effect once a key exists.",
+        description="Answers other machines while no API key exists, for a service behind an authenticating gateway.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port that `serve` listens on; 0 picks a free one.")
     workers: int = Field(
@@ -132,14 +130,13 @@ class Settings(BaseSettings):
     max_waiting_bytes: int = Field(
         default=512 * 2**20,
         ge=1024,
-        description="Bytes that waiting images, and bodies of unanswered requests, may each have in total before "
-        "requests get 429.",
+        description="Bytes of waiting images, and of unanswered request bodies, before requests get 429.",
     )
     max_archive_bytes: int = Field(
         default=2 * 2**30,
         ge=1024,
-        description="Largest archive of a bulk enrollment: about a thousand photos from phones. It is written to the "
-        "data folder while it is received, then to the database.",
+        description="Largest archive of a bulk enrollment, about a thousand photos from phones; written to the data "
+        "folder, then to the database.",
     )
     max_jobs: int = Field(
         default=16,
@@ -155,8 +152,8 @@ class Settings(BaseSettings):
     allowed_hosts: str = Field(
         default="",
         description="Comma-separated host names by which clients may reach `serve`, such as `faces.example.com` "
-        "behind a reverse proxy that forwards `Host`. Loopback names are always allowed. Default: only those if "
-        "`serve` listens on loopback, otherwise any name.",
+        "behind a reverse proxy that forwards `Host`. Loopback names are always allowed; without this setting only "
+        "those if `serve` listens on loopback, otherwise any.",
     )
 
     @classmethod

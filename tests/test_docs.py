@@ -1,4 +1,4 @@
-"""What the documentation says is true: its commands run, its settings exist, its links lead somewhere."""
+"""The documentation is true: its commands and examples run, its settings exist, its links lead to files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINES_SECONDS = 300
 
+README_WORDS = 900
+"""Without code, table markup and addresses of links."""
+DOCS_WORDS = 10_000
+"""Of all pages together, as `wc -w` counts."""
 
-def blocks(page: Path) -> list[str]:
-    """The commands of a page: its ```sh blocks. Other fences are for reading."""
-    return re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+def blocks(page: Path, language: str = "sh") -> list[str]:
+    """Returns the contents of a page's fences in `language`. Every `sh` fence is run; others are for reading."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -53,25 +58,41 @@ def office(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_commands_run(page: Path, office: Path) -> None:
+@pytest.fixture
+def environment(office: Path) -> dict[str, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {
+    return {
         **clean_environment(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "WHOSTHERE_HOME": str(office / "home"),
         "WHOSTHERE_PORT": port,
     }
+
+
+def run_commands(commands: str, office: Path, environment: dict[str, str]) -> str:
+    """Runs the commands of a page and returns their output; the first command that fails fails the test."""
+    # Exit code 3 means that some images were rejected, which is a valid answer: two of the photos are the same file.
+    script = "set -e\n" + "".join(
+        f"{line} || [ $? = 3 ]\n" if line.startswith("whosthere enroll") else f"{line}\n"
+        for line in commands.replace("8000", environment["WHOSTHERE_PORT"]).splitlines()
+    )
+    code, output = run_to_its_end(script, office, environment)
+    assert code in (0, 143), f"{script}\n{output}"
+    return output
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_commands_run(page: Path, office: Path, environment: dict[str, str]) -> None:
     for block in blocks(page):
-        # Exit code 3 says that some images were rejected, which is an answer: two photos here are one file's.
-        script = "set -e\n" + "".join(
-            f"{line} || [ $? = 3 ]\n" if line.startswith("whosthere enroll") else f"{line}\n"
-            for line in block.replace("8000", port).splitlines()
-        )
-        code, output = run_to_its_end(script, office, environment)
-        assert code in (0, 143), f"{script}\n{output}"
+        run_commands(block, office, environment)
+
+
+def test_the_readme_python_example_answers_with_the_person(office: Path, environment: dict[str, str]) -> None:
+    (commands,), (example,) = blocks(ROOT / "README.md"), blocks(ROOT / "README.md", "python")
+    output = run_commands(f"{commands}\npython - <<'EXAMPLE'\n{example}\nEXAMPLE", office, environment)
+    assert output.splitlines()[-1] == "ana"
 
 
 def run_to_its_end(script: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
@@ -94,8 +115,25 @@ def run_to_its_end(script: str, folder: Path, environment: dict[str, str]) -> tu
     return code, log.read_text(encoding="utf-8", errors="replace")
 
 
-def test_the_readme_shows_its_commands() -> None:
-    assert len(blocks(ROOT / "README.md")) >= 3
+def test_the_readme_shows_the_main_commands() -> None:
+    shown = "\n".join(blocks(ROOT / "README.md"))
+    assert {"enroll", "search", "serve"} <= set(re.findall(r"^whosthere (\w+)", shown, re.MULTILINE))
+
+
+def test_the_readme_is_short() -> None:
+    text = re.sub(r"^```.*?^```$", "", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    words = [word for word in re.sub(r"\]\([^)]*\)", "]", text).replace("|", " ").split() if re.search(r"\w", word)]
+    assert len(words) <= README_WORDS
+
+
+def test_the_pages_are_short() -> None:
+    assert sum(len(page.read_text().split()) for page in PAGES[1:]) <= DOCS_WORDS
+
+
+def test_the_recording_shows_every_probe_of_the_demo() -> None:
+    recording = (ROOT / "docs" / "demo.svg").read_text()
+    for probe in PROBES:
+        assert probe.file in recording
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
@@ -114,12 +152,18 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_every_reason_is_documented() -> None:
-    page = (ROOT / "docs" / "enrolling.md").read_text()
+    page = (ROOT / "docs" / "enroll.md").read_text()
     assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == set(Reason)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_links_lead_to_files(page: Path) -> None:
+def test_links_lead_to_files_and_headings(page: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        if not link.startswith("http"):
-            assert (page.parent / link.split("#")[0]).exists(), link
+        if link.startswith("http"):
+            continue
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}, link

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parents[3] / "docs" / "events.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "webhooks.md"
 
 HANG, DRIP, REDIRECT = -1, -2, -3
 """Instead of a status: never answer; answer a byte at a time; send elsewhere, to `/elsewhere`."""

@@ -1,4 +1,4 @@
-"""What `docs/client.md` shows runs, against the real service."""
+"""What `docs/python-client.md` shows runs, against the real service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.search_service.api.serving import Running
 from tests.test_docs import office as office
 from tests.waiting import DEADLINE
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "client.md").read_text()
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "python-client.md").read_text()
 
 
 def test_its_code_runs(service: Running, office: Path) -> None:
