@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.golden_home.old_code import Command, command, extract, program, run_commands, run_python
+from tests.golden_home.old_code import Command, command, extract, program, run_commands, run_python, search_path
 from tests.photos import six_people
 from tests.search_service.api.serving import Serve, image, ok
 from tests.search_service.background.receiver import receiving
@@ -64,7 +64,7 @@ ROUTES = ("/galleries/staff/identities", "/galleries/large", "/keys", "/events",
 def prepare(folder: Path) -> None:
     """Writes `code`, `demo` and `models`, which the installations share."""
     extract(folder / "code")
-    environment = SETTINGS | {"PYTHONPATH": str(folder / "code")}
+    environment = SETTINGS | search_path(folder / "code")
     embedder = run_python(PREPARE, folder / "demo", **environment).strip()
     other = ["--embedder", embedder, "--detector", "sface", "--mean", "0", "--scale", "1", "--no-mirror"]
     (folder / "unused").mkdir()
@@ -77,7 +77,7 @@ def build(folder: Path, out: Path, database_url: str = "") -> None:
     home = out / "home"
     home.mkdir(parents=True)
     (home / "models").symlink_to(folder / "models")
-    environment = SETTINGS | {"PYTHONPATH": str(folder / "code"), "WHOSTHERE_DATABASE_URL": database_url}
+    environment = SETTINGS | search_path(folder / "code") | {"WHOSTHERE_DATABASE_URL": database_url}
     answers: dict[str, Any] = {"moved": fill(home, folder, out, environment)}
     with receiving() as arriving, receiving(503, port=free_port()) as failing:
         serve = Serve(home, out / "serve.log", program=program(folder / "code"), **environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.search_service.api.serving import ENVIRONMENT
+from tests.variants import clean_environment
 
 COMMIT = "2374521989f54c742814b638307fb32528d4e172"
 """The last commit before the code was restructured."""
@@ -75,16 +76,21 @@ def missing() -> str | None:
     )
 
 
-def extract(folder: Path) -> None:
-    """Writes the packages of the earlier commit to `folder`."""
-    archive = subprocess.run(["git", "archive", COMMIT, *PARTS], cwd=ROOT, capture_output=True, check=True).stdout
+def extract(folder: Path, revision: str = COMMIT) -> None:
+    """Writes the packages of a commit to `folder`."""
+    archive = subprocess.run(["git", "archive", revision, *PARTS], cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
 
 
 def program(code: Path) -> Sequence[str]:
-    """The `whosthere` of a source tree, for PYTHONPATH to name; -P keeps the working directory off the path."""
+    """Returns the `whosthere` of a source tree, to be run with `search_path`. -P keeps the working directory off it."""
     return sys.executable, "-P", "-c", COMMAND, str(code)
+
+
+def search_path(code: Path) -> dict[str, str]:
+    """Returns the environment variable with which Python imports the packages of a source tree."""
+    return {"PYTHONPATH": os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def run_python(source: str, *arguments: str | Path, stdin: str = "", **environment: str) -> str:
@@ -94,7 +100,7 @@ def run_python(source: str, *arguments: str | Path, stdin: str = "", **environme
         input=stdin,
         capture_output=True,
         text=True,
-        env=ENVIRONMENT | environment,
+        env=clean_environment(**environment),
         check=False,
     )
     assert done.returncode == 0, done.stderr
