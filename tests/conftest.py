@@ -15,6 +15,11 @@ from indexer.types import Precision
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.quantize import quantise
 from tests import photos
+from tests.postgres import database as database
+from tests.postgres import empty_database as empty_database
+from tests.postgres import postgres as postgres
+from tests.postgres import sqlite_template as sqlite_template
+from tests.postgres import store as store
 from tests.variants import PRECISION, SETTINGS
 from tests.waiting import wait_for
 

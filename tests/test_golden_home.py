@@ -24,7 +24,6 @@ from sqlalchemy import make_url
 from tests.golden_home import build
 from tests.golden_home.old_code import command, missing, run_commands
 from tests.postgres import Postgres
-from tests.postgres import postgres as postgres
 from tests.search_service.api.serving import Serve, ok
 from tests.search_service.background.receiver import Receiver, receiving
 from tests.waiting import wait_for

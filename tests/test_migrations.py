@@ -29,8 +29,6 @@ from indexer.types import vector_to_bytes
 from tests.indexer.gallery.faces import enroll_one, image_hash, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_processes, in_threads
 from tests.postgres import Database
-from tests.postgres import empty_database as empty_database
-from tests.postgres import postgres as postgres
 
 ROOT = Path(__file__).parent.parent
 TABLES = {table.name for table in Base.metadata.sorted_tables} | {"alembic_version"}

@@ -11,9 +11,6 @@ import pytest
 from search_service.demo import make_photos
 from tests.faults.place import STAFF, Ask, Photo, Place
 from tests.postgres import Database
-from tests.postgres import database as database
-from tests.postgres import postgres as postgres
-from tests.postgres import sqlite_template as sqlite_template
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import image
 

@@ -17,7 +17,6 @@ from tests.faults import migrating
 from tests.faults.place import STAFF, Place, checked, embedding
 from tests.indexer.gallery.faces import image_hash
 from tests.postgres import Database
-from tests.postgres import empty_database as empty_database
 from tests.search_service.api.serving import ok
 from tests.test_migrations import to
 

@@ -9,9 +9,6 @@ import pytest
 from tests import photos
 from tests.indexer.cli.command import Command
 from tests.postgres import Database
-from tests.postgres import database as database
-from tests.postgres import postgres as postgres
-from tests.postgres import sqlite_template as sqlite_template
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from indexer.vectors.synchronizer import SynchronizedIndex
 from indexer.vision.pipeline import FacePipeline, Seen
 from tests.indexer.gallery.faces import DIM, face, image_hash, vector
 from tests.postgres import Database, opened
-from tests.postgres import sqlite_template as sqlite_template
 
 BOUND = 0.6
 PACK = replace(SFACE, dim=DIM)

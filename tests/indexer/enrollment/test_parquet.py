@@ -32,9 +32,6 @@ from tests.indexer.gallery.faces import face, image_hash, vector
 from tests.indexer.gallery.together import in_threads
 from tests.indexer.vectors.disks import limited_file_size
 from tests.postgres import Database
-from tests.postgres import database as database
-from tests.postgres import postgres as postgres
-from tests.postgres import sqlite_template as sqlite_template
 from tests.variants import SETTINGS
 
 DIM = SFACE.dim

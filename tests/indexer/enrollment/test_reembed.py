@@ -34,10 +34,6 @@ from tests.indexer.gallery.faces import face, vector
 from tests.indexer.gallery.together import in_threads
 from tests.photos import aligned_face, astronaut, six_people
 from tests.postgres import Database, opened
-from tests.postgres import database as database
-from tests.postgres import postgres as postgres
-from tests.postgres import sqlite_template as sqlite_template
-from tests.postgres import store as store
 
 OLD = replace(SFACE, name="old", dim=16)
 NEW = replace(SFACE, name="new", dim=24)

@@ -16,9 +16,6 @@ from indexer.gallery.database import open_database
 from search_service.api.payloads import IdentityBody
 from tests import photos
 from tests.postgres import Database
-from tests.postgres import database as database
-from tests.postgres import postgres as postgres
-from tests.postgres import sqlite_template as sqlite_template
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Serve, ok, refused, serving
 from tests.waiting import wait_for

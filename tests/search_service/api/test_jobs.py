@@ -27,9 +27,6 @@ from search_service.service_context import ServiceContext
 from search_service.store.jobs import Jobs, JobState
 from tests import photos as sources
 from tests.postgres import Database
-from tests.postgres import database as database
-from tests.postgres import postgres as postgres
-from tests.postgres import sqlite_template as sqlite_template
 from tests.search_service.api.conftest import MAX_BODY_BYTES, new_home
 from tests.search_service.api.serving import Running, command, ok, refused, running, serving
 from tests.search_service.api.test_reembed import place as place

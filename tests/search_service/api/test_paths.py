@@ -16,9 +16,6 @@ from search_service.service_context import ServiceContext
 from search_service.store.api_keys import Scope
 from tests import photos
 from tests.postgres import Database
-from tests.postgres import database as database
-from tests.postgres import postgres as postgres
-from tests.postgres import sqlite_template as sqlite_template
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, base64_of, ok, refused, running
 from tests.variants import SETTINGS

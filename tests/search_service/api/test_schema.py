@@ -15,7 +15,6 @@ import pytest
 
 from tests import photos as sources
 from tests.postgres import Postgres
-from tests.postgres import postgres as postgres
 from tests.search_service.api import schema_photos
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Serve, command, image, ok, serving
