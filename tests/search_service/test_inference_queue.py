@@ -440,6 +440,7 @@ def test_a_loop_that_is_gone_does_not_stop_the_networks(batcher: Batcher, held: 
     assert run(lambda: batcher.describe([b"next"], held, LARGEST))[0].width == 4
 
 
+@pytest.mark.numeric
 def test_a_shared_batch_answers_as_the_pipeline_alone_does(batcher: Batcher, pipeline: FacePipeline) -> None:
     images = [photos.astronaut(), b"no image", photos.no_faces()[0], photos.six_people(), photos.astronaut()]
     kinds = [LARGEST, LARGEST, Kind(Pick.CENTER), Kind(None), Kind(Pick.ONLY, gate=True)]

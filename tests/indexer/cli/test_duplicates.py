@@ -43,6 +43,7 @@ def twice(staff: Command) -> Command:
     return staff
 
 
+@pytest.mark.numeric
 def test_they_are_found_and_joined(twice: Command, tmp_path: Path) -> None:
     found = twice.ok("gallery", "duplicates", "staff", "--json").json
     assert list(found) == ["gallery", "threshold", "faces", "exact", "complete", "pairs", "wrong_photos"]
@@ -70,6 +71,7 @@ def test_they_are_found_and_joined(twice: Command, tmp_path: Path) -> None:
     assert "collins-2" not in [c["external_id"] for c in answer["faces"][0]["candidates"]]
 
 
+@pytest.mark.numeric
 def test_a_wrong_photo_is_told(staff: Command) -> None:
     """Tom Hanks is enrolled with a photo of Eileen Collins as well."""
     enroll(staff, "hanks", [photos.pixels(photos.astronaut()) * 0.6])

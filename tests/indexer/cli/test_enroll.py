@@ -89,6 +89,7 @@ def test_the_json_object(empty: Command, demo: Demo) -> None:
     assert empty.images() == hashes(demo.photos)
 
 
+@pytest.mark.numeric
 def test_what_is_kept_of_a_face(empty: Command, demo: Demo) -> None:
     empty.ok("enroll", demo.photo("collins"), "--gallery", "staff")
     ((box, landmarks, score, quality, embedding),) = empty.query(
@@ -483,6 +484,7 @@ def test_what_no_photo_is_to_blame_for_ends_the_run(
 # EXIF
 
 
+@pytest.mark.numeric
 def test_a_photo_is_one_person_however_it_was_held(empty: Command, tmp_path: Path) -> None:
     upright = photos.pixels(photos.astronaut())
     paths = []

@@ -21,7 +21,7 @@ def test_a_face_s_crop_comes_back_exactly(pipeline: FacePipeline) -> None:
     assert back.dtype == np.uint8
     assert np.array_equal(back, crop)
     assert len(file) < 0.6 * crop.nbytes
-    assert np.array_equal(pipeline.embed(back[None]), pipeline.embed(crop[None]))
+    assert np.allclose(pipeline.embed(back[None]), pipeline.embed(crop[None]), atol=1e-3)
 
 
 def test_the_hardest_pixels_come_back_too() -> None:

@@ -209,7 +209,7 @@ def test_feeds_as_the_cpu_does(feed: Feed) -> None:
     canvases = noise(3, 32, 64)
     fed = normalised(torch.from_numpy(canvases), feed, torch.float32)
     assert fed.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(fed.numpy(), runtime.to_blob(canvases, feed))
+    assert np.allclose(fed.numpy(), runtime.to_blob(canvases, feed), rtol=1e-6, atol=1e-6)
     assert np.array_equal(canvases, noise(3, 32, 64))
     half = normalised(torch.from_numpy(canvases), feed, torch.float16)
     assert half.dtype == torch.float16

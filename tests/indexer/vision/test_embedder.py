@@ -34,6 +34,7 @@ def crops(pipeline: FacePipeline) -> NDArray[np.uint8]:
     return np.stack([face.crop for face in seen.faces if face.crop is not None])
 
 
+@pytest.mark.numeric
 def test_the_center_is_taken_from_the_mean_of_both_sides(session: Session, crops: NDArray[np.uint8]) -> None:
     center = networks.read_center(CENTER, SFACE.dim)
     assert 0.2 < float(np.linalg.norm(center)) < 0.5  # before centering, faces are that far from being spread evenly
@@ -46,6 +47,7 @@ def test_the_center_is_taken_from_the_mean_of_both_sides(session: Session, crops
     assert Embedder(session, 128, mirror=True, center=center).embed(crops[:0]).shape == (0, 128)
 
 
+@pytest.mark.numeric
 def test_strangers_score_around_nothing(pipeline: FacePipeline, session: Session, crops: NDArray[np.uint8]) -> None:
     apart = ~np.eye(len(crops), dtype=np.bool_)
     plain = Embedder(session, 128, mirror=True).embed(crops)
@@ -64,6 +66,7 @@ def test_a_center_that_is_not_the_packs() -> None:
         networks.read_center(Center("nothing.json", ""), SFACE.dim)
 
 
+@pytest.mark.numeric
 def test_several_crops_of_a_face_are_averaged(session: Session, crops: NDArray[np.uint8]) -> None:
     """Over the edges of batches too: eight crops and their mirror images are one."""
     embedder = Embedder(session, 128, mirror=True, center=networks.read_center(CENTER, 128))

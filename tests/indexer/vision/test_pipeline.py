@@ -23,6 +23,7 @@ from indexer.vision.detectors.base import iou
 from indexer.vision.pipeline import PIXELS_AT_ONCE, SECOND_FACE, FacePipeline, Options, Seen, choose, zoomed
 from indexer.vision.runtime import Threads
 from tests import photos
+from tests.variants import PRECISION
 
 
 def png(picture: Pixels) -> bytes:
@@ -57,6 +58,7 @@ def pair(second: int) -> Pixels:
     return canvas
 
 
+@pytest.mark.numeric
 def test_embeddings_are_unit_vectors_that_tell_people_apart(pipeline: FacePipeline) -> None:
     seen = pipeline.describe([photos.astronaut(), png(astronaut()[:, ::-1]), photos.six_people()], None)
     assert [len(s.faces) for s in seen] == [1, 1, 6]
@@ -162,6 +164,7 @@ def test_the_largest_is_the_first_of_all(pipeline: FacePipeline) -> None:
     assert iou(face_of(largest).detection.box, every.faces[0].detection.box) > 0.9
 
 
+@pytest.mark.numeric
 def test_the_gate_rejects_what_is_too_poor(pipeline: FacePipeline) -> None:
     dark = png(astronaut() // 12)
     images = [photos.astronaut(), dark, photos.astronaut()]
@@ -172,7 +175,7 @@ def test_the_gate_rejects_what_is_too_poor(pipeline: FacePipeline) -> None:
     assert code(gated[1]) == Reason.FACE_BADLY_LIT
     assert (gated[1].width, gated[1].height) == (512, 512)
     for n in (0, 2):
-        assert np.array_equal(face_of(gated[n]).embedding, face_of(free[n]).embedding)
+        assert cosine(face_of(gated[n]), face_of(free[n])) > 0.9999
 
 
 def mixed() -> list[bytes]:
@@ -193,22 +196,28 @@ def mixed() -> list[bytes]:
     ]
 
 
+def numbers(box: Box) -> tuple[float, ...]:
+    return (box.x, box.y, box.w, box.h)
+
+
 def same(a: Seen, b: Seen) -> bool:
+    """Whether they are the same but for the rounding of numbers, which may depend on the size of a batch."""
     return (
         (a.width, a.height, len(a.faces)) == (b.width, b.height, len(b.faces))
         and (a.rejection.code if a.rejection else None) == (b.rejection.code if b.rejection else None)
         and all(
-            x.quality == y.quality
-            and x.detection.box == y.detection.box
-            and np.array_equal(x.detection.landmarks, y.detection.landmarks)
-            and np.array_equal(x.embedding, y.embedding)
+            x.quality.reasons == y.quality.reasons
+            and np.allclose(numbers(x.detection.box), numbers(y.detection.box), atol=0.1)
+            and np.allclose(x.detection.landmarks, y.detection.landmarks, atol=0.05)
+            and cosine(x, y) > 0.999
             for x, y in zip(a.faces, b.faces, strict=True)
         )
     )
 
 
 @pytest.mark.parametrize("pick", [None, Pick.ONLY, Pick.CENTER])
-def test_a_batch_answers_exactly_what_its_images_do_alone(pipeline: FacePipeline, pick: Pick | None) -> None:
+@pytest.mark.numeric
+def test_a_batch_answers_what_its_images_do_alone(pipeline: FacePipeline, pick: Pick | None) -> None:
     images = mixed()
     together = pipeline.describe(images, pick)
     alone = [pipeline.describe([data], pick)[0] for data in images]
@@ -259,6 +268,7 @@ def test_the_format_does_not_matter(pipeline: FacePipeline, form: str) -> None:
 
 
 @pytest.mark.parametrize("side", [300, 800, 1500, 3000])
+@pytest.mark.numeric
 def test_the_size_hardly_matters(pipeline: FacePipeline, side: int) -> None:
     data = photos.encode(photos.enlarged(astronaut(), side, side), "JPEG", quality=92)
     original, other = pipeline.describe([photos.astronaut(), data], Pick.ONLY)
@@ -341,8 +351,9 @@ def test_zoomed_crops_show_the_same_middle(zoom: float) -> None:
         assert after @ (*here, 1) == pytest.approx(middle + np.array(place) * zoom)
 
 
+@pytest.mark.numeric
 def test_thorough_or_not_the_embeddings_may_be_compared(pipeline: FacePipeline, models_folder: Path) -> None:
-    quick = FacePipeline(SFACE, ModelFiles(models_folder), Options(thorough=False))
+    quick = FacePipeline(SFACE, ModelFiles(models_folder), Options(precision=PRECISION, thorough=False))
     a, b = (one.describe([photos.six_people()], None)[0] for one in (pipeline, quick))
     scores = np.array([[cosine(x, y) for y in b.faces] for x in a.faces])
     assert scores.diagonal().min() > 0.93
@@ -350,7 +361,7 @@ def test_thorough_or_not_the_embeddings_may_be_compared(pipeline: FacePipeline, 
     assert scores[~np.eye(6, dtype=np.bool_)].max() < 0.3
     crops = np.stack([face.crop for face in a.faces if face.crop is not None])
     assert np.allclose(quick.embed(crops), np.stack([face.embedding for face in b.faces]), atol=0.02)
-    assert np.array_equal(pipeline.embed(crops), quick.embed(crops))
+    assert np.allclose(pipeline.embed(crops), quick.embed(crops), atol=1e-3)
 
 
 def test_an_answer_keeps_no_photo(pipeline: FacePipeline) -> None:

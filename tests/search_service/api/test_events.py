@@ -49,6 +49,7 @@ def test_a_search_records_nothing_by_itself(client: httpx.Client, staff: str) ->
     assert listed(client, staff) == []
 
 
+@pytest.mark.numeric
 def test_a_search_records_an_event(client: httpx.Client, staff: str) -> None:
     answer = ok(
         client.post(
@@ -96,6 +97,7 @@ def test_searches_at_once_record_one_event(client: httpx.Client, staff: str) -> 
     assert len({event["id"] for event in events}) == 1
 
 
+@pytest.mark.numeric
 def test_event_of_an_unknown_person_names_nobody(
     client: httpx.Client, staff: str, gallery: str, stranger: bytes
 ) -> None:
@@ -212,6 +214,7 @@ def test_no_such_event(client: httpx.Client) -> None:
     refused(client.get("/v1/events/first"), 400, "invalid_request")
 
 
+@pytest.mark.numeric
 def test_events_outlive_a_person_until_they_are_forgotten(client: httpx.Client, staff: str, stranger: bytes) -> None:
     gallery = staff.rpartition("/")[2]
     event = search(client, staff, **DOOR)

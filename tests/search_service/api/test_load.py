@@ -21,6 +21,7 @@ from search_service.api.limits import BodyLimit, is_photos
 from search_service.demo import PROBES
 from search_service.service_context import ServiceContext
 from tests import photos as sources
+from tests.nearly_equal import assert_nearly_equal
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused, running
 from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for_async
@@ -260,22 +261,6 @@ def test_sixty_four_at_once_are_answered_as_one_alone(
     async def test(client: httpx.AsyncClient) -> None:
         requests = (client.post(f"{people}/search", files=image(probes[n % len(probes)])) for n in range(64))
         for n, answer in enumerate(await asyncio.gather(*requests)):
-            close(ok(answer), alone[n % len(probes)])
+            assert_nearly_equal(ok(answer), alone[n % len(probes)], abs_tol=0.02, rel_tol=0.01)
 
     asked(service, test)
-
-
-def close(one: Any, other: Any) -> None:
-    """The same answer; numbers may differ by what a batch of another size rounds otherwise."""
-    if isinstance(other, dict):
-        assert set(one) == set(other)
-        for key in other:
-            close(one[key], other[key])
-    elif isinstance(other, list):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            close(a, b)
-    elif isinstance(other, float):
-        assert one == pytest.approx(other, abs=0.02, rel=0.01)
-    else:
-        assert one == other
