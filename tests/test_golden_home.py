@@ -1,6 +1,6 @@
-"""Data made by the last commit before the code was restructured is opened by this code, and means the same.
+"""Data of the last commit before the code was restructured opens with this code and has the same meaning.
 
-`tests/golden_home/build.py` makes it: a home folder with SQLite, and one with PostgreSQL.
+`tests/golden_home/build.py` makes the data with the code of that commit: with SQLite and with PostgreSQL.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.search_service.background.receiver import Receiver, receiving
 from tests.waiting import wait_for
 
 TOLERANCES = {"box": 0.0101, "landmarks": 0.0101, "quality": 0.0101}
-"""One unit of the last decimal that is told; everything else has four decimals."""
+"""Units of the last decimal in the answers; all other numbers have four decimals."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Service:
 
 @dataclass(frozen=True)
 class Built:
-    """What the earlier code made, to be copied and not used."""
+    """What the earlier code made. Tests use copies of it."""
 
     folder: Path
     demo: Path
     copy_database: Callable[[], str] | None = None
-    """Returns the URL of a copy of its database, where that is not in the home folder."""
+    """Returns the URL of a copy of its database; None where that is in the home folder."""
 
     def copy(self, folder: Path) -> Installation:
         home = Path(shutil.copytree(self.folder / "home", folder / "home", symlinks=True))
@@ -139,7 +139,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def service(kind: str, request: pytest.FixtureRequest) -> Service:
-    """A service whose tests add nothing to it."""
+    """A service that the tests share; they add nothing to it."""
     found: Service = request.getfixturevalue(f"service_{kind}")
     return found
 
@@ -174,7 +174,7 @@ def test_repeated_enrollment_gets_the_stored_answer(service: Service) -> None:
     assert again.headers["idempotency-replayed"] == "true"
 
 
-def test_repeated_search_tells_the_events_that_were_recorded(service: Service) -> None:
+def test_repeated_search_returns_the_recorded_events(service: Service) -> None:
     for number, expected in enumerate(service.made.answers["recorded"]):
         again = build.record(service.client, service.made.demo, number)
         assert ok(again) == near(expected)
@@ -232,7 +232,7 @@ def test_gallery_moves_between_packs_by_former_embeddings_and_crops(installation
 
 
 def near(expected: Any, tolerance: float = 1.01e-4) -> Any:
-    """Equals what differs by no more than one unit of the last decimal."""
+    """Returns a value that equals answers whose numbers differ by at most one unit of the last decimal."""
     if isinstance(expected, Mapping):
         return {name: near(value, TOLERANCES.get(name, tolerance)) for name, value in expected.items()}
     if isinstance(expected, list):
@@ -241,7 +241,7 @@ def near(expected: Any, tolerance: float = 1.01e-4) -> Any:
 
 
 def without_waiting(answer: Any) -> Any:
-    """A webhook's answer without the number of deliveries on their way: they arrive meanwhile."""
+    """Removes the number of waiting deliveries from webhooks: the service under test delivers them."""
     if isinstance(answer, Mapping):
         return {name: without_waiting(value) for name, value in answer.items() if name != "waiting"}
     return [without_waiting(value) for value in answer] if isinstance(answer, list) else answer

@@ -73,29 +73,29 @@ def prepare(folder: Path) -> None:
 
 
 def build(folder: Path, out: Path, database_url: str = "") -> None:
-    """Makes the installation `out` of what `prepare` wrote to `folder`, and answers.json last."""
+    """Makes an installation in the new folder `out` from what `prepare` wrote to `folder`."""
     home = out / "home"
     home.mkdir(parents=True)
     (home / "models").symlink_to(folder / "models")
     environment = SETTINGS | search_path(folder / "code") | {"WHOSTHERE_DATABASE_URL": database_url}
-    answers: dict[str, Any] = {"moved": fill(home, folder, out, environment)}
+    answers: dict[str, Any] = {"moved": fill_by_commands(home, folder, out, environment)}
     with receiving() as arriving, receiving(503, port=free_port()) as failing:
         serve = Serve(home, out / "serve.log", program=program(folder / "code"), **environment)
         try:
             key = ok(serve.ready().client.post("/v1/keys", json={"name": "admin", "scopes": ["admin"]}), 201)
             serve.client.headers["X-API-Key"] = key["key"]
             answers |= {"admin": key["key"], "failing_port": failing.port}
-            ask(serve.client, folder / "demo", arriving.url, failing.url, answers)
+            fill_over_http(serve.client, folder / "demo", arriving.url, failing.url, answers)
             wait_for(lambda: len(arriving.received) == 2, "the events arrive at the webhook that accepts them")
             wait_for(lambda: bool(failing.received), "an event is sent to the webhook that refuses it")
-            read(serve.client, answers)
+            record_readings(serve.client, answers)
         finally:
             assert serve.end() in (0, -signal.SIGTERM), serve.log()
     (out / "answers.json").write_text(json.dumps(answers, indent=1, ensure_ascii=False))
 
 
-def fill(home: Path, folder: Path, out: Path, environment: Mapping[str, str]) -> Mapping[str, Any]:
-    """Makes the galleries `moved` and `large` on the command line. Returns the answers of `moved` by both packs."""
+def fill_by_commands(home: Path, folder: Path, out: Path, environment: Mapping[str, str]) -> Mapping[str, Any]:
+    """Makes the galleries `moved` and `large`. Returns the answers of `moved` by both packs."""
     pq.write_table(synthetic_people(), out / "large.parquet")
     search = search_moved(folder / "demo", home)
     by_sface, _, by_other, *_ = run_commands(
@@ -113,6 +113,7 @@ def fill(home: Path, folder: Path, out: Path, environment: Mapping[str, str]) ->
 
 
 def search_moved(demo: Path, home: Path) -> Command:
+    """Returns the command that searches the gallery `moved` for two probes."""
     probes = [demo / "probes" / file for file in ("hanks-wide.webp", "left-4-dark.jpg")]
     return command("search", *probes, "--gallery", "moved", "--json", "--home", home)
 
@@ -134,8 +135,8 @@ def embeddings() -> Any:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def ask(client: httpx.Client, demo: Path, arriving: str, failing: str, answers: dict[str, Any]) -> None:
-    """Changes everything that can be changed over HTTP."""
+def fill_over_http(client: httpx.Client, demo: Path, arriving: str, failing: str, answers: dict[str, Any]) -> None:
+    """Makes the gallery `staff` and the service's own data, and searches all galleries."""
     ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
     answers["keys"] = make_keys(client)
     hooks = ({"url": arriving, "gallery": "staff"}, {"url": failing, "decisions": ["no_match"]})
@@ -158,7 +159,7 @@ def ask(client: httpx.Client, demo: Path, arriving: str, failing: str, answers: 
 
 
 def enroll(client: httpx.Client, demo: Path, person: str) -> httpx.Response:
-    """Enrolls a person's photo into `staff`; the answer is kept under an Idempotency-Key."""
+    """Enrolls a person's photo into `staff`; the answer is stored under an Idempotency-Key."""
     files, headers = image((demo / "photos" / person / "1.jpg").read_bytes()), {"Idempotency-Key": f"enroll {person}"}
     return client.post(f"{STAFF}/identities/{person}/faces", files=files, headers=headers)
 
@@ -168,7 +169,7 @@ RECORDED = (
     ("hanks-wide.webp", {"device": "north-door"}),
     ("stranger.jpg", {"device": "south-door", "direction": "out", "threshold": "0.9"}),
 )
-"""Probes of which an event is recorded."""
+"""Probes whose searches record an event, and the fields of these searches."""
 
 
 def record(client: httpx.Client, demo: Path, number: int, key: str = "search") -> httpx.Response:
@@ -240,7 +241,7 @@ def searches(demo: Path) -> dict[str, Callable[[httpx.Client], httpx.Response]]:
     }
 
 
-def read(client: httpx.Client, answers: dict[str, Any]) -> None:
+def record_readings(client: httpx.Client, answers: dict[str, Any]) -> None:
     """Records lists, details and what each key opens."""
     expired = {"X-API-Key": answers["keys"]["expired"]}
     wait_for(lambda: client.get("/v1/keys", headers=expired).status_code == 401, "the key expires")
@@ -258,16 +259,18 @@ def read(client: httpx.Client, answers: dict[str, Any]) -> None:
 
 
 def statuses(client: httpx.Client, key: str) -> dict[str, int]:
+    """Returns the HTTP status of each of ROUTES with an API key."""
     return {route: client.get(f"/v1{route}", headers={"X-API-Key": key}).status_code for route in ROUTES}
 
 
 def reading(client: httpx.Client, path: str) -> Mapping[str, Any]:
+    """Returns the body and the ETag of a list or a detail."""
     answer = client.get(path)
     return {"body": ok(answer), "etag": answer.headers.get("etag")}
 
 
 def free_port() -> int:
-    """A port that no other process is given by chance: below those that systems hand out themselves."""
+    """Returns a port below those that operating systems assign by themselves, so that it stays free."""
     while True:
         with socket.socket() as tried:
             port = random.SystemRandom().randrange(20_000, 30_000)  # tests seed the other generators
