@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     thorough: bool = Field(
         default=True,
         description="Embeds two crops of each face with packs that benefit (`sface`): twice the embedder's work, "
-        "FNIR at FPIR 3 % lower by a tenth. Both kinds of embeddings can be compared.",
+        "FNIR at FPIR 3 % lower by a tenth. Galleries may mix both.",
     )
     keep_crops: bool = Field(
         default=False,
@@ -73,9 +73,7 @@ class Settings(BaseSettings):
         "rescores the best; `gpu` uses NVIDIA GPUs; `milvus://HOST:PORT` a Milvus cluster; `auto` is exact for small "
         "galleries, compressed for large ones.",
     )
-    threads: int = Field(
-        default=0, ge=0, le=1024, description="Threads for the networks; 0 uses every core available to the process."
-    )
+    threads: int = Field(default=0, ge=0, le=1024, description="Threads for the networks; 0: all cores of the process.")
     max_image_bytes: int = Field(
         default=32 * 2**20, ge=1024, description="Larger images are rejected as `image_too_large`."
     )
@@ -92,7 +90,7 @@ class Settings(BaseSettings):
         ge=1e-9,
         lt=1,
         description="FPIR of searches that set neither `fpir` nor `threshold`: the share of non-mated probes that "
-        "may be answered with a match.",
+        "may match.",
     )
     cooldown_seconds: float = Field(
         default=60.0,
@@ -104,19 +102,18 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address that `serve` listens on.")
     open: bool = Field(
         default=False,
-        description="Answers other machines while no API key exists, for a service behind an authenticating gateway.",
+        description="Answers other machines without any API key, behind an authenticating gateway.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="Port that `serve` listens on; 0 picks a free one.")
     workers: int = Field(
         default=1,
         ge=1,
         le=256,
-        description="Number of `serve` processes. Each has its own networks and indexes; they share the cores.",
+        description="Number of `serve` processes, each with its own networks and indexes.",
     )
     log_format: LogFormat = Field(
         default=LogFormat.AUTO,
-        description="Log format of `serve`: `text`, `json` (one object a line), or `auto`: text on a terminal, JSON "
-        "elsewhere.",
+        description="Log format of `serve`: `text`, `json` lines, or `auto`: text on a terminal only.",
     )
     max_body_bytes: int = Field(
         default=64 * 2**20,
@@ -135,8 +132,7 @@ class Settings(BaseSettings):
     max_archive_bytes: int = Field(
         default=2 * 2**30,
         ge=1024,
-        description="Largest archive of a bulk enrollment, about a thousand photos from phones; written to the data "
-        "folder, then to the database.",
+        description="Largest archive of a bulk enrollment: about a thousand photos from phones.",
     )
     max_jobs: int = Field(
         default=16,
@@ -147,7 +143,7 @@ class Settings(BaseSettings):
         default=30,
         ge=0,
         le=36_500,
-        description="Days for which the report of a finished bulk enrollment is kept.",
+        description="Days for which reports of bulk enrollments are kept.",
     )
     allowed_hosts: str = Field(
         default="",
