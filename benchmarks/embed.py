@@ -34,14 +34,14 @@ from torch import nn
 from benchmarks import lfw
 from benchmarks.lfw import Cell, say
 from indexer.models.architectures.iresnet import iresnet50
-from indexer.models.checkpoints import module
+from indexer.models.checkpoints import load_network
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import CHECKPOINTS, IR50, SFACE, Pack
 from indexer.types import Device, Pick, Precision, Vectors, normalise
 from indexer.vision import cuda, networks, runtime
 from indexer.vision.cuda import CudaSession
 from indexer.vision.pipeline import FacePipeline, Options
-from indexer.vision.quantize import quantise
+from indexer.vision.quantize import quantize_embedder
 from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, to_blob, usable_cores
 from tests.indexer.vision import golden
 
@@ -98,8 +98,8 @@ def main() -> None:
         files = ModelFiles(Path(models))
         crops = faces_of(images[:FACES], files)
         for pack in (SFACE, made_pack(files)):
-            say(f"{pack.name}: quantising")
-            quantise(pack, files, crops)
+            say(f"{pack.name}: quantizing")
+            quantize_embedder(pack, files, crops)
             for threads in (Threads(), Threads(streams=usable_cores())):
                 rows += measure(pack.name, "CPU", cpu_ways(pack, files, threads), crops, threads.streams)
             rows += on_gpu(pack, files, crops)
@@ -126,7 +126,7 @@ def made_pack(files: ModelFiles) -> Pack:
 def cpu_ways(pack: Pack, files: ModelFiles, threads: Threads) -> list[Way]:
     """Plain PyTorch only with the threads it takes itself."""
     feed, streams = networks.feed_of(pack), threads.streams
-    exact, int8 = files.prepared(pack.embedder), files.quantised(pack.embedder)
+    exact, int8 = files.prepared_model(pack.embedder), files.quantized_model(pack.embedder)
     ways = [
         Way(
             engine,
@@ -144,11 +144,11 @@ def cpu_ways(pack: Pack, files: ModelFiles, threads: Threads) -> list[Way]:
         if engine in runtime.engines()
     ]
     if pack.embedder.network in CHECKPOINTS:
-        network = module(files.read(pack.embedder), pack.embedder)
+        network = load_network(files.read(pack.embedder), pack.embedder)
         ways.insert(0, Way("pytorch", "float32", Plain(network, feed), base=True))
         if streams == 1:
             last = torch.channels_last
-            network = module(files.read(pack.embedder), pack.embedder).to(memory_format=last)  # type: ignore[call-overload]
+            network = load_network(files.read(pack.embedder), pack.embedder).to(memory_format=last)  # type: ignore[call-overload]
             ways.append(Way("pytorch, channels last", "float32", Plain(network, feed, layout=last)))
     return ways
 
@@ -162,7 +162,7 @@ def on_gpu(pack: Pack, files: ModelFiles, crops: NDArray[np.uint8]) -> list[dict
         say(f"{pack.name}: not on a GPU: {cuda.problem() or 'it is no PyTorch network'}")
         return []
     feed = networks.feed_of(pack)
-    network, *others = (module(files.read(pack.embedder), pack.embedder) for _ in range(3))
+    network, *others = (load_network(files.read(pack.embedder), pack.embedder) for _ in range(3))
     plain = Plain(network.cuda(), feed, "cuda")
     sessions = {
         precision: CudaSession(other, feed, precision is not Precision.FLOAT32)
@@ -233,12 +233,12 @@ def embed(way: Way, crops: NDArray[np.uint8]) -> Vectors:
 def whole_paths(pack: Pack, files: ModelFiles, images: Sequence[bytes]) -> list[dict[str, Cell]]:
     """JPEG bytes to embeddings, on the CPU and, where there is one, on a GPU."""
     feed, streams = networks.feed_of(pack), usable_cores()
-    model, threads = files.prepared(pack.embedder), Threads(streams)
+    model, threads = files.prepared_model(pack.embedder), Threads(streams)
     sessions: list[tuple[str, str, str, Session]] = [
         ("CPU", "openvino", "native", networks.on_cpu(model, pack.embedder, feed, Precision.NATIVE, threads))
     ]
     if cuda.problem() is None:
-        network = module(files.read(pack.embedder), pack.embedder)
+        network = load_network(files.read(pack.embedder), pack.embedder)
         device = torch.cuda.get_device_name()
         sessions.append((device, "whosthere", "native", CudaSession(network, feed, half=True)))
     rows: list[dict[str, Cell]] = []

@@ -51,7 +51,7 @@ def opencv_loop() -> PlainLoop:
         files = ModelFiles(Path(folder))
         detector = _detector(files, Path(folder))
         path = Path(folder) / "sface.onnx"
-        path.write_bytes(files.prepared(SFACE.embedder))
+        path.write_bytes(files.prepared_model(SFACE.embedder))
         recognizer = cv2.FaceRecognizerSF.create(str(path), "")
 
     def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -66,7 +66,7 @@ def same_embedder_loop(precision: Precision) -> PlainLoop:
     with tempfile.TemporaryDirectory() as folder:
         files = ModelFiles(Path(folder))
         detector = _detector(files, Path(folder))
-        session: Session = load(files.prepared(SFACE.embedder), Feed(), precision, Threads())
+        session: Session = load(files.prepared_model(SFACE.embedder), Feed(), precision, Threads())
 
     def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
         crop = align(np.ascontiguousarray(image[..., ::-1]), face[4:14].reshape(5, 2))

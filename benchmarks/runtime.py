@@ -147,11 +147,11 @@ def main() -> None:
     rows: list[dict[str, Cell]] = []
     with tempfile.TemporaryDirectory() as models:
         files = ModelFiles(Path(models))
-        yunet, sface = files.prepared(SFACE.detector), files.prepared(SFACE.embedder)
+        yunet, sface = files.prepared_model(SFACE.detector), files.prepared_model(SFACE.embedder)
         for name, model, feed, side in (
             ("YuNet", yunet, YuNet.feed, 160),
             ("YuNet", yunet, YuNet.feed, 320),
-            ("YuNet, coarsest,", onnx_prepare.part(yunet, YuNet.parts[1]), YuNet.feed, 320),
+            ("YuNet, coarsest,", onnx_prepare.extract_outputs(yunet, YuNet.parts[1]), YuNet.feed, 320),
             ("SFace", sface, Feed(), 112),
         ):
             for threads in (Threads(each=1), Threads()):

@@ -12,7 +12,7 @@ and mates score as they do with SFace on an LFW folder. The CSV has one `table` 
   of the mated probes the share that exact search finds (rank 1), the share of those that the rival finds, and the share
   of strangers whose nearest identity is the one that exact search names. `lfw` galleries are real embeddings, with
   copies of them as further photos of the same people up to 100,000, searched with other real photos;
-- `codes`: sub-quantisers and rows re-scored (`compressed.PARTS`, `FIRST_RESCORED`), with mates that score 0.4 to 0.6;
+- `codes`: sub-quantizers and rows re-scored (`compressed.PARTS`, `FIRST_RESCORED`), with mates that score 0.4 to 0.6;
 - `tiers`: exact and compressed at the sizes between which `tiers.EXACT_NUMBERS` chooses.
 
 `faceflash`, which keeps vectors in a file, is given a mapped array. Graphs stop at 100,000 faces: building one of those
@@ -547,7 +547,7 @@ def _best_missed(gallery: Gallery, missed: NDArray[np.bool_]) -> Cell:
 
 
 def code_rows(population: Population, vectors: Vectors, groups: Ids, folder: Path) -> list[dict[str, Cell]]:
-    """Sub-quantisers and rows re-scored. The row that says `chosen` is what the index settles on by itself."""
+    """Sub-quantizers and rows re-scored. The row that says `chosen` is what the index settles on by itself."""
     gallery, hard = hard_gallery(population, vectors, groups)
     flat = build_flat(gallery, folder).search
     findable = answers_to(flat, gallery.probes) == gallery.right
@@ -576,7 +576,7 @@ def code_rows(population: Population, vectors: Vectors, groups: Ids, folder: Pat
                         "of_those_found": float(found),
                     }
                 )
-        say(f"{gallery.label}: {parts} sub-quantisers, built in {build_s:.1f} s")
+        say(f"{gallery.label}: {parts} sub-quantizers, built in {build_s:.1f} s")
     return rows
 
 

@@ -103,12 +103,12 @@ class AppContext:
 
         Raises ModelUnavailable.
         """
-        return self.packs.usable(self.settings.model) if self.settings.model else self.packs.best()
+        return self.packs.find_installed(self.settings.model) if self.settings.model else self.packs.best_installed()
 
     def usable(self, name: str | None) -> Pack:
         """The pack of that name, or the one for new galleries where none is said. Raises NotFound for one that is not
         known, ModelUnavailable for one that cannot run here."""
-        return self.packs.usable(name) if name else self.pack
+        return self.packs.find_installed(name) if name else self.pack
 
     @property
     def cores(self) -> int:

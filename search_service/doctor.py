@@ -58,11 +58,11 @@ def _models(context: ServiceContext) -> Iterator[Finding]:
     pack, settings = context.pack, context.settings
     for file in pack.files:
         try:
-            yield Finding(f"model file {file.name}", True, context.files.state(file))
+            yield Finding(f"model file {file.name}", True, context.files.location(file))
         except WhosthereError as error:
             advice = f"whosthere models pull {pack.name}"
             yield Finding(f"model file {file.name}", False, error.message, advice)
-    lacking = context.packs.lacks(pack, settings.precision)
+    lacking = context.packs.problem(pack, settings.precision)
     if lacking is not None:
         yield Finding(f"model pack {pack.name}", False, lacking, "do what it says")
     try:

@@ -13,7 +13,7 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Precision
 from indexer.vision.pipeline import FacePipeline, Options
-from indexer.vision.quantize import quantise
+from indexer.vision.quantize import quantize_embedder
 from tests import photos
 from tests.postgres import database as database
 from tests.postgres import empty_database as empty_database
@@ -52,14 +52,14 @@ def pipeline(models_folder: Path) -> FacePipeline:
 
 def _quantize_once(files: ModelFiles) -> None:
     """Makes the embedder in int8, in one of the workers that share the folder."""
-    report = files.quantised_path(SFACE.embedder).with_suffix(".json")
+    report = files.quantized_path(SFACE.embedder).with_suffix(".json")
     report.parent.mkdir(parents=True, exist_ok=True)
     try:
         (report.parent / "begun").touch(exist_ok=False)
     except FileExistsError:
         wait_for(report.exists, "another worker to make the int8 model")
         return
-    quantise(SFACE, files, calibration_faces(FacePipeline(SFACE, files)))
+    quantize_embedder(SFACE, files, calibration_faces(FacePipeline(SFACE, files)))
 
 
 def calibration_faces(loaded: FacePipeline) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

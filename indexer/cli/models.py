@@ -42,7 +42,7 @@ file_option = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.group("models")
 def models_group() -> None:
-    """List, pull, add, check and quantise model packs."""
+    """List, pull, add, check and quantize model packs."""
 
 
 @models_group.command("list", epilog=examples("whosthere models list", "whosthere models list --json"))
@@ -62,10 +62,10 @@ def models_list(context: AppContext, as_json: bool) -> None:
 
 def _listed(context: AppContext, name: str) -> dict[str, object]:
     """The pack as JSON; `problem` is why it cannot be used."""
-    told = context.packs.told(name)
+    told = context.packs.describe(name)
     if "problem" in told:
         return told
-    return told | {"problem": context.packs.lacks(context.packs.find(name), context.settings.precision)}
+    return told | {"problem": context.packs.problem(context.packs.find(name), context.settings.precision)}
 
 
 @models_group.command(
@@ -96,7 +96,7 @@ def models_pull(context: AppContext, name: str, accept_license: bool, source: st
     except ModelUnavailable as error:
         if error.code != PYTORCH_MISSING:
             for fetched in (p.file for p in pulled if p.source and not p.file.sha256):  # others are what was asked for
-                context.packs.forget(fetched)
+                context.packs.remove_file(fetched)
         raise
     if as_json:
         shown = [{"file": p.file.name, "sha256": p.sha256, "path": str(p.path), "from": p.source} for p in pulled]
@@ -192,7 +192,7 @@ def models_add(
     if name in {pack.name for pack in BUILT_IN}:
         if detects is None:
             raise click.UsageError(f"{name} has a detector of its own; expected its file")
-        pack = context.packs.take(name, detects, embedder)
+        pack = context.packs.install(name, detects, embedder)
     else:
         check_name(name)
         said = PackDescription(
@@ -237,13 +237,13 @@ def models_quantize(context: AppContext, name: str, folders: tuple[Path, ...], a
     It is calibrated on the faces of photos, compared with float32 on others, and kept where both agree.
     WHOSTHERE_PRECISION=int8 takes it from then on. Needs NNCF: pip install 'whosthere[quantize]'.
     """
-    pack = context.packs.usable(name)
+    pack = context.packs.find_installed(name)
     if importlib.util.find_spec("nncf") is None:  # before photos are looked at for nothing
         raise ModelUnavailable("NNCF is not installed: pip install 'whosthere[quantize]'")
     with progress_count("Looking for faces", "faces") as tell:
         faces = _crops(context, pack, _spread(rows_of(folders)), tell)
     with progress_count("Calibrating", "faces") as tell:
-        report = quantize.quantise(pack, context.files, faces, lambda done, of: tell(done, of, ""))
+        report = quantize.quantize_embedder(pack, context.files, faces, lambda done, of: tell(done, of, ""))
     if as_json:
         print_json(asdict(report))
         return
@@ -301,7 +301,7 @@ def models_verify(context: AppContext, names: tuple[str, ...], as_json: bool) ->
         except ModelUnavailable as error:  # its description cannot be read
             found.append((name, None, error.message))
             continue
-        if names or context.packs.installed(pack):
+        if names or context.packs.is_installed(pack):
             found += [(name, *state) for state in _states(context, pack)]
     if as_json:
         print_json(
@@ -322,10 +322,10 @@ def models_verify(context: AppContext, names: tuple[str, ...], as_json: bool) ->
 def _states(context: AppContext, pack: Pack) -> list[tuple[ModelFile, str | None]]:
     """The pack's files, and its int8 form where there is one, each with what is wrong with it."""
     states = [(file, _problem(context.files.read, file)) for file in pack.files]
-    form = context.files.quantised_path(pack.embedder)
+    form = context.files.quantized_path(pack.embedder)
     if form.is_file():
         int8 = replace(pack.embedder, name=f"{form.parent.name}/{form.name}", sha256="")
-        states.append((int8, _problem(context.files.quantised, pack.embedder)))
+        states.append((int8, _problem(context.files.quantized_model, pack.embedder)))
     return states
 
 

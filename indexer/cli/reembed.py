@@ -90,7 +90,7 @@ def gallery_reembed(
     if forget:
         _forget(context, gallery, as_json)
         return
-    pack = context.packs.usable(model) if model else _former(context, gallery)
+    pack = context.packs.find_installed(model) if model else _former(context, gallery)
     photos = hashed(images, context.settings.max_image_bytes) if images else {}
     reembedder = Reembedder(context.store, context.pipeline(pack), gallery, photos)
     with progress_count("Embedding", "faces") as tell:
@@ -154,7 +154,7 @@ def _former(context: AppContext, gallery: Gallery) -> Pack:
     former = next((pack for pack in context.store.former_packs(gallery.id) if pack.was_bound), None)
     if former is None:
         raise Conflict(f"there is no way back: nothing is kept of a pack that gallery {gallery.name!r} had before")
-    pack = context.packs.usable(former.model)
+    pack = context.packs.find_installed(former.model)
     if pack.fingerprint != former.fingerprint:
         raise Conflict(
             f"there is no way back: gallery {gallery.name!r} was bound to {former.model} {former.fingerprint}, and "

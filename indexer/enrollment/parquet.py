@@ -401,7 +401,7 @@ def gallery_for(
 
 def _known_pack(packs: Catalogue, model: str) -> _Maker:
     pack = packs.find(model)
-    return _Maker(pack.name, pack.fingerprint if pack.known else "", pack.dim)
+    return _Maker(pack.name, pack.fingerprint if pack.has_known_hashes else "", pack.dim)
 
 
 def _check_same(file: GalleryFile, made_by: _Maker, other: _Maker, other_is: str) -> None:

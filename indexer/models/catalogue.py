@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from indexer.errors import InvalidRequest, ModelUnavailable, NotFound, WhosthereError
 from indexer.files import write_atomically
 from indexer.models import packs
-from indexer.models.model_files import ModelFiles, checked
+from indexer.models.model_files import ModelFiles
 from indexer.models.packs import (
     BUILT_IN,
     CHECKPOINTS,
@@ -112,34 +112,34 @@ class Catalogue:
         built_in = [pack.name for pack in BUILT_IN]
         return built_in + [name for name in own if name not in built_in]
 
-    def installed(self, pack: Pack) -> bool:
+    def is_installed(self, pack: Pack) -> bool:
         """Whether its files are there."""
         return all(self._files.path(file) for file in pack.files)
 
-    def lacks(self, pack: Pack, precision: Precision) -> str | None:
+    def problem(self, pack: Pack, precision: Precision) -> str | None:
         """Why the pack cannot be used in that precision, in few words; None where it can."""
-        if not self.installed(pack):
+        if not self.is_installed(pack):
             return "not installed"
         checkpoints = [file for file in pack.files if file.network in CHECKPOINTS]
         waits = any(not self._files.prepared_path(file).is_file() for file in checkpoints)
         if waits and importlib.util.find_spec("torch") is None:
             return "PyTorch is not installed (pip install 'whosthere[torch]')"
-        if precision is Precision.INT8 and not self._files.quantised_path(pack.embedder).is_file():
+        if precision is Precision.INT8 and not self._files.quantized_path(pack.embedder).is_file():
             return f"no int8 form (whosthere models quantize {pack.name})"
         return None
 
-    def told(self, name: str) -> dict[str, object]:
+    def describe(self, name: str) -> dict[str, object]:
         """The pack as JSON. Of one that cannot be read `problem` says why, and nothing else is told."""
         try:
             pack = self.find(name)
         except WhosthereError as error:
             return {"name": name, "installed": False, "problem": error.message}
-        return packs.describe(pack) | {"installed": self.installed(pack)}
+        return packs.describe(pack) | {"installed": self.is_installed(pack)}
 
-    def usable(self, name: str) -> Pack:
+    def find_installed(self, name: str) -> Pack:
         """The pack, whose files are there. Raises NotFound and ModelUnavailable."""
         pack = self.find(name)
-        if not self.installed(pack):
+        if not self.is_installed(pack):
             missing = " and ".join(file.name for file in pack.files if not self._files.path(file))
             raise ModelUnavailable(
                 f"model pack {name} is not installed: {missing} missing in {self._files.folder}; "
@@ -147,12 +147,12 @@ class Catalogue:
             )
         return pack
 
-    def best(self) -> Pack:
+    def best_installed(self) -> Pack:
         """The best of the built-in packs whose files are there."""
-        best = next((pack for pack in BUILT_IN if self.installed(pack)), SFACE)
-        return self.usable(best.name)
+        best = next((pack for pack in BUILT_IN if self.is_installed(pack)), SFACE)
+        return self.find_installed(best.name)
 
-    def take(self, name: str, detector: Path, embedder: Path) -> Pack:
+    def install(self, name: str, detector: Path, embedder: Path) -> Pack:
         """Puts files that are there already in their places in a built-in pack.
 
         Raises ModelUnavailable, leaving nothing, where one is not the file that the pack asks for or does not run.
@@ -161,7 +161,8 @@ class Catalogue:
             pack = aside.find(name)
             for file, path in ((pack.detector, detector), (pack.embedder, embedder)):
                 data = _read(path)
-                aside.write(file.name, checked(data, file, str(path)) if file.sha256 else data)
+                self._files.check_hash(file, sha256(data), len(data), str(path))
+                aside.write(file.name, data)
             aside.check(aside.find(name))
         return self.find(name)
 
@@ -191,7 +192,7 @@ class Catalogue:
         """Runs the pack's networks once. Returns the pack with its `dim` as they answer. Raises ModelUnavailable."""
         return self._check(pack, self._files)
 
-    def forget(self, file: ModelFile) -> None:
+    def remove_file(self, file: ModelFile) -> None:
         """Takes a file that does not run out of the models folder again, with what was written down of it."""
         for path in (self._files.folder / file.name, self._files.folder / f"{file.name}.sha256"):
             with suppress(OSError):
@@ -205,7 +206,7 @@ class Catalogue:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as made:
-                aside = _Aside(ModelFiles(Path(made), beyond=folder), self._check)
+                aside = _Aside(ModelFiles(Path(made), fallback=folder), self._check)
                 yield aside
                 for path in sorted(Path(made).rglob("*"), key=lambda p: p.suffix == ".json"):  # descriptions last
                     if path.is_file():
@@ -217,8 +218,8 @@ class Catalogue:
 
     def _known(self, file: ModelFile) -> ModelFile:
         """The file with its hash. One that lies there for the first time is read, and its hash written down."""
-        known = self._files.known(file)
-        return known if known.sha256 or self._files.path(file) is None else self._files.identified(file)
+        known = self._files.with_known_hash(file)
+        return known if known.sha256 or self._files.path(file) is None else self._files.with_hash(file)
 
     def _described(self, name: str) -> Pack:
         return self._pack(name, self._read_description(name))

@@ -44,7 +44,7 @@ STRIDE = 32
 """Sides of the detector's canvases are multiples of this."""
 
 
-def module(data: bytes, file: ModelFile) -> nn.Module:
+def load_network(data: bytes, file: ModelFile) -> nn.Module:
     """The network of checkpoint `data`, in float32, ready to run: evaluation mode, no gradients.
 
     Raises ModelUnavailable, which says what was expected: a damaged file, one that holds more than tensors, or the
@@ -61,10 +61,10 @@ def module(data: bytes, file: ModelFile) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def to_onnx(data: bytes, file: ModelFile) -> bytes:
+def convert_to_onnx(data: bytes, file: ModelFile) -> bytes:
     """The checkpoint's network as an ONNX model. Its batch is free, and a detector's height and width are too, in steps
-    of STRIDE. Raises ModelUnavailable, as `module` does, and where what PyTorch exports with is not installed."""
-    network = module(data, file)
+    of STRIDE. Raises ModelUnavailable, as `load_network` does, and where what PyTorch exports with is not installed."""
+    network = load_network(data, file)
     detector = file.network is Network.RETINAFACE
     batch = torch.export.Dim("batch")
     free: dict[int, Any] = {0: batch}

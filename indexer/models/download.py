@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from indexer.errors import ModelUnavailable
+from indexer.models.model_files import UnusableFile
 from indexer.models.model_sources import SourceNotFound
-from indexer.models.partial_file import PartialFile, ResumeState, UnusableFile, shown
+from indexer.models.partial_file import PartialFile, ResumeState, shown
 
 if TYPE_CHECKING:
     import httpx

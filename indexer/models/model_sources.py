@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from indexer.errors import ModelUnavailable
+from indexer.models.model_files import UnusableFile
 from indexer.models.packs import ModelFile
-from indexer.models.partial_file import UnusableFile, is_url, shown
+from indexer.models.partial_file import is_url, shown
 
 CHUNK_BYTES = 2**18
 """Bytes of a local file that are in memory at a time."""

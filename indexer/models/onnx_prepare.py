@@ -1,7 +1,7 @@
 """Makes ONNX files that most runtimes refuse into ones that run everywhere, with the same numbers.
 
 OpenCV Zoo's `int8bq` files keep their weights as int8 in blocks. Block-wise DequantizeLinear is new (opset 21) and
-not in every runtime; some of these files list initialisers among the graph's inputs, and all fix the batch to 1.
+not in every runtime; some of these files list initializers among the graph's inputs, and all fix the batch to 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from indexer.types import CROP_SIZE
 
 
 def prepare(model: bytes, free_sides: bool) -> bytes:
-    """Dequantised weights become plain float32, inputs lose the initialisers, the batch becomes free.
+    """Dequantized weights become plain float32, inputs lose the initializers, the batch becomes free.
 
     `free_sides` frees height and width as well, for networks that are convolutions to the end. Raises ValueError
     where the input is not one picture: of three channels, and of CROP_SIZE x CROP_SIZE where the sides stay; and where
@@ -62,7 +62,7 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def part(model: bytes, outputs: slice) -> bytes:
+def extract_outputs(model: bytes, outputs: slice) -> bytes:
     """What computes some of a network's outputs, without the rest."""
     import onnx
     from onnx.utils import Extractor
@@ -103,13 +103,13 @@ def _fold(node: Any, constants: dict[str, NDArray[Any]]) -> bool:
     if any(name not in constants for name in node.input):
         return False
     if node.op_type == "DequantizeLinear":
-        quantised, scale, zero = (constants[name] for name in node.input)
+        quantized, scale, zero = (constants[name] for name in node.input)
         attributes = {a.name: a.i for a in node.attribute}
         axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
         if block:
-            length = range(quantised.shape[axis])
+            length = range(quantized.shape[axis])
             scale, zero = (np.repeat(v, block, axis=axis).take(length, axis=axis) for v in (scale, zero))
-        weights = (quantised.astype(np.float32) - zero.astype(np.float32)) * scale
+        weights = (quantized.astype(np.float32) - zero.astype(np.float32)) * scale
         constants[node.output[0]] = weights.astype(np.float32)
         return True
     if node.op_type == "Reshape":

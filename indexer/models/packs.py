@@ -98,7 +98,7 @@ class Pack:
     """Crops of each face that are embedded and averaged: how much nearer each is than the aligned one."""
 
     @property
-    def known(self) -> bool:
+    def has_known_hashes(self) -> bool:
         """Whether the hashes of both files are, which they are at the latest once the files were there."""
         return bool(self.detector.sha256 and self.embedder.sha256)
 
@@ -108,18 +108,18 @@ class Pack:
 
         Raises ModelUnavailable while the files' hashes are not known.
         """
-        if not self.known:
+        if not self.has_known_hashes:
             raise ModelUnavailable(f"model pack {self.name} is not installed; `whosthere models pull {self.name}`")
         parts = [self.detector.sha256, self.embedder.sha256, self.dim, self.mean, self.scale, self.mirror]
         center = self.center.sha256 if self.center else None
-        return hashlib.sha256(json.dumps([*parts, center, self.zooms, FLOW]).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([*parts, center, self.zooms, PIPELINE_VERSION]).encode()).hexdigest()[:16]
 
     @property
     def files(self) -> tuple[ModelFile, ModelFile]:
         return self.detector, self.embedder
 
 
-FLOW = 2
+PIPELINE_VERSION = 2
 """Raise it when detection or alignment change in a way that moves embeddings."""
 
 UNMEASURED_THRESHOLD = 0.3687
@@ -251,7 +251,7 @@ def describe(pack: Pack) -> dict[str, object]:
     return {
         "name": pack.name,
         "dim": pack.dim,
-        "fingerprint": pack.fingerprint if pack.known else None,
+        "fingerprint": pack.fingerprint if pack.has_known_hashes else None,
         "summary": pack.summary,
         "same_threshold": pack.same_threshold,
         "thresholds_measured": pack.measured,

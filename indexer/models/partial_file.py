@@ -13,6 +13,7 @@ from pathlib import Path
 
 from indexer.errors import ModelUnavailable
 from indexer.files import sync_folder, write_atomically
+from indexer.models.model_files import UnusableFile
 from indexer.types import sha256
 
 MAX_BYTES = 4 * 2**30
@@ -33,10 +34,6 @@ class Progress:
 
 
 ProgressListener = Callable[[Progress], None]
-
-
-class UnusableFile(ModelUnavailable):
-    """The content is not the expected file, so it is deleted rather than resumed."""
 
 
 @dataclass(frozen=True)

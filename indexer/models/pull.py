@@ -10,10 +10,10 @@ from pathlib import Path
 from indexer.errors import ModelUnavailable
 from indexer.files import alone
 from indexer.models.download import RetryPolicy, download
-from indexer.models.model_files import ModelFiles
+from indexer.models.model_files import ModelFiles, UnusableFile
 from indexer.models.model_sources import Source, SourceNotFound, find_sources, read_local
 from indexer.models.packs import ModelFile, Pack
-from indexer.models.partial_file import PartialFile, Progress, ProgressListener, UnusableFile, shown
+from indexer.models.partial_file import PartialFile, Progress, ProgressListener, shown
 
 LOCK_NAME = ".pull.lock"
 LOCK_POLL_SECONDS = 0.1
@@ -92,15 +92,21 @@ class _Pull:
         if path is None:
             return None
         try:
-            return self._record(file, path, _verified_hash(path, file, self.files.known(file), str(path)), "")
+            return self._accept(file, path, self._hash(file, path, str(path)), "")
         except UnusableFile:
             return None
         except OSError as error:
             raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error
 
-    def _record(self, file: ModelFile, path: Path, sha256: str, source: str) -> PulledFile:
-        if not self.files.known(file).sha256:
-            self.files.record(file, sha256)
+    def _hash(self, file: ModelFile, path: Path, place: str) -> str:
+        """Returns the SHA-256 of what is on the disk. Raises UnusableFile unless it is the file, and OSError."""
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.files.check_hash(file, found, path.stat().st_size, place)
+        return found
+
+    def _accept(self, file: ModelFile, path: Path, sha256: str, source: str) -> PulledFile:
+        self.files.record_hash(file, sha256)
         return PulledFile(file, path, sha256, source)
 
     def _obtain(self, file: ModelFile) -> PulledFile:
@@ -116,7 +122,7 @@ class _Pull:
         raise ModelUnavailable(f"{file.name} was not found: {'; '.join(missing)}")
 
     def _obtain_from(self, source: Source, file: ModelFile) -> PulledFile:
-        known, place, path = self.files.known(file), shown(source.location), Path(source.location)
+        known, place, path = self.files.with_known_hash(file), shown(source.location), Path(source.location)
         part = self._partial(file.name, source, known.size, is_verifiable=bool(known.sha256))
         archive = self._partial(self._archive_name, source, is_verifiable=True)
         try:
@@ -128,7 +134,7 @@ class _Pull:
             if source.is_zip or not source.is_url:
                 part.start()
                 part.receive(read_local(path, file, source), known.size or None)
-            sha256 = _verified_hash(part.path, file, known, place)
+            sha256 = self._hash(file, part.path, place)
         except UnusableFile:
             part.discard()
             if source.is_zip and source.is_url:
@@ -136,21 +142,7 @@ class _Pull:
             raise
         target = self.files.folder / file.name
         part.move_to(target)
-        return self._record(file, target, sha256, place)
+        return self._accept(file, target, sha256, place)
 
     def _partial(self, name: str, source: Source, size: int = 0, *, is_verifiable: bool) -> PartialFile:
         return PartialFile(self.files.folder, name, source.location, size, is_verifiable, self.progress)
-
-
-def _verified_hash(path: Path, file: ModelFile, known: ModelFile, place: str) -> str:
-    """Returns the SHA-256 of what is on the disk. Raises UnusableFile unless it is the file, and OSError."""
-    with path.open("rb") as stream:
-        found, size = hashlib.file_digest(stream, "sha256").hexdigest(), path.stat().st_size
-    if known.sha256 in ("", found) and known.size in (0, size):
-        return found
-    expected = f"{known.size} bytes with " if known.size else ""
-    origin = "" if file.sha256 or not known.sha256 else f" (recorded in {file.name}.sha256 by its first pull)"
-    raise UnusableFile(
-        f"{place} is not {file.name}: expected {expected}SHA-256 {known.sha256 or 'of any value'}{origin}, "
-        f"found {size} bytes with {found}"
-    )

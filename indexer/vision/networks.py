@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import ModelUnavailable
 from indexer.models import onnx_prepare
-from indexer.models.model_files import ModelFiles, checkpoints_for
+from indexer.models.model_files import ModelFiles, load_checkpoints_module
 from indexer.models.packs import CHECKPOINTS, Center, ModelFile, Network, Pack
 from indexer.types import CROP_SIZE, Device, Precision, sha256
 from indexer.vision import runtime
@@ -109,9 +109,9 @@ def _sessions(
         from indexer.vision.cuda import CudaSession
 
         half = precision is not Precision.FLOAT32
-        return [CudaSession(checkpoints_for(file).module(files.read(file), file), feed, half)]
-    model = files.quantised(file) if precision is Precision.INT8 and not cuda else files.prepared(file)
-    models = [model if part == WHOLE else onnx_prepare.part(model, part) for part in parts]
+        return [CudaSession(load_checkpoints_module(file).module(files.read(file), file), feed, half)]
+    model = files.quantized_model(file) if precision is Precision.INT8 and not cuda else files.prepared_model(file)
+    models = [model if part == WHOLE else onnx_prepare.extract_outputs(model, part) for part in parts]
     if cuda:
         return [runtime.load(model, feed, precision, threads, runtime.ON_CUDA) for model in models]
     return [on_cpu(model, file, feed, precision, threads) for model in models]

@@ -1,9 +1,9 @@
-"""A pack's embedder in int8, for CPUs: made by NNCF's post-training quantisation, calibrated on real faces, checked
+"""A pack's embedder in int8, for CPUs: made by NNCF's post-training quantization, calibrated on real faces, checked
 against float32 on others, and kept only where it agrees.
 
-NNCF quantises the ONNX form, activations symmetrically. Run by OpenVINO on two cores, that is as close to float32 as
+NNCF quantizes the ONNX form, activations symmetrically. Run by OpenVINO on two cores, that is as close to float32 as
 what NNCF makes of OpenVINO's form, and no slower: SFace 2.4 ms a face and mean cosine 0.997, as against 5.8 ms and
-0.994; IR-50 of made weights 7.0 ms, as against 7.9 ms. Activations quantised asymmetrically, in the ONNX form, take 5
+0.994; IR-50 of made weights 7.0 ms, as against 7.9 ms. Activations quantized asymmetrically, in the ONNX form, take 5
 to 9 times as long.
 """
 
@@ -50,13 +50,13 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Report:
-    """What quantising an embedder gave. It lies beside the model as JSON."""
+class QuantizationReport:
+    """What quantizing an embedder gave. It lies beside the model as JSON."""
 
     pack: str
     file: str
     source_sha256: str
-    """Of the file that was quantised."""
+    """Of the file that was quantized."""
     sha256: str
     """Of the int8 model."""
     calibrated_on: int
@@ -79,27 +79,27 @@ class Report:
         return self.float32_ms / self.int8_ms
 
 
-def quantise(
+def quantize_embedder(
     pack: Pack,
     files: ModelFiles,
     crops: Sequence[Pixels] | NDArray[np.uint8],
     progress: Progress = lambda done, of: None,
-) -> Report:
-    """Makes the pack's embedder in int8 and keeps it in the models folder, where `ModelFiles.quantised` finds it.
+) -> QuantizationReport:
+    """Makes the pack's embedder in int8 and keeps it in the models folder, where `ModelFiles.quantized` finds it.
 
     `crops` are aligned faces, (112, 112, 3) uint8 RGB, at best MOST_FACES. Raises InvalidRequest for fewer than
-    LEAST_FACES, and ModelUnavailable where NNCF is not installed, the network cannot be quantised, or the result strays
+    LEAST_FACES, and ModelUnavailable where NNCF is not installed, the network cannot be quantized, or the result strays
     too far from float32. Nothing is kept then.
     """
     begun = time.perf_counter()
     if len(crops) < LEAST_FACES:
-        raise InvalidRequest(f"quantising needs {LEAST_FACES} faces or more; found {len(crops)}")
+        raise InvalidRequest(f"quantizing needs {LEAST_FACES} faces or more; found {len(crops)}")
     faces = np.asarray(crops, np.uint8)
-    exact = files.prepared(pack.embedder)
-    file = files.known(pack.embedder)
+    exact = files.prepared_model(pack.embedder)
+    file = files.with_known_hash(pack.embedder)
     held = np.arange(len(faces)) % HELD_OUT == HELD_OUT - 1
     feed = networks.feed_of(pack)
-    model = _quantised(exact, file, feed, faces[~held], progress)
+    model = _quantized(exact, file, feed, faces[~held], progress)
     sessions = _sessions(exact, model, feed, file)
     try:
         cosines = _cosines(pack, sessions, faces[held])
@@ -111,7 +111,7 @@ def quantise(
             f"faces, expected {LEAST_COSINE} or more; nothing was kept"
         )
     float32_ms, native_ms, int8_ms = _speeds(sessions, faces[held])
-    report = Report(
+    report = QuantizationReport(
         pack=pack.name,
         file=file.name,
         source_sha256=file.sha256,
@@ -130,7 +130,7 @@ def quantise(
     return report
 
 
-def _quantised(model: bytes, file: ModelFile, feed: Feed, faces: NDArray[np.uint8], progress: Progress) -> bytes:
+def _quantized(model: bytes, file: ModelFile, feed: Feed, faces: NDArray[np.uint8], progress: Progress) -> bytes:
     import onnx
 
     proto = onnx.load_model_from_string(model)
@@ -145,15 +145,15 @@ def _quantised(model: bytes, file: ModelFile, feed: Feed, faces: NDArray[np.uint
 
     with _quietly() as nncf:
         try:
-            quantised = nncf.quantize(
+            quantized = nncf.quantize(
                 _with_channels(proto),
                 nncf.Dataset(faces, blob),
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=len(faces),
             )
         except Exception as error:  # NNCF and ONNX Runtime raise errors of their own
-            raise ModelUnavailable(f"{file.name} cannot be quantised: {error}") from error
-    return bytes(quantised.SerializeToString())
+            raise ModelUnavailable(f"{file.name} cannot be quantized: {error}") from error
+    return bytes(quantized.SerializeToString())
 
 
 def _with_channels(proto: Any) -> Any:
@@ -223,9 +223,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _keep(files: ModelFiles, file: ModelFile, model: bytes, report: Report) -> None:
+def _keep(files: ModelFiles, file: ModelFile, model: bytes, report: QuantizationReport) -> None:
     """The model first: one that its report does not describe is refused."""
-    target = files.quantised_path(file)
+    target = files.quantized_path(file)
     try:
         write_atomically(target, [model], shared=True)
         text = json.dumps(asdict(report), indent=2) + "\n"

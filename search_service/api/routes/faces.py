@@ -216,4 +216,4 @@ async def models(service: Service) -> Any:
 
 def _models(service: State) -> dict[str, Any]:
     home = service.context
-    return {"models": [home.packs.told(name) for name in home.packs.names()], "default": home.pack.name}
+    return {"models": [home.packs.describe(name) for name in home.packs.names()], "default": home.pack.name}

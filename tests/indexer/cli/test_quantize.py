@@ -16,7 +16,7 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, Pack
 from indexer.types import Pixels
 from indexer.vision import quantize
-from indexer.vision.quantize import LEAST_COSINE, Report
+from indexer.vision.quantize import LEAST_COSINE, QuantizationReport
 from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
 from tests.photos import encode
@@ -48,7 +48,7 @@ def made(prepared_models: Path, many: Path, tmp_path_factory: pytest.TempPathFac
         name = f"prepared/{file.prepared_sha256}.onnx"
         (models / name).symlink_to(prepared_models / name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WHOSTHERE_PRECISION", "int8")  # asked for before it is there: quantising makes it all the same
+        patch.setenv("WHOSTHERE_PRECISION", "int8")  # asked for before it is there: quantizing makes it all the same
         patch.setattr(quantize, "MOST_FACES", 50)
         ran = Command(models.parent).ok("models", "quantize", "sface", "--calibrate", many, "--json")
     return models, ran.json
@@ -116,7 +116,7 @@ def test_too_few_faces(empty: Command, demo: Demo, tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         ran = empty("models", "quantize", "sface", "--calibrate", folder)
         assert (ran.code, ran.out) == (2, "")
-        assert f"quantising needs 50 faces or more; found {found}" in ran.err
+        assert f"quantizing needs 50 faces or more; found {found}" in ran.err
     assert not (empty.home / "models" / "int8").exists()
 
 
@@ -150,14 +150,14 @@ def test_faces_are_spread_over_all_photos_and_the_figures_shown(
     """Of ten photos a person in the order of their names, every person is seen before anybody's second light is; no
     more photos are looked at than are needed."""
     given: list[Pixels] = []
-    report = replace(Report(**made[1]), float32_ms=6.0, native_ms=3.0, int8_ms=1.5)
+    report = replace(QuantizationReport(**made[1]), float32_ms=6.0, native_ms=3.0, int8_ms=1.5)
 
-    def quantise(pack: Pack, files: ModelFiles, crops: list[Pixels], progress: object) -> Report:
+    def quantize_embedder(pack: Pack, files: ModelFiles, crops: list[Pixels], progress: object) -> QuantizationReport:
         assert pack.name == "sface"
         given.extend(crops)
         return report
 
-    monkeypatch.setattr(quantize, "quantise", quantise)
+    monkeypatch.setattr(quantize, "quantize_embedder", quantize_embedder)
     monkeypatch.setattr(quantize, "MOST_FACES", 7)
     monkeypatch.setattr("indexer.cli.models.PHOTOS_AT_ONCE", 4)
     told = empty.ok("models", "quantize", "sface", "--calibrate", many).out

@@ -42,54 +42,54 @@ def described(name: str = "mine", detector: str | FileDescription = "sface") -> 
 
 def test_the_best_installed_pack_is_the_default(packs: Catalogue, files: ModelFiles) -> None:
     assert packs.names() == ["ir50", "buffalo_l", "sface"]
-    assert packs.best() == SFACE
+    assert packs.best_installed() == SFACE
     for better in (BUFFALO_L, IR50):
         files.folder.mkdir(exist_ok=True)
         (files.folder / better.detector.name).write_bytes(b"a detector")
-        assert packs.best().name != better.name  # half a pack is none
+        assert packs.best_installed().name != better.name  # half a pack is none
         (files.folder / better.embedder.name).write_bytes(b"an embedder")
-        assert packs.best().name == better.name
+        assert packs.best_installed().name == better.name
 
 
 def test_a_pack_without_its_files(packs: Catalogue) -> None:
     pack = packs.find("ir50")
-    assert not pack.known
-    assert not packs.installed(pack)
+    assert not pack.has_known_hashes
+    assert not packs.is_installed(pack)
     with pytest.raises(ModelUnavailable, match="model pack ir50 is not installed; `whosthere models pull ir50`"):
         _ = pack.fingerprint
     with pytest.raises(
         ModelUnavailable, match=r"not installed: cv_resnet50.* and cv_ir50.* `whosthere models pull ir50`"
     ):
-        packs.usable("ir50")
+        packs.find_installed("ir50")
     with pytest.raises(ModelUnavailable, match=r"not installed: det_10g\.onnx and w600k_r50\.onnx"):
-        packs.usable("buffalo_l")
+        packs.find_installed("buffalo_l")
     with pytest.raises(NotFound, match=r"no model pack '../up'; expected one of ir50, buffalo_l, sface"):
         packs.find("../up")
 
 
 def test_what_a_pack_lacks(packs: Catalogue, files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert packs.lacks(packs.find("ir50"), Precision.NATIVE) == "not installed"
-    assert packs.lacks(SFACE, Precision.NATIVE) is None
-    assert packs.lacks(SFACE, Precision.INT8) == "no int8 form (whosthere models quantize sface)"
+    assert packs.problem(packs.find("ir50"), Precision.NATIVE) == "not installed"
+    assert packs.problem(SFACE, Precision.NATIVE) is None
+    assert packs.problem(SFACE, Precision.INT8) == "no int8 form (whosthere models quantize sface)"
     files.folder.mkdir()
     for file in IR50.files:
         (files.folder / file.name).write_bytes(file.name.encode())
     pack = packs.find("ir50")
-    assert packs.lacks(pack, Precision.NATIVE) is None  # it is prepared when it is used
+    assert packs.problem(pack, Precision.NATIVE) is None  # it is prepared when it is used
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert packs.lacks(pack, Precision.NATIVE) == "PyTorch is not installed (pip install 'whosthere[torch]')"
+    assert packs.problem(pack, Precision.NATIVE) == "PyTorch is not installed (pip install 'whosthere[torch]')"
     for file in pack.files:
         write_atomically(files.prepared_path(file), [b"a network"])
-    assert packs.lacks(pack, Precision.NATIVE) is None
+    assert packs.problem(pack, Precision.NATIVE) is None
 
 
 def test_a_pack_that_cannot_be_read_is_told(packs: Catalogue, files: ModelFiles) -> None:
     write_atomically(files.folder / "packs" / "bad.json", [b"{"])
-    told = packs.told("bad")
+    told = packs.describe("bad")
     assert set(told) == {"name", "installed", "problem"}
     assert (told["name"], told["installed"]) == ("bad", False)
     assert "does not describe a model pack" in str(told["problem"])
-    assert packs.told("sface") == describe(SFACE) | {"installed": True}
+    assert packs.describe("sface") == describe(SFACE) | {"installed": True}
 
 
 def test_the_hash_of_a_file_that_was_put_there_is_taken_once(packs: Catalogue, files: ModelFiles) -> None:
@@ -123,8 +123,8 @@ def test_adding_a_pack(packs: Catalogue, files: ModelFiles) -> None:
     # The same networks, fed in the same way, make the same embeddings, as the fingerprint says; center and zooms apart.
     assert added.fingerprint == replace(SFACE, center=None, zooms=(1.0,)).fingerprint != SFACE.fingerprint
     assert packs.names() == ["ir50", "buffalo_l", "sface", "mine"]
-    assert packs.installed(added)
-    assert packs.best() == SFACE
+    assert packs.is_installed(added)
+    assert packs.best_installed() == SFACE
     written = json.loads((files.folder / "packs" / "mine.json").read_text())
     assert (written["dim"], written["detector"], written["embedder"]["file"]) == (128, "sface", "mine+sface.onnx")
     with pytest.raises(InvalidRequest, match="there is a model pack 'mine' already"):
@@ -170,9 +170,9 @@ def test_a_wrong_file_for_a_built_in_pack_leaves_nothing(packs: Catalogue, files
     """Its hash is not known beforehand, and must not be recorded as the right one."""
     (tmp_path / "weights.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ModelUnavailable, match="cv_resnet50"):
-        packs.take("ir50", tmp_path / "weights.pt", tmp_path / "weights.pt")
+        packs.install("ir50", tmp_path / "weights.pt", tmp_path / "weights.pt")
     assert list(files.folder.iterdir()) == []
-    assert packs.best() == SFACE
+    assert packs.best_installed() == SFACE
 
 
 def test_no_pack_names_the_files_of_another(packs: Catalogue, files: ModelFiles) -> None:
@@ -219,13 +219,13 @@ def test_a_description_that_cannot_be_read(packs: Catalogue, files: ModelFiles, 
 
 
 def test_taking_the_files_of_a_built_in_pack(packs: Catalogue, files: ModelFiles, tmp_path: Path) -> None:
-    taken = packs.take("sface", shipped(SFACE.detector), shipped(SFACE.embedder))
+    taken = packs.install("sface", shipped(SFACE.detector), shipped(SFACE.embedder))
     assert taken == SFACE
     assert sorted(path.name for path in files.folder.glob("face_*.onnx")) == sorted(file.name for file in SFACE.files)
     with pytest.raises(ModelUnavailable, match=r"is not det_10g\.onnx: expected 16923827 bytes with SHA-256 5838f7fe"):
-        packs.take("buffalo_l", shipped(SFACE.detector), shipped(SFACE.embedder))
+        packs.install("buffalo_l", shipped(SFACE.detector), shipped(SFACE.embedder))
     with pytest.raises(ModelUnavailable, match="cannot be read"):
-        packs.take("sface", tmp_path / "nothing.onnx", shipped(SFACE.embedder))
+        packs.install("sface", tmp_path / "nothing.onnx", shipped(SFACE.embedder))
 
 
 def test_thresholds_of_ones_own(packs: Catalogue, files: ModelFiles) -> None:

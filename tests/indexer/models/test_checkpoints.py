@@ -67,7 +67,7 @@ def deep() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def exported(deep: nn.Module) -> bytes:
-    return checkpoints.to_onnx(saved(deep.state_dict()), IR50.embedder)
+    return checkpoints.convert_to_onnx(saved(deep.state_dict()), IR50.embedder)
 
 
 def crops(count: int) -> NDArray[np.uint8]:
@@ -83,7 +83,7 @@ def ask(network: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 def refusal(data: bytes, file: ModelFile = SMALL) -> str:
     """What is said of a checkpoint that does not load. It names the file."""
     with pytest.raises(ModelUnavailable) as caught:
-        checkpoints.module(data, file)
+        checkpoints.load_network(data, file)
     assert file.name in caught.value.message
     assert "expected" in caught.value.message
     return caught.value.message
@@ -103,7 +103,7 @@ WRITTEN: dict[str, Callable[[State], object]] = {
 
 @pytest.mark.parametrize("form", WRITTEN)
 def test_forms_of_a_checkpoint(form: str, state: State) -> None:
-    loaded = checkpoints.module(saved(WRITTEN[form](state)), SMALL)
+    loaded = checkpoints.load_network(saved(WRITTEN[form](state)), SMALL)
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
     found = loaded.state_dict()
@@ -114,13 +114,13 @@ def test_forms_of_a_checkpoint(form: str, state: State) -> None:
 def test_a_file_of_before_2020(network: nn.Module, state: State) -> None:
     data = saved(state, _use_new_zipfile_serialization=False)
     assert not data.startswith(checkpoints.ZIP)
-    assert np.allclose(ask(checkpoints.module(data, SMALL), crops(1)), ask(network, crops(1)), atol=1e-5)
+    assert np.allclose(ask(checkpoints.load_network(data, SMALL), crops(1)), ask(network, crops(1)), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(dtype: torch.dtype, bare: State) -> None:
     bias = torch.linspace(-1, 1, 512).to(dtype)
-    loaded = checkpoints.module(saved(bare | {"fc.bias": bias}), SMALL)
+    loaded = checkpoints.load_network(saved(bare | {"fc.bias": bias}), SMALL)
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     assert torch.equal(loaded.state_dict()["fc.bias"], bias.to(torch.float32))
 
@@ -284,7 +284,7 @@ def test_the_export_is_whole_and_quiet(
     assert len(exported) > 4 * 43_590_848
     assert str(Path(__file__).parents[3]).encode() not in exported
     caplog.clear()
-    again = checkpoints.to_onnx(saved(state), SMALL)
+    again = checkpoints.convert_to_onnx(saved(state), SMALL)
     assert len(again) > 4 * 24_025_600
     assert capfd.readouterr() == ("", "")
     assert [record.message for record in caplog.records if record.levelname != "DEBUG"] == []
@@ -296,10 +296,10 @@ def test_what_exports_is_not_installed(state: State, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch.onnx, "export", export)
     with pytest.raises(ModelUnavailable, match=r"small\.pt cannot be made into ONNX: .*'whosthere\[torch\]'") as caught:
-        checkpoints.to_onnx(saved(state), SMALL)
+        checkpoints.convert_to_onnx(saved(state), SMALL)
     assert caught.value.code == PYTORCH_MISSING
 
 
 def test_the_export_says_what_it_cannot_read() -> None:
     with pytest.raises(ModelUnavailable, match=r"small\.pt is cut off or damaged"):
-        checkpoints.to_onnx(b"", SMALL)
+        checkpoints.convert_to_onnx(b"", SMALL)

@@ -51,11 +51,11 @@ def test_the_folder_comes_first_then_the_package(tmp_path: Path, package: str) -
     files = ModelFiles(folder)
     file = model(package=package)
     assert files.read(file) == CONTENT
-    assert files.state(file) == str(tmp_path / "site-packages" / package / "models" / "some.onnx")
+    assert files.location(file) == str(tmp_path / "site-packages" / package / "models" / "some.onnx")
     assert not folder.exists()
 
     write_atomically(folder / "some.onnx", [CONTENT])
-    assert files.state(file) == str(folder / "some.onnx")
+    assert files.location(file) == str(folder / "some.onnx")
     (folder / "some.onnx").write_bytes(b"other")
     with pytest.raises(ModelUnavailable):  # what the owner put there is not passed over silently
         files.read(file)
@@ -65,7 +65,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     files = ModelFiles(tmp_path / "models")
     file = model(package="no_such_package_here")
     assert files.path(file) is None
-    for ask in (files.read, files.state, files.prepared):
+    for ask in (files.read, files.location, files.prepared_model):
         with pytest.raises(ModelUnavailable, match=r"some\.onnx is not in .*models; `whosthere models pull`"):
             ask(file)
     assert not (tmp_path / "models").exists()
@@ -84,23 +84,23 @@ def test_a_wrong_hash_is_refused_with_both_hashes(tmp_path: Path, package: str, 
     assert hashlib.sha256(expected).hexdigest() in caught.value.message
     assert hashlib.sha256(wrong).hexdigest() in caught.value.message
     with pytest.raises(ModelUnavailable, match="expected 22 bytes"):
-        files.state(file)
+        files.location(file)
 
 
 def test_a_hash_that_is_not_known_is_that_of_the_first_use(tmp_path: Path) -> None:
     files = ModelFiles(tmp_path)
     file = replace(model(), sha256="", size=0)
-    assert files.known(file).sha256 == ""
+    assert files.with_known_hash(file).sha256 == ""
     (tmp_path / "some.onnx").write_bytes(CONTENT)
     assert files.read(file) == CONTENT
-    assert files.known(file).sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert files.with_known_hash(file).sha256 == hashlib.sha256(CONTENT).hexdigest()
     line = (tmp_path / "some.onnx.sha256").read_text()  # as `sha256sum` writes it
     assert line == f"{hashlib.sha256(CONTENT).hexdigest()}  some.onnx\n"
     (tmp_path / "some.onnx").write_bytes(CONTENT[:-1])
     with pytest.raises(ModelUnavailable, match=r"is not some\.onnx: expected SHA-256"):
         files.read(file)
     with pytest.raises(ModelUnavailable, match=r"some\.onnx"):
-        ModelFiles(tmp_path).prepared(file)
+        ModelFiles(tmp_path).prepared_model(file)
 
 
 def test_a_hash_that_cannot_be_written_down_is_an_error(tmp_path: Path) -> None:
@@ -129,19 +129,19 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
     save_model(made, tmp_path / "some.onnx", save_as_external_data=True, location="some.data", size_threshold=0)
     data = (tmp_path / "some.onnx").read_bytes()
     with pytest.raises(ModelUnavailable, match=r"some\.onnx.*its weights are in another file"):
-        ModelFiles(tmp_path).prepared(model(data))
+        ModelFiles(tmp_path).prepared_model(model(data))
 
 
 def test_prepared_is_made_once(tmp_path: Path) -> None:
     files = ModelFiles(tmp_path / "models")
-    first = files.prepared(SFACE.detector)
+    first = files.prepared_model(SFACE.detector)
     assert first == onnx_prepare.prepare(files.read(SFACE.detector), free_sides=True)
     (kept,) = (tmp_path / "models" / "prepared").iterdir()
     assert kept.name == f"{SFACE.detector.prepared_sha256}.onnx"
     assert kept.read_bytes() == first
     before = kept.stat().st_mtime_ns
     nowhere = replace(SFACE.detector, package="")
-    assert files.prepared(nowhere) == first  # the original is not even read
+    assert files.prepared_model(nowhere) == first  # the original is not even read
     assert kept.stat().st_mtime_ns == before
 
 
@@ -154,7 +154,7 @@ def test_the_packs_know_what_is_prepared(file: ModelFile, tmp_path: Path) -> Non
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_prepared_file_is_made_anew(tmp_path: Path, damage: str) -> None:
     files = ModelFiles(tmp_path / "models")
-    good = files.prepared(SFACE.detector)
+    good = files.prepared_model(SFACE.detector)
     (target,) = (tmp_path / "models" / "prepared").iterdir()
     flipped = bytearray(good)
     flipped[5000] ^= 1
@@ -167,20 +167,20 @@ def test_a_damaged_prepared_file_is_made_anew(tmp_path: Path, damage: str) -> No
             target.write_bytes(b"")
         case _:
             target.unlink()
-    assert files.prepared(SFACE.detector) == good
+    assert files.prepared_model(SFACE.detector) == good
     assert target.read_bytes() == good
 
 
 def test_what_another_onnx_writes_is_used_and_not_kept(tmp_path: Path) -> None:
     other = replace(SFACE.detector, prepared_sha256="0" * 64)
-    assert ModelFiles(tmp_path).prepared(other) == ModelFiles(tmp_path).prepared(SFACE.detector)
+    assert ModelFiles(tmp_path).prepared_model(other) == ModelFiles(tmp_path).prepared_model(SFACE.detector)
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == [f"{SFACE.detector.prepared_sha256}.onnx"]
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     files = ModelFiles(tmp_path / "file" / "models")
-    assert files.prepared(SFACE.detector) == onnx_prepare.prepare(files.read(SFACE.detector), free_sides=True)
+    assert files.prepared_model(SFACE.detector) == onnx_prepare.prepare(files.read(SFACE.detector), free_sides=True)
     FacePipeline(SFACE, files).load()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -188,11 +188,11 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     write_atomically(tmp_path / "some.onnx", [CONTENT])
     with pytest.raises(ModelUnavailable, match=r"some\.onnx"):
-        ModelFiles(tmp_path).prepared(model())
+        ModelFiles(tmp_path).prepared_model(model())
 
 
 def test_many_prepare_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
-        answers = set(pool.map(lambda _: ModelFiles(tmp_path).prepared(SFACE.detector), range(6)))
+        answers = set(pool.map(lambda _: ModelFiles(tmp_path).prepared_model(SFACE.detector), range(6)))
     assert len(answers) == 1
     assert len(list((tmp_path / "prepared").iterdir())) == 1

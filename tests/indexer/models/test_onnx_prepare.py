@@ -23,7 +23,7 @@ IDS = ["yunet", "sface"]
 
 
 def session(models_folder: Path, file: ModelFile, engine: str) -> Session:
-    return runtime.load(ModelFiles(models_folder).prepared(file), Feed(), Precision.FLOAT32, Threads(), engine)
+    return runtime.load(ModelFiles(models_folder).prepared_model(file), Feed(), Precision.FLOAT32, Threads(), engine)
 
 
 def batch(count: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -35,7 +35,7 @@ def batch(count: int, height: int, width: int) -> NDArray[np.uint8]:
 def test_the_graph_is_plain(models_folder: Path, file: ModelFile) -> None:
     original = onnx.load_model_from_string(ModelFiles(models_folder).read(file))
     assert any(node.op_type == "DequantizeLinear" for node in original.graph.node)
-    model = onnx.load_model_from_string(ModelFiles(models_folder).prepared(file))
+    model = onnx.load_model_from_string(ModelFiles(models_folder).prepared_model(file))
     assert len(model.graph.input) == 1
     (image,) = model.graph.input
     sides = [dim.dim_value or dim.dim_param for dim in image.type.tensor_type.shape.dim]
@@ -50,8 +50,8 @@ def test_the_graph_is_plain(models_folder: Path, file: ModelFile) -> None:
 
 
 def test_a_part_computes_the_same_with_less(models_folder: Path) -> None:
-    whole = ModelFiles(models_folder).prepared(SFACE.detector)
-    part = onnx_prepare.part(whole, slice(2, None, 3))
+    whole = ModelFiles(models_folder).prepared_model(SFACE.detector)
+    part = onnx_prepare.extract_outputs(whole, slice(2, None, 3))
     graph = onnx.load_model_from_string(part).graph
     assert [o.name for o in graph.output] == ["cls_32", "obj_32", "bbox_32", "kps_32"]
     assert len(graph.node) < len(onnx.load_model_from_string(whole).graph.node) / 2 + 10
@@ -63,7 +63,7 @@ def test_a_part_computes_the_same_with_less(models_folder: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_preparing_a_prepared_file_changes_nothing(models_folder: Path, file: ModelFile) -> None:
-    once = ModelFiles(models_folder).prepared(file)
+    once = ModelFiles(models_folder).prepared_model(file)
     twice = onnx_prepare.prepare(once, file.network in DETECTORS)
     a, b = onnx.load_model_from_string(once), onnx.load_model_from_string(twice)
     assert list(a.graph.node) == list(b.graph.node)
@@ -80,7 +80,7 @@ def smaller(model: Any, height: int, width: int) -> Any:
 @pytest.mark.parametrize("engine", runtime.engines())
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_computes_what_the_original_says(models_folder: Path, file: ModelFile, engine: str) -> None:
-    """Against ONNX' own reference implementation, which runs the quantised file as it is."""
+    """Against ONNX' own reference implementation, which runs the quantized file as it is."""
     original = onnx.load_model_from_string(ModelFiles(models_folder).read(file))
     height, width = (160, 192) if file.network in DETECTORS else (112, 112)
     blob = batch(1, height, width)

@@ -83,7 +83,7 @@ def test_unknown_hash_is_recorded_and_enforced(models: Models, server: WebServer
     models.pull(file)
     (models.folder / "some.onnx.sha256").unlink()
     models.pull(file)
-    assert models.files.known(file).sha256 == sha256(CONTENT)
+    assert models.files.with_known_hash(file).sha256 == sha256(CONTENT)
     assert len(server.paths) == 1
     models.path.unlink()
     server.serve_file("/some.onnx", OTHER)

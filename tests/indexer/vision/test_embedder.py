@@ -25,7 +25,7 @@ CENTER = SFACE.center
 
 @pytest.fixture(scope="module")
 def session(models_folder: Path) -> Session:
-    return runtime.load(ModelFiles(models_folder).prepared(SFACE.embedder), Feed(), Precision.FLOAT32, Threads())
+    return runtime.load(ModelFiles(models_folder).prepared_model(SFACE.embedder), Feed(), Precision.FLOAT32, Threads())
 
 
 @pytest.fixture(scope="module")

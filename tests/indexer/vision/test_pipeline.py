@@ -316,9 +316,9 @@ def test_whole_photos_are_held_a_few_at_a_time(pipeline: FacePipeline) -> None:
 class CountingFiles(ModelFiles):
     asked: list[str] = field(default_factory=list)
 
-    def prepared(self, file: ModelFile) -> bytes:
+    def prepared_model(self, file: ModelFile) -> bytes:
         self.asked.append(file.name)
-        return super().prepared(file)
+        return super().prepared_model(file)
 
 
 def test_loads_at_the_first_call_and_once(models_folder: Path) -> None:

@@ -25,7 +25,7 @@ from indexer.types import Device, Pixels, Precision, sha256
 from indexer.vision import quantize, runtime
 from indexer.vision.embedders.base import Embedder
 from indexer.vision.pipeline import FacePipeline, Options
-from indexer.vision.quantize import LEAST_COSINE, LEAST_FACES, Report, quantise
+from indexer.vision.quantize import LEAST_COSINE, LEAST_FACES, QuantizationReport, quantize_embedder
 from indexer.vision.runtime import Feed, Threads, no_telemetry
 from tests import photos
 from tests.conftest import calibration_faces
@@ -40,45 +40,47 @@ def faces(pipeline: FacePipeline) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def made(faces: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFiles, Report]:
+def made(faces: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFiles, QuantizationReport]:
     """SFace in int8, made once, and what was told of it."""
     files = ModelFiles(tmp_path_factory.mktemp("models"))
     told: list[tuple[int, int]] = []
-    report = quantise(SFACE, files, faces, lambda done, of: told.append((done, of)))
+    report = quantize_embedder(SFACE, files, faces, lambda done, of: told.append((done, of)))
     assert [done for done, _ in told] == list(range(1, report.calibrated_on + 1))
     assert {of for _, of in told} == {report.calibrated_on}
     return files, report
 
 
 @pytest.fixture
-def copied(made: tuple[ModelFiles, Report], tmp_path: Path) -> ModelFiles:
+def copied(made: tuple[ModelFiles, QuantizationReport], tmp_path: Path) -> ModelFiles:
     """A models folder with it, that may be damaged."""
     files = ModelFiles(tmp_path)
-    target = files.quantised_path(SFACE.embedder)
+    target = files.quantized_path(SFACE.embedder)
     target.parent.mkdir()
-    for source in made[0].quantised_path(SFACE.embedder).parent.iterdir():
+    for source in made[0].quantized_path(SFACE.embedder).parent.iterdir():
         (target.parent / source.name).write_bytes(source.read_bytes())
     return files
 
 
-def test_it_agrees_with_float32_and_says_how_much(made: tuple[ModelFiles, Report]) -> None:
+def test_it_agrees_with_float32_and_says_how_much(made: tuple[ModelFiles, QuantizationReport]) -> None:
     files, report = made
     assert report.pack == "sface"
     assert (report.calibrated_on, report.checked_on) == (47, 23)
     assert LEAST_COSINE < report.cosine_min <= report.cosine_mean < 1
     assert min(report.float32_ms, report.native_ms, report.int8_ms) > 0
     assert report.times_as_fast == report.float32_ms / report.int8_ms > 1
-    folder = files.quantised_path(SFACE.embedder).parent
+    folder = files.quantized_path(SFACE.embedder).parent
     assert sorted(path.name for path in folder.iterdir()) == [ABOUT, MODEL]
     about = json.loads((folder / ABOUT).read_text())
-    assert Report(**about) == report
+    assert QuantizationReport(**about) == report
     assert about["sha256"] == sha256((folder / MODEL).read_bytes())
     assert about["source_sha256"] == SFACE.embedder.sha256
     assert set(about["versions"]) == {"nncf", "onnx", "onnxruntime", "openvino"}
-    assert len((folder / MODEL).read_bytes()) < len(files.prepared(SFACE.embedder)) / 3
+    assert len((folder / MODEL).read_bytes()) < len(files.prepared_model(SFACE.embedder)) / 3
 
 
-def test_the_cosines_are_of_what_galleries_hold(made: tuple[ModelFiles, Report], faces: NDArray[np.uint8]) -> None:
+def test_the_cosines_are_of_what_galleries_hold(
+    made: tuple[ModelFiles, QuantizationReport], faces: NDArray[np.uint8]
+) -> None:
     """The center taken from them."""
     files, report = made
     held = faces[2::3]
@@ -90,20 +92,22 @@ def test_the_cosines_are_of_what_galleries_hold(made: tuple[ModelFiles, Report],
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_both_engines_run_it(engine: str, made: tuple[ModelFiles, Report], faces: NDArray[np.uint8]) -> None:
+def test_both_engines_run_it(
+    engine: str, made: tuple[ModelFiles, QuantizationReport], faces: NDArray[np.uint8]
+) -> None:
     files = made[0]
     exact, int8 = (
         Embedder(runtime.load(model, Feed(), precision, Threads(), engine), SFACE.dim, SFACE.mirror).embed(faces[:20])
         for model, precision in (
-            (files.prepared(SFACE.embedder), Precision.FLOAT32),
-            (files.quantised(SFACE.embedder), Precision.INT8),
+            (files.prepared_model(SFACE.embedder), Precision.FLOAT32),
+            (files.quantized_model(SFACE.embedder), Precision.INT8),
         )
     )
     assert (exact * int8).sum(1).mean() > LEAST_COSINE
     assert not np.allclose(exact, int8, atol=1e-3)
 
 
-def test_the_pipeline_answers_with_it(made: tuple[ModelFiles, Report]) -> None:
+def test_the_pipeline_answers_with_it(made: tuple[ModelFiles, QuantizationReport]) -> None:
     float32, int8 = (
         FacePipeline(SFACE, made[0], Options(precision=one)) for one in (Precision.FLOAT32, Precision.INT8)
     )
@@ -123,47 +127,47 @@ def test_none_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_none_of_a_pack_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="`whosthere models quantize mine --calibrate FOLDER` makes it"):
-        ModelFiles(tmp_path).quantised(ModelFile("mine+made.onnx", Network.ONNX, "MIT", "this test"))
+        ModelFiles(tmp_path).quantized_model(ModelFile("mine+made.onnx", Network.ONNX, "MIT", "this test"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 def test_a_damaged_model_is_refused(copied: ModelFiles, damage: str) -> None:
-    target = copied.quantised_path(SFACE.embedder)
+    target = copied.quantized_path(SFACE.embedder)
     good = target.read_bytes()
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
     target.write_bytes({"flip": bytes(flipped), "cut": good[:-1], "empty": b""}[damage])
     with pytest.raises(ModelUnavailable, match=rf"{MODEL} is damaged: expected SHA-256 {sha256(good)}"):
-        copied.quantised(SFACE.embedder)
+        copied.quantized_model(SFACE.embedder)
     target.write_bytes(good)
-    assert copied.quantised(SFACE.embedder) == good
+    assert copied.quantized_model(SFACE.embedder) == good
 
 
 @pytest.mark.parametrize("about", [b"", b"{", b"[]", b'{"sha256": "0"}', b"\xff"])
 def test_a_damaged_report_is_refused(copied: ModelFiles, about: bytes) -> None:
     (copied.folder / "int8" / ABOUT).write_bytes(about)
     with pytest.raises(ModelUnavailable, match=rf"{ABOUT} is damaged; `whosthere models quantize sface"):
-        copied.quantised(SFACE.embedder)
+        copied.quantized_model(SFACE.embedder)
 
 
 def test_one_without_the_other_is_none(copied: ModelFiles) -> None:
     (copied.folder / "int8" / ABOUT).unlink()
     with pytest.raises(ModelUnavailable, match="has no int8 form here"):
-        copied.quantised(SFACE.embedder)
+        copied.quantized_model(SFACE.embedder)
 
 
 def test_one_of_another_file_is_refused(copied: ModelFiles) -> None:
     """As when the file of a pack was replaced by another of the same name."""
     other = replace(SFACE.embedder, sha256="0" * 64)
     with pytest.raises(ModelUnavailable, match=rf"made of another .* expected one with SHA-256 {'0' * 64}, found fb14"):
-        copied.quantised(other)
+        copied.quantized_model(other)
 
 
 @pytest.mark.parametrize("count", [0, 1, LEAST_FACES - 1])
 def test_too_few_faces(count: int, tmp_path: Path) -> None:
     blank: Pixels = np.zeros((112, 112, 3), np.uint8)
-    with pytest.raises(InvalidRequest, match=rf"quantising needs {LEAST_FACES} faces or more; found {count}"):
-        quantise(SFACE, ModelFiles(tmp_path), [blank] * count)
+    with pytest.raises(InvalidRequest, match=rf"quantizing needs {LEAST_FACES} faces or more; found {count}"):
+        quantize_embedder(SFACE, ModelFiles(tmp_path), [blank] * count)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -211,14 +215,14 @@ def pack(folder: Path, model: bytes) -> Pack:
 def test_a_pack_of_the_users_own_in_an_old_opset(faces: NDArray[np.uint8], tmp_path: Path) -> None:
     files = ModelFiles(tmp_path)
     own = pack(tmp_path, network(loud=1))
-    report = quantise(own, files, list(faces))
+    report = quantize_embedder(own, files, list(faces))
     assert report.source_sha256 == sha256((tmp_path / "made.onnx").read_bytes())
-    (opset,) = onnx.load_model_from_string(files.quantised(own.embedder)).opset_import
+    (opset,) = onnx.load_model_from_string(files.quantized_model(own.embedder)).opset_import
     assert opset.version == quantize.PER_CHANNEL_OPSET
     (tmp_path / "made.onnx.sha256").unlink()
     (tmp_path / "made.onnx").write_bytes(network(loud=2))
     with pytest.raises(ModelUnavailable, match=r"made of another made\.onnx.*quantize PACK"):
-        files.quantised(own.embedder)
+        files.quantized_model(own.embedder)
 
 
 @pytest.mark.parametrize(
@@ -234,29 +238,29 @@ def test_what_strays_from_float32_is_refused(
     files = ModelFiles(tmp_path)
     own = pack(tmp_path, network(loud))
     with pytest.raises(ModelUnavailable, match=message):
-        quantise(own, files, faces)
-    assert not files.quantised_path(own.embedder).parent.exists()
+        quantize_embedder(own, files, faces)
+    assert not files.quantized_path(own.embedder).parent.exists()
     with pytest.raises(ModelUnavailable, match="has no int8 form here"):
-        files.quantised(own.embedder)
+        files.quantized_model(own.embedder)
 
 
 def test_a_folder_that_cannot_be_written(faces: NDArray[np.uint8], tmp_path: Path) -> None:
     own = pack(tmp_path, network(loud=1))
     (tmp_path / "int8").write_text("not a folder")
     with pytest.raises(ModelUnavailable, match=r"made\.onnx\.int8\.onnx cannot be written"):
-        quantise(own, ModelFiles(tmp_path), faces)
+        quantize_embedder(own, ModelFiles(tmp_path), faces)
 
 
 def test_without_nncf(faces: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ModelUnavailable, match=r"NNCF is not installed .*: pip install 'whosthere\[quantize\]'"):
-        quantise(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
+        quantize_embedder(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
 
 
 def test_it_is_quiet_and_tells_nobody(
     faces: NDArray[np.uint8], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    quantise(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
+    quantize_embedder(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
     assert capfd.readouterr() == ("", "")
 
 

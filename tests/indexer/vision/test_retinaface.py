@@ -34,7 +34,7 @@ def network() -> RetinaFaceNetwork:
 def exported(network: RetinaFaceNetwork) -> bytes:
     checkpoint = io.BytesIO()
     torch.save(network.state_dict(), checkpoint)
-    return checkpoints.to_onnx(checkpoint.getvalue(), IR50.detector)
+    return checkpoints.convert_to_onnx(checkpoint.getvalue(), IR50.detector)
 
 
 @pytest.fixture(scope="module", params=runtime.ENGINES)

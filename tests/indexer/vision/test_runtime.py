@@ -29,7 +29,7 @@ def test_a_model_that_is_none(engine: str, model: bytes) -> None:
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_a_model_that_is_cut_short(engine: str, models_folder: Path) -> None:
-    model = ModelFiles(models_folder).prepared(SFACE.detector)
+    model = ModelFiles(models_folder).prepared_model(SFACE.detector)
     with pytest.raises(ModelUnavailable):
         runtime.load(model[: len(model) // 2], Feed(), Precision.FLOAT32, Threads(), engine)
 
@@ -47,7 +47,7 @@ def test_no_engine_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_other_engine_takes_over(monkeypatch: pytest.MonkeyPatch, models_folder: Path) -> None:
-    model = ModelFiles(models_folder).prepared(SFACE.embedder)
+    model = ModelFiles(models_folder).prepared_model(SFACE.embedder)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
     session = runtime.load(model, Feed(), Precision.NATIVE, Threads())
@@ -58,7 +58,7 @@ def test_the_other_engine_takes_over(monkeypatch: pytest.MonkeyPatch, models_fol
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("threads", [Threads(), Threads(streams=2), Threads(streams=1, each=1)])
 def test_many_threads_get_their_own_answers(engine: str, threads: Threads, models_folder: Path) -> None:
-    model = ModelFiles(models_folder).prepared(SFACE.embedder)
+    model = ModelFiles(models_folder).prepared_model(SFACE.embedder)
     session = runtime.load(model, Feed(), Precision.FLOAT32, threads, engine)
     rng = np.random.default_rng(0)
     blobs = [rng.integers(0, 256, (1 + n % 3, 112, 112, 3), np.uint8) for n in range(12)]
@@ -71,7 +71,9 @@ def test_many_threads_get_their_own_answers(engine: str, threads: Threads, model
 
 
 def test_answers_outlive_the_next_run(models_folder: Path) -> None:
-    session = runtime.load(ModelFiles(models_folder).prepared(SFACE.embedder), Feed(), Precision.FLOAT32, Threads())
+    session = runtime.load(
+        ModelFiles(models_folder).prepared_model(SFACE.embedder), Feed(), Precision.FLOAT32, Threads()
+    )
     (first,) = session.run(np.zeros((1, 112, 112, 3), np.uint8))
     kept = first.copy()
     session.run(np.full((1, 112, 112, 3), 200, np.uint8))
@@ -105,7 +107,7 @@ def test_processes_that_share_the_cores_are_not_all_on_the_first_ones(
     models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "usable_cores", lambda: 4)
-    model = ModelFiles(models_folder).prepared(SFACE.embedder)
+    model = ModelFiles(models_folder).prepared_model(SFACE.embedder)
     for threads, pinned in ((Threads(1, 4), True), (Threads(1, 2), False), (Threads(2, 2), False)):
         session: Any = runtime.load(model, Feed(), Precision.NATIVE, threads, "openvino")
         assert session._model.get_property("ENABLE_CPU_PINNING") is pinned, threads

@@ -21,18 +21,18 @@ from tests import photos
 
 @pytest.fixture(scope="module", params=runtime.engines())
 def yunet(request: pytest.FixtureRequest, models_folder: Path) -> YuNet:
-    model = ModelFiles(models_folder).prepared(SFACE.detector)
+    model = ModelFiles(models_folder).prepared_model(SFACE.detector)
     return YuNet(
         *(
             runtime.load(some, YuNet.feed, Precision.FLOAT32, Threads(), request.param)
-            for some in (model, onnx_prepare.part(model, YuNet.parts[1]))
+            for some in (model, onnx_prepare.extract_outputs(model, YuNet.parts[1]))
         )
     )
 
 
 @pytest.fixture(scope="module")
 def opencv_file(models_folder: Path) -> str:
-    return ModelFiles(models_folder).state(SFACE.detector)
+    return ModelFiles(models_folder).location(SFACE.detector)
 
 
 def padded(pixels: Pixels) -> Pixels:

@@ -141,7 +141,9 @@ def switching_after(monkeypatch: pytest.MonkeyPatch, service: Running, name: str
 
 def switch(home: ServiceContext) -> None:
     store = Store(home.engine)  # not the one that is listened to
-    assert Reembedder(store, home.pipeline(home.packs.usable("other")), store.gallery("staff")).switch().switched
+    assert (
+        Reembedder(store, home.pipeline(home.packs.find_installed("other")), store.gallery("staff")).switch().switched
+    )
 
 
 def test_a_search_in_flight_at_the_switch_is_asked_again(
