@@ -27,7 +27,7 @@ from benchmarks.lfw import RESULTS, Cell, Shot, arguments, by_person, enrolled, 
 from indexer.app_context import AppContext
 from indexer.settings import read_settings
 from indexer.types import Pick
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.thresholds import Thresholds
 from search_service.search import Query, SearchService
 
 FPIRS = (0.1, 0.03, 0.01, 0.003)

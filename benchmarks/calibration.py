@@ -36,11 +36,11 @@ from indexer.gallery.store import FaceVectors
 from indexer.models.packs import SFACE, UNMEASURED_TAIL, Pack
 from indexer.types import Hit, Vectors
 from indexer.vectors.flat import FaissIndex
-from search_service.calibration.survey import one_a_person, strangers, survey
+from search_service.calibration.survey import one_face_per_person, strangers, survey
 from search_service.matching import calibration
 from search_service.matching.calibration import own_curve, threshold_for
+from search_service.matching.fusion import Templates, rescore
 from search_service.search import SPARE
-from search_service.template_scores import fused
 
 FPIRS = (0.1, 0.03, 0.01, 0.003, 0.001)
 SIZES = (30, 100, 300, 860)
@@ -218,15 +218,16 @@ def answer(one: Draw, measured: bool) -> Observed:
     all_faces = FaceVectors(np.arange(1, faces + 1), one.owners, one.gallery)
     index = FaissIndex(one.gallery.shape[1])
     index.put(all_faces.face_ids, all_faces.identity_ids, one.gallery)
+    templates = Templates(one.owners, one.gallery)
     pack = one.pack if measured else replace(one.pack, measured=False, tail=UNMEASURED_TAIL)
 
     def nearest(probes: Vectors, k: int) -> list[list[Hit]]:
-        return fused(index.nearest_identities(probes, k), probes, all_faces, pack.same_threshold)
+        return rescore(index.nearest_identities(probes, k), probes, templates, pack.same_threshold)
 
-    found = survey(nearest, one_a_person(all_faces, people), people, faces)
+    found = survey(nearest, one_face_per_person(all_faces, people), people, faces)
     scores = strangers(found, pack)
     best = np.array([hits[0].score for hits in nearest(one.strangers, SPARE + 1)])
-    curve = own_curve(scores.best.tolist(), found.compared, found.total, pack.tail, measured) or pack.tail
+    curve = own_curve(scores.best, found.compared, found.total, pack.tail, measured) or pack.tail
     comparisons = faces if curve is pack.tail else 1
     by_pack = [threshold_for(fpir, faces, pack.tail) for fpir in FPIRS]
     own = [threshold_for(fpir, comparisons, curve) for fpir in FPIRS]

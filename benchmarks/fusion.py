@@ -31,7 +31,7 @@ from benchmarks.lfw import Cell, say
 from benchmarks.variants import SHIPPED, VARIANTS, People, Study, embeddings, mean_embedding
 from indexer.models.packs import SFACE
 from indexer.types import Vectors, normalise
-from search_service.matching.fusion import fused_score, sort_out
+from search_service.matching.fusion import consistent_faces, fused_scores
 
 COUNTS = (1, 2, 3, 5)
 SPOILT = ("clean", "blurred", "wrong")
@@ -79,19 +79,21 @@ def by_yaw(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) -> NDAr
 
 
 def sorted_mean(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) -> NDArray[np.floating]:
-    """The mean of the faces that `sort_out` keeps."""
-    found = sort_out((faces @ faces.T).tolist(), SFACE.same_threshold)
-    kept = list(found.kept)
-    return best_of(scores, faces, quality) if found.single else mean(scores[:, kept], faces[kept], quality)
+    """The mean of the faces that `consistent_faces` keeps."""
+    similarities = (faces @ faces.T).astype(np.float64)
+    kept = np.flatnonzero(consistent_faces(similarities[None], np.ones((1, len(faces)), bool), SFACE.same_threshold))
+    is_single = len(kept) == 1 or (len(kept) == 2 and similarities[kept[0], kept[1]] < SFACE.same_threshold)
+    return best_of(scores, faces, quality) if is_single else mean(scores[:, kept], faces[kept], quality)
 
 
 def fused(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) -> NDArray[np.floating]:
     """That of `search_service/matching/fusion.py`."""
     answer = np.array(scores.max(1))
-    if len(faces) > 1:
-        found = sort_out((faces @ faces.T).tolist(), SFACE.same_threshold)
-        for probe in np.flatnonzero(answer > NEAR):
-            answer[probe] = fused_score(found, scores[probe].tolist())
+    near = np.flatnonzero(answer > NEAR)
+    if len(faces) > 1 and len(near):
+        similarities = np.broadcast_to(faces @ faces.T, (len(near), len(faces), len(faces)))
+        present = np.ones((len(near), len(faces)), bool)
+        answer[near] = fused_scores(scores[near], similarities, present, SFACE.same_threshold)
     return answer
 
 

@@ -24,7 +24,7 @@ from indexer.app_context import AppContext
 from indexer.enrollment.sources import rows_of
 from indexer.settings import read_settings
 from indexer.types import Pick, Precision
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.thresholds import Thresholds
 from search_service.search import Query, SearchService
 from tests.search_service.api.serving import WHOSTHERE, told_url
 

@@ -1,4 +1,4 @@
-"""Probe -> answer. Knows nothing of HTTP."""
+"""Searches probes in galleries and decides; independent of HTTP and the command line."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from indexer.types import Detection, Face, Gallery, Hit, Identity, Named, Pick, 
 from indexer.vectors.base import VectorIndex
 from indexer.vision.pipeline import Seen
 from search_service.matching.decision import Decision, DecisionReason, decide
-from search_service.matching.frames import Frame, fuse, weight_of
+from search_service.matching.frames import fuse, weight_of
+from search_service.matching.fusion import Templates, rescore
 from search_service.matching.ranking import Candidate, Outranked, outranked, rank
 from search_service.store.events import Recorded
-from search_service.template_scores import fused
 
 MAX_TOP_K = 100
 
 MIN_FPIR = 1e-9
-"""One stranger in a billion: far beyond what any pack's scores were measured for."""
+"""One stranger in a billion, far beyond what the scores of any pack were measured for."""
 
 SETTLE_SECONDS = 30.0
 """Longer than the survey of the largest gallery takes."""
 
 SPARE = 4
-"""Identities asked of the index beyond those wanted: the runner-up, and a few that may be expired."""
+"""Identities requested from the index beyond those wanted: the runner-up, and a few that may have expired."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of a search. Without `fpir` or `threshold` the service's own FPIR is taken.
+    """How to search. Without `fpir` and `threshold`, the service's default FPIR applies.
 
-    `pick` None means all faces. Raises InvalidRequest.
+    `pick` None searches all faces. Raises InvalidRequest.
     """
 
     top_k: int = 5
@@ -59,7 +59,7 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class FaceAnswer:
-    """Who one face is. An embedding searched as such has no detection and no quality."""
+    """The answer for one face. A probe given as an embedding has no detection and no quality."""
 
     detection: Detection | None
     quality: Quality | None
@@ -69,24 +69,24 @@ class FaceAnswer:
     candidates: tuple[Candidate, ...]
     reasons: tuple[DecisionReason, ...] = ()
     event: Recorded | None = None
-    """Where it was to be recorded."""
+    """The recorded event, if the request asked for one."""
 
 
 @dataclass(frozen=True, eq=False)
 class FrameAnswer:
-    """What became of one of several images of one person."""
+    """How one of several images of one person was used."""
 
     error: RejectedImage | None = None
-    """Why it was passed over."""
+    """Why the image was skipped."""
     disagrees: bool = False
-    """Whether it looks like somebody else than the others."""
+    """Whether it seems to show a different person than the other images."""
     shown: bool = False
     """Whether the answer's box, landmarks and quality are those of its face."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """The answer to one probe; `error` says why there are no faces. `frames` where the probe is several images."""
+    """The answer for one probe. `error` explains empty `faces`; `frames` is set for a probe of several images."""
 
     gallery: str
     model: str
@@ -103,12 +103,12 @@ class Comparison:
     faces: tuple[Face, Face]
 
 
-Told = Callable[[Gallery, FaceAnswer], None]
-"""Hears of each face that was searched."""
+Listener = Callable[[Gallery, FaceAnswer], None]
+"""Is called with each face that was searched."""
 
 
 class ThresholdSource(Protocol):
-    """Where the threshold for a wanted FPIR comes from. `calibration.survey.Thresholds` is one."""
+    """Provides the threshold for an FPIR. `calibration.thresholds.Thresholds` implements it."""
 
     def threshold(self, gallery: Gallery, index: VectorIndex, fpir: float) -> float:
         """Returns the cosine above which a share `fpir` of non-mated probes is answered with a match."""
@@ -120,71 +120,75 @@ class ThresholdSource(Protocol):
 
 
 class SearchService:
-    """Answers probes: who they are, out of the people of a gallery. Thread-safe."""
+    """Searches probes in galleries. Thread-safe."""
 
-    def __init__(self, context: AppContext, thresholds: ThresholdSource, told: Told | None = None) -> None:
+    def __init__(self, context: AppContext, thresholds: ThresholdSource, listener: Listener | None = None) -> None:
         self._context = context
         self._thresholds = thresholds
-        self._told = told
+        self._listener = listener
 
     def search(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[Answer]:
-        """One answer an image; what is wrong with one image is in its own answer."""
+        """Returns one answer for each image; problems with one image are reported in its own answer."""
         return self.search_seen(self._context.pipeline_of(gallery).describe(images, query.pick), gallery, query)
 
     def search_seen(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> list[Answer]:
-        """The same for images whose faces are described already."""
+        """Returns one answer for each image whose faces are described already."""
         faces = [face for one in seen for face in one.faces]
         vectors = np.stack([face.embedding for face in faces]) if faces else np.empty((0, gallery.dim), np.float32)
-        found = iter(self._match(vectors, gallery, query, [bool(face.quality.reasons) for face in faces]))
+        answers = iter(self._match(vectors, gallery, query, [bool(face.quality.reasons) for face in faces]))
         return [
             Answer(
                 gallery.name,
                 gallery.model,
-                tuple(_with_face(next(found), face) for face in one.faces),
+                tuple(_with_face(next(answers), face) for face in one.faces),
                 one.rejection,
             )
             for one in seen
         ]
 
     def search_frames(self, images: Sequence[bytes | RejectedImage], gallery: Gallery, query: Query) -> Answer:
-        """One answer from several images of one person, each face counting for its quality; images without a face to
-        use are passed over while there is one with. The answer's box and quality are the best frame's."""
+        """Returns one answer from several images of one person, in which each face is weighted by its quality.
+
+        Images without a usable face are skipped while another one has a face. Box and quality are the best frame's.
+        """
         read = [image for image in images if not isinstance(image, RejectedImage)]
         seen = iter(self._context.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST))
         every = [Seen(rejection=image) if isinstance(image, RejectedImage) else next(seen) for image in images]
-        return self.frames_seen(every, gallery, query)
+        return self.search_seen_frames(every, gallery, query)
 
-    def frames_seen(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> Answer:
-        """The same for images whose faces are described already."""
-        used = [(place, one.faces[0]) for place, one in enumerate(seen) if one.faces]
-        if not used:
+    def search_seen_frames(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> Answer:
+        """Does the same with images whose faces are described already."""
+        places = [place for place, one in enumerate(seen) if one.faces]
+        if not places:
             rejection = next(one.rejection for one in seen if one.rejection is not None)
-            return Answer(gallery.name, gallery.model, (), rejection, _frames(seen))
-        frames = [Frame(face.embedding.tolist(), weight_of(face.quality)) for _, face in used]
-        together = fuse(frames, self._context.pack_of(gallery).same_threshold)
-        poor = all(face.quality.reasons for _, face in used)
-        vector = check_vectors(together.embedding, gallery.dim)
-        (answer,) = self._match(vector, gallery, query, [poor], disagreeing=bool(together.disagreeing))
-        best, face = used[max(range(len(used)), key=lambda i: frames[i].weight)]
-        told = _frames(seen, best, {used[i][0] for i in together.disagreeing})
-        return Answer(gallery.name, gallery.model, (_with_face(answer, face),), frames=told)
+            return Answer(gallery.name, gallery.model, (), rejection, _frame_answers(seen))
+        faces = [seen[place].faces[0] for place in places]
+        weights = np.array([weight_of(face.quality) for face in faces])
+        embeddings = np.stack([face.embedding for face in faces])
+        probe = fuse(embeddings, weights, self._context.pack_of(gallery).same_threshold)
+        is_poor = all(face.quality.reasons for face in faces)
+        vectors = check_vectors(probe.embedding, gallery.dim)
+        (answer,) = self._match(vectors, gallery, query, [is_poor], frames_disagree=probe.disagreeing.size > 0)
+        best = int(weights.argmax())
+        frames = _frame_answers(seen, places[best], {places[i] for i in probe.disagreeing})
+        return Answer(gallery.name, gallery.model, (_with_face(answer, faces[best]),), frames=frames)
 
     def search_embedding(self, values: Sequence[float], gallery: Gallery, query: Query) -> Answer:
-        """For one embedding (D,) made elsewhere with the same pack. Raises InvalidVector."""
+        """Returns the answer for one embedding, (D,), computed elsewhere with the same pack. Raises InvalidVector."""
         faces = self._match(check_vectors(values, gallery.dim), gallery, query, [False])
         return Answer(gallery.name, gallery.model, tuple(faces))
 
     def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:
-        """Whether the largest faces of two images are one person. Raises RejectedImage that says which image."""
+        """Compares the largest faces of two images. Raises RejectedImage, which names the image."""
         pack = self._context.usable(model)
         return compare_seen(self._context.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
-        """Waits at most `seconds` for what searches have started in the background, before a process ends."""
+        """Waits at most `seconds` for background work that searches have started. Called before a process ends."""
         self._thresholds.settle(seconds)
 
     def _match(
-        self, vectors: Vectors, gallery: Gallery, query: Query, poor: Sequence[bool], disagreeing: bool = False
+        self, vectors: Vectors, gallery: Gallery, query: Query, are_poor: Sequence[bool], frames_disagree: bool = False
     ) -> list[FaceAnswer]:
         index = self._context.indexes.of(gallery).caught_up()
         fpir = self._context.settings.fpir if query.fpir is None and query.threshold is None else query.fpir
@@ -192,66 +196,59 @@ class SearchService:
         if threshold is None and fpir is not None:
             threshold = round(self._thresholds.threshold(gallery, index, fpir), 4)
         assert threshold is not None  # noqa: S101 (one of the two is always set)
-        candidates = self._candidates(gallery, index, vectors, query.top_k + 1)
-        answers = [
-            _answer(ranked, threshold, fpir, is_poor, disagreeing, query.top_k)
-            for ranked, is_poor in zip(candidates, poor, strict=True)
-        ]
-        if self._told is not None:
+        answers = []
+        ranked = self._candidates(gallery, index, vectors, query.top_k + 1)
+        for (candidates, better), is_poor in zip(ranked, are_poor, strict=True):
+            verdict = decide(candidates, threshold, is_poor, frames_disagree, better)
+            shown = candidates[: query.top_k]
+            answers.append(FaceAnswer(None, None, verdict.decision, threshold, fpir, shown, verdict.reasons))
+        if self._listener is not None:
             for answer in answers:
-                self._told(gallery, answer)
+                self._listener(gallery, answer)
         return answers
 
     def _candidates(self, gallery: Gallery, index: VectorIndex, vectors: Vectors, wanted: int) -> list[_Ranked]:
-        """The best `wanted` identities that exist and are valid now, for each vector, by all of their faces: more are
-        asked of the index until there are enough or no more."""
+        """Returns the best `wanted` identities that are valid now, for each vector, scored by all of their faces.
+
+        Requests more from the index until there are enough, or until the index has no more.
+        """
         if len(vectors) == 0:
             return []
-        asked, at = wanted + SPARE, now()
+        requested, at = wanted + SPARE, now()
         while True:
             with self._context.stopwatch.stage("index"):
-                hits = index.nearest_identities(vectors, asked)
+                hits = index.nearest_identities(vectors, requested)
             ids = {hit.identity_id for some in hits for hit in some}
             people = self._context.store.valid_identities(ids, at)
-            if not all(_enough(some, people, wanted) or len(some) < asked for some in hits):
-                asked *= 4
-                continue
-            others = self._context.store.identities_by_id(ids - people.keys()) if len(people) < len(ids) else {}
-            hits = self._fused(hits, vectors, gallery, (*people.values(), *others.values()))
-            return [_Ranked(rank(some, people, wanted), outranked(some, people, others, at)) for some in hits]
+            if all(_are_enough(some, people, wanted) or len(some) < requested for some in hits):
+                break
+            requested *= 4
+        others = self._context.store.identities_by_id(ids - people.keys()) if len(people) < len(ids) else {}
+        hits = self._rescored(hits, vectors, gallery, (*people.values(), *others.values()))
+        return [(rank(some, people, wanted), outranked(some, people, others, at)) for some in hits]
 
-    def _fused(
+    def _rescored(
         self, hits: list[list[Hit]], vectors: Vectors, gallery: Gallery, people: Iterable[Named | Identity]
     ) -> list[list[Hit]]:
+        """Scores identities with several faces by all of them."""
         several = [person.id for person in people if person.faces > 1]
         if not several:
             return hits
         faces = self._context.store.vectors_of_people(gallery, several)
-        return fused(hits, vectors, faces, self._context.pack_of(gallery).same_threshold)
+        templates = Templates(faces.identity_ids, faces.vectors)
+        return rescore(hits, vectors, templates, self._context.pack_of(gallery).same_threshold)
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """The best candidates of one face, and who is not one although they would be the first."""
-
-    candidates: tuple[Candidate, ...]
-    outranked: Outranked | None
+_Ranked = tuple[tuple[Candidate, ...], Outranked | None]
+"""The best candidates of one face, and a better identity that is not valid now."""
 
 
-def _enough(hits: Sequence[Hit], people: Mapping[int, Named], wanted: int) -> bool:
-    """Whether `wanted` of the hits are of `people`."""
+def _are_enough(hits: Sequence[Hit], people: Mapping[int, Named], wanted: int) -> bool:
+    """Whether at least `wanted` of the hits belong to `people`."""
     return sum(hit.identity_id in people for hit in hits) >= wanted
 
 
-def _answer(
-    ranked: _Ranked, threshold: float, fpir: float | None, poor_probe: bool, disagreeing: bool, top_k: int
-) -> FaceAnswer:
-    verdict = decide(ranked.candidates, threshold, poor_probe, frames_disagree=disagreeing, outranked=ranked.outranked)
-    candidates = ranked.candidates[:top_k]
-    return FaceAnswer(None, None, verdict.decision, threshold, fpir, candidates, verdict.reasons)
-
-
-def _frames(
+def _frame_answers(
     seen: Sequence[Seen], shown: int | None = None, disagreeing: Collection[int] = ()
 ) -> tuple[FrameAnswer, ...]:
     return tuple(
@@ -261,7 +258,7 @@ def _frames(
 
 
 def compare_seen(seen: Sequence[Seen], pack: Pack) -> Comparison:
-    """The comparison of two described images."""
+    """Compares two described images. Raises RejectedImage, which names the image."""
     faces: list[Face] = []
     for name, one in zip(("a", "b"), seen, strict=True):
         if one.rejection is not None:
@@ -273,7 +270,7 @@ def compare_seen(seen: Sequence[Seen], pack: Pack) -> Comparison:
 
 
 def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Of two vectors of unit length."""
+    """Returns the cosine similarity of two vectors of unit length."""
     return float(np.clip(np.dot(a, b), -1, 1))
 
 

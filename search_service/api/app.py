@@ -28,7 +28,7 @@ from search_service.api.routes.openapi import document, failures
 from search_service.api.state import Service, State
 from search_service.background.jobs import Runner
 from search_service.background.webhooks import Deliverer
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.thresholds import Thresholds
 from search_service.inference_queue import Batcher
 from search_service.search import SearchService
 from search_service.search_batcher import Gathering

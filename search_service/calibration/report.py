@@ -1,7 +1,8 @@
-"""What `gallery calibrate` tells: thresholds for wanted FPIRs, how sure they are, and what they cost."""
+"""The result of `gallery calibrate`: thresholds for usual FPIRs, how certain they are, and the FNIR they cost."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -9,135 +10,140 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.app_context import AppContext
 from indexer.gallery.store import Store
-from search_service.calibration.survey import Calibrated
+from indexer.types import Gallery
+from search_service.calibration.survey import Pair
+from search_service.calibration.thresholds import Calibrated, Thresholds
 from search_service.matching.calibration import by_pack, own_curve, threshold_for
 
 FPIRS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 ENOUGH = 5
-"""Scores expected above a threshold from which on it counts as measured: their number is then right within a half."""
+"""Scores expected above a threshold for it to count as measured: their number is then right within a half."""
 
-RESAMPLED = 200
+RESAMPLES = 200
 INTERVAL = (5, 95)
 """Percent."""
 
 
 class Basis(StrEnum):
-    """What a threshold follows from."""
+    """What a threshold is derived from."""
 
     MEASURED = "measured"
-    """ENOUGH scores of the gallery's own people or more are expected above it."""
+    """At least ENOUGH scores of the gallery's own people are expected above it."""
     EXTRAPOLATED = "extrapolated"
-    """Fewer are: the fall of their tail, and that of the pack's, goes on as it began."""
+    """Fewer are expected: the tails of the gallery's and the pack's scores are continued."""
     PACK = "pack"
-    """The gallery holds too few people: the pack's own statistics decide."""
+    """The pack's own statistics, because the gallery holds too few people."""
     BORROWED = "borrowed"
-    """And those of this pack are another one's."""
+    """The statistics of a different pack, because this pack was not measured either."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One wanted FPIR."""
+    """One FPIR."""
 
     fpir: float
     threshold: float
     low: float | None
-    """The interval of the threshold in INTERVAL, over the people searched; None where they do not decide."""
+    """Confidence interval of the threshold in INTERVAL, over the people searched; None if they do not determine it."""
     high: float | None
     fnir: float | None
-    """Share of the people with several photos whose one is not found by the others; None where there are none."""
+    """Share of the people with several photos who are not found by their other photos; None if there are none."""
     scores: int
-    """Of the gallery's people, how many have a stranger above the threshold."""
+    """People of the survey with a stranger above the threshold."""
     basis: Basis
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
+    calibrated: Calibrated
     rows: tuple[Row, ...]
-    people: int
-    """Searched among the others."""
-    mated: int
-    """Of them, those with several photos."""
     supported: float | None
-    """The lowest FPIR that the scores support; None where they support none."""
-    strangers: NDArray[np.float64]
-    """(P,) each person's best score that is a stranger's."""
-    mates: NDArray[np.float64]
-    """(M,) each person's best score that is their own."""
+    """The lowest FPIR that the scores support; None if they support none."""
+    mated_scores: NDArray[np.float64]
+    """(M,) the scores of people with several photos, each with their own other photos."""
+    duplicates: tuple[tuple[str, str, float], ...]
+    """Likely duplicates, which were left out: two external ids and their score."""
+
+    @property
+    def strangers(self) -> NDArray[np.float64]:
+        """(S,) each person's best score with a stranger."""
+        return self.calibrated.strangers.best
 
 
-def report(made: Calibrated, mates: dict[int, float]) -> Report:
-    """`mates` as `Thresholds.mates` answers."""
-    strangers = made.strangers.best
-    people = len(strangers)
-    best = dict(zip(made.strangers.row.tolist(), strangers.tolist(), strict=True))
-    pairs = np.array([(score, best.get(row, -1.0)) for row, score in sorted(mates.items())]).reshape(-1, 2)
-    curves = [thresholds(made, some) for some in _resampled(strangers)] if made.curve is not None else []
-    intervals = np.percentile(curves, INTERVAL, axis=0).T.tolist() if curves else [(None, None)] * len(FPIRS)
+def calibrate(context: AppContext, gallery: Gallery) -> Report:
+    """Calibrates the gallery now, and reports the result. Raises the same errors as `Thresholds.calibrate`."""
+    thresholds = Thresholds(context)
+    calibrated = thresholds.calibrate(gallery)
+    duplicates = _named(calibrated.strangers.duplicates, context.store)
+    return build_report(calibrated, thresholds.mated_scores(calibrated), duplicates)
+
+
+def build_report(
+    calibrated: Calibrated, mated_scores: NDArray[np.float64], duplicates: Sequence[tuple[str, str, float]] = ()
+) -> Report:
+    """Takes `mated_scores` as `Thresholds.mated_scores` returns them."""
+    strangers = calibrated.strangers
+    best_stranger = np.full(len(mated_scores), -1.0)
+    best_stranger[strangers.row] = strangers.best
+    is_mated = ~np.isnan(mated_scores)
+    mated, best_stranger = mated_scores[is_mated], best_stranger[is_mated]
     rows = []
-    for fpir, threshold, (low, high) in zip(FPIRS, thresholds(made), intervals, strict=True):
-        scores = int((strangers >= threshold).sum())
-        found = (pairs[:, 0] >= threshold) & (pairs[:, 0] > pairs[:, 1])
-        fnir = float(1 - found.mean()) if len(pairs) else None
-        rows.append(Row(fpir, threshold, low, high, fnir, scores, _basis(made, fpir)))
-    supported = ENOUGH / people if made.curve is not None else None
-    return Report(tuple(rows), people, len(pairs), supported, strangers, pairs[:, 0])
+    intervals = _intervals(calibrated)
+    for fpir, threshold, (low, high) in zip(FPIRS, thresholds_of(calibrated), intervals, strict=True):
+        are_found = (mated >= threshold) & (mated > best_stranger)
+        fnir = float(1 - are_found.mean()) if len(mated) else None
+        above = int((strangers.best >= threshold).sum())
+        rows.append(Row(fpir, threshold, low, high, fnir, above, _basis(calibrated, fpir)))
+    supported = ENOUGH / len(strangers.best) if calibrated.curve is not None else None
+    return Report(calibrated, tuple(rows), supported, mated, tuple(duplicates))
 
 
-def thresholds(made: Calibrated, best: NDArray[np.float64] | None = None) -> list[float]:
-    """For each of FPIRS, by the curve of all people or that of `best`."""
-    pack, found = made.pack, made.survey
-    curve = made.curve
+def thresholds_of(calibrated: Calibrated, best: NDArray[np.float64] | None = None) -> list[float]:
+    """Returns the threshold for each of FPIRS, by the curve of all people or that of the scores `best`."""
+    pack, found, curve = calibrated.pack, calibrated.survey, calibrated.curve
     if best is not None:
-        curve = own_curve(best.tolist(), found.compared, found.total, pack.tail, pack.measured)
+        curve = own_curve(best, found.compared, found.total, pack.tail, pack.measured)
     if curve is None:
-        return [by_pack(fpir, made.survey.faces, len(found.probes.face_ids), pack.tail) for fpir in FPIRS]
+        return [by_pack(fpir, found.faces, len(found.probes.face_ids), pack.tail) for fpir in FPIRS]
     return [threshold_for(fpir, 1, curve) for fpir in FPIRS]
 
 
-def said(told: Report, made: Calibrated) -> str:
-    """In words, what the gallery's scores support."""
-    if told.supported is None:
-        whose = "the pack's own" if made.pack.measured else "borrowed from another pack"
+def summary(report: Report) -> str:
+    """Returns a sentence on which FPIRs the gallery's scores support."""
+    people = len(report.strangers)
+    if report.supported is None:
+        source = "the pack's own" if report.calibrated.pack.measured else "borrowed from another pack"
         return (
-            f"{told.people} people are too few to tell how strangers score here: the thresholds are {whose}. "
-            "They become this gallery's own as it grows."
+            f"{people} people are too few to know how strangers score in this gallery: the thresholds are {source}. "
+            "They become the gallery's own as it grows."
         )
-    lowest = f"{100 * told.supported:.2g} %"
-    if all(row.basis is Basis.MEASURED for row in told.rows):
-        return f"{told.people:,} people support every FPIR down to {lowest}."
+    lowest = f"{100 * report.supported:.2g} %"
+    if all(row.basis is Basis.MEASURED for row in report.rows):
+        return f"{people:,} people support every FPIR down to {lowest}."
     return (
-        f"{told.people:,} people support an FPIR of {lowest} or more. Below, thresholds go on as their scores "
-        "began, a little higher for being unsure; how many strangers they let in is not known before more are enrolled."
+        f"{people:,} people support an FPIR of {lowest} or more. Thresholds for lower FPIRs are extrapolated, with a "
+        "small margin for uncertainty; how many strangers they accept is unknown until more people are enrolled."
     )
 
 
-def calibration_object(made: Calibrated, told: Report, duplicates: list[dict[str, Any]]) -> dict[str, Any]:
-    """All that as JSON, for the command line and HTTP alike."""
+def calibration_object(report: Report) -> dict[str, Any]:
+    """Returns the report as JSON, for the command line and HTTP alike."""
+    calibrated = report.calibrated
     return {
-        "gallery": made.gallery.name,
-        "model": made.pack.name,
-        "faces": made.survey.faces,
-        "people": told.people,
-        "mated": told.mated,
-        "supported_fpir": told.supported,
-        "summary": said(told, made),
+        "gallery": calibrated.gallery.name,
+        "model": calibrated.pack.name,
+        "faces": calibrated.survey.faces,
+        "people": len(report.strangers),
+        "mated": len(report.mated_scores),
+        "supported_fpir": report.supported,
+        "summary": summary(report),
         "interval_percent": list(INTERVAL),
-        "thresholds": [_row_object(row) for row in told.rows],
-        "duplicates": duplicates,
+        "thresholds": [_row_object(row) for row in report.rows],
+        "duplicates": [{"external_ids": [a, b], "score": round(score, 4)} for a, b, score in report.duplicates],
     }
-
-
-def duplicates_of(made: Calibrated, store: Store) -> list[dict[str, Any]]:
-    """Who is likely one person under two ids, and was left out."""
-    pairs = made.strangers.duplicates
-    people = store.identities_by_id({id_ for pair in pairs for id_ in (pair.a, pair.b)})
-    return [
-        {"external_ids": [people[pair.a].external_id, people[pair.b].external_id], "score": round(pair.score, 4)}
-        for pair in pairs
-        if pair.a in people and pair.b in people  # else somebody deleted them this moment
-    ]
 
 
 def _row_object(row: Row) -> dict[str, Any]:
@@ -145,13 +151,26 @@ def _row_object(row: Row) -> dict[str, Any]:
     return asdict(row) | {key: None if value is None else round(value, 4) for key, value in cosines.items()}
 
 
-def _basis(made: Calibrated, fpir: float) -> Basis:
-    if made.curve is None:
-        return Basis.PACK if made.pack.measured else Basis.BORROWED
-    return Basis.MEASURED if fpir * len(made.strangers.best) >= ENOUGH else Basis.EXTRAPOLATED
+def _named(pairs: Sequence[Pair], store: Store) -> list[tuple[str, str, float]]:
+    people = store.identities_by_id({id_ for pair in pairs for id_ in (pair.a, pair.b)})
+    return [
+        (people[pair.a].external_id, people[pair.b].external_id, pair.score)
+        for pair in pairs
+        if pair.a in people and pair.b in people  # otherwise one of them was just deleted
+    ]
 
 
-def _resampled(scores: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """As many people drawn with replacement, RESAMPLED times, always the same."""
-    random = np.random.default_rng(0)
-    return [random.choice(scores, len(scores)) for _ in range(RESAMPLED)]
+def _basis(calibrated: Calibrated, fpir: float) -> Basis:
+    if calibrated.curve is None:
+        return Basis.PACK if calibrated.pack.measured else Basis.BORROWED
+    return Basis.MEASURED if fpir * len(calibrated.strangers.best) >= ENOUGH else Basis.EXTRAPOLATED
+
+
+def _intervals(calibrated: Calibrated) -> list[tuple[float | None, float | None]]:
+    """Returns the bootstrap interval of each threshold: as many people drawn with replacement, always the same."""
+    if calibrated.curve is None:
+        return [(None, None)] * len(FPIRS)
+    random, best = np.random.default_rng(0), calibrated.strangers.best
+    curves = [thresholds_of(calibrated, random.choice(best, len(best))) for _ in range(RESAMPLES)]
+    lows, highs = np.percentile(curves, INTERVAL, axis=0).tolist()
+    return list(zip(lows, highs, strict=True))

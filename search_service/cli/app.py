@@ -26,7 +26,7 @@ from indexer.enrollment.sources import rows_of
 from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
 from indexer.settings import read_settings
 from indexer.types import Gallery, Outcome, Pick, Reason
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.thresholds import Thresholds
 from search_service.cli.calibrate import gallery_calibrate
 from search_service.cli.common import with_context
 from search_service.cli.evaluate import evaluate_command

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from indexer.cli.common import examples, json_option, print_json, show, table
 from indexer.files import write_atomically
-from search_service.calibration.plot import picture
-from search_service.calibration.report import INTERVAL, Report, calibration_object, duplicates_of, report, said
-from search_service.calibration.survey import Calibrated, Thresholds
+from search_service.calibration.plot import chart
+from search_service.calibration.report import INTERVAL, Report, calibrate, calibration_object, summary
 from search_service.cli.common import with_context
 from search_service.service_context import ServiceContext
 
@@ -38,35 +36,34 @@ def gallery_calibrate(context: ServiceContext, name: str, target: Path | None, a
     Searches do so by themselves as a gallery grows. Who looks like one person under two ids is listed.
     """
     gallery = context.store.gallery(name)
-    service = Thresholds(context)
-    made = service.calibrate(gallery)
-    told = report(made, service.mates(made.survey, gallery))
+    report = calibrate(context, gallery)
     if target is not None:
-        title = f"{name}: {told.people:,} people of {made.survey.faces:,} faces, {made.pack.name}"
-        write_atomically(target, [picture(told, title).encode()])
-    duplicates = duplicates_of(made, context.store)
+        faces, pack = report.calibrated.survey.faces, report.calibrated.pack.name
+        title = f"{name}: {len(report.strangers):,} people of {faces:,} faces, {pack}"
+        write_atomically(target, [chart(report, title).encode()])
     if as_json:
-        print_json(calibration_object(made, told, duplicates))
+        print_json(calibration_object(report))
     else:
-        _print(made, told, duplicates)
+        _print(report)
 
 
-def _print(made: Calibrated, told: Report, duplicates: list[dict[str, Any]]) -> None:
+def _print(report: Report) -> None:
     low, high = INTERVAL
     rows = table("FPIR", "threshold", f"{low} to {high} %", "expected FNIR", "scores above", "how sure")
-    for row in told.rows:
+    for row in report.rows:
         interval = "" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}"
         fnir = "" if row.fnir is None else f"{100 * row.fnir:.2f} %"
         rows.add_row(f"{100 * row.fpir:g} %", f"{row.threshold:.4f}", interval, fnir, f"{row.scores:,}", str(row.basis))
     show(rows)
-    show(f"\n{said(told, made)}")
-    if told.mated:
-        show(f"FNIR is expected from {told.mated:,} people with several photos.")
+    show(f"\n{summary(report)}")
+    if len(report.mated_scores):
+        show(f"FNIR is expected from {len(report.mated_scores):,} people with several photos.")
+    duplicates = report.duplicates
     if duplicates:
         show(f"\nLikely one person under two ids, left out of this: {len(duplicates):,}")
         pairs = table("external id", "external id", "score")
-        for one in duplicates[:SHOWN_DUPLICATES]:
-            pairs.add_row(*one["external_ids"], f"{one['score']:.3f}")
+        for a, b, score in duplicates[:SHOWN_DUPLICATES]:
+            pairs.add_row(a, b, f"{score:.3f}")
         show(pairs)
         if len(duplicates) > SHOWN_DUPLICATES:
             show(f"and {len(duplicates) - SHOWN_DUPLICATES:,} more; --json lists all")

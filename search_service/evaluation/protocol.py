@@ -27,7 +27,7 @@ from indexer.settings import Settings, read_settings
 from indexer.types import Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision.batch_errors import as_rejection, isolate_failures
 from indexer.vision.pipeline import Seen
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.thresholds import Thresholds
 from search_service.evaluation.cache import Cache, CachedPipeline, kind_of
 from search_service.evaluation.metrics import FPIRS, NOTHING, Numbers, Searches, numbers
 from search_service.evaluation.mistakes import Mistake, Mistakes, Shot, portrait

@@ -1,4 +1,4 @@
-"""A ranked answer -> what a door should do, and why."""
+"""The decision on a ranked answer, and the reasons for it."""
 
 from __future__ import annotations
 
@@ -10,36 +10,35 @@ from enum import StrEnum
 from search_service.matching.ranking import Barred, Candidate, Outranked
 
 REVIEW_MARGIN = 0.05
-"""Cosine to the runner-up below which an answer goes to review. Of answers above the threshold for FPIR 1 %, this sends
-61 % of the wrong mated ones there and 0.09 % of the right ones (`benchmarks/results/thresholds_margin.csv`)."""
+"""Cosine to the runner-up below which an answer goes to review. Of the answers above the threshold for FPIR 1 %, these
+are 61 % of the wrong mated ones and 0.09 % of the right ones (`benchmarks/results/thresholds_margin.csv`)."""
 
 
 class Decision(StrEnum):
     MATCH = "match"
     NO_MATCH = "no_match"
     REVIEW = "review"
-    """Above the threshold, but too close to the runner-up, or the probe is too poor to trust."""
+    """A person should look: the score is above the threshold, but there is a reason for doubt."""
 
 
 class DecisionReason(StrEnum):
-    """Why an answer is no match, or one that somebody should look at; what may have spoilt it as well. A match has
-    none."""
+    """Why an answer is no match or needs a review, and what may have caused that. A match has no reasons."""
 
     NO_CANDIDATES = "no_candidates"
-    """Nobody in the gallery is valid now and has a face."""
+    """No identity in the gallery is valid now and has a face."""
     BELOW_THRESHOLD = "below_threshold"
-    """Nobody in the gallery is similar enough."""
+    """No identity in the gallery is similar enough."""
     CLOSE_RUNNER_UP = "close_runner_up"
     """The next candidate is nearly as similar as the first."""
     POOR_PROBE = "poor_probe"
-    """The probe's `quality` has reasons for which it would not be enrolled."""
+    """The probe's face would fail the quality gate of enrollment; see its `quality`."""
     FRAMES_DISAGREE = "frames_disagree"
-    """Of several images that should show one person, some look like somebody else."""
+    """Some of the images, which should show one person, seem to show somebody else."""
     IDENTITY_EXPIRED = "identity_expired"
-    """Somebody who is not valid any more is more similar than every candidate, and similar enough. Who it is stays
-    unsaid: they have left, and whoever may search need not learn of them; whoever keeps the gallery can look."""
+    """An expired identity is more similar than every candidate, and similar enough. It is not named, because people who
+    have left are not disclosed to everybody who may search."""
     IDENTITY_NOT_YET_VALID = "identity_not_yet_valid"
-    """The same of somebody who is not valid yet."""
+    """The same with an identity that is not valid yet."""
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,27 @@ def decide(
     frames_disagree: bool = False,
     outranked: Outranked | None = None,
 ) -> Verdict:
-    """`candidates` best first; `outranked` where somebody who is not valid now is more similar than the first. Such a
-    face is more likely theirs, so the first candidate is no match then."""
-    found = bool(candidates) and candidates[0].score >= threshold
-    barred = outranked is not None and outranked.score >= threshold
-    held = (
+    """Decides on `candidates`, best first.
+
+    `outranked` is set if an identity that is not valid now is more similar than the first candidate. The face is more
+    likely theirs, so the first candidate is then no match.
+    """
+    is_found = bool(candidates) and candidates[0].score >= threshold
+    is_barred = outranked is not None and outranked.score >= threshold
+    conditions = (
         (not candidates and outranked is None, DecisionReason.NO_CANDIDATES),
-        (not found and not barred and bool(candidates or outranked), DecisionReason.BELOW_THRESHOLD),
-        (barred, _BARRED[outranked.barred] if outranked is not None else None),
-        (found and _margin(candidates) < REVIEW_MARGIN, DecisionReason.CLOSE_RUNNER_UP),
+        (not is_found and not is_barred and bool(candidates or outranked), DecisionReason.BELOW_THRESHOLD),
+        (is_barred, _BARRED[outranked.barred] if outranked is not None else None),
+        (is_found and _margin(candidates) < REVIEW_MARGIN, DecisionReason.CLOSE_RUNNER_UP),
         (poor_probe, DecisionReason.POOR_PROBE),
         (frames_disagree, DecisionReason.FRAMES_DISAGREE),
     )
-    reasons = tuple(reason for holds, reason in held if holds and reason is not None)
-    if not found:
+    reasons = tuple(reason for holds, reason in conditions if holds and reason is not None)
+    if not is_found:
         return Verdict(Decision.NO_MATCH, reasons)
     return Verdict(Decision.REVIEW if reasons else Decision.MATCH, reasons)
 
 
 def _margin(candidates: Sequence[Candidate]) -> float:
-    """Cosine from the first to the runner-up, whom there need not be."""
+    """Returns the cosine between the first candidate and the runner-up; infinite without a runner-up."""
     return candidates[0].score - candidates[1].score if len(candidates) > 1 else math.inf

@@ -1,111 +1,90 @@
-"""Several images of one person -> one probe."""
+"""One probe from several images of one person."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from indexer.errors import InvalidRequest
-from indexer.types import Quality
+from indexer.types import Quality, Vectors
 
 ENOUGH_SIZE = 112.0
-"""Pixels across: what an embedder sees. More of them add nothing."""
+"""Width of a face in pixels: the input size of embedders. More pixels do not raise a frame's weight."""
 
 POOR_SHARE = 0.25
-"""What a frame counts for that would not be enrolled, of one that would."""
+"""Relative weight of a frame whose face would fail the quality gate of enrollment."""
+
+_SHORTEST_MEAN = 1e-6
+"""Length of a mean, relative to the sum of the weights, below which it has no direction in float32."""
 
 
-@dataclass(frozen=True)
-class Frame:
-    """The face of one image: its embedding, of unit length, and what it counts for."""
+@dataclass(frozen=True, eq=False)
+class FusedProbe:
+    """One probe computed from several frames."""
 
-    embedding: Sequence[float]
-    weight: float
-
-
-@dataclass(frozen=True)
-class Fused:
-    """One probe made of several frames. `embedding` is of unit length.
-
-    `disagreeing` are the places of the frames that look like somebody else than most: all of them where as many look
-    like one person as like another, because nobody can tell which is meant.
-    """
-
-    embedding: tuple[float, ...]
-    disagreeing: tuple[int, ...]
+    embedding: NDArray[np.float64]
+    """(D,) of unit length."""
+    disagreeing: NDArray[np.int64]
+    """Places of the frames that show a different person than most frames. All frames where two people appear equally
+    often, because it is unknown which one is meant."""
 
 
 def weight_of(quality: Quality) -> float:
-    """What a frame counts for, above 0, at most 1: its share of the pixels that embedders use, times the cosine of
-    the head's turn, times POOR_SHARE where the face would not be enrolled.
+    """Returns the weight of a frame, above 0 and at most 1.
 
-    Larger and frontal faces tell more; how much more was not measured.
+    The share of the pixels that embedders use, times the cosine of the head's turn, times POOR_SHARE for a face that
+    would not be enrolled. Larger and frontal faces are more reliable; by how much was not measured.
     """
     size = min(max(quality.size, 1.0), ENOUGH_SIZE) / ENOUGH_SIZE
     turn = max(math.cos(min(abs(quality.yaw), 1.0) * math.pi / 2), POOR_SHARE)
     return size * turn * (POOR_SHARE if quality.reasons else 1.0)
 
 
-def fuse(frames: Sequence[Frame], same_threshold: float) -> Fused:
-    """The mean of the frames' embeddings, each counting for its weight, brought to unit length.
+def fuse(embeddings: Vectors, weights: NDArray[np.float64], same_threshold: float) -> FusedProbe:
+    """Returns the weighted mean of the frames' embeddings, (N, D), scaled to unit length.
 
-    Frames agree that are of one person by `same_threshold`, the pack's: see `_people`.
+    `weights` is (N,). `same_threshold` is the cosine from which the model pack takes two faces for one person.
 
-    Raises InvalidRequest where there are none, or they cancel each other out.
+    Raises InvalidRequest when there are no frames, or when they cancel each other out.
     """
-    if not frames:
+    if not len(embeddings):
         raise InvalidRequest("there are no frames to fuse; give one or more")
-    total = [math.fsum(column) for column in zip(*map(_scaled, frames), strict=True)]
-    length = math.hypot(*total)
-    if length < _NOTHING * sum(frame.weight for frame in frames):
+    exact = embeddings.astype(np.float64)
+    total = weights @ exact
+    length = float(np.linalg.norm(total))
+    if length < _SHORTEST_MEAN * weights.sum():
         raise InvalidRequest("the frames are opposites of each other and have no mean; they are not of one person")
-    people = sorted(_people(frames, same_threshold), key=len, reverse=True)
-    most = people[0] if len(people) == 1 or len(people[0]) > len(people[1]) else []
-    disagreeing = tuple(i for i in range(len(frames)) if i not in most)
-    return Fused(tuple(value / length for value in total), disagreeing)
+    people = sorted(_people(exact @ exact.T, weights, same_threshold), key=np.count_nonzero, reverse=True)
+    is_clear = len(people) == 1 or people[0].sum() > people[1].sum()
+    return FusedProbe(total / length, np.flatnonzero(~people[0] if is_clear else np.ones(len(exact), bool)))
 
 
-_NOTHING = 1e-6
-"""Of the frames' weights: a mean that is shorter has no direction in float32."""
+def _people(
+    similarities: NDArray[np.float64], weights: NDArray[np.float64], same_threshold: float
+) -> list[NDArray[np.bool_]]:
+    """Groups the frames by the person they seem to show: for each person, which of the N frames.
 
-
-def _people(frames: Sequence[Frame], same_threshold: float) -> list[list[int]]:
-    """The places of the frames of each person they seem to show.
-
-    Each group grows from the frame that is most like the rest by the one that is most like its mean, while the cosine
-    to that is `same_threshold` or more. So a poor frame is compared with all good ones together, and two people of
-    whom there are as many frames do not pass for one, as they would where each frame is compared with all others.
+    A group starts with the frame most similar to the remaining ones and grows by the frame most similar to the group's
+    mean, while that cosine is `same_threshold` or more. A poor frame is thus compared with all good ones together, and
+    two people with equally many frames are not taken for one, as they would be if each frame were compared with all
+    others. `similarities` is (N, N).
     """
-    alike = [[_product(one.embedding, other.embedding) for other in frames] for one in frames]
-    weights = [frame.weight for frame in frames]
-    left, people = list(range(len(frames))), []
-    while left:
-        seed = max(left, key=lambda i: math.fsum(weights[j] * alike[i][j] for j in left if j != i))
-        person = [seed]
-        left.remove(seed)
-        while left:
-            cosine, nearest = max((_cosine_to_mean(alike[i], person, alike, weights), i) for i in left)
-            if cosine < same_threshold:
+    others = similarities * (1 - np.eye(len(weights)))
+    left, people = np.ones(len(weights), bool), []
+    while left.any():
+        person = np.zeros_like(left)
+        nearest, cosine = int(np.where(left, others @ (weights * left), -np.inf).argmax()), np.inf
+        while cosine >= same_threshold:
+            person[nearest], left[nearest] = True, False
+            if not left.any():
                 break
-            person.append(nearest)
-            left.remove(nearest)
+            own = weights * person
+            squared = own @ similarities @ own
+            cosines = similarities @ own / np.sqrt(squared) if squared > 0 else np.zeros(len(own))
+            nearest = int(np.where(left, cosines, -np.inf).argmax())
+            cosine = float(cosines[nearest])
         people.append(person)
     return people
-
-
-def _cosine_to_mean(
-    row: Sequence[float], places: Sequence[int], alike: Sequence[Sequence[float]], weights: Sequence[float]
-) -> float:
-    """Of a frame to the weighted mean of those at `places`, by its cosines to each; 0 where they have none."""
-    product = math.fsum(weights[i] * row[i] for i in places)
-    squared = math.fsum(weights[i] * weights[j] * alike[i][j] for i in places for j in places)
-    return product / math.sqrt(squared) if squared > 0 else 0.0
-
-
-def _scaled(frame: Frame) -> list[float]:
-    return [frame.weight * value for value in frame.embedding]
-
-
-def _product(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.fsum(x * y for x, y in zip(a, b, strict=True))

@@ -1,81 +1,153 @@
-"""Several faces of one identity -> one score for a probe.
+"""Scores of identities that have several enrolled faces.
 
-The faces are averaged anew for every probe: each counts for exp(score / SPREAD), so that the photos that are like the
-probe count for more and a poor one for less, and the mean is brought to unit length. That is between the best face
-alone, which a lucky stranger finds more easily the more faces there are, and the plain mean, which loses people who
-look different from photo to photo. A face that looks like somebody else than the rest is left out.
-(`benchmarks/results/fusion.csv`)
+The faces of an identity are averaged separately for each probe. A face has the weight exp(score / SPREAD): photos that
+resemble the probe count more, poor photos count less, and the mean is scaled to unit length. The result lies between
+the score of the best face, which favors strangers when an identity has many faces, and that of the plain mean, which
+misses people who look different from photo to photo. A face that resembles a different person than the other faces do
+is left out. Measured in `benchmarks/results/fusion.csv`.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.types import Hit, Vectors
 
 SPREAD = 0.2
-"""Cosine by which a face must score higher to count e times as much. From 0.1 to 0.3 it makes no difference
-that LFW shows."""
+"""A face that scores higher by this cosine has e times the weight. LFW shows no difference from 0.1 to 0.3."""
 
-MOST = 8
-"""Faces of one identity that are averaged for a probe: those that score highest. What comes after them counts
-little."""
+MOST_AVERAGED = 8
+"""Faces of one identity that are averaged for a probe: those with the highest scores. The others have little weight."""
 
+MOST_FACES = 32
+"""Faces of one identity that are examined for a probe: those with the highest scores. MOST_AVERAGED of them are
+averaged; the others help to detect a face of a different person."""
 
-@dataclass(frozen=True)
-class Faces:
-    """The faces of one identity that count. `sort_out` makes it."""
-
-    kept: tuple[int, ...]
-    """Their places."""
-    alike: tuple[tuple[float, ...], ...]
-    """The cosine of each of them to each."""
-    split: bool
-    """There are two, of two people it seems, and nobody can tell which is right: each stands for itself."""
-
-    @property
-    def single(self) -> bool:
-        return self.split or len(self.kept) == 1
+_PAIRS_AT_ONCE = 256
+"""Pairs of a probe and an identity that are computed together: at most 16 MB of faces with 512 numbers each."""
 
 
-def sort_out(alike: Sequence[Sequence[float]], same_threshold: float) -> Faces:
-    """Leaves out, one after another, the face that is least like the others, while its mean cosine to them is under
-    `same_threshold`, the pack's for one person, and theirs to each other is not.
+class Templates:
+    """Enrolled faces, grouped by identity."""
 
-    `alike` (K, K) is the cosine of each face to each, K at least 1.
+    def __init__(self, identity_ids: NDArray[np.int64], vectors: Vectors) -> None:
+        """Takes the identity of each face, (F,), and the embeddings, (F, D)."""
+        order = np.argsort(identity_ids, kind="stable")
+        self._vectors = vectors[order]
+        self.identity_ids, self._starts, self._counts = np.unique(
+            identity_ids[order], return_index=True, return_counts=True
+        )
+
+    def rows_of(self, identity_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the row of each identity in `identity_ids`, (P,); -1 for identities that have no faces here."""
+        if not len(self.identity_ids):
+            return np.full(len(identity_ids), -1, np.int64)
+        rows = np.searchsorted(self.identity_ids, identity_ids)
+        rows[rows == len(self.identity_ids)] = 0
+        return np.where(self.identity_ids[rows] == identity_ids, rows, -1)
+
+    def scores(self, probes: Vectors, rows: NDArray[np.int64], same_threshold: float) -> NDArray[np.float64]:
+        """Returns the fused score of each pair of a probe, (P, D), and the identity in a row, (P,).
+
+        `same_threshold` is the cosine from which the model pack takes two faces for one person.
+        """
+        scores = np.empty(len(rows), np.float64)
+        order = np.argsort(self._counts[rows], kind="stable")  # pairs with similar numbers of faces need little padding
+        for start in range(0, len(order), _PAIRS_AT_ONCE):
+            some = order[start : start + _PAIRS_AT_ONCE]
+            scores[some] = self._scores(probes[some], rows[some], same_threshold)
+        return scores
+
+    def _scores(self, probes: Vectors, rows: NDArray[np.int64], same_threshold: float) -> NDArray[np.float64]:
+        starts, counts = self._starts[rows], self._counts[rows]
+        columns = np.arange(min(int(counts.max()), MOST_FACES))
+        present = columns < counts[:, None]
+        places = starts[:, None] + np.where(present, columns, 0)
+        for pair in np.flatnonzero(counts > MOST_FACES):
+            own = self._vectors[starts[pair] : starts[pair] + counts[pair]]
+            places[pair] = starts[pair] + np.argsort(-(own @ probes[pair]), kind="stable")[:MOST_FACES]
+        faces = self._vectors[places]
+        scores = (faces @ probes[:, :, None])[..., 0]
+        return fused_scores(scores, faces @ faces.transpose(0, 2, 1), present, same_threshold)
+
+
+def rescore(
+    hits: Sequence[Sequence[Hit]], probes: Vectors, templates: Templates, same_threshold: float
+) -> list[list[Hit]]:
+    """Returns the hits of each probe with fused scores, best first; equal scores are ordered by face id.
+
+    Each hit keeps its best face. Identities without faces in `templates` keep their score. `probes` is (Q, D).
     """
-    kept = list(range(len(alike)))
-    while len(kept) > 2:
-        means = [_mean(alike[i], [j for j in kept if j != i]) for i in kept]
-        odd = min(range(len(kept)), key=means.__getitem__)
-        rest = kept[:odd] + kept[odd + 1 :]
-        together = sum(_mean(alike[i], [j for j in rest if j != i]) for i in rest) / len(rest)
-        if means[odd] >= same_threshold or together < same_threshold:
-            break
-        kept = rest
-    split = len(kept) == 2 and alike[kept[0]][kept[1]] < same_threshold
-    return Faces(tuple(kept), tuple(tuple(alike[i][j] for j in kept) for i in kept), split)
+    identities = np.array([hit.identity_id for some in hits for hit in some], np.int64)
+    rows = templates.rows_of(identities)
+    places = np.flatnonzero(rows >= 0)
+    owners = np.repeat(np.arange(len(hits)), [len(some) for some in hits])[places]
+    fused = dict(zip(places.tolist(), templates.scores(probes[owners], rows[places], same_threshold), strict=True))
+    numbered = enumerate(hit for some in hits for hit in some)
+    scored = iter([replace(hit, score=float(fused[i])) if i in fused else hit for i, hit in numbered])
+    return [sorted((next(scored) for _ in some), key=lambda hit: (-hit.score, hit.face_id)) for some in hits]
 
 
-def fused_score(faces: Faces, scores: Sequence[float]) -> float:
-    """The cosine of a probe to the weighted mean of the faces. `scores` are its cosines to all K faces.
+def fused_scores(
+    scores: NDArray[np.floating], similarities: NDArray[np.floating], present: NDArray[np.bool_], same_threshold: float
+) -> NDArray[np.float64]:
+    """Returns the cosine of each probe to the weighted mean of one identity's faces, (P,).
 
-    The mean m = sum(w_i f_i) is not needed itself: its product with the probe is sum(w_i s_i), and its squared length
-    sum(w_i w_j f_i f_j).
+    `scores`, (P, K), are the cosines of the probe to the faces, `similarities`, (P, K, K), those between the faces, and
+    `present`, (P, K), tells which of the K places hold a face; at least one does. The mean m = sum(w_i f_i) itself is
+    not needed: its product with the probe is sum(w_i s_i), and its squared length sum(w_i w_j f_i f_j).
+
+    Two faces that do not resemble each other are not averaged: it is unknown which one is wrong, so the better counts.
     """
-    mine = [scores[place] for place in faces.kept]
-    best = max(mine)
-    if faces.single:
-        return best
-    places = heapq.nlargest(MOST, range(len(mine)), key=mine.__getitem__)
-    weights = {i: math.exp((mine[i] - best) / SPREAD) for i in places}
-    product = math.fsum(weights[i] * mine[i] for i in places)
-    squared = math.fsum(weights[i] * weights[j] * faces.alike[i][j] for i in places for j in places)
-    if squared <= 0:  # faces that cancel each other out have no mean
-        return best
-    return min(max(product / math.sqrt(squared), -1.0), 1.0)
+    exact, cosines = scores.astype(np.float64), similarities.astype(np.float64)
+    kept = consistent_faces(cosines, present, same_threshold)
+    masked = np.where(kept, exact, -np.inf)
+    best = masked.max(axis=1)
+    order = np.argsort(-masked, axis=1, kind="stable")[:, :MOST_AVERAGED]
+    averaged = np.zeros_like(kept)
+    np.put_along_axis(averaged, order, values=True, axis=1)
+    weights = np.where(averaged & kept, np.exp((masked - best[:, None]) / SPREAD), 0.0)
+    product = (weights * exact).sum(axis=1)
+    squared = (weights[:, None, :] @ cosines @ weights[:, :, None])[:, 0, 0]
+    alone = (kept.sum(axis=1) == 1) | _are_two_strangers(cosines, kept, same_threshold)
+    has_mean = ~alone & (squared > 0)  # faces that cancel each other out have no mean
+    mean = np.clip(product / np.sqrt(np.where(has_mean, squared, 1.0)), -1.0, 1.0)
+    return np.asarray(np.where(has_mean, mean, best))
 
 
-def _mean(row: Sequence[float], places: Sequence[int]) -> float:
-    return math.fsum(row[j] for j in places) / len(places)
+def consistent_faces(
+    similarities: NDArray[np.float64], present: NDArray[np.bool_], same_threshold: float
+) -> NDArray[np.bool_]:
+    """Returns which faces of each identity count, (P, K).
+
+    Removes the face that is least similar to the others, one after another, as long as its mean cosine to the others
+    is below `same_threshold` and their mean cosine to each other is not. Two faces always stay.
+    """
+    kept = present.copy()
+    pairs = np.arange(len(kept))
+    undecided = kept.sum(axis=1) > 2
+    while undecided.any():
+        count = np.maximum(kept.sum(axis=1), 3)
+        both = kept[:, :, None] & kept[:, None, :] & ~np.eye(kept.shape[1], dtype=bool)
+        sums = np.where(both, similarities, 0.0).sum(axis=2)
+        odd = np.where(kept, sums, np.inf).argmin(axis=1)
+        mean_of_odd = sums[pairs, odd] / (count - 1)
+        mean_of_rest = (sums.sum(axis=1) - 2 * sums[pairs, odd]) / ((count - 1) * (count - 2))
+        removed = undecided & (mean_of_odd < same_threshold) & (mean_of_rest >= same_threshold)
+        kept[pairs[removed], odd[removed]] = False
+        undecided = removed & (kept.sum(axis=1) > 2)
+    return kept
+
+
+def _are_two_strangers(
+    similarities: NDArray[np.float64], kept: NDArray[np.bool_], same_threshold: float
+) -> NDArray[np.bool_]:
+    """Returns for which identities, (P,), exactly two faces are kept and do not resemble each other."""
+    first = kept.argmax(axis=1)
+    last = kept.shape[1] - 1 - kept[:, ::-1].argmax(axis=1)
+    unlike = similarities[np.arange(len(kept)), first, last] < same_threshold
+    return np.asarray((kept.sum(axis=1) == 2) & unlike)

@@ -1,4 +1,4 @@
-"""Hits of an index -> ranked identities. Who is not in SQL, or not valid now, is not returned."""
+"""Ranks an index's hits. Identities that are not in SQL, or not valid now, are not returned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from indexer.types import Hit, Identity, Named
 
 @dataclass(frozen=True)
 class Candidate:
-    """One identity in an answer. `score` is the cosine of its faces together, `face_id` the best of them."""
+    """One identity of an answer. `score` is the fused cosine of its faces, `face_id` its most similar face."""
 
     rank: int
     identity: Named
@@ -21,7 +21,7 @@ class Candidate:
 
 
 class Barred(StrEnum):
-    """Why somebody who is in the gallery is not returned."""
+    """Why an identity in the gallery is not returned."""
 
     EXPIRED = "expired"
     NOT_YET_VALID = "not_yet_valid"
@@ -29,23 +29,26 @@ class Barred(StrEnum):
 
 @dataclass(frozen=True)
 class Outranked:
-    """Somebody who is not returned is more similar than everybody who is."""
+    """An identity that is not returned, although it is more similar than all candidates."""
 
     barred: Barred
     score: float
 
 
 def rank(hits: Iterable[Hit], identities: Mapping[int, Named], top_k: int) -> tuple[Candidate, ...]:
-    """The `top_k` best identities of `hits`, which come best first, that are among `identities`, by id."""
-    there = [(hit, identities[hit.identity_id]) for hit in hits if hit.identity_id in identities]
-    return tuple(Candidate(i, identity, hit.score, hit.face_id) for i, (hit, identity) in enumerate(there[:top_k], 1))
+    """Returns the `top_k` best of `hits`, which are best first, that are among `identities`, by id."""
+    known = [(hit, identities[hit.identity_id]) for hit in hits if hit.identity_id in identities]
+    return tuple(Candidate(i, identity, hit.score, hit.face_id) for i, (hit, identity) in enumerate(known[:top_k], 1))
 
 
 def outranked(
     hits: Iterable[Hit], identities: Mapping[int, Named], others: Mapping[int, Identity], at: datetime
 ) -> Outranked | None:
-    """The best of `hits`, which come best first, where it is not among `identities`, by id, but among the `others` that
-    are in SQL as well, because it is not valid at that time. Who is in neither was deleted, and is passed over."""
+    """Returns the best of `hits`, which are best first, if it is not valid at that time.
+
+    `identities` are the valid ones, by id, and `others` those in SQL that are not valid. Hits in neither were deleted,
+    and are skipped.
+    """
     for hit in hits:
         if hit.identity_id in identities:
             return None

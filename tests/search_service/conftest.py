@@ -11,8 +11,14 @@ from tests.variants import SETTINGS
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[ServiceContext]:
-    """An empty one, without models."""
-    home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
-    yield home
-    home.close()
+def context(tmp_path: Path) -> Iterator[ServiceContext]:
+    """An empty home folder, without models."""
+    context = ServiceContext(read_settings(SETTINGS, home=tmp_path))
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def home(context: ServiceContext) -> ServiceContext:
+    """The former name of `context`."""
+    return context

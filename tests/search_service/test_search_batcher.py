@@ -15,7 +15,7 @@ from indexer.models.packs import SFACE
 from indexer.types import Gallery, Reason
 from indexer.vision.pipeline import Seen
 from search_service.api.payloads import answer_payload
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.thresholds import Thresholds
 from search_service.search import Answer, Query, SearchService
 from search_service.search_batcher import Gathering
 from search_service.service_context import ServiceContext

@@ -141,7 +141,7 @@ async def _search(service: State, gallery: Gallery, body: Body, query: Query) ->
     pipeline = service.context.pipeline_of(gallery)
     seen = await service.batcher.describe([image.data for image in images], pipeline, Kind(query.pick))
     if truth(body.values, "same_person"):
-        return [await service.off_loop(service.search.frames_seen, seen, gallery, query)]
+        return [await service.off_loop(service.search.search_seen_frames, seen, gallery, query)]
     if body.several:
         return await service.off_loop(service.search.search_seen, seen, gallery, query)
     return [await service.gathering.search_seen(seen[0], gallery, query)]

@@ -24,8 +24,7 @@ from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.openapi import failures
 from search_service.api.security import key_of
 from search_service.api.state import Service, State
-from search_service.calibration.report import calibration_object, duplicates_of, report
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.report import calibrate, calibration_object
 
 router = APIRouter(prefix="/v1/galleries", tags=["galleries"])
 
@@ -116,13 +115,10 @@ async def calibrate_gallery(service: Service, gallery: str) -> Any:
     Searches do so by themselves as a gallery grows. Who looks like one person under two ids is left out, and listed.
     """
 
-    def calibrate() -> dict[str, Any]:
-        thresholds = Thresholds(service.context)
-        made = thresholds.calibrate(service.context.store.gallery(gallery))
-        told = report(made, thresholds.mates(made.survey, made.gallery))
-        return calibration_object(made, told, duplicates_of(made, service.context.store))
+    def report() -> dict[str, Any]:
+        return calibration_object(calibrate(service.context, service.context.store.gallery(gallery)))
 
-    return await _alone(service, calibrate)
+    return await _alone(service, report)
 
 
 async def _alone(service: State, compare: Callable[[], Compared]) -> Compared:

@@ -1,0 +1,97 @@
+"""Searches and thresholds consider all faces of a person together."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from indexer.models.packs import SFACE
+from indexer.types import Gallery, Person, Vectors
+from search_service.calibration.thresholds import Thresholds
+from search_service.matching.calibration import threshold_for
+from search_service.matching.decision import Decision, DecisionReason
+from search_service.matching.fusion import Templates
+from search_service.search import FaceAnswer, Query, SearchService
+from search_service.service_context import ServiceContext
+from tests.search_service.calibration.people import another_photo, enroll_photos, people, photos_of
+
+SAME = SFACE.same_threshold
+
+
+def score(probe: Vectors, photos: Vectors) -> float:
+    templates = Templates(np.zeros(len(photos), np.int64), photos)
+    return float(templates.scores(probe[None], np.zeros(1, np.int64), SAME)[0])
+
+
+def crowd_photos(crowd: Vectors, count: int) -> list[Vectors]:
+    return [photos_of(person, count, first_seed=10 * i) for i, person in enumerate(crowd)]
+
+
+def search(context: ServiceContext, gallery: Gallery, probe: Vectors, threshold: float = 0.5) -> FaceAnswer:
+    service = SearchService(context, Thresholds(context))
+    (face,) = service.search_embedding(probe.tolist(), gallery, Query(threshold=threshold)).faces
+    return face
+
+
+def test_search_scores_people_by_all_their_photos(context: ServiceContext) -> None:
+    crowd = people(30, 0.0)
+    of_each = crowd_photos(crowd, 3)
+    gallery = enroll_photos(context, of_each)
+    probe = another_photo(crowd[0], 0.6, seed=77)
+    face = search(context, gallery, probe)
+    assert face.candidates[0].identity.external_id == "p0000"
+    assert face.candidates[0].score > float((of_each[0] @ probe).max())
+    expected = [score(probe, of_each[int(c.identity.external_id[1:])]) for c in face.candidates]
+    assert [c.score for c in face.candidates] == pytest.approx(expected, abs=1e-5)
+    assert expected == sorted(expected, reverse=True)
+
+
+def test_photo_enrolled_under_the_wrong_identity_admits_nobody(context: ServiceContext) -> None:
+    crowd = people(30, 0.0)
+    of_each = crowd_photos(crowd[:-1], 4)
+    of_each[0][3] = another_photo(crowd[-1], 0.75, seed=3)
+    gallery = enroll_photos(context, of_each)
+    stranger = another_photo(crowd[-1], 0.75, seed=4)
+    assert float((of_each[0] @ stranger).max()) > 0.5
+    assert search(context, gallery, stranger, 0.45).decision is Decision.NO_MATCH
+
+
+def test_expired_identity_is_scored_by_all_its_photos_too(context: ServiceContext) -> None:
+    crowd = people(5, 0.0)
+    gallery = enroll_photos(context, crowd_photos(crowd, 3))
+    context.store.put_identity(gallery.id, Person("p0000", valid_until=datetime(2020, 1, 1, tzinfo=UTC)))
+    probe = another_photo(crowd[0], 0.6, seed=77)
+    best = float(max(probe @ f for f in context.store.vectors_of_identity(gallery, 1).vectors))
+    face = search(context, gallery, probe, threshold=best + 0.02)  # which only all photos together reach
+    assert DecisionReason.IDENTITY_EXPIRED in face.reasons
+
+
+def test_deleted_photos_no_longer_count(context: ServiceContext) -> None:
+    crowd = people(3, 0.0)
+    gallery = enroll_photos(context, crowd_photos(crowd, 3))
+    probe = another_photo(crowd[0], 0.6, seed=77)
+    before = search(context, gallery, probe).candidates[0]
+    for face in context.store.faces(gallery.id, "p0000")[:2]:
+        context.store.delete_face(gallery.id, face.id)
+    after = search(context, gallery, probe).candidates[0]
+    left = context.store.vectors_of_identity(gallery, before.identity.id).vectors
+    assert len(left) == 1
+    assert after.score == pytest.approx(float(left[0] @ probe), abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_thresholds_hold_for_people_with_several_photos(context: ServiceContext, count: int) -> None:
+    gallery = enroll_photos(context, crowd_photos(people(400, 0.1), count))
+    calibrated = Thresholds(context).calibrate(gallery)
+    assert calibrated.curve is not None
+    assert calibrated.survey.people == 400
+    everybody = context.store.vectors_of_people(gallery, range(1, 401))
+    templates = Templates(everybody.identity_ids, everybody.vectors)
+    strangers = another_photo(people(300, 0.1, seed=1), 0.75)
+    pairs = np.repeat(strangers, 400, axis=0), np.tile(np.arange(400), 300)
+    best = templates.scores(*pairs, SAME).reshape(300, 400).max(axis=1)
+    for fpir in (0.1, 0.03):
+        share = float((best >= threshold_for(fpir, 1, calibrated.curve)).mean())
+        assert fpir / 2 <= share <= 2 * fpir, (fpir, share)
