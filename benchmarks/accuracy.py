@@ -93,7 +93,7 @@ def enroll(shots: Sequence[Shot], folder: Path) -> dict[str, Any]:
 
 
 def search(home: AppContext, shots: Sequence[Shot]) -> Searched:
-    service, gallery = SearchService(home, Thresholds(home)), home.store.gallery("lfw")
+    service, gallery = SearchService(home, Thresholds(home)), home.store.galleries.get("lfw")
     query = Query(top_k=1, pick=Pick.CENTER)
     right, scores = [], []
     for start in range(0, len(shots), AT_ONCE):

@@ -32,7 +32,7 @@ from PIL import Image
 
 from benchmarks import lfw, thresholds
 from benchmarks.lfw import Cell, Embedded, Shot
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.models.packs import SFACE, UNMEASURED_TAIL, Pack
 from indexer.types import Hit, Vectors
 from indexer.vectors.flat import FaissIndex

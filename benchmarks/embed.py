@@ -37,7 +37,7 @@ from indexer.models.architectures.iresnet import iresnet50
 from indexer.models.checkpoints import load_network
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import CHECKPOINTS, IR50, SFACE, Pack
-from indexer.types import Device, Pick, Precision, Vectors, normalise
+from indexer.types import Device, Pick, Precision, Vectors, normalize
 from indexer.vision import cuda, networks, runtime
 from indexer.vision.cuda import CudaSession
 from indexer.vision.pipeline import FacePipeline, Options
@@ -227,7 +227,7 @@ def compute(way: Way, batch: NDArray[np.uint8], pool: ThreadPoolExecutor) -> Non
 def embed(way: Way, crops: NDArray[np.uint8]) -> Vectors:
     """Of the faces that int8 was not calibrated on."""
     held = crops[2::3]
-    return normalise(np.concatenate([way.run(held[i : i + way.batch]) for i in range(0, len(held), way.batch)]))
+    return normalize(np.concatenate([way.run(held[i : i + way.batch]) for i in range(0, len(held), way.batch)]))
 
 
 def whole_paths(pack: Pack, files: ModelFiles, images: Sequence[bytes]) -> list[dict[str, Cell]]:

@@ -30,7 +30,7 @@ from benchmarks import lfw
 from benchmarks.lfw import Cell, say
 from benchmarks.variants import SHIPPED, VARIANTS, People, Study, embeddings, mean_embedding
 from indexer.models.packs import SFACE
-from indexer.types import Vectors, normalise
+from indexer.types import Vectors, normalize
 from search_service.matching.fusion import consistent_faces, fused_scores
 
 COUNTS = (1, 2, 3, 5)
@@ -213,14 +213,14 @@ def main() -> None:
         study, people = Study(shots, given.cache or Path(temporary)), People(shots)
         sharp = embeddings(study, VARIANTS[SHIPPED])
         center = mean_embedding(sharp, people.person, np.arange(len(sharp)))
-        blurred = normalise(normalise(study.raw("u blurred").sum(1)) - center)
+        blurred = normalize(normalize(study.raw("u blurred").sum(1)) - center)
         qualities = study.qualities()
     for spoilt in SPOILT:
         for count in COUNTS if spoilt == "clean" else COUNTS[1:]:
             say(f"{spoilt}, {count} photos")
-            rows += compare(people, normalise(sharp - center), blurred, qualities, count, spoilt)
+            rows += compare(people, normalize(sharp - center), blurred, qualities, count, spoilt)
     lfw.write_results(lfw.RESULTS / "fusion.csv", rows)
-    strangers = [row for count in STRANGER_COUNTS for row in as_often(people, normalise(sharp - center), count)]
+    strangers = [row for count in STRANGER_COUNTS for row in as_often(people, normalize(sharp - center), count)]
     lfw.write_results(lfw.RESULTS / "fusion_strangers.csv", strangers)
 
 

@@ -27,7 +27,7 @@ from sqlalchemy import Connection, create_engine, insert, make_url, text
 from benchmarks import lfw
 from benchmarks.lfw import Cell
 from indexer.gallery.schema import Base
-from indexer.types import normalise
+from indexer.types import normalize
 from indexer.vectors.compressed import turned
 from indexer.vectors.milvus.client import INDEX_TYPES
 from indexer.vectors.milvus.index import RESCORED
@@ -56,7 +56,7 @@ def faces(count: int, dim: int) -> Iterator[NDArray[np.float32]]:
     random = np.random.default_rng(0)
     for start in range(0, count, AT_ONCE):
         part = random.standard_normal((min(AT_ONCE, count - start), dim), dtype=np.float32)
-        yield normalise(part)
+        yield normalize(part)
 
 
 def build(kind: str, count: int, dim: int) -> Any:

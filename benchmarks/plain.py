@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
-from indexer.types import Precision, Vectors, normalise
+from indexer.types import Precision, Vectors, normalize
 from indexer.vision.align import align
 from indexer.vision.detectors.yunet import MAX_OVERLAP
 from indexer.vision.runtime import Feed, Session, Threads, load
@@ -56,7 +56,7 @@ def opencv_loop() -> PlainLoop:
 
     def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
         raw = np.asarray(recognizer.feature(recognizer.alignCrop(image, face)), dtype=np.float32)
-        return np.asarray(normalise(raw)[0], dtype=np.float32)
+        return np.asarray(normalize(raw)[0], dtype=np.float32)
 
     return PlainLoop(detector, embed)
 
@@ -71,7 +71,7 @@ def same_embedder_loop(precision: Precision) -> PlainLoop:
     def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
         crop = align(np.ascontiguousarray(image[..., ::-1]), face[4:14].reshape(5, 2))
         (raw,) = session.run(crop[None])
-        return np.asarray(normalise(raw)[0], dtype=np.float32)
+        return np.asarray(normalize(raw)[0], dtype=np.float32)
 
     return PlainLoop(detector, embed)
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from benchmarks import lfw, looks
 from benchmarks.lfw import Cell, OpenSet, Shot, say
 from indexer.models.packs import SFACE
-from indexer.types import CROP_SIZE, Box, Detection, Pick, Pixels, Vectors, normalise
+from indexer.types import CROP_SIZE, Box, Detection, Pick, Pixels, Vectors, normalize
 from indexer.vision import detection, quality
 from indexer.vision.align import TEMPLATE, align, similarity
 from indexer.vision.decode import Limits, Photo, decode
@@ -304,11 +304,11 @@ def as_they_are(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[np.in
 
 
 def centered(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[np.int64]) -> Vectors:
-    return normalise(vectors - mean_embedding(vectors, person, rows))
+    return normalize(vectors - mean_embedding(vectors, person, rows))
 
 
 def half_centered(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[np.int64]) -> Vectors:
-    return normalise(vectors - 0.5 * mean_embedding(vectors, person, rows))
+    return normalize(vectors - 0.5 * mean_embedding(vectors, person, rows))
 
 
 def total_whitened(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[np.int64]) -> Vectors:
@@ -328,7 +328,7 @@ def within_whitened(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[n
 
 def _whiten(vectors: Vectors, covariance: NDArray[np.float64], shrink: float) -> Vectors:
     values, axes = np.linalg.eigh(covariance)
-    return normalise((vectors @ ((axes * (values + shrink * values.mean()) ** -0.5) @ axes.T)).astype(np.float32))
+    return normalize((vectors @ ((axes * (values + shrink * values.mean()) ** -0.5) @ axes.T)).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -399,7 +399,7 @@ SHIPPED = next(i for i, variant in enumerate(VARIANTS) if "(shipped)" in variant
 def embeddings(study: Study, variant: Variant) -> Vectors:
     sides = slice(None) if variant.mirror else slice(1)
     answers = [study.raw(view)[:, sides] for view in variant.views]
-    return normalise(np.sum([normalise(side) for raw in answers for side in raw.transpose(1, 0, 2)], axis=0))
+    return normalize(np.sum([normalize(side) for raw in answers for side in raw.transpose(1, 0, 2)], axis=0))
 
 
 def measure(vectors: Vectors, learn: Learn, people: People) -> dict[str, NDArray[np.float64]]:

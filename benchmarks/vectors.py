@@ -42,9 +42,9 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import lfw, thresholds
 from benchmarks.lfw import Cell, Embedded, say
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.models.packs import SFACE
-from indexer.types import Tier, Vectors, normalise
+from indexer.types import Tier, Vectors, normalize
 from indexer.vectors import compressed
 from indexer.vectors.base import Header, VectorIndex
 from indexer.vectors.engines import FaissEngine
@@ -151,8 +151,8 @@ class Population:
         # With this share of the mean in the other direction, the photo has as much of it as any face.
         aside = self._draw(groups, np.sqrt((1 - near) / (1 + near)), rng)
         aside -= np.einsum("nd,nd->n", aside, faces)[:, None] * faces
-        photos = near[:, None] * faces + np.sqrt(1 - near**2)[:, None] * normalise(aside)
-        return normalise(photos.astype(np.float32))
+        photos = near[:, None] * faces + np.sqrt(1 - near**2)[:, None] * normalize(aside)
+        return normalize(photos.astype(np.float32))
 
     def _draw(self, groups: Ids, means: NDArray[np.float32], rng: np.random.Generator) -> Vectors:
         """One of each of these (N,) groups, with (N,) `means` times its mean."""
@@ -161,7 +161,7 @@ class Population:
             rows = np.flatnonzero(groups == number)
             noise = rng.standard_normal((len(rows), self.dim), dtype=np.float32)
             drawn[rows] = means[rows, None] * group.mean + noise @ group.spread
-        return normalise(drawn)
+        return normalize(drawn)
 
     def _fit_power(self, cosine: float) -> float:
         low, high = 1.0, 4.0

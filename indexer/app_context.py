@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from indexer.enrollment.enroller import Enroller, check_pack
 from indexer.enrollment.lookalikes import Lookalikes, lookalike_bound
 from indexer.errors import Conflict, InvalidSetting, NotFound
-from indexer.gallery.calibrations import Calibrations
+from indexer.gallery.calibrations import CalibrationRepository
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.store import Store
 from indexer.models.catalogue import Catalogue
@@ -81,9 +81,9 @@ class AppContext:
         return Store(self.migrated_engine)
 
     @locked_property
-    def calibrations(self) -> Calibrations:
+    def calibrations(self) -> CalibrationRepository:
         """The score distributions measured on the galleries themselves."""
-        return Calibrations(self.migrated_engine)
+        return CalibrationRepository(self.migrated_engine)
 
     @locked_property
     def indexes(self) -> Indexes:
@@ -144,14 +144,14 @@ class AppContext:
         """
         wanted = self.packs.find(model) if model else None
         try:
-            gallery = self.store.gallery(name)
+            gallery = self.store.galleries.get(name)
         except NotFound:
             pack = self.usable(model)
             self.pipeline(pack, streams=self.cores).load()  # what cannot enrol makes no gallery
             try:
-                return self.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
+                return self.store.galleries.create(name, pack.name, pack.fingerprint, pack.dim)
             except Conflict:  # somebody else made it this moment
-                gallery = self.store.gallery(name)
+                gallery = self.store.galleries.get(name)
         if wanted is not None and gallery.model != wanted.name:
             raise Conflict(
                 f"gallery {name!r} is bound to model pack {gallery.model!r}, and {wanted.name!r} was asked for; "

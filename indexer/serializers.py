@@ -18,7 +18,7 @@ SCORE_DECIMALS = 4
 
 def gallery_object(store: Store, gallery: Gallery) -> dict[str, Any]:
     """The gallery and how much is in it."""
-    identities, faces = store.counts(gallery.id)
+    identities, faces = store.galleries.counts(gallery.id)
     return {
         "name": gallery.name,
         "model": gallery.model,

@@ -239,7 +239,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedIdentity:
     """An identity as answers name it, and how many faces it has."""
 
     id: int
@@ -301,7 +301,7 @@ def check_vectors(values: ArrayLike | Sequence[object], dim: int) -> Vectors:
     return np.asarray(array / lengths, dtype=np.float32)
 
 
-def normalise(raw: NDArray[np.float32]) -> Vectors:
+def normalize(raw: NDArray[np.float32]) -> Vectors:
     """Rows of (N, D) brought to unit length. A row of zeros raises InvalidVector: it has no direction."""
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(raw, axis=1, keepdims=True)

@@ -135,7 +135,7 @@ def _up_to_date(context: ServiceContext) -> bool:
 def _galleries(context: ServiceContext) -> Iterator[Finding]:
     if not _up_to_date(context):
         return
-    for gallery in context.store.galleries():
+    for gallery in context.store.galleries.list():
         name = f"gallery {gallery.name}"
         try:
             context.pack_of(gallery)

@@ -13,7 +13,7 @@ from indexer.app_context import AppContext
 from indexer.clock import now
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.packs import Pack
-from indexer.types import Detection, Face, Gallery, Hit, Identity, Named, Pick, Quality, Vectors, check_vectors
+from indexer.types import Detection, Face, Gallery, Hit, Identity, NamedIdentity, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
 from indexer.vision.pipeline import Seen
 from search_service.matching.decision import Decision, DecisionReason, decide
@@ -219,22 +219,22 @@ class SearchService:
             with self._context.stopwatch.stage("index"):
                 hits = index.nearest_identities(vectors, requested)
             ids = {hit.identity_id for some in hits for hit in some}
-            people = self._context.store.valid_identities(ids, at)
+            people = self._context.store.identities.valid(ids, at)
             if all(_are_enough(some, people, wanted) or len(some) < requested for some in hits):
                 break
             requested *= 4
-        others = self._context.store.identities_by_id(ids - people.keys()) if len(people) < len(ids) else {}
+        others = self._context.store.identities.by_id(ids - people.keys()) if len(people) < len(ids) else {}
         hits = self._rescored(hits, vectors, gallery, (*people.values(), *others.values()))
         return [(rank(some, people, wanted), outranked(some, people, others, at)) for some in hits]
 
     def _rescored(
-        self, hits: list[list[Hit]], vectors: Vectors, gallery: Gallery, people: Iterable[Named | Identity]
+        self, hits: list[list[Hit]], vectors: Vectors, gallery: Gallery, people: Iterable[NamedIdentity | Identity]
     ) -> list[list[Hit]]:
         """Scores identities with several faces by all of them."""
         several = [person.id for person in people if person.faces > 1]
         if not several:
             return hits
-        faces = self._context.store.vectors_of_people(gallery, several)
+        faces = self._context.store.embeddings.of_identities(gallery, several)
         templates = Templates(faces.identity_ids, faces.vectors)
         return rescore(hits, vectors, templates, self._context.pack_of(gallery).same_threshold)
 
@@ -243,7 +243,7 @@ _Ranked = tuple[tuple[Candidate, ...], Outranked | None]
 """The best candidates of one face, and a better identity that is not valid now."""
 
 
-def _are_enough(hits: Sequence[Hit], people: Mapping[int, Named], wanted: int) -> bool:
+def _are_enough(hits: Sequence[Hit], people: Mapping[int, NamedIdentity], wanted: int) -> bool:
     """Whether at least `wanted` of the hits belong to `people`."""
     return sum(hit.identity_id in people for hit in hits) >= wanted
 

@@ -125,7 +125,7 @@ def test_migrating_again_keeps_what_is_there(engine: Engine) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
     migrate(engine)
-    assert store.counts(gallery.id) == (1, 1)
+    assert store.galleries.counts(gallery.id) == (1, 1)
 
 
 def to(engine: Engine, revision: str, move: Callable[[Config, str], None] = command.upgrade) -> None:
@@ -166,9 +166,9 @@ def test_embeddings_of_before_they_had_a_table_of_their_own(engine: Engine) -> N
     assert differences(engine) == []
     store = Store(engine)
     for gallery_id, (name, fingerprint, dim) in galleries.items():
-        gallery = store.gallery(name)
+        gallery = store.galleries.get(name)
         assert (gallery.id, gallery.fingerprint, gallery.dim, gallery.seq) == (gallery_id, fingerprint, dim, 7)
-        found = store.vectors_of(gallery, [1, 2, 3, 4])
+        found = store.embeddings.of_faces(gallery, [1, 2, 3, 4])
         assert found.face_ids.tolist() == faces[gallery_id]
         assert found.vectors.tobytes() == np.stack([vector(i, dim) for i in faces[gallery_id]]).tobytes()
     to(engine, "0001", command.downgrade)
@@ -176,7 +176,7 @@ def test_embeddings_of_before_they_had_a_table_of_their_own(engine: Engine) -> N
         back = connection.execute(text("SELECT embedding FROM faces ORDER BY id")).scalars().all()
     assert [bytes(one) for one in back] == [vector_to_bytes(vector(i, 32 if i < 4 else 8)) for i in (1, 2, 3, 4)]
     migrate(engine)
-    assert len(store.vectors_of(store.gallery("staff"), [1, 2, 3]).face_ids) == 3
+    assert len(store.embeddings.of_faces(store.galleries.get("staff"), [1, 2, 3]).face_ids) == 3
 
 
 def migrate_url(url: str) -> str | None:

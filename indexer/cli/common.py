@@ -96,7 +96,7 @@ def summary_of(
     context: AppContext, gallery: Gallery, unit: str, outcomes: Counter[Outcome], seconds: float
 ) -> dict[str, Any]:
     """What became of the `unit` that were to be enrolled, and what the gallery holds now."""
-    identities, faces = context.store.counts(gallery.id)
+    identities, faces = context.store.galleries.counts(gallery.id)
     return {
         "gallery": gallery.name,
         "model": gallery.model,

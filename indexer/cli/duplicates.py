@@ -33,9 +33,9 @@ DECIMALS = 4
 def gallery_duplicates(context: AppContext, name: str, threshold: float | None, as_json: bool) -> None:
     """List the identities that look alike, one person under two ids most likely, and the photos that look like somebody
     else than their own person."""
-    gallery = context.store.gallery(name)
+    gallery = context.store.galleries.get(name)
     if threshold is None:
-        threshold = lookalike_bound(context.pack_of(gallery), context.store.counts(gallery.id)[1])
+        threshold = lookalike_bound(context.pack_of(gallery), context.store.galleries.counts(gallery.id)[1])
     with progress_count("Comparing", "faces") as tell:
         found = find_duplicates(
             context.store, gallery, context.indexes.of(gallery), threshold, lambda done, total: tell(done, total, "")

@@ -24,7 +24,7 @@ def gallery_group() -> None:
 def gallery_create(context: AppContext, name: str, model: str | None, as_json: bool) -> None:
     """Make an empty gallery."""
     pack = context.usable(model)
-    gallery = context.store.create_gallery(name, pack.name, pack.fingerprint, pack.dim)
+    gallery = context.store.galleries.create(name, pack.name, pack.fingerprint, pack.dim)
     if as_json:
         print_json(gallery_object(context.store, gallery))
     else:
@@ -36,7 +36,7 @@ def gallery_create(context: AppContext, name: str, model: str | None, as_json: b
 @with_context
 def gallery_list(context: AppContext, as_json: bool) -> None:
     """List the galleries."""
-    objects = [gallery_object(context.store, gallery) for gallery in context.store.galleries()]
+    objects = [gallery_object(context.store, gallery) for gallery in context.store.galleries.list()]
     if as_json:
         print_json(objects)
         return
@@ -52,7 +52,7 @@ def gallery_list(context: AppContext, as_json: bool) -> None:
 @with_context
 def gallery_show(context: AppContext, name: str, as_json: bool) -> None:
     """Show a gallery and the state of its index."""
-    gallery = context.store.gallery(name)
+    gallery = context.store.galleries.get(name)
     shown = gallery_detail(context.store, gallery, context.indexes.of(gallery).state())
     if as_json:
         print_json(shown)
@@ -70,12 +70,12 @@ def gallery_show(context: AppContext, name: str, as_json: bool) -> None:
 @with_context
 def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> None:
     """Delete a gallery with everybody in it."""
-    gallery = context.store.gallery(name)
-    identities, faces = context.store.counts(gallery.id)
+    gallery = context.store.galleries.get(name)
+    identities, faces = context.store.galleries.counts(gallery.id)
     question = f"Delete gallery {name} with {identities} identities and {faces} faces?"
     if not yes and not click.confirm(question, err=as_json):
         raise click.ClickException("nothing was deleted")
-    context.store.delete_gallery(name)
+    context.store.galleries.delete(name)
     context.indexes.forget(gallery)
     if as_json:
         print_json({"gallery": name, "identities": identities, "faces": faces})
@@ -89,7 +89,7 @@ def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> 
 @with_context
 def gallery_rebuild(context: AppContext, name: str, as_json: bool) -> None:
     """Make a gallery's index anew from the database."""
-    gallery = context.store.gallery(name)
+    gallery = context.store.galleries.get(name)
     faces = context.indexes.of(gallery).rebuild()
     if as_json:
         print_json({"gallery": name, "faces": faces})

@@ -24,7 +24,7 @@ def identity_group() -> None:
 @with_context
 def identity_list(context: AppContext, gallery: str, limit: int | None, as_json: bool) -> None:
     """List the identities of a gallery."""
-    people = context.store.identities(context.store.gallery(gallery).id, limit=limit)
+    people = context.store.identities.list(context.store.galleries.get(gallery).id, limit=limit)
     if as_json:
         print_json([identity_object(person) for person in people])
         return
@@ -41,9 +41,9 @@ def identity_list(context: AppContext, gallery: str, limit: int | None, as_json:
 @with_context
 def identity_show(context: AppContext, external_id: str, gallery: str, as_json: bool) -> None:
     """Show one identity with its faces."""
-    gallery_id = context.store.gallery(gallery).id
-    person = context.store.identity(gallery_id, external_id)
-    faces = context.store.faces(gallery_id, external_id)
+    gallery_id = context.store.galleries.get(gallery).id
+    person = context.store.identities.get(gallery_id, external_id)
+    faces = context.store.faces.list(gallery_id, external_id)
     shown = identity_object(person) | {"faces": [face_object(face) for face in faces]}
     if as_json:
         print_json(shown)
@@ -67,14 +67,14 @@ def identity_show(context: AppContext, external_id: str, gallery: str, as_json: 
 @with_context
 def identity_delete(context: AppContext, external_id: str, gallery: str, face_id: int | None, as_json: bool) -> None:
     """Delete a person and all their faces, who are never returned again; or one wrong face of theirs."""
-    found = context.store.gallery(gallery)
+    found = context.store.galleries.get(gallery)
     if face_id is None:
-        faces = context.store.delete_identity(found.id, external_id)
+        faces = context.store.identities.delete(found.id, external_id)
     else:
-        own = context.store.faces(found.id, external_id, after=face_id - 1, limit=1)
+        own = context.store.faces.list(found.id, external_id, after=face_id - 1, limit=1)
         if [face.id for face in own] != [face_id]:
             raise NotFound(f"identity {external_id!r} has no face {face_id}", code="face_not_found")
-        context.store.delete_face(found.id, face_id)
+        context.store.faces.delete(found.id, face_id)
         faces = 1
     context.indexes.of(found).caught_up()
     if as_json:
@@ -97,8 +97,8 @@ def identity_merge(context: AppContext, into: str, other: str, gallery: str, as_
     The faces of B become those of A, and B is gone. What is said of A counts, its dates too; B's name and metadata are
     taken where nothing is said of A.
     """
-    found = context.store.gallery(gallery)
-    person, faces = context.store.merge_identities(found.id, into, other)
+    found = context.store.galleries.get(gallery)
+    person, faces = context.store.identities.merge(found.id, into, other)
     context.indexes.of(found).caught_up()
     if as_json:
         print_json({"identity": identity_object(person), "merged": other, "faces": faces})

@@ -86,7 +86,7 @@ def gallery_reembed(
     for path in images:
         if path.is_file() and zipfile.is_zipfile(path):
             raise click.UsageError(f"--images {path} is a ZIP; expected photos, or folders of them: unpack it")
-    gallery = context.store.gallery(name)
+    gallery = context.store.galleries.get(name)
     if forget:
         _forget(context, gallery, as_json)
         return
@@ -151,7 +151,7 @@ def _faces(count: int) -> str:
 def _former(context: AppContext, gallery: Gallery) -> Pack:
     """The pack that the gallery was bound to before. Raises Conflict where nothing is kept of one, or this program has
     other files by its name; NotFound and ModelUnavailable."""
-    former = next((pack for pack in context.store.former_packs(gallery.id) if pack.was_bound), None)
+    former = next((pack for pack in context.store.reembeddings.packs(gallery.id) if pack.was_bound), None)
     if former is None:
         raise Conflict(f"there is no way back: nothing is kept of a pack that gallery {gallery.name!r} had before")
     pack = context.packs.find_installed(former.model)
@@ -166,8 +166,8 @@ def _former(context: AppContext, gallery: Gallery) -> Pack:
 
 def _forget(context: AppContext, gallery: Gallery, as_json: bool) -> None:
     forgotten: Counter[str] = Counter()
-    for pack in context.store.former_packs(gallery.id):
-        forgotten[pack.model] += context.store.forget_embeddings(gallery.id, pack.fingerprint)
+    for pack in context.store.reembeddings.packs(gallery.id):
+        forgotten[pack.model] += context.store.reembeddings.delete(gallery.id, pack.fingerprint)
     if as_json:
         print_json({"gallery": gallery.name, "forgotten": forgotten})
         return

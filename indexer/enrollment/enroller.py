@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from indexer.enrollment.lookalikes import Lookalike, Lookalikes
 from indexer.enrollment.sources import Row
 from indexer.errors import Conflict, RejectedImage
-from indexer.gallery.store import Enrolled, NewFace, Store
+from indexer.gallery.faces import Enrolled, NewFace
+from indexer.gallery.store import Store
 from indexer.models.packs import Pack
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision import crops
@@ -135,7 +136,7 @@ class Enroller:
     def _look(self, batch: Sequence[tuple[Row, bytes | RejectedImage]], pick: Pick) -> list[_Prepared]:
         images = [image for _, image in batch if isinstance(image, bytes)]
         hashes = [sha256(image) for image in images]
-        known = self._store.known_images(self._gallery.id, hashes)
+        known = self._store.faces.known_images(self._gallery.id, hashes)
         new = [image for image, sha in zip(images, hashes, strict=True) if sha not in known]
         seen = iter(self._describe(new, pick))
         shas = iter(hashes)
@@ -181,7 +182,7 @@ class Enroller:
                 record(transaction, results)
 
         if says or record is not None:
-            self._store.enroll(self._gallery, [p.new or p.row.person for p in kept] if says else [], tell)
+            self._store.faces.enroll(self._gallery, [p.new or p.row.person for p in kept] if says else [], tell)
         else:
             tell(None, ())
         return results

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.gallery.store import NewFace, Store
+from indexer.gallery.faces import NewFace
+from indexer.gallery.store import Store
 from indexer.models.packs import Pack
 from indexer.types import Gallery, Identity, Vectors
 from indexer.vectors.base import VectorIndex
@@ -96,7 +97,7 @@ class Lookalikes:
         """Whom each of `faces` looks like, of all who are enrolled and of those before it that are not held.
 
         None where it looks like nobody, or more like a face of its own person; and where the very image is another
-        person's, for which `Store.enroll` has a word of its own. Raises NotFound and Conflict as the index does.
+        person's, for which `FaceRepository.enroll` has its own result. Raises NotFound and Conflict as the index does.
         """
         if not faces:
             return []
@@ -123,7 +124,7 @@ class Lookalikes:
         """The identity that is nearest to each of (N, D), its own or another, where it is near enough; else nobody."""
         nearest = self._index.caught_up().nearest_identities(vectors, 1)
         hits = [[hit for hit in some if hit.score >= self._bound] for some in nearest]
-        people = self._store.identities_by_id({hit.identity_id for some in hits for hit in some})
+        people = self._store.identities.by_id({hit.identity_id for some in hits for hit in some})
         return [
             [
                 Lookalike(people[hit.identity_id].external_id, hit.face_id, hit.score, self._bound)
@@ -137,7 +138,7 @@ class Lookalikes:
         """Whether the image itself is somebody's already."""
         if any(other.image_sha256 == new.image_sha256 for other in before):
             return True
-        return bool(self._store.known_images(self._gallery.id, [new.image_sha256]))
+        return bool(self._store.faces.known_images(self._gallery.id, [new.image_sha256]))
 
 
 # Everybody
@@ -198,7 +199,7 @@ def find_duplicates(
     scan = _all_pairs(current, threshold, tell) if exact else _nearest(store, gallery, current, threshold, tell)
     best, complete = scan.pairs.best()
     near = [*best, *(wrong.near for wrong in scan.wrong)]
-    people = store.identities_by_id({i for one in near for i in (one.identity_id, one.other_identity)})
+    people = store.identities.by_id({i for one in near for i in (one.identity_id, one.other_identity)})
     pairs = [Pair(one.score, sides) for one in best if (sides := _sides(one, people)) is not None]
     wrong_photos = [
         WrongPhoto(sides[0], wrong.own, wrong.near.score, sides[1])
@@ -377,7 +378,7 @@ def _nearer(best: Scores, nearest: Ids, scores: Scores, first: int) -> None:
 def _nearest(store: Store, gallery: Gallery, index: VectorIndex, threshold: float, tell: Tell) -> _Scan:
     """The nearest other identities of each face, as the index has them."""
     scan = _Scan(_Pairs(threshold))
-    for part in store.all_vectors(gallery, BLOCK_ROWS):
+    for part in store.embeddings.pages(gallery, BLOCK_ROWS):
         suspects: list[_Near] = []
         hits = index.nearest_identities(part.vectors, NEAREST + 1)
         for face_id, identity_id, some in zip(part.face_ids.tolist(), part.identity_ids.tolist(), hits, strict=True):
@@ -398,7 +399,7 @@ def _nearest(store: Store, gallery: Gallery, index: VectorIndex, threshold: floa
 def _with_own(store: Store, gallery: Gallery, suspects: Sequence[_Near]) -> Iterator[_Wrong]:
     """Those whose identity has other faces, with the score of the nearest of these."""
     for near in suspects:
-        own = store.vectors_of_identity(gallery, near.identity_id)
+        own = store.embeddings.of_identities(gallery, [near.identity_id])
         mine = own.face_ids == near.face_id
         if mine.any() and not mine.all():
             yield _Wrong(near, float((own.vectors[~mine] @ own.vectors[mine][0]).max()))

@@ -28,7 +28,9 @@ from indexer.enrollment.enroller import another_identity
 from indexer.errors import Conflict, InvalidRequest, InvalidVector, NotFound, StorageUnavailable
 from indexer.files import write_atomically
 from indexer.gallery.export_reader import Record, Snapshot, snapshot_of
-from indexer.gallery.store import Enrolled, NewFace, Store, check_person
+from indexer.gallery.faces import Enrolled, NewFace
+from indexer.gallery.store import Store
+from indexer.gallery.validation import check_person
 from indexer.models.catalogue import Catalogue
 from indexer.models.packs import Pack
 from indexer.types import (
@@ -380,7 +382,7 @@ def gallery_for(
         _check_same(file, said, asked, f"{asked} was asked for")
     wanted = said or asked
     try:
-        gallery = store.gallery(name)
+        gallery = store.galleries.get(name)
     except NotFound:
         maker = wanted or _known_pack(packs, default_pack().name)
         known = _known_pack(packs, maker.model)
@@ -389,9 +391,9 @@ def gallery_for(
         # A pack whose files are not here has no fingerprint yet, unless the file tells it; else this raises.
         fingerprint = maker.fingerprint or packs.find(maker.model).fingerprint
         try:
-            return store.create_gallery(name, maker.model, fingerprint, maker.dim)
+            return store.galleries.create(name, maker.model, fingerprint, maker.dim)
         except Conflict:  # somebody else made it this moment
-            gallery = store.gallery(name)
+            gallery = store.galleries.get(name)
     bound = _Maker(gallery.model, gallery.fingerprint, gallery.dim)
     if wanted:
         _check_same(file, wanted, bound, f"gallery {name!r} by {bound}")
@@ -452,8 +454,8 @@ class _Row:
 def _commit(store: Store, gallery: Gallery, rows: Sequence[_Row]) -> list[RowResult]:
     said = [row.said for row in rows if not isinstance(row.said, InvalidRequest)]
     people = [one for one in said if isinstance(one, Person)]
-    made = store.add_identities(gallery, people) if people else set()
-    became = iter(store.enroll(gallery, said) if said else ())
+    made = store.identities.add_missing(gallery, people) if people else set()
+    became = iter(store.faces.enroll(gallery, said) if said else ())
     results = []
     for row in rows:
         if isinstance(row.said, InvalidRequest):

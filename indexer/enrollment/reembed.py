@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import InvalidRequest
-from indexer.gallery.embeddings import Lacking, Switch
+from indexer.gallery.reembeddings import SwitchResult, UnembeddedFace
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Pick, sha256
 from indexer.vision import crops
@@ -87,8 +87,8 @@ class Reembedder:
         committed. Close the iterator to stop early. Raises ModelUnavailable too."""
         rest = self._rest()
         next(rest)
-        faces = self._store.counts(self._gallery.id)[1]
-        embedded = self._store.embedded(self._gallery.id, self._fingerprint)
+        faces = self._store.galleries.counts(self._gallery.id)[1]
+        embedded = self._store.reembeddings.count(self._gallery.id, self._fingerprint)
         yield Progress(embedded, len(self._missing), faces)
         for more in rest:
             embedded += more
@@ -99,42 +99,44 @@ class Reembedder:
         missing, also where it dropped them."""
         return list(self._missing.values())
 
-    def switch(self, drop_missing: bool = False) -> Switch:
+    def switch(self, drop_missing: bool = False) -> SwitchResult:
         """Embeds what is left, and binds the gallery to the pack in one transaction; the embeddings it had lie beside
         from then on. With `drop_missing` the faces that cannot be embedded are deleted, their identities stay; without,
         one such face keeps it from switching."""
         while True:
             for _ in self._rest():
                 pass
-            ended = self._store.switch_model(self._gallery, self._fingerprint, self._missing.keys(), drop_missing)
+            ended = self._store.reembeddings.switch(
+                self._gallery, self._fingerprint, self._missing.keys(), drop_missing
+            )
             if not ended.newer:
                 return ended
 
     def _rest(self) -> Iterator[int]:
         """Embeds every face that lacks an embedding: how many each batch added that is committed, and 0 once begun."""
         pack, after = self._pipeline.pack, 0
-        self._store.start_reembedding(self._gallery, pack.name, self._fingerprint, pack.dim)
+        self._store.reembeddings.start(self._gallery, pack.name, self._fingerprint, pack.dim)
         yield 0
         left: dict[int, Missing] = {}
-        while some := self._store.lacking(self._gallery.id, self._fingerprint, after, BATCH):
+        while some := self._store.reembeddings.missing(self._gallery.id, self._fingerprint, after, BATCH):
             after = some[-1].face_id  # ids rise: faces that are enrolled meanwhile come after it
             yield self._embed([face for face in some if face.face_id not in self._missing])
             left |= {face.face_id: self._missing[face.face_id] for face in some if face.face_id in self._missing}
         self._missing = left  # others are gone, or somebody else has embedded them
 
-    def _embed(self, some: Sequence[Lacking]) -> int:
+    def _embed(self, some: Sequence[UnembeddedFace]) -> int:
         """Embeds those that can be, and commits; how many."""
         found = self._of_crops(some)
         found |= self._of_photos([face for face in some if face.face_id not in found])
         if found:
             vectors = np.stack(list(found.values()))
-            self._store.put_embeddings(self._gallery, self._fingerprint, list(found), vectors)
+            self._store.reembeddings.put(self._gallery, self._fingerprint, list(found), vectors)
         for face in some:
             if face.face_id not in found:
                 self._missing[face.face_id] = Missing(face.face_id, face.external_id, face.image_sha256)
         return len(found)
 
-    def _of_crops(self, some: Sequence[Lacking]) -> dict[int, NDArray[np.float32]]:
+    def _of_crops(self, some: Sequence[UnembeddedFace]) -> dict[int, NDArray[np.float32]]:
         """Embeddings of kept crops, by face."""
         read: dict[int, NDArray[np.uint8]] = {}
         for face in some:
@@ -145,7 +147,7 @@ class Reembedder:
                     log.warning("Face %d of %s: %s", face.face_id, face.external_id, error.message)
         return dict(_answered(list(read), lambda ids: self._pipeline.embed(np.stack([read[i] for i in ids]))))
 
-    def _of_photos(self, some: Sequence[Lacking]) -> dict[int, NDArray[np.float32]]:
+    def _of_photos(self, some: Sequence[UnembeddedFace]) -> dict[int, NDArray[np.float32]]:
         """Embeddings of faces whose photo is at hand and shows them where it did, by face. The largest face is looked
         for first, as enrolling does: looking for all of them places landmarks a little differently."""
         left = [face for face in some if face.image_sha256 in self._images]
@@ -160,10 +162,10 @@ class Reembedder:
             left = [face for face in left if face.face_id not in found]
         return found
 
-    def _describe(self, photos: Sequence[tuple[Lacking, bytes]], pick: Pick | None) -> list[Seen]:
+    def _describe(self, photos: Sequence[tuple[UnembeddedFace, bytes]], pick: Pick | None) -> list[Seen]:
         return self._pipeline.describe([data for _, data in photos], pick)
 
-    def _read(self, face: Lacking) -> bytes | None:
+    def _read(self, face: UnembeddedFace) -> bytes | None:
         """The photo's bytes, when they are still what they were when they were hashed."""
         path = self._images[face.image_sha256]
         try:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
-from indexer.gallery.store import check_person
+from indexer.gallery.validation import check_person
 from indexer.types import Person, Reason
 
 IMAGE_NAMES = frozenset(

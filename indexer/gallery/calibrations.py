@@ -1,4 +1,4 @@
-"""What a gallery's own scores say of its thresholds, in SQL: the same for every process, and after a restart."""
+"""Score distributions measured on the galleries themselves, in SQL: shared by all processes and kept over restarts."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from indexer.types import Gallery
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often a stranger's best candidate scores above t, when the gallery was as it was at one change."""
+    """How often the best candidate of a person who is not enrolled scores above t, at one change of the gallery."""
 
     method: int
-    """The way it was computed; the program that reads it may know another one."""
+    """Version of the method; another version of the program may use another one."""
     seq: int
-    """Number of the gallery's last change then."""
+    """Sequence number of the gallery's last change at that time."""
     people: int
-    """How many had a score that it is made from."""
+    """Number of people whose scores it is computed from."""
     faces: int
-    """How many the gallery held."""
+    """Number of faces in the gallery at that time."""
     points: tuple[tuple[float, float], ...]
-    """Rates and their cosines, rates falling."""
+    """Rates and their cosines, in falling order of the rates."""
     scale: float
-    """Cosine by which the rate falls by a factor e, beyond the last point."""
+    """Increase of the cosine by which the rate falls by a factor e, beyond the last point."""
     made_at: datetime
 
 
@@ -41,46 +41,50 @@ FIND = select(
 )
 
 
-class Calibrations(Repository):
-    """The calibrations of one database's galleries, by the pack of their embeddings. Thread-safe."""
+class CalibrationRepository(Repository):
+    """The calibrations of one database's galleries, by the pack of their embeddings. Thread-safe.
+
+    `put` and `delete` raise NotFound if the gallery was deleted and Conflict if it was re-embedded since `gallery` was
+    read.
+    """
 
     def find(self, gallery: Gallery) -> Calibration | None:
-        """By the pack that `gallery` was read with."""
-        asked = {"gallery_id": gallery.id, "fingerprint": gallery.fingerprint}
+        """Returns the calibration by the pack that `gallery` was read with."""
+        key = {"gallery_id": gallery.id, "fingerprint": gallery.fingerprint}
         with self._read_rows() as connection:
-            row = connection.execute(FIND, asked).one_or_none()
+            row = connection.execute(FIND, key).one_or_none()
         if row is None:
             return None
         points = tuple((rate, cosine) for rate, cosine in row.curve["points"])
         return Calibration(row.method, row.seq, row.people, row.faces, points, row.curve["scale"], row.made_at)
 
-    def put(self, gallery: Gallery, made: Calibration) -> None:
-        """Takes the place of what was there. Raises NotFound when the gallery is gone, Conflict when re-embedded."""
+    def put(self, gallery: Gallery, calibration: Calibration) -> None:
+        """Stores a calibration in place of the former one."""
         with self._write() as session:
-            change_log.lock_as(session, gallery)
+            change_log.lock_with_pack(session, gallery)
             session.merge(
                 CalibrationRow(
                     gallery_id=gallery.id,
                     fingerprint=gallery.fingerprint,
-                    method=made.method,
-                    seq=made.seq,
-                    people=made.people,
-                    faces=made.faces,
-                    curve={"points": [list(point) for point in made.points], "scale": made.scale},
-                    made_at=made.made_at,
+                    method=calibration.method,
+                    seq=calibration.seq,
+                    people=calibration.people,
+                    faces=calibration.faces,
+                    curve={"points": [list(point) for point in calibration.points], "scale": calibration.scale},
+                    made_at=calibration.made_at,
                 )
             )
 
-    def forget(self, gallery: Gallery) -> None:
-        """Where there is nothing to be said any more. Raises as `put`."""
+    def delete(self, gallery: Gallery) -> None:
+        """Deletes the calibration of a gallery that has become too small for one."""
         with self._write() as session:
-            change_log.lock_as(session, gallery)
+            change_log.lock_with_pack(session, gallery)
             row = session.get(CalibrationRow, (gallery.id, gallery.fingerprint))
             if row is not None:
                 session.delete(row)
 
-    def people(self, gallery: Gallery, most: int | None = None) -> int:
-        """How many people have faces in the gallery, counted up to `most`."""
-        some = select(FaceRow.identity_id).where(FaceRow.gallery_id == gallery.id).distinct().limit(most)
+    def count_people(self, gallery: Gallery, limit: int | None = None) -> int:
+        """Returns how many identities of the gallery have faces, counting up to `limit`."""
+        people = select(FaceRow.identity_id).where(FaceRow.gallery_id == gallery.id).distinct().limit(limit)
         with self._read() as session:
-            return session.scalar(select(func.count()).select_from(some.subquery())) or 0
+            return session.scalar(select(func.count()).select_from(people.subquery())) or 0

@@ -1,4 +1,7 @@
-"""The change log: how an index learns what happened to its gallery."""
+"""The change log: an append-only, numbered list of the changes to each gallery, from which indexes catch up.
+
+The functions run inside the transaction that makes a change; `ChangeLog` reads the log.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,32 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Executable, and_, bindparam, insert, select, update
+from sqlalchemy import Executable, and_, bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import Conflict, NotFound
+from indexer.gallery.database import Repository
 from indexer.gallery.schema import ChangeRow, GalleryRow
 from indexer.types import Gallery
 
 
-class Kind(StrEnum):
+class ChangeKind(StrEnum):
     FACE_ADDED = "face_added"
-    """It is new, or another identity's than before: who has it puts it in anew."""
+    """The face is new, or was moved to another identity: an index adds it or replaces it."""
     FACE_REMOVED = "face_removed"
     IDENTITY_CHANGED = "identity_changed"
-    """It is new, or its name, metadata or dates are."""
+    """The identity is new, or its name, metadata or dates changed."""
     IDENTITY_REMOVED = "identity_removed"
     REEMBEDDED = "reembedded"
-    """Every face has an embedding by another pack now. It concerns no identity: its `identity_id` is 0."""
+    """The gallery was bound to another pack, by which every face has an embedding. `identity_id` is 0."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What happened, before it has a number. `face_id` is None where it concerns the identity alone."""
+    """A change before it has a number. `face_id` is None if it concerns only the identity."""
 
-    kind: Kind
+    kind: ChangeKind
     identity_id: int
     face_id: int | None = None
 
@@ -45,43 +49,46 @@ class Change:
 
     @property
     def mark(self) -> str:
-        """Tells this change from another one of the same number: after a backup was restored, numbers come again."""
+        """Identifies this change. Restoring a backup can reuse sequence numbers, so the number is not enough."""
         return f"{self.at.isoformat()} {self.entry.kind} {self.entry.identity_id} {self.entry.face_id}"
 
 
 @dataclass(frozen=True)
-class Position:
-    """Where a gallery's log stands: the number of its last change, and the mark of the change that was asked for."""
+class LogPosition:
+    """The end of a gallery's change log, and the mark of the requested change."""
 
     last: int
+    """Sequence number of the last change."""
     mark: str
-    """Empty where there is no change of that number."""
+    """`Change.mark` of the requested change; empty if there is no change of that number."""
     fingerprint: str
-    """Of the pack that the gallery's embeddings are by."""
+    """Fingerprint of the pack that the gallery is bound to."""
 
 
 def lock(session: Session, gallery_id: int) -> int:
-    """Keeps others from changing the gallery until the transaction ends; the number of its last change.
+    """Locks the gallery against other changes until the transaction ends and returns its last sequence number.
 
-    So changes are committed in the order of their numbers: whoever reads change N has N - 1 as well.
-    Raises NotFound when the gallery was deleted meanwhile.
+    Changes are therefore committed in the order of their numbers: a reader of change N has also seen N - 1.
+
+    Raises:
+        NotFound: The gallery was deleted meanwhile.
     """
     return _lock(session, gallery_id)[0]
 
 
-def lock_as(session: Session, gallery: Gallery) -> int:
-    """As `lock`; raises Conflict when the gallery's embeddings are no longer by the pack that `gallery` names."""
+def lock_with_pack(session: Session, gallery: Gallery) -> int:
+    """Locks as `lock` does. Raises Conflict if the gallery is no longer bound to the pack that `gallery` names."""
     seq, fingerprint = _lock(session, gallery.id)
-    check_pack_is(gallery, fingerprint)
+    check_pack_unchanged(gallery, fingerprint)
     return seq
 
 
-def check_pack_is(gallery: Gallery, fingerprint: str) -> None:
-    """Raises Conflict unless `fingerprint`, the gallery's now, is the one that `gallery` was read with."""
+def check_pack_unchanged(gallery: Gallery, fingerprint: str) -> None:
+    """Raises Conflict unless `fingerprint`, the gallery's current one, is the one that `gallery` was read with."""
     if fingerprint != gallery.fingerprint:
         raise Conflict(
-            f"gallery {gallery.name!r} was re-embedded meanwhile: this was begun with {gallery.model} "
-            f"{gallery.fingerprint}, and its embeddings are by {fingerprint} now; run it again",
+            f"gallery {gallery.name!r} was re-embedded meanwhile: this operation began with {gallery.model} "
+            f"{gallery.fingerprint}, and the gallery's embeddings are now by {fingerprint}; run it again",
             code="model_mismatch",
         )
 
@@ -95,8 +102,12 @@ def _lock(session: Session, gallery_id: int) -> tuple[int, str]:
         .execution_options(synchronize_session=False)
     ).one_or_none()
     if found is None:
-        raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
+        raise gallery_deleted()
     return found.seq, found.fingerprint
+
+
+def gallery_deleted() -> NotFound:
+    return NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
 
 
 def record(session: Session, gallery_id: int, last: int, entries: Sequence[Entry]) -> None:
@@ -107,13 +118,13 @@ def record(session: Session, gallery_id: int, last: int, entries: Sequence[Entry
     rows = [
         {
             "gallery_id": gallery_id,
-            "seq": last + i,
+            "seq": seq,
             "kind": str(entry.kind),
             "identity_id": entry.identity_id,
             "face_id": entry.face_id,
             "at": at,
         }
-        for i, entry in enumerate(entries, 1)
+        for seq, entry in enumerate(entries, last + 1)
     ]
     session.execute(insert(ChangeRow), rows)
     session.execute(
@@ -124,38 +135,43 @@ def record(session: Session, gallery_id: int, last: int, entries: Sequence[Entry
     )
 
 
-def since(session: Session, gallery_id: int, seq: int, limit: int) -> list[Change]:
-    """The next changes after number `seq`, in order, `limit` at most."""
-    rows = session.scalars(
-        select(ChangeRow)
-        .where(ChangeRow.gallery_id == gallery_id, ChangeRow.seq > seq)
-        .order_by(ChangeRow.seq)
-        .limit(limit)
-    )
-    return [_change(row) for row in rows]
-
-
-def _position(wanted: Any) -> Executable:
-    """Of the gallery `id`, with its change number `wanted` where there is one."""
+def _select_position(wanted_seq: Any) -> Executable:
+    """Returns the query for the gallery `id` and its change of number `wanted_seq`, if there is one."""
     change = ChangeRow.seq, ChangeRow.kind, ChangeRow.identity_id, ChangeRow.face_id, ChangeRow.at
     return (
         select(GalleryRow.seq.label("last"), GalleryRow.fingerprint, *change)
-        .outerjoin(ChangeRow, and_(ChangeRow.gallery_id == GalleryRow.id, ChangeRow.seq == wanted))
+        .outerjoin(ChangeRow, and_(ChangeRow.gallery_id == GalleryRow.id, ChangeRow.seq == wanted_seq))
         .where(GalleryRow.id == bindparam("id"))
     )
 
 
-LAST_POSITION, POSITION = _position(GalleryRow.seq), _position(bindparam("seq"))
+LAST_POSITION, POSITION = _select_position(GalleryRow.seq), _select_position(bindparam("seq"))
 
 
-def position(connection: Connection, gallery_id: int, seq: int | None) -> Position | None:
-    """The end of the log, and the mark of change `seq` or of the last one; None when the gallery is gone."""
-    asked = LAST_POSITION if seq is None else POSITION
-    found = connection.execute(asked, {"id": gallery_id, "seq": seq}).one_or_none()
-    if found is None:
-        return None
-    return Position(found.last, _change(found).mark if found.seq is not None else "", found.fingerprint)
+class ChangeLog(Repository):
+    """Reads the change logs of one database's galleries. Thread-safe."""
+
+    def last(self, gallery_id: int) -> int | None:
+        """Returns the number of the gallery's last change; None if the gallery was deleted."""
+        with self._read() as session:
+            return session.scalar(select(GalleryRow.seq).where(GalleryRow.id == gallery_id))
+
+    def position(self, gallery_id: int, seq: int | None = None) -> LogPosition | None:
+        """Returns the end of the log with the mark of change `seq`, or of the last one; None if the gallery was
+        deleted."""
+        query = LAST_POSITION if seq is None else POSITION
+        with self._read_rows() as connection:
+            found = connection.execute(query, {"id": gallery_id, "seq": seq}).one_or_none()
+        if found is None:
+            return None
+        return LogPosition(found.last, _change(found).mark if found.seq is not None else "", found.fingerprint)
+
+    def since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
+        """Returns the changes after number `seq`, in order, `limit` at most."""
+        query = select(ChangeRow).where(ChangeRow.gallery_id == gallery_id, ChangeRow.seq > seq)
+        with self._read() as session:
+            return [_change(row) for row in session.scalars(query.order_by(ChangeRow.seq).limit(limit))]
 
 
 def _change(row: Any) -> Change:
-    return Change(row.seq, Entry(Kind(row.kind), row.identity_id, row.face_id), row.at)
+    return Change(row.seq, Entry(ChangeKind(row.kind), row.identity_id, row.face_id), row.at)

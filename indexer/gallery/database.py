@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, insert, inspect, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -238,9 +238,16 @@ class Repository:
             yield session
 
 
-def one_at_a_time(connection: Connection, key: int) -> None:
-    """Waits until no other transaction of the database holds that key, and holds it until this one ends. In SQLite
-    there is one writer anyway."""
+def insert_returning_ids(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Inserts rows into a table with an `id` column and returns the new ids in the order of `rows`."""
+    if not rows:
+        return []
+    return list(session.scalars(insert(table).returning(table.id, sort_by_parameter_order=True), list(rows)))
+
+
+def lock_until_commit(connection: Connection, key: int) -> None:
+    """Waits for PostgreSQL's advisory lock `key` and holds it until the transaction ends. SQLite has one writer
+    anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
@@ -254,7 +261,7 @@ def migrate(engine: Engine) -> None:
         from alembic.util import CommandError
 
         with engine.connect().execution_options(writing=True) as connection, connection.begin():
-            one_at_a_time(connection, MIGRATION_LOCK)
+            lock_until_commit(connection, MIGRATION_LOCK)
             config = _alembic_config()
             config.attributes["connection"] = connection
             try:

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from indexer.gallery.database import storage_errors
 from indexer.gallery.embeddings import by_pack
-from indexer.gallery.schema import IN_ONE_QUERY, EmbeddingRow, FaceRow, IdentityRow
-from indexer.gallery.store import counts_of, gallery_named
+from indexer.gallery.galleries import read_counts, read_gallery
+from indexer.gallery.schema import MAX_QUERY_VALUES, EmbeddingRow, FaceRow, IdentityRow
 from indexer.types import Gallery, Person
 
 FACES_HELD = 1_000
@@ -64,8 +64,8 @@ def snapshot_of(engine: Engine, name: str) -> Iterator[Snapshot]:
     # SQLite reads from one state within a transaction anyway; PostgreSQL must be asked to.
     level = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
     with storage_errors(), Session(engine.execution_options(**level)) as session:
-        gallery = gallery_named(session, name)
-        yield Snapshot(gallery, *counts_of(session, gallery.id), _records(session, gallery))
+        gallery = read_gallery(session, name)
+        yield Snapshot(gallery, *read_counts(session, gallery.id), _records(session, gallery))
 
 
 def _records(session: Session, gallery: Gallery) -> Iterator[Record]:
@@ -87,7 +87,7 @@ def _records(session: Session, gallery: Gallery) -> Iterator[Record]:
 
 
 def _people(session: Session, gallery_id: int) -> Iterator[Sequence[Row[Any]]]:
-    """IN_ONE_QUERY at a time, of one statement: SQLite sorts all of a gallery's identities for each page of them."""
+    """Yields MAX_QUERY_VALUES at a time from one statement: SQLite would sort all identities for each page."""
     columns = (
         IdentityRow.id,
         IdentityRow.external_id,
@@ -97,7 +97,7 @@ def _people(session: Session, gallery_id: int) -> Iterator[Sequence[Row[Any]]]:
         IdentityRow.details,
     )
     query = select(*columns).where(IdentityRow.gallery_id == gallery_id).order_by(IdentityRow.id)
-    return session.execute(query, execution_options={"yield_per": IN_ONE_QUERY}).partitions()
+    return session.execute(query, execution_options={"yield_per": MAX_QUERY_VALUES}).partitions()
 
 
 def _faces(session: Session, fingerprint: str, identity_ids: Sequence[int]) -> Iterator[Row[Any]]:

@@ -1,4 +1,4 @@
-"""The tables. `migrations/` makes them; a test checks that both say the same."""
+"""The tables of galleries. Alembic's migrations create them; a test compares both."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-LONGEST_NAME = 200
-"""Characters in a gallery's name, an external id or a person's name."""
+MAX_NAME_LENGTH = 200
+"""Characters in the name of a gallery or person, or in an external id."""
 
-IN_ONE_QUERY = 500
-"""Values bound in one `IN (...)`: SQLite allowed 999 parameters before version 3.32."""
+MAX_QUERY_VALUES = 500
+"""Values in one `IN (...)`. SQLite before version 3.32 allows 999 parameters in a statement."""
 
 Value = TypeVar("Value")
 
 
-def slices(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
-    """IN_ONE_QUERY of them at a time."""
-    for start in range(0, len(values), IN_ONE_QUERY):
-        yield values[start : start + IN_ONE_QUERY]
+def batches(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    """Yields `values`, MAX_QUERY_VALUES at a time."""
+    for start in range(0, len(values), MAX_QUERY_VALUES):
+        yield values[start : start + MAX_QUERY_VALUES]
 
 
 class Base(DeclarativeBase):
@@ -51,7 +51,7 @@ class Base(DeclarativeBase):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Times are aware in Python and UTC in every database; SQLite, which has no time zones, stores naive UTC."""
+    """Stores aware datetimes as UTC; as naive UTC in SQLite, which has no time zones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -71,20 +71,20 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 Id = BigInteger().with_variant(Integer, "sqlite")
-"""64 bits everywhere. SQLite's own INTEGER PRIMARY KEY has 64 bits, and only it counts up by itself."""
+"""A 64-bit integer. In SQLite it must be INTEGER, of 64 bits as well: only INTEGER PRIMARY KEY numbers rows itself."""
 
 
 class GalleryRow(Base):
     __tablename__ = "galleries"
-    __table_args__ = ({"sqlite_autoincrement": True},)  # ids are never used twice: indexes are kept under them
+    __table_args__ = ({"sqlite_autoincrement": True},)  # ids are never reused: index files are named by them
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
-    name: Mapped[str] = mapped_column(String(LONGEST_NAME), unique=True)
-    model: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    name: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), unique=True)
+    model: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH))
     fingerprint: Mapped[str] = mapped_column(String(64))
     dim: Mapped[int] = mapped_column(Integer)
     seq: Mapped[int] = mapped_column(Id, default=0)
-    """Number of the last change. Raising it locks the row, so changes are committed in the order of their numbers."""
+    """Number of the last change. Updating it locks the row: changes are committed in their numbers' order."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
@@ -94,8 +94,8 @@ class IdentityRow(Base):
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"))
-    external_id: Mapped[str] = mapped_column(String(LONGEST_NAME))
-    name: Mapped[str | None] = mapped_column(String(LONGEST_NAME))
+    external_id: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH))
+    name: Mapped[str | None] = mapped_column(String(MAX_NAME_LENGTH))
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     valid_from: Mapped[datetime | None] = mapped_column(UtcDateTime)
     valid_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -115,7 +115,7 @@ class FaceRow(Base):
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"))
     identity_id: Mapped[int] = mapped_column(Id, ForeignKey("identities.id", ondelete="CASCADE"))
     image_sha256: Mapped[str] = mapped_column(String(64))
-    """One image holds one enrolled face, so its bytes belong to one identity of a gallery."""
+    """SHA-256 of the image file. An image has one enrolled face, so it belongs to one identity of a gallery."""
     box: Mapped[list[float]] = mapped_column(JSON)
     landmarks: Mapped[list[list[float]]] = mapped_column(JSON)
     detection_score: Mapped[float] = mapped_column(Float)
@@ -124,8 +124,11 @@ class FaceRow(Base):
 
 
 class EmbeddingRow(Base):
-    """A face's embedding by one pack. Each face has one by its gallery's pack, from the transaction that makes the
-    face on; others lie beside it while the gallery is re-embedded, and after."""
+    """A face's embedding by one pack.
+
+    The transaction that inserts a face inserts its embedding by the gallery's pack. Embeddings by other packs are added
+    while the gallery is re-embedded, and kept afterwards.
+    """
 
     __tablename__ = "embeddings"
 
@@ -133,13 +136,13 @@ class EmbeddingRow(Base):
         Id, ForeignKey("faces.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
     )
     fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Of the pack."""
+    """Fingerprint of the pack."""
     embedding: Mapped[bytes] = mapped_column(LargeBinary)
-    """Little-endian float32: `types.vector_to_bytes`."""
+    """Little-endian float32, written by `types.vector_to_bytes`."""
 
 
 class CropRow(Base):
-    """A face's aligned crop, where crops are kept."""
+    """A face's aligned crop, if crops are kept."""
 
     __tablename__ = "crops"
 
@@ -147,45 +150,45 @@ class CropRow(Base):
         Id, ForeignKey("faces.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
     )
     image: Mapped[bytes] = mapped_column(LargeBinary)
-    """A file: `vision.crops` writes and reads it."""
+    """An encoded image, written and read by `vision.crops`."""
 
 
 class ReembeddingRow(Base):
-    """A pack other than the gallery's own whose embeddings lie beside: one that is being built, or a former one."""
+    """A pack other than the gallery's own by which faces have embeddings: a future one or a former one."""
 
     __tablename__ = "reembeddings"
 
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
-    model: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    model: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH))
     dim: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    """When its embeddings came to lie beside: the start of the building, or the moment it became a former one."""
+    """When re-embedding by it started, or when the gallery was switched away from it."""
     was_bound: Mapped[bool] = mapped_column(Boolean)
-    """Whether it is a former one: the gallery was bound to it."""
+    """Whether the gallery was bound to it before."""
 
 
 class CalibrationRow(Base):
-    """How a gallery's people score against each other, by one pack."""
+    """The distribution of a gallery's scores between different people, by one pack."""
 
     __tablename__ = "calibrations"
 
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Of the pack."""
+    """Fingerprint of the pack."""
     method: Mapped[int] = mapped_column(Integer)
-    """The way it was computed."""
+    """Version of the method."""
     seq: Mapped[int] = mapped_column(Id)
-    """Number of the gallery's last change then."""
+    """Number of the gallery's last change at that time."""
     people: Mapped[int] = mapped_column(Integer)
     faces: Mapped[int] = mapped_column(Integer)
     curve: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """`points`: lists of a rate and a cosine; `scale`."""
+    """`points` (lists of a rate and a cosine) and `scale`."""
     made_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class ChangeRow(Base):
-    """The change log: append-only, numbered without gaps within a gallery."""
+    """A change of a gallery. The log is append-only and numbered without gaps within a gallery."""
 
     __tablename__ = "changes"
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import WhosthereError
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import StorageUnavailable
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors import mapped_file
 from indexer.vectors.base import DamagedIndex

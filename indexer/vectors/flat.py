@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors.base import best_of_each, rank
 from indexer.vectors.locks import SharedLock

@@ -15,8 +15,9 @@ import numpy as np
 
 from indexer.errors import Conflict, NotFound, StorageUnavailable, WhosthereError
 from indexer.files import alone
-from indexer.gallery.change_log import Change, Kind, Position, check_pack_is
-from indexer.gallery.store import FaceVectors, Store
+from indexer.gallery.change_log import Change, ChangeKind, LogPosition, check_pack_unchanged
+from indexer.gallery.embeddings import FaceVectors
+from indexer.gallery.store import Store
 from indexer.types import Gallery
 from indexer.vectors.base import DamagedIndex, Engine, Erased, Faces, Header, VectorIndex
 from indexer.vectors.flat import in_memory
@@ -160,7 +161,7 @@ class SynchronizedIndex:
         right = np.zeros(len(face_ids), dtype=np.bool_)
         different: set[int | None] = set()
         in_database = 0
-        for part in self._store.all_vectors(self._gallery):
+        for part in self._store.embeddings.pages(self._gallery):
             in_database += len(part.face_ids)
             there = np.isin(part.face_ids, ordered)
             different.update(part.face_ids[~there].tolist())
@@ -168,7 +169,7 @@ class SynchronizedIndex:
             same_vector = (vectors[rows] == part.vectors[there].astype(vectors.dtype)).all(axis=1)
             right[rows] = same_vector & (identity_ids[rows] == part.identity_ids[there])
         different.update(face_ids[~right].tolist())
-        while different and (changes := self._store.changes_since(self._gallery.id, seq)):
+        while different and (changes := self._store.changes.since(self._gallery.id, seq)):
             different.difference_update(c.entry.face_id for c in changes)
             seq = changes[-1].seq
         self._position(seq)
@@ -189,11 +190,11 @@ class SynchronizedIndex:
         except (OSError, StorageUnavailable) as error:
             log.warning("The snapshot of gallery %s could not be deleted: %s", self._gallery.name, error)
 
-    def _position(self, seq: int | None = None) -> Position:
-        position = self._store.position(self._gallery.id, seq)
+    def _position(self, seq: int | None = None) -> LogPosition:
+        position = self._store.changes.position(self._gallery.id, seq)
         if position is None:
             raise NotFound(f"there is no gallery {self._gallery.name!r}", code="gallery_not_found")
-        check_pack_is(self._gallery, position.fingerprint)
+        check_pack_unchanged(self._gallery, position.fingerprint)
         return position
 
     def _caught_up(self) -> VectorIndex:
@@ -211,8 +212,8 @@ class SynchronizedIndex:
             self._drop_snapshot()
             index = self._build()
         while self._seq < position.last:
-            changes = self._store.changes_since(self._gallery.id, self._seq)
-            if any(change.entry.kind is Kind.REEMBEDDED for change in changes):  # away from this pack and back to it
+            changes = self._store.changes.since(self._gallery.id, self._seq)
+            if any(change.entry.kind is ChangeKind.REEMBEDDED for change in changes):  # to another pack and back
                 log.info("The index of gallery %s is made anew: it was re-embedded", self._gallery.name)
                 self._drop_snapshot()
                 index = self._build()
@@ -245,7 +246,7 @@ class SynchronizedIndex:
         """Whether a face was taken out of what was kept, and the log after change `seq` does not tell of it: it is
         there again in a backup that was restored."""
         erased = set(index.erased.tolist()) if isinstance(index, Erased) else set()
-        while erased and (changes := self._store.changes_since(self._gallery.id, seq)):
+        while erased and (changes := self._store.changes.since(self._gallery.id, seq)):
             erased.difference_update(change.entry.face_id for change in changes)
             seq = changes[-1].seq
         return bool(erased)
@@ -269,7 +270,7 @@ class SynchronizedIndex:
     def _built(self, build: Callable[[Path, Header, Faces], tuple[VectorIndex, bool]]) -> _Kept:
         """What `build` makes of what is in SQL now. Raises as `Engine.build`."""
         position = self._position()
-        header = self._header(position.last, position.mark, self._store.counts(self._gallery.id)[1])
+        header = self._header(position.last, position.mark, self._store.galleries.counts(self._gallery.id)[1])
         index, kept = build(self._path, header, self._faces)
         try:
             self._position()  # what was re-embedded meanwhile is no index of this pack
@@ -285,7 +286,7 @@ class SynchronizedIndex:
         return self._seq + SNAPSHOT_EVERY if index.outgrown else 0
 
     def _faces(self) -> Iterator[FaceVectors]:
-        return self._store.all_vectors(self._gallery)
+        return self._store.embeddings.pages(self._gallery)
 
     def _due(self, index: VectorIndex) -> bool:
         """Whether the next index is to be built now."""
@@ -341,8 +342,8 @@ class SynchronizedIndex:
                 raise Conflict(f"the database of gallery {self._gallery.name!r} was restored meanwhile")
             if seq >= position.last:
                 return seq, mark
-            changes = self._store.changes_since(self._gallery.id, seq)
-            if any(change.entry.kind is Kind.REEMBEDDED for change in changes):
+            changes = self._store.changes.since(self._gallery.id, seq)
+            if any(change.entry.kind is ChangeKind.REEMBEDDED for change in changes):
                 raise Conflict(f"gallery {self._gallery.name!r} was re-embedded meanwhile", code="model_mismatch")
             self._put(index, changes)
             seq, mark = changes[-1].seq, changes[-1].mark
@@ -362,11 +363,11 @@ class SynchronizedIndex:
             self._position()
             raise StorageUnavailable("the change log has a gap; `whosthere gallery rebuild` makes the index anew")
         last = {c.entry.face_id: c.entry.kind for c in changes if c.entry.face_id is not None}
-        removed = [face_id for face_id, kind in last.items() if kind is Kind.FACE_REMOVED]
+        removed = [face_id for face_id, kind in last.items() if kind is ChangeKind.FACE_REMOVED]
         index.remove(removed)
-        added = [face_id for face_id, kind in last.items() if kind is Kind.FACE_ADDED]
+        added = [face_id for face_id, kind in last.items() if kind is ChangeKind.FACE_ADDED]
         if added:
-            faces = self._store.vectors_of(self._gallery, added)
+            faces = self._store.embeddings.of_faces(self._gallery, added)
             index.put(faces.face_ids, faces.identity_ids, faces.vectors)
         return bool(removed)
 
@@ -378,7 +379,7 @@ class SynchronizedIndex:
             self._snapshot_problem = None
         except OSError as error:  # a full disk costs the next start some time, nothing else
             log.warning("The index of gallery %s could not be written: %s", self._gallery.name, error)
-        if self._store.last_change(self._gallery.id) is None:  # somebody deleted it, and its file, while we wrote ours
+        if self._store.changes.last(self._gallery.id) is None:  # somebody deleted it, and its file, while we wrote ours
             self._delete()
 
     def _header(self, seq: int, mark: str, faces: int) -> Header:
@@ -444,7 +445,7 @@ class Indexes:
         files = [path for path in self._folder.glob("*.index*") if path.name.split(".")[0].isdecimal()]
         with self._lock:
             followed = dict(self._followed)
-        there = {_key(gallery) for gallery in self._store.galleries()}
+        there = {_key(gallery) for gallery in self._store.galleries.list()}
         galleries = {key[:2] for key in there}
         for key in followed.keys() - there:
             if key[:2] not in galleries:  # else it was re-embedded, and the file is for the index of now to replace

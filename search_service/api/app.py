@@ -164,7 +164,7 @@ class Readiness:
     def _load(self) -> None:
         self._unusable.clear()
         self._context.pipeline(self._context.pack).load()
-        for gallery in self._context.store.galleries():
+        for gallery in self._context.store.galleries.list():
             if self._stopping.is_set():
                 return
             try:
@@ -184,7 +184,7 @@ class Readiness:
         if state == "ready":
             known = dict(self._unusable)
             try:
-                there = await run_in_threadpool(self._context.store.galleries, 0, None if known else 1)
+                there = await run_in_threadpool(self._context.store.galleries.list, 0, None if known else 1)
                 unusable = {gallery.name: known[gallery.id] for gallery in there if gallery.id in known}
             except WhosthereError as error:
                 state, problem = "failed", error.message

@@ -8,7 +8,7 @@ from dataclasses import replace
 from indexer.enrollment.enroller import Result, another_identity, looks_like, new_face
 from indexer.enrollment.lookalikes import Lookalike
 from indexer.errors import RejectedImage
-from indexer.gallery.store import Enrolled, Known, NewFace
+from indexer.gallery.faces import Enrolled, KnownImage, NewFace
 from indexer.types import Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision.pipeline import Seen
 from search_service.api.requests import Upload
@@ -22,7 +22,7 @@ async def enroll(
     """One result a photo, in order; what is wrong with one is in its own result. The identity is made where it is
     missing and one of them is enrolled."""
     hashes = await service.off_loop(lambda: [sha256(photo.data) for photo in photos])
-    known = await service.off_loop(service.context.store.known_images, gallery.id, hashes)
+    known = await service.off_loop(service.context.store.faces.known_images, gallery.id, hashes)
     unknown = [photo.data for photo, sha in zip(photos, hashes, strict=True) if sha not in known]
     pipeline = service.context.pipeline_of(gallery)
     seen = iter(await service.batcher.describe(unknown, pipeline, Kind(pick, gate=True)))
@@ -45,7 +45,7 @@ def rejection(result: Result) -> RejectedImage:
     return RejectedImage(result.message or "", code=result.reason, details=result.details)
 
 
-def _known(external_id: str, there: Known) -> Result:
+def _known(external_id: str, there: KnownImage) -> Result:
     if there.external_id != external_id:
         return _rejected(external_id, another_identity(there.external_id))
     return Result("", external_id, Outcome.UNCHANGED, face_id=there.face_id)
@@ -65,7 +65,7 @@ def _commit(service: State, gallery: Gallery, new: Sequence[NewFace]) -> Iterato
     alike = lookalikes.find(new) if lookalikes is not None else [None] * len(new)
     hold = lookalikes is not None and lookalikes.hold
     welcome = [one for one, other in zip(new, alike, strict=True) if other is None or not hold]
-    became = iter(service.context.store.enroll(gallery, welcome) if welcome else ())
+    became = iter(service.context.store.faces.enroll(gallery, welcome) if welcome else ())
     service.follow(gallery)
     return iter(
         [

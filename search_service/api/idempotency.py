@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.errors import InvalidRequest, WhosthereError
-from indexer.gallery.schema import LONGEST_NAME
+from indexer.gallery.schema import MAX_NAME_LENGTH
 from search_service.api.errors import KeyReused, RequestInProgress, domain_error
 from search_service.service_context import ServiceContext
 from search_service.store.idempotency import LOCKED_SECONDS, Claim, Pending, Stored
@@ -274,6 +274,8 @@ def _owner(scope: Scope) -> str:
 def _checked(given: list[str]) -> str:
     """Raises InvalidRequest."""
     key = given[0]
-    if len(given) > 1 or not (1 <= len(key) <= LONGEST_NAME and key.isascii() and key.isprintable()):
-        raise InvalidRequest(f"{HEADER} must be one of 1 to {LONGEST_NAME} printable ASCII characters; got {given!r}")
+    if len(given) > 1 or not (1 <= len(key) <= MAX_NAME_LENGTH and key.isascii() and key.isprintable()):
+        raise InvalidRequest(
+            f"{HEADER} must be one of 1 to {MAX_NAME_LENGTH} printable ASCII characters; got {given!r}"
+        )
     return key

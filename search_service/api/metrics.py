@@ -117,9 +117,9 @@ class _LookedUp(Collector):
                 ("index_lag", "Changes of a gallery that this worker's index has not followed yet."),
             )
         )
-        for gallery in self._context.store.galleries():
+        for gallery in self._context.store.galleries.list():
             try:
-                people, enrolled = self._context.store.counts(gallery.id)
+                people, enrolled = self._context.store.galleries.counts(gallery.id)
                 reached = self._context.indexes.of(gallery).reached
             except (Conflict, NotFound):  # re-embedded or deleted at this moment
                 continue

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from indexer.enrollment.enroller import Result
 from indexer.enrollment.lookalikes import Duplicates, Side
 from indexer.errors import WhosthereError
-from indexer.gallery.metadata import MOST_BYTES, keepable
-from indexer.gallery.schema import LONGEST_NAME
+from indexer.gallery.schema import MAX_NAME_LENGTH
+from indexer.gallery.validation import MAX_METADATA_BYTES, check_storable
 from indexer.types import Detection, Face, Quality, Reason
 from indexer.vision.pipeline import Seen
 from search_service.calibration.report import Basis
@@ -38,11 +38,11 @@ Utc = Annotated[datetime, AfterValidator(_utc)]
 
 Metadata = Annotated[
     dict[str, Any],
-    AfterValidator(keepable),
-    Field(description=f"{MOST_BYTES:,} bytes at most, as JSON in UTF-8 without spaces between."),
+    AfterValidator(check_storable),
+    Field(description=f"{MAX_METADATA_BYTES:,} bytes at most, as JSON in UTF-8 without spaces between."),
 ]
 
-Name = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LONGEST_NAME})]
+Name = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH})]
 """Of what may be in it as well, `check_name` decides."""
 
 

@@ -40,7 +40,7 @@ class State:
 
     async def gallery(self, name: str) -> Gallery:
         """Raises NotFound."""
-        return await self.off_loop(self.context.store.gallery, name)
+        return await self.off_loop(self.context.store.galleries.get, name)
 
     def pack(self, name: object = None) -> Pack:
         """The installed pack of that name, or the one that new galleries are bound to. Raises NotFound,

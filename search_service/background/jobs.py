@@ -175,7 +175,7 @@ class Runner:
 
     def _gallery(self, held: Held) -> Gallery:
         """As it is now. Raises NotFound when it was deleted, whatever has its name by now."""
-        gallery = self._context.store.gallery(held.gallery)
+        gallery = self._context.store.galleries.get(held.gallery)
         if gallery.id != held.gallery_id:
             raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
         return gallery

@@ -152,7 +152,7 @@ def _row_object(row: Row) -> dict[str, Any]:
 
 
 def _named(pairs: Sequence[Pair], store: Store) -> list[tuple[str, str, float]]:
-    people = store.identities_by_id({id_ for pair in pairs for id_ in (pair.a, pair.b)})
+    people = store.identities.by_id({id_ for pair in pairs for id_ in (pair.a, pair.b)})
     return [
         (people[pair.a].external_id, people[pair.b].external_id, pair.score)
         for pair in pairs

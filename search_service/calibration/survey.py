@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.models.packs import Pack
 from indexer.types import Hit, Vectors
 from search_service.matching.calibration import comparisons, duplicate_limit

@@ -80,8 +80,12 @@ class Thresholds:
         Raises the same errors as `AppContext.pack_of`.
         """
         pack, faces = self._context.pack_of(gallery), len(index)
-        stored = self._context.calibrations.find(gallery) if faces >= LEAST_PEOPLE else None
-        people = faces if stored or faces < LEAST_PEOPLE else self._context.calibrations.people(gallery, LEAST_PEOPLE)
+        stored = self._context.store.calibrations.find(gallery) if faces >= LEAST_PEOPLE else None
+        people = (
+            faces
+            if stored or faces < LEAST_PEOPLE
+            else self._context.store.calibrations.count_people(gallery, LEAST_PEOPLE)
+        )
         if people >= LEAST_PEOPLE and (stored is None or _is_due(stored, gallery.seq, faces)):
             self._start(gallery, faces)
         if stored is None:
@@ -95,33 +99,33 @@ class Thresholds:
         """
         pack = self._context.pack_of(gallery)
         index = self._context.indexes.of(gallery).caught_up()
-        seq, held = self._context.store.last_change(gallery.id) or 0, len(index)
+        seq, held = self._context.store.changes.last(gallery.id) or 0, len(index)
         most = int(min(MOST_PEOPLE, max(LEAST_SEARCHED, MOST_WORK / max(held * gallery.dim, 1))))
         chosen = sample(index.face_ids(), 2 * most)  # some are of one person
-        faces = self._context.store.vectors_of(gallery, chosen.tolist())
+        faces = self._context.store.embeddings.of_faces(gallery, chosen.tolist())
 
         def nearest(vectors: Vectors, k: int) -> list[list[Hit]]:
             hits = index.nearest_identities(vectors, k)
             people = sorted({hit.identity_id for some in hits for hit in some})
-            found = self._context.store.vectors_of_people(gallery, people)
+            found = self._context.store.embeddings.of_identities(gallery, people)
             return rescore(hits, vectors, Templates(found.identity_ids, found.vectors), pack.same_threshold)
 
-        people = self._context.calibrations.people(gallery)
+        people = self._context.store.calibrations.count_people(gallery)
         found = survey(nearest, one_face_per_person(faces, most), people, held, pace)
         scores = strangers(found, pack)
         curve = own_curve(scores.best, found.compared, found.total, pack.tail, pack.measured)
         if curve is None:
-            self._context.calibrations.forget(gallery)
+            self._context.store.calibrations.delete(gallery)
         else:
             points = (*curve.before, (curve.rate, curve.start))
             stored = Calibration(METHOD, seq, len(scores.best), held, points, curve.scale, now())
-            self._context.calibrations.put(gallery, stored)
+            self._context.store.calibrations.put(gallery, stored)
         return Calibrated(gallery, pack, curve, found, scores)
 
     def mated_scores(self, calibrated: Calibrated) -> NDArray[np.float64]:
         """Returns, for each person of the survey, the score with their own other faces; NaN where they have none."""
         probes, gallery = calibrated.survey.probes, calibrated.gallery
-        faces = self._context.store.vectors_of_people(gallery, probes.identity_ids.tolist())
+        faces = self._context.store.embeddings.of_identities(gallery, probes.identity_ids.tolist())
         others = select_faces(faces, ~np.isin(faces.face_ids, probes.face_ids))
         templates = Templates(others.identity_ids, others.vectors)
         rows = templates.rows_of(probes.identity_ids)
@@ -158,7 +162,7 @@ class Thresholds:
         try:
             path = self._context.settings.indexes_folder / f"{gallery.id}.calibration.lock"
             with alone(path) as is_alone:
-                stored = self._context.calibrations.find(gallery)
+                stored = self._context.store.calibrations.find(gallery)
                 if is_alone and (stored is None or _is_due(stored, gallery.seq, faces)):
                     self.calibrate(gallery, pace=1.0)
         except (WhosthereError, OSError) as error:

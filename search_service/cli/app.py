@@ -95,7 +95,7 @@ def search(
     if same_person and all_faces:
         raise click.UsageError("give --same-person or --all-faces, not both")
     query = Query(top_k, fpir, threshold, None if all_faces else Pick(pick or Pick.LARGEST))
-    found = context.store.gallery(gallery)
+    found = context.store.galleries.get(gallery)
     service = SearchService(context, Thresholds(context))
     names = [click.format_filename(image) for image in images]
     if same_person:

@@ -35,7 +35,7 @@ def gallery_calibrate(context: ServiceContext, name: str, target: Path | None, a
 
     Searches do so by themselves as a gallery grows. Who looks like one person under two ids is listed.
     """
-    gallery = context.store.gallery(name)
+    gallery = context.store.galleries.get(name)
     report = calibrate(context, gallery)
     if target is not None:
         faces, pack = report.calibrated.survey.faces, report.calibrated.pack.name

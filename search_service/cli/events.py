@@ -60,7 +60,7 @@ def events_list(
 ) -> None:
     """List the last events, the newest at the end."""
     wanted = Filter(
-        None if gallery is None else [context.store.gallery(gallery).name],
+        None if gallery is None else [context.store.galleries.get(gallery).name],
         _time("--since", since),
         _time("--until", until),
         external_id,
@@ -120,7 +120,7 @@ def events_export(
     days = _day("--from", first), _day("--to", until)
     if days[0] >= days[1]:
         raise InvalidRequest(f"--to is {until}; expected a day after --from, {first}")
-    name = context.store.gallery(gallery).name
+    name = context.store.galleries.get(gallery).name
     rows = attendance(context.events, name, days, _zone(zone), timedelta(hours=longest_shift))
     file = io.StringIO()
     write(rows, file)
@@ -152,7 +152,7 @@ def events_forget(
     context: ServiceContext, external_id: str | None, gallery: str, before: str | None, yes: bool, as_json: bool
 ) -> None:
     """Delete the events of a person for good, or everybody's before a time."""
-    found, time = context.store.gallery(gallery), _time("--before", before)
+    found, time = context.store.galleries.get(gallery), _time("--before", before)
     if external_id is None and time is None:
         raise click.UsageError("say whose events, by EXTERNAL_ID, or before when, with --before")
     whose = f"of {external_id}" if external_id else "of everybody"

@@ -57,7 +57,7 @@ def keys_create(
     key, text = context.keys.create(
         name, [Scope(scope) for scope in scopes], galleries or None, _expiry(expires), per_minute
     )
-    there = {gallery.name for gallery in context.store.galleries()}
+    there = {gallery.name for gallery in context.store.galleries.list()}
     for gallery in sorted(set(galleries) - there):
         click.echo(f"There is no gallery {gallery} yet; the key will open one of that name.", err=True)
     if as_json:

@@ -41,7 +41,7 @@ def webhooks_create(
     context: ServiceContext, url: str, gallery: str | None, decisions: tuple[str, ...], as_json: bool
 ) -> None:
     """Send every event from now on to a URL. Prints the secret that signs them, once."""
-    found = None if gallery is None else context.store.gallery(gallery)
+    found = None if gallery is None else context.store.galleries.get(gallery)
     made, secret = context.webhooks.create(url, found, decisions)
     if as_json:
         print_json(webhook_object(made) | {"secret": secret})

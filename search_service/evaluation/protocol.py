@@ -206,7 +206,7 @@ def evaluate(
         folder = cache_folder(context) if keep else own.settings.home / "cache"
         cache = Cache(folder, kind_of(own, pack))
         pipeline = CachedPipeline(own, pack, cache)
-        gallery = own.store.create_gallery(GALLERY, pack.name, pack.fingerprint, pack.dim)
+        gallery = own.store.galleries.create(GALLERY, pack.name, pack.fingerprint, pack.dim)
         try:
             told = _Run(own, pipeline, gallery, protocol, parts, cache, tell).run()
         finally:
@@ -313,7 +313,7 @@ class _Run:
         """FPIRs, and what the service takes for them in this gallery, as it does once it has calibrated itself."""
         if not self.photo_of:
             raise InvalidRequest("not one of the photos to be enrolled could be; `whosthere enroll` says why of each")
-        self.gallery = self.context.store.gallery(GALLERY)  # as it is now, or the service would take its curve for old
+        self.gallery = self.context.store.galleries.get(GALLERY)  # current, or its calibration would look outdated
         Thresholds(self.context).calibrate(self.gallery)
         anyone = [1.0, *[0.0] * (self.gallery.dim - 1)]
         queries = [(fpir, Query(fpir=fpir)) for fpir in FPIRS]
@@ -327,7 +327,7 @@ class _Run:
         searched: set[tuple[str, str]] = set()
         done = len(self.parts.enrolled) + (len(self.parts.mated) if rows is self.parts.strangers else 0)
         for looked in self._looked_at(rows):
-            known = self.context.store.known_images(self.gallery.id, [one.sha256 for one in looked if one.sha256])
+            known = self.context.store.faces.known_images(self.gallery.id, [one.sha256 for one in looked if one.sha256])
             fresh = []
             for one in looked:
                 person = one.row.person.external_id

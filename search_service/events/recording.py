@@ -9,7 +9,7 @@ from datetime import timedelta
 from itertools import chain, repeat
 
 from indexer.errors import InvalidRequest, NotFound
-from indexer.gallery.store import check_name
+from indexer.gallery.validation import check_name
 from indexer.types import Gallery
 from search_service.matching.decision import Decision
 from search_service.search import Answer, FaceAnswer

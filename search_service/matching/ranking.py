@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from indexer.types import Hit, Identity, Named
+from indexer.types import Hit, Identity, NamedIdentity
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Candidate:
     """One identity of an answer. `score` is the fused cosine of its faces, `face_id` its most similar face."""
 
     rank: int
-    identity: Named
+    identity: NamedIdentity
     score: float
     face_id: int
 
@@ -35,14 +35,14 @@ class Outranked:
     score: float
 
 
-def rank(hits: Iterable[Hit], identities: Mapping[int, Named], top_k: int) -> tuple[Candidate, ...]:
+def rank(hits: Iterable[Hit], identities: Mapping[int, NamedIdentity], top_k: int) -> tuple[Candidate, ...]:
     """Returns the `top_k` best of `hits`, which are best first, that are among `identities`, by id."""
     known = [(hit, identities[hit.identity_id]) for hit in hits if hit.identity_id in identities]
     return tuple(Candidate(i, identity, hit.score, hit.face_id) for i, (hit, identity) in enumerate(known[:top_k], 1))
 
 
 def outranked(
-    hits: Iterable[Hit], identities: Mapping[int, Named], others: Mapping[int, Identity], at: datetime
+    hits: Iterable[Hit], identities: Mapping[int, NamedIdentity], others: Mapping[int, Identity], at: datetime
 ) -> Outranked | None:
     """Returns the best of `hits`, which are best first, if it is not valid at that time.
 

@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 from indexer.clock import now
 from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery.database import Repository
-from indexer.gallery.schema import IN_ONE_QUERY
-from indexer.gallery.store import check_name
+from indexer.gallery.schema import MAX_QUERY_VALUES
+from indexer.gallery.validation import check_name
 from search_service.store.schema import KeyRow
 
 ID_BYTES = 8
@@ -35,7 +35,7 @@ TEXT = re.compile(r"wt_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 NOBODYS = "0" * 64
 """Compared with where there is no key of that id. No secret is known that has this hash."""
 
-MOST_GALLERIES = IN_ONE_QUERY
+MOST_GALLERIES = MAX_QUERY_VALUES
 """That one key may be limited to: they are looked for in one query."""
 
 MOST_PER_MINUTE = 1_000_000

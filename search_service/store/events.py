@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import InvalidRequest, NotFound
-from indexer.gallery.database import Repository, one_at_a_time
+from indexer.gallery.database import Repository, lock_until_commit
 from indexer.gallery.schema import GalleryRow
-from indexer.gallery.store import check_name
-from indexer.types import Gallery, Named
+from indexer.gallery.validation import check_name
+from indexer.types import Gallery, NamedIdentity
 from search_service.store.schema import DeliveryRow, EventRow, SightingRow, WebhookRow
 
 WAITING, DEAD = "waiting", "dead"
@@ -45,7 +45,7 @@ class Sighting:
     decision: str
     sure: bool
     """Whether it is a match. What is sure is recorded though something unsure was, a moment before."""
-    identity: Named | None
+    identity: NamedIdentity | None
     """None where nobody was recognised."""
     score: float | None
     """Cosine of the best candidate, where there was one."""
@@ -125,7 +125,7 @@ class Events(Repository):
                 # Events are committed in the order of their ids, as in SQLite: PostgreSQL gives out an id before its
                 # event is seen, and who reads on from a higher one would never see it. It is the last lock that is
                 # taken: whoever has it waits for nobody, and keeps others for as long as a commit takes.
-                one_at_a_time(session.connection(), ORDER_LOCK)
+                lock_until_commit(session.connection(), ORDER_LOCK)
                 event_id = _insert_event(session, gallery, seen, at)
                 last = {"event_id": event_id, **_said(seen, at)}
                 session.execute(_sighted(gallery, seen, update(SightingRow)).values(last))

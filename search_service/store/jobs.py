@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import Conflict, NotFound, Overloaded, StorageUnavailable
-from indexer.gallery.database import Repository, one_at_a_time
-from indexer.gallery.schema import GalleryRow, slices
+from indexer.gallery.database import Repository, lock_until_commit
+from indexer.gallery.schema import GalleryRow, batches
 from search_service.store.schema import JobPartRow, JobResultRow, JobRow
 
 PART = 2**20
@@ -304,7 +304,7 @@ class Jobs(Repository):
             heavy = list(session.scalars(select(JobRow.id).where(*with_parts)))
         for job_id in {*old, *heavy}:
             self._drop_parts(job_id)
-        for some in slices(old):
+        for some in batches(old):
             with self._write() as session:
                 session.execute(delete(JobRow).where(JobRow.id.in_(some)))
         return len(old)
@@ -312,7 +312,7 @@ class Jobs(Repository):
     def _receive(self, job_id: str, gallery_id: int, images: int, options: Mapping[str, Any], most: int | None) -> None:
         with self._write() as session:
             if most is not None:
-                one_at_a_time(session.connection(), ROOM_LOCK)
+                lock_until_commit(session.connection(), ROOM_LOCK)
                 _check_room(session, most)
             session.add(
                 JobRow(
@@ -385,7 +385,7 @@ def _jobs() -> Any:
 def _read_jobs(session: Session, rows: Sequence[Any]) -> list[Job]:
     outcomes: dict[str, dict[str, int]] = {}
     counts = select(JobResultRow.job_id, JobResultRow.outcome, func.count())
-    for some in slices([row.id for row, _ in rows]):
+    for some in batches([row.id for row, _ in rows]):
         found = counts.where(JobResultRow.job_id.in_(some)).group_by(JobResultRow.job_id, JobResultRow.outcome)
         for job_id, outcome, count in session.execute(found):
             outcomes.setdefault(job_id, {})[outcome] = count

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from indexer.gallery.schema import LONGEST_NAME, Base, Id, UtcDateTime
+from indexer.gallery.schema import MAX_NAME_LENGTH, Base, Id, UtcDateTime
 
 
 class KeyRow(Base):
@@ -18,7 +18,7 @@ class KeyRow(Base):
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
     """The part of the key that is no secret."""
-    name: Mapped[str] = mapped_column(String(LONGEST_NAME), unique=True)
+    name: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), unique=True)
     secret_sha256: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[list[str]] = mapped_column(JSON)
     galleries: Mapped[list[str] | None] = mapped_column(JSON)
@@ -38,7 +38,7 @@ class AnswerRow(Base):
 
     owner: Mapped[str] = mapped_column(String(16), primary_key=True)
     """Id of the API key; empty without one."""
-    key: Mapped[str] = mapped_column(String(LONGEST_NAME), primary_key=True)
+    key: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), primary_key=True)
     request_sha256: Mapped[str] = mapped_column(String(64))
     """Of method, path and body; while it is being answered, whoever does."""
     status: Mapped[int | None] = mapped_column(Integer)
@@ -114,9 +114,9 @@ class EventRow(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     identity_id: Mapped[int | None] = mapped_column(Id)
     """NULL where nobody was recognised."""
-    external_id: Mapped[str | None] = mapped_column(String(LONGEST_NAME))
-    name: Mapped[str | None] = mapped_column(String(LONGEST_NAME))
-    device: Mapped[str] = mapped_column(String(LONGEST_NAME))
+    external_id: Mapped[str | None] = mapped_column(String(MAX_NAME_LENGTH))
+    name: Mapped[str | None] = mapped_column(String(MAX_NAME_LENGTH))
+    device: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH))
     direction: Mapped[str | None] = mapped_column(String(8))
     decision: Mapped[str] = mapped_column(String(16))
     score: Mapped[float | None] = mapped_column(Float)
@@ -130,9 +130,9 @@ class SightingRow(Base):
     __tablename__ = "sightings"
 
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True)
-    external_id: Mapped[str] = mapped_column(String(LONGEST_NAME), primary_key=True)
+    external_id: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), primary_key=True)
     """Empty for whoever was not recognised."""
-    device: Mapped[str] = mapped_column(String(LONGEST_NAME), primary_key=True)
+    device: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), primary_key=True)
     event_id: Mapped[int] = mapped_column(Id)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     direction: Mapped[str | None] = mapped_column(String(8))

@@ -65,9 +65,9 @@ class Place:
         home = ServiceContext(read_settings(SETTINGS, home=self.home, database_url=self.database_url))
         filled = {}
         for name, count in galleries.items():
-            gallery = home.store.create_gallery(name, home.pack.name, home.pack.fingerprint, home.pack.dim)
+            gallery = home.store.galleries.create(name, home.pack.name, home.pack.fingerprint, home.pack.dim)
             new = [new_face(f"p{n}", n, embedding=embedding(n)) for n in range(count)]
-            enrolled = home.store.enroll(gallery, new)
+            enrolled = home.store.faces.enroll(gallery, new)
             assert {one.outcome for one in enrolled} == {Outcome.ENROLLED}
             filled[name] = {int(one.face_id or 0): f"p{n}" for n, one in enumerate(enrolled)}
         home.close()

@@ -15,7 +15,7 @@ from indexer.types import (
     Box,
     Detection,
     check_vectors,
-    normalise,
+    normalize,
     sha256,
     vector_to_bytes,
     vectors_from_bytes,
@@ -121,7 +121,7 @@ def test_everything_else_is_refused(values: ArrayLike, message: str) -> None:
 
 def test_half_precision_passes_and_is_made_exact() -> None:
     rng = np.random.default_rng(0)
-    exact = normalise(rng.standard_normal((200, 512)).astype(np.float32))
+    exact = normalize(rng.standard_normal((200, 512)).astype(np.float32))
     found = check_vectors(exact.astype(np.float16), 512)
     assert np.abs(np.linalg.norm(found, axis=1) - 1).max() < 1e-6
     assert np.abs(found - exact).max() < 1e-3
@@ -152,17 +152,17 @@ def test_bytes_of_another_size(size: int) -> None:
 
 def test_normalise() -> None:
     raw = np.array([[3, 4], [0, -0.001]], dtype=np.float32)
-    found = normalise(raw)
+    found = normalize(raw)
     assert found.dtype == np.float32
     assert found == pytest.approx(np.array([[0.6, 0.8], [0, -1]]))
     assert raw[0, 0] == 3
-    assert normalise(np.empty((0, 2), dtype=np.float32)).shape == (0, 2)
+    assert normalize(np.empty((0, 2), dtype=np.float32)).shape == (0, 2)
 
 
 @pytest.mark.parametrize("row", [[0, 0], [np.nan, 1], [np.inf, 1], [3e38, 3e38]])
 def test_normalise_refuses_what_has_no_direction(row: list[float]) -> None:
     with pytest.raises(InvalidVector, match="no direction"):
-        normalise(np.array([[1, 0], row], dtype=np.float32))
+        normalize(np.array([[1, 0], row], dtype=np.float32))
 
 
 def test_box() -> None:

@@ -15,7 +15,7 @@ from tests.search_service.store.test_events import seen
 
 @pytest.fixture
 def home(home: ServiceContext) -> ServiceContext:
-    home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
+    home.store.galleries.create("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
     return home
 
 
@@ -36,7 +36,7 @@ def test_nobody_can_ask_when_all_keys_are_revoked(home: ServiceContext) -> None:
 
 
 def test_a_job_that_gets_no_further_is_wrong(home: ServiceContext) -> None:
-    gallery = home.store.gallery("staff")
+    gallery = home.store.galleries.get("staff")
     job = home.jobs.create(gallery.id, 1, {"pick": "only"}, [b"PK"])
     assert found(home, "jobs").found == "1 wait or run"
     assert [f for f in examine(home) if not f.ok and "job" in f.check] == []
@@ -50,7 +50,7 @@ def test_a_job_that_gets_no_further_is_wrong(home: ServiceContext) -> None:
 def test_events_that_were_given_up_are_wrong(home: ServiceContext) -> None:
     webhook, _ = home.webhooks.create("http://127.0.0.1:9/hook", None, ["match"])
     assert found(home, f"webhook {webhook.id}").ok
-    home.events.record(home.store.gallery("staff"), seen(), timedelta(0))
+    home.events.record(home.store.galleries.get("staff"), seen(), timedelta(0))
     assert found(home, f"webhook {webhook.id}").found == "1 events on their way, 0 given up"
     (due,) = [one.id for one in home.webhooks.due([])]
     claimed = home.webhooks.claim(due, timedelta(seconds=60))

@@ -61,9 +61,9 @@ def test_photo_enrolled_under_the_wrong_identity_admits_nobody(context: ServiceC
 def test_expired_identity_is_scored_by_all_its_photos_too(context: ServiceContext) -> None:
     crowd = people(5, 0.0)
     gallery = enroll_photos(context, crowd_photos(crowd, 3))
-    context.store.put_identity(gallery.id, Person("p0000", valid_until=datetime(2020, 1, 1, tzinfo=UTC)))
+    context.store.identities.put(gallery.id, Person("p0000", valid_until=datetime(2020, 1, 1, tzinfo=UTC)))
     probe = another_photo(crowd[0], 0.6, seed=77)
-    best = float(max(probe @ f for f in context.store.vectors_of_identity(gallery, 1).vectors))
+    best = float(max(probe @ f for f in context.store.embeddings.of_identities(gallery, [1]).vectors))
     face = search(context, gallery, probe, threshold=best + 0.02)  # which only all photos together reach
     assert DecisionReason.IDENTITY_EXPIRED in face.reasons
 
@@ -73,10 +73,10 @@ def test_deleted_photos_no_longer_count(context: ServiceContext) -> None:
     gallery = enroll_photos(context, crowd_photos(crowd, 3))
     probe = another_photo(crowd[0], 0.6, seed=77)
     before = search(context, gallery, probe).candidates[0]
-    for face in context.store.faces(gallery.id, "p0000")[:2]:
-        context.store.delete_face(gallery.id, face.id)
+    for face in context.store.faces.list(gallery.id, "p0000")[:2]:
+        context.store.faces.delete(gallery.id, face.id)
     after = search(context, gallery, probe).candidates[0]
-    left = context.store.vectors_of_identity(gallery, before.identity.id).vectors
+    left = context.store.embeddings.of_identities(gallery, [before.identity.id]).vectors
     assert len(left) == 1
     assert after.score == pytest.approx(float(left[0] @ probe), abs=1e-5)
 
@@ -87,7 +87,7 @@ def test_thresholds_hold_for_people_with_several_photos(context: ServiceContext,
     calibrated = Thresholds(context).calibrate(gallery)
     assert calibrated.curve is not None
     assert calibrated.survey.people == 400
-    everybody = context.store.vectors_of_people(gallery, range(1, 401))
+    everybody = context.store.embeddings.of_identities(gallery, range(1, 401))
     templates = Templates(everybody.identity_ids, everybody.vectors)
     strangers = another_photo(people(300, 0.1, seed=1), 0.75)
     pairs = np.repeat(strangers, 400, axis=0), np.tile(np.arange(400), 300)

@@ -45,9 +45,9 @@ class Watched:
 
 @pytest.fixture
 def gallery(home: ServiceContext) -> Gallery:
-    gallery = home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
-    home.store.enroll(gallery, [new_face(f"p-{n}", n, embedding=vector(n, SFACE.dim)) for n in range(PEOPLE)])
-    return home.store.gallery("staff")
+    gallery = home.store.galleries.create("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
+    home.store.faces.enroll(gallery, [new_face(f"p-{n}", n, embedding=vector(n, SFACE.dim)) for n in range(PEOPLE)])
+    return home.store.galleries.get("staff")
 
 
 @pytest.fixture
@@ -160,8 +160,8 @@ def test_what_is_wrong_with_the_gallery_is_told_to_all_and_the_next_are_answered
     home: ServiceContext, watched: Watched, gallery: Gallery, gone: bool
 ) -> None:
     if gone:
-        other = home.store.create_gallery("other", SFACE.name, SFACE.fingerprint, SFACE.dim)
-        home.store.delete_gallery("other")
+        other = home.store.galleries.create("other", SFACE.name, SFACE.fingerprint, SFACE.dim)
+        home.store.galleries.delete("other")
     else:
         other = Gallery(**{**gallery.__dict__, "fingerprint": "of another pack"})
 

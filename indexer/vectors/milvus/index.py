@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import StorageUnavailable
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors.base import DamagedIndex, Faces, Header, VectorIndex, best_of_each, rank
 from indexer.vectors.milvus.client import ANSWER_WITHIN, CollectionGone, Milvus, Positions, parse

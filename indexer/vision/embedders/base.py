@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.types import Vectors, normalise
+from indexer.types import Vectors, normalize
 from indexer.vision.runtime import Session
 
 
@@ -32,13 +32,13 @@ class Embedder:
         each = crops.reshape(-1, *shape)
         step = self._session.batch // 2 if self._mirror else self._session.batch
         found = np.concatenate([self._embed(each[i : i + step]) for i in range(0, len(each), step)])
-        vectors = normalise(found.reshape(faces, views, -1).sum(1))
-        return vectors if self._center is None else normalise(vectors - self._center)
+        vectors = normalize(found.reshape(faces, views, -1).sum(1))
+        return vectors if self._center is None else normalize(vectors - self._center)
 
     def _embed(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         count = len(crops)
         if self._mirror:
             crops = np.concatenate([crops, crops[:, :, ::-1]])
         (raw,) = self._session.run(crops)
-        vectors = normalise(raw)
+        vectors = normalize(raw)
         return vectors[:count] + vectors[count:] if self._mirror else vectors

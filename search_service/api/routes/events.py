@@ -50,7 +50,7 @@ async def list_events(
         after, asked = cursor_after(cursor), wanted
         if gallery is not None:
             security.check_gallery(request, gallery)
-            asked = replace(wanted, galleries=[service.context.store.gallery(gallery).name])
+            asked = replace(wanted, galleries=[service.context.store.galleries.get(gallery).name])
         shown, following = page_of(service.context.events.find(asked, after, limit + 1), limit)
         return {"events": [event_object(event) for event in shown], "cursor": following}
 

@@ -44,7 +44,7 @@ async def list_galleries(service: Service, request: Request, limit: Limit = 100,
     key = key_of(request)
 
     def page() -> dict[str, Any]:
-        found = service.context.store.galleries(cursor_after(cursor), limit + 1, key.galleries if key else None)
+        found = service.context.store.galleries.list(cursor_after(cursor), limit + 1, key.galleries if key else None)
         shown, following = page_of(found, limit)
         return {
             "galleries": [gallery_object(service.context.store, gallery) for gallery in shown],
@@ -61,7 +61,8 @@ async def create_gallery(service: Service, new: NewGallery) -> Any:
     def create() -> dict[str, Any]:
         pack = service.pack(new.model)
         return gallery_object(
-            service.context.store, service.context.store.create_gallery(new.name, pack.name, pack.fingerprint, pack.dim)
+            service.context.store,
+            service.context.store.galleries.create(new.name, pack.name, pack.fingerprint, pack.dim),
         )
 
     return await service.off_loop(create)
@@ -78,9 +79,9 @@ async def delete_gallery(service: Service, gallery: str) -> Any:
     """Deletes the gallery with everybody in it."""
 
     def delete() -> Deleted:
-        found = service.context.store.gallery(gallery)
-        _, faces = service.context.store.counts(found.id)
-        service.context.store.delete_gallery(gallery)
+        found = service.context.store.galleries.get(gallery)
+        _, faces = service.context.store.galleries.counts(found.id)
+        service.context.store.galleries.delete(gallery)
         service.context.indexes.forget(found)
         return Deleted(deleted=gallery, faces=faces)
 
@@ -93,7 +94,7 @@ async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine =
     than their own person."""
 
     def find() -> DuplicatesPayload:
-        found = service.context.store.gallery(gallery)
+        found = service.context.store.galleries.get(gallery)
         index = service.context.indexes.of(found)
         faces = len(index.caught_up())
         if faces > ALL_PAIRS:
@@ -116,7 +117,7 @@ async def calibrate_gallery(service: Service, gallery: str) -> Any:
     """
 
     def report() -> dict[str, Any]:
-        return calibration_object(calibrate(service.context, service.context.store.gallery(gallery)))
+        return calibration_object(calibrate(service.context, service.context.store.galleries.get(gallery)))
 
     return await _alone(service, report)
 
@@ -130,5 +131,5 @@ async def _alone(service: State, compare: Callable[[], Compared]) -> Compared:
 
 
 def _detail(service: State, name: str) -> dict[str, Any]:
-    gallery = service.context.store.gallery(name)
+    gallery = service.context.store.galleries.get(name)
     return gallery_detail(service.context.store, gallery, service.context.indexes.of(gallery).state())

@@ -48,7 +48,7 @@ async def list_identities(service: Service, gallery: str, limit: Limit = 100, cu
 
     def page() -> dict[str, Any]:
         store = service.context.store
-        found = store.identities(store.gallery(gallery).id, cursor_after(cursor), limit + 1)
+        found = store.identities.list(store.galleries.get(gallery).id, cursor_after(cursor), limit + 1)
         shown, following = page_of(found, limit)
         return {"identities": [identity_object(person) for person in shown], "cursor": following}
 
@@ -61,7 +61,9 @@ async def create_identity(service: Service, gallery: str, new: NewIdentity, resp
 
     def create() -> Identity:
         store = service.context.store
-        identity, made = store.put_identity(store.gallery(gallery).id, _person(new.external_id, new), replace=False)
+        identity, made = store.identities.put(
+            store.galleries.get(gallery).id, _person(new.external_id, new), replace=False
+        )
         if not made:
             raise Conflict(f"there is an identity {new.external_id!r} already", code="identity_exists")
         return identity
@@ -81,7 +83,7 @@ async def show_identity(
 
     def show() -> Identity:
         store = service.context.store
-        return store.identity(store.gallery(gallery).id, external_id)
+        return store.identities.get(store.galleries.get(gallery).id, external_id)
 
     found = await service.off_loop(show)
     if asked.is_known(found):
@@ -104,7 +106,7 @@ async def put_identity(
 
     def put() -> tuple[Identity, bool]:
         store = service.context.store
-        return store.put_identity(store.gallery(gallery).id, _person(external_id, said), check=asked.check)
+        return store.identities.put(store.galleries.get(gallery).id, _person(external_id, said), check=asked.check)
 
     identity, made = await service.off_loop(put)
     response.status_code = 201 if made else 200
@@ -127,7 +129,7 @@ async def patch_identity(
 
     def patch() -> Identity:
         store = service.context.store
-        return store.change_identity(store.gallery(gallery).id, external_id, change)
+        return store.identities.change(store.galleries.get(gallery).id, external_id, change)
 
     return _tagged(response, await service.off_loop(patch))
 
@@ -137,8 +139,8 @@ async def delete_identity(service: Service, gallery: str, external_id: ExternalI
     """Deletes the person and all their faces. They are never returned again."""
 
     def delete() -> Deleted:
-        found = service.context.store.gallery(gallery)
-        faces = service.context.store.delete_identity(found.id, external_id, asked.check)
+        found = service.context.store.galleries.get(gallery)
+        faces = service.context.store.identities.delete(found.id, external_id, asked.check)
         service.follow(found)
         return Deleted(deleted=external_id, faces=faces)
 
@@ -154,8 +156,8 @@ async def merge_identities(service: Service, gallery: str, external_id: External
     """
 
     def merge() -> dict[str, Any]:
-        found = service.context.store.gallery(gallery)
-        kept, moved = service.context.store.merge_identities(found.id, external_id, body.other)
+        found = service.context.store.galleries.get(gallery)
+        kept, moved = service.context.store.identities.merge(found.id, external_id, body.other)
         service.follow(found)
         return {"identity": identity_object(kept), "merged": body.other, "faces": moved}
 
@@ -170,7 +172,7 @@ async def list_faces(
 
     def page() -> dict[str, Any]:
         store = service.context.store
-        found = store.faces(store.gallery(gallery).id, external_id, cursor_after(cursor), limit + 1)
+        found = store.faces.list(store.galleries.get(gallery).id, external_id, cursor_after(cursor), limit + 1)
         shown, following = page_of(found, limit)
         return {"faces": [_face(face, external_id) for face in shown], "cursor": following}
 
@@ -212,9 +214,9 @@ async def show_face(service: Service, gallery: str, face_id: FaceId) -> Any:
 
     def show() -> dict[str, Any]:
         store = service.context.store
-        found = store.gallery(gallery)
-        face = store.face(found.id, face_id)
-        owner = store.known_images(found.id, [face.image_sha256]).get(face.image_sha256)
+        found = store.galleries.get(gallery)
+        face = store.faces.get(found.id, face_id)
+        owner = store.faces.known_images(found.id, [face.image_sha256]).get(face.image_sha256)
         if owner is None:  # deleted this moment
             raise NotFound(f"there is no face {face_id} in this gallery", code="face_not_found")
         return _face(face, owner.external_id)
@@ -227,8 +229,8 @@ async def delete_face(service: Service, gallery: str, face_id: FaceId) -> Any:
     """Deletes one face; the identity stays."""
 
     def delete() -> Deleted:
-        found = service.context.store.gallery(gallery)
-        service.context.store.delete_face(found.id, face_id)
+        found = service.context.store.galleries.get(gallery)
+        service.context.store.faces.delete(found.id, face_id)
         service.follow(found)
         return Deleted(deleted=str(face_id), faces=1)
 

@@ -69,7 +69,7 @@ async def list_jobs(
 
     def page() -> dict[str, Any]:
         if gallery is not None:
-            service.context.store.gallery(gallery)
+            service.context.store.galleries.get(gallery)
         names = opened if gallery is None else [gallery]
         found = service.context.jobs.latest(names, _before(cursor), limit + 1)
         following = _cursor(found[limit - 1].id) if len(found) > limit else None

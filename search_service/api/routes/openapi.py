@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from indexer.gallery.schema import LONGEST_NAME
+from indexer.gallery.schema import MAX_NAME_LENGTH
 from indexer.types import Pick
 from search_service.api import idempotency
 from search_service.api.examples import BASE64, EXAMPLES
@@ -20,7 +20,7 @@ IDEMPOTENCY_KEY: Mapping[str, Any] = {
     "name": idempotency.HEADER,
     "in": "header",
     "required": False,
-    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_NAME},
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH},
     "description": "Made up by the caller for one request. The same request again is not done again: it gets the same "
     f"answer, with `{idempotency.REPLAYED}: true`, for 24 hours. A search is searched anew, and records nothing again.",
 }

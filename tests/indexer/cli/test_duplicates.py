@@ -28,7 +28,7 @@ def enroll(staff: Command, external_id: str, pictures: Sequence[NDArray[Any]]) -
     rows = [Row(str(i), Person(external_id), lambda _, file=file: file) for i, file in enumerate(files)]  # type: ignore[misc]
     home = AppContext(read_settings(SETTINGS, home=staff.home))
     try:
-        gallery = home.store.gallery("staff")
+        gallery = home.store.galleries.get("staff")
         enroller = Enroller(home.store, home.pipeline_of(gallery), gallery, 10_000_000, workers=1)
         assert {result.outcome for result in enroller.enroll(rows)} == {Outcome.ENROLLED}
     finally:

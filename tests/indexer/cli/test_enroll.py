@@ -372,7 +372,7 @@ def test_what_is_in_a_zip(empty: Command, demo: Demo, tmp_path: Path) -> None:
         (["FOLDER", "--gallery", "staff", "--pick", "first"], "'first' is not one of"),
         (["FOLDER", "--gallery", "staff", "--fast"], "No such option"),
         (["nowhere", "--gallery", "staff"], "there is no nowhere; expected a folder, an image or a ZIP"),
-        (["PHOTO", "--gallery", "a/b"], "must not hold a slash"),
+        (["PHOTO", "--gallery", "a/b"], "must not contain a slash"),
         (["PHOTO", "--gallery", "staff", "--report", "FOLDER/no/report.csv"], "cannot be written"),
     ],
 )

@@ -13,8 +13,8 @@ import pytest
 
 from indexer.app_context import AppContext
 from indexer.enrollment.reembed import BATCH, Reembedder
-from indexer.gallery.embeddings import Switch
-from indexer.gallery.store import NewFace
+from indexer.gallery.faces import NewFace
+from indexer.gallery.reembeddings import SwitchResult
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.settings import read_settings
@@ -196,9 +196,9 @@ def test_a_face_enrolled_just_before_the_switch_is_listed(
 ) -> None:
     switch = Reembedder.switch
 
-    def late(run: Reembedder, drop_missing: bool) -> Switch:
+    def late(run: Reembedder, drop_missing: bool) -> SwitchResult:
         new = NewFace(Person("late"), sha256(b"late"), face(vector(1, SFACE.dim)))
-        run._store.enroll(run._gallery, [new])
+        run._store.faces.enroll(run._gallery, [new])
         return switch(run, drop_missing)
 
     monkeypatch.setattr(Reembedder, "switch", late)
@@ -308,4 +308,4 @@ def _enroll_many(home: Path, pipeline: FacePipeline, faces: int) -> None:
             face = seen.faces[number % len(seen.faces)]
             assert face.crop is not None
             new.append(NewFace(Person(f"p{number}"), sha256(b"%d" % number), face, crops.write(face.crop)))
-        opened.store.enroll(gallery, new)
+        opened.store.faces.enroll(gallery, new)

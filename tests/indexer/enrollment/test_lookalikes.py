@@ -16,7 +16,8 @@ from indexer.enrollment import lookalikes
 from indexer.enrollment.enroller import Enroller, Result
 from indexer.enrollment.lookalikes import Duplicates, Lookalikes, find_duplicates, lookalike_bound
 from indexer.enrollment.sources import Row
-from indexer.gallery.store import NewFace, Store
+from indexer.gallery.faces import NewFace
+from indexer.gallery.store import Store
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Gallery, Outcome, Person, Pick, Reason, ScoreTail, Tier
@@ -52,7 +53,7 @@ def store(sqlite_template: Path, tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def gallery(store: Store) -> Gallery:
-    return store.create_gallery("staff", PACK.name, PACK.fingerprint, DIM)
+    return store.galleries.create("staff", PACK.name, PACK.fingerprint, DIM)
 
 
 def index_of(store: Store, gallery: Gallery, folder: Path, tier: Tier = Tier.EXACT) -> SynchronizedIndex:
@@ -76,7 +77,7 @@ def alike(found: Sequence[lookalikes.Lookalike | None]) -> list[tuple[str, bool]
 def test_a_new_person_is_compared_with_who_is_enrolled(
     store: Store, gallery: Gallery, tmp_path: Path, tier: Tier
 ) -> None:
-    [enrolled] = store.enroll(gallery, [new("ana", near(1, 1), 1)])
+    [enrolled] = store.faces.enroll(gallery, [new("ana", near(1, 1), 1)])
     lookalikes = Lookalikes(store, gallery, index_of(store, gallery, tmp_path, tier), BOUND, hold=True)
     [found] = lookalikes.find([new("ana-2", near(1, 2), 2)])
     assert found is not None
@@ -97,14 +98,14 @@ def test_a_new_person_is_compared_with_who_is_enrolled(
 def test_what_changed_since_counts(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
     lookalikes = Lookalikes(store, gallery, index, BOUND, hold=True)
     assert alike(lookalikes.find([new("ana-2", near(1, 2), 2)])) == [None]
-    store.enroll(gallery, [new("ana", near(1, 1), 1)])
+    store.faces.enroll(gallery, [new("ana", near(1, 1), 1)])
     assert alike(lookalikes.find([new("ana-2", near(1, 2), 2)])) == [("ana", True)]
-    store.delete_identity(gallery.id, "ana")
+    store.identities.delete(gallery.id, "ana")
     assert alike(lookalikes.find([new("ana-2", near(1, 2), 2)])) == [None]
 
 
 def test_the_bound_itself_is_alike(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
-    store.enroll(gallery, [new("ana", vector(1), 1)])
+    store.faces.enroll(gallery, [new("ana", vector(1), 1)])
     for cosine, expected in ((BOUND + 1e-3, [("ana", True)]), (BOUND - 1e-3, [None])):
         probe = new("ben", near(1, 5, cosine), 2)
         assert alike(Lookalikes(store, gallery, index, BOUND, hold=True).find([probe])) == expected
@@ -117,7 +118,7 @@ def test_a_further_photo_is_nobody_else_s_where_it_is_more_like_its_own(
 ) -> None:
     """Twins, let in once, are not held at each further photo; a photo of the other twin is."""
     own, twin = vector(1), near(1, 7, 0.8)
-    store.enroll(gallery, [new("ana", own, 1), new("twin", twin, 2)])
+    store.faces.enroll(gallery, [new("ana", own, 1), new("twin", twin, 2)])
     towards_ana, towards_twin = (v / np.linalg.norm(v) for v in (2 * own + twin, own + 2 * twin))
     lookalikes = Lookalikes(store, gallery, index, BOUND, hold=True)
     assert alike(lookalikes.find([new("ana", towards_ana, 3), new("twin", towards_twin, 4)])) == [None, None]
@@ -130,7 +131,7 @@ def test_own_faces_of_the_same_few_photos_count_as_well(
 ) -> None:
     """The one before is let in although nobody is enrolled yet; the one after is compared with it too."""
     own, twin = vector(1), near(1, 7, 0.7)
-    store.enroll(gallery, [new("twin", twin, 1)])
+    store.faces.enroll(gallery, [new("twin", twin, 1)])
     between = np.asarray((3 * own + twin) / np.linalg.norm(3 * own + twin), dtype=np.float32)
     lookalikes = Lookalikes(store, gallery, index, 0.75, hold=True)
     assert alike(lookalikes.find([new("ana", between, 3)])) == [("twin", True)]
@@ -152,7 +153,7 @@ def test_within_the_same_few_photos(store: Store, gallery: Gallery, index: Synch
 
 
 def test_the_same_image_is_left_to_the_store(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
-    store.enroll(gallery, [new("ana", near(1, 1), 1)])
+    store.faces.enroll(gallery, [new("ana", near(1, 1), 1)])
     lookalikes = Lookalikes(store, gallery, index, BOUND, hold=True)
     assert lookalikes.find([new("ben", near(1, 1), 1)]) == [None]
     assert lookalikes.find([new("cem", near(2, 2), 2), new("dan", near(2, 2), 2)]) == [None, None]
@@ -213,7 +214,7 @@ def test_one_person_under_two_ids_is_held(store: Store, gallery: Gallery, index:
     assert f"looks like identity 'ana': cosine {held.details['score']:.3f}, bound 0.600" in held.message
     assert held.details["external_id"] == "ana"
     assert held.details["face_id"] == (results[0].face_id if apart == 40 else None)
-    assert store.counts(gallery.id) == (apart + 1, apart + 1), "nobody is made without a face"
+    assert store.galleries.counts(gallery.id) == (apart + 1, apart + 1), "nobody is made without a face"
     again = enroll(store, gallery, index, [row("ana", 1, 1), *others, row("ana-2", 1, 2)], hold=True)
     assert {result.outcome for result in again[:-1]} == {Outcome.UNCHANGED}
     assert (again[-1].outcome, again[-1].reason) == (held.outcome, held.reason)
@@ -242,10 +243,10 @@ def test_nothing_is_said_where_nobody_asks(store: Store, gallery: Gallery, index
 def test_what_is_said_with_a_held_photo_does_not_count(
     store: Store, gallery: Gallery, index: SynchronizedIndex
 ) -> None:
-    store.put_identity(gallery.id, Person("ben", "Ben"))
+    store.identities.put(gallery.id, Person("ben", "Ben"))
     said = replace(row("ben", 1, 2), person=Person("ben", "Somebody"))
     enroll(store, gallery, index, [row("ana", 1, 1), said], hold=True)
-    assert store.identity(gallery.id, "ben").name == "Ben"
+    assert store.identities.get(gallery.id, "ben").name == "Ben"
 
 
 def test_the_same_image_keeps_its_own_word(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
@@ -267,7 +268,7 @@ def test_workers_in_any_order_come_to_the_same(
         path = tmp_path / f"{workers}.db"
         path.write_bytes(sqlite_template.read_bytes())
         with opened(f"sqlite:///{path}") as store:
-            gallery = store.create_gallery("staff", PACK.name, PACK.fingerprint, DIM)
+            gallery = store.galleries.create("staff", PACK.name, PACK.fingerprint, DIM)
             lookalikes = Lookalikes(store, gallery, index_of(store, gallery, tmp_path / f"{workers}"), BOUND, hold=True)
             enroller = Enroller(store, Told(), gallery, MAX_BYTES, workers, lookalikes=lookalikes)
             outcomes.append(list(enroller.enroll(rows)))
@@ -305,7 +306,7 @@ def crowd(store: Store, gallery: Gallery) -> list[tuple[str, NDArray[np.float32]
     random = np.random.default_rng(11)
     owners = random.integers(20, size=60)
     faces = [(f"p{owner:02}", near(int(owner) % 14, i, 0.85)) for i, owner in enumerate(owners)]
-    store.enroll(gallery, [new(owner, embedding, i) for i, (owner, embedding) in enumerate(faces)])
+    store.faces.enroll(gallery, [new(owner, embedding, i) for i, (owner, embedding) in enumerate(faces)])
     return faces
 
 
@@ -347,10 +348,10 @@ def test_every_pair_is_found(
     assert told(found) == pytest.approx(expected, abs=2e-3)
     assert [pair.score for pair in found.pairs] == sorted((pair.score for pair in found.pairs), reverse=True)
     for pair in found.pairs[:10]:
-        one, other = (store.face(gallery.id, side.face_id) for side in pair.identities)
-        a, b = (store.vectors_of(gallery, [f.id]).vectors[0] for f in (one, other))
+        one, other = (store.faces.get(gallery.id, side.face_id) for side in pair.identities)
+        a, b = (store.embeddings.of_faces(gallery, [f.id]).vectors[0] for f in (one, other))
         assert float(a @ b) == pytest.approx(pair.score, abs=2e-3)
-        people = [store.identity(gallery.id, side.external_id) for side in pair.identities]
+        people = [store.identities.get(gallery.id, side.external_id) for side in pair.identities]
         assert [p.id for p in people] == [one.identity_id, other.identity_id]
         assert people[0].id < people[1].id
 
@@ -400,7 +401,7 @@ def test_a_wrong_photo_is_told_from_one_person_under_two_ids(
     monkeypatch.setattr(lookalikes, "ALL_PAIRS", all_pairs)
     people = [("ana", 1), ("ana", 1), ("ana", 2), ("ben", 2), ("ben", 2), ("cem", 3), ("cem", 3)]
     people += [("cem-2", 3), ("cem-2", 3), ("dan", 2)]
-    enrolled = store.enroll(gallery, [new(who, near(seen, i), i) for i, (who, seen) in enumerate(people)])
+    enrolled = store.faces.enroll(gallery, [new(who, near(seen, i), i) for i, (who, seen) in enumerate(people)])
     found = find_duplicates(store, gallery, index, BOUND)
     [wrong] = found.wrong_photos
     assert (wrong.face.external_id, wrong.face.face_id) == ("ana", enrolled[2].face_id)
@@ -416,16 +417,16 @@ def test_a_wrong_photo_is_told_from_one_person_under_two_ids(
 
 def test_nobody_and_one_alone_have_no_duplicates(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
     assert find_duplicates(store, gallery, index, 0.5) == Duplicates(0.5, 0, True, True, (), ())
-    store.enroll(gallery, [new("ana", vector(1), 1)])
+    store.faces.enroll(gallery, [new("ana", vector(1), 1)])
     assert find_duplicates(store, gallery, index, -1) == Duplicates(-1, 1, True, True, (), ())
-    store.enroll(gallery, [new("ana", near(1, 2), 2)])
+    store.faces.enroll(gallery, [new("ana", near(1, 2), 2)])
     assert find_duplicates(store, gallery, index, -1) == Duplicates(-1, 2, True, True, (), ())
 
 
 def test_merging_what_was_found_leaves_nothing(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
-    store.enroll(gallery, [new("ana", near(1, 1), 1), new("ana-2", near(1, 2), 2), new("ben", vector(2), 3)])
+    store.faces.enroll(gallery, [new("ana", near(1, 1), 1), new("ana-2", near(1, 2), 2), new("ben", vector(2), 3)])
     [pair] = find_duplicates(store, gallery, index, BOUND).pairs
     into, other = (side.external_id for side in pair.identities)
     assert (into, other) == ("ana", "ana-2")
-    store.merge_identities(gallery.id, into, other)
+    store.identities.merge(gallery.id, into, other)
     assert find_duplicates(store, gallery, index, BOUND).pairs == ()

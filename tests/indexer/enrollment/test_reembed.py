@@ -21,8 +21,9 @@ from indexer.enrollment.enroller import Enroller
 from indexer.enrollment.reembed import Missing, Progress, Reembedder, hashed
 from indexer.enrollment.sources import Row
 from indexer.errors import Conflict, InvalidRequest, InvalidVector
-from indexer.gallery.change_log import Kind
-from indexer.gallery.store import NewFace, Store
+from indexer.gallery.change_log import ChangeKind
+from indexer.gallery.faces import NewFace
+from indexer.gallery.store import Store
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, Pack
 from indexer.types import Box, Gallery, Outcome, Person, Pick, Vectors, sha256
@@ -97,14 +98,14 @@ def new_face(external_id: str, image: int, keep: bool = True, pack: Pack = OLD) 
 
 
 def enroll(store: Store, gallery: Gallery, faces: Sequence[NewFace]) -> list[int]:
-    return [answer.face_id or 0 for answer in store.enroll(gallery, faces)]
+    return [answer.face_id or 0 for answer in store.faces.enroll(gallery, faces)]
 
 
 def check(store: Store, pack: Pack, images: dict[int, int]) -> None:
     """The gallery holds the faces of these images, by face id, embedded by that pack, and nothing else."""
-    gallery = store.gallery("staff")
+    gallery = store.galleries.get("staff")
     assert (gallery.model, gallery.fingerprint, gallery.dim) == (pack.name, pack.fingerprint, pack.dim)
-    parts = list(store.all_vectors(gallery))
+    parts = list(store.embeddings.pages(gallery))
     found = {f: v for part in parts for f, v in zip(part.face_ids.tolist(), part.vectors, strict=True)}
     assert set(found) == set(images)
     for face_id, image in images.items():
@@ -119,7 +120,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gallery(store: Store) -> Gallery:
-    return store.create_gallery("staff", OLD.name, OLD.fingerprint, OLD.dim)
+    return store.galleries.create("staff", OLD.name, OLD.fingerprint, OLD.dim)
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_old_answers_until_the_switch_and_new_ones_after(
 
     def best(pack: Pack, image: int) -> int:
         """The face found for that image as a probe, as a service finds it."""
-        index = indexes.of(store.gallery("staff")).caught_up()
+        index = indexes.of(store.galleries.get("staff")).caught_up()
         [[hit]] = index.nearest_faces(embedding(pack, image)[None], 1)
         assert hit.score == pytest.approx(1)
         return images[hit.face_id]
@@ -151,7 +152,7 @@ def test_old_answers_until_the_switch_and_new_ones_after(
     assert told == [Progress(done, 0, FACES) for done in (0, 4, 8, 10)]
     assert run.missing() == []
     ended = run.switch()
-    assert (ended.switched, ended.missing, ended.gallery) == (True, 0, store.gallery("staff"))
+    assert (ended.switched, ended.missing, ended.gallery) == (True, 0, store.galleries.get("staff"))
     assert pipeline.images == list(range(FACES))
     check(store, NEW, images)
     for image in range(FACES):
@@ -179,7 +180,7 @@ def die(batches: int) -> None:
 def reembed_and_die(url: str) -> None:
     reembed.BATCH = 3
     with opened(url) as store:
-        Reembedder(store, Numbers(NEW, die), store.gallery("staff")).switch()
+        Reembedder(store, Numbers(NEW, die), store.galleries.get("staff")).switch()
 
 
 def test_it_goes_on_where_it_was_killed(
@@ -190,9 +191,9 @@ def test_it_goes_on_where_it_was_killed(
     killed.join(60)
     assert killed.exitcode == -signal.SIGKILL
     check(store, OLD, images)
-    [beside] = store.former_packs(gallery.id)
+    [beside] = store.reembeddings.packs(gallery.id)
     assert (beside.model, beside.fingerprint, beside.was_bound) == (NEW.name, NEW.fingerprint, False)
-    assert store.embedded(gallery.id, NEW.fingerprint) == 6
+    assert store.reembeddings.count(gallery.id, NEW.fingerprint) == 6
     pipeline = Numbers(NEW)
     assert Reembedder(store, pipeline, gallery).switch().switched
     assert pipeline.images == [6, 7, 8, 9]
@@ -207,7 +208,7 @@ def test_an_error_in_the_middle_loses_nothing(store: Store, gallery: Gallery, im
     with pytest.raises(Conflict, match="on fire"):
         Reembedder(store, Numbers(NEW, fail), gallery).switch()
     check(store, OLD, images)
-    assert store.embedded(gallery.id, NEW.fingerprint) == BATCH
+    assert store.reembeddings.count(gallery.id, NEW.fingerprint) == BATCH
 
 
 def test_faces_come_and_go_meanwhile(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
@@ -216,8 +217,8 @@ def test_faces_come_and_go_meanwhile(store: Store, gallery: Gallery, images: dic
 
     def meanwhile(batches: int) -> None:
         if batches == 1:
-            store.delete_face(gallery.id, last)  # not embedded yet
-            store.delete_face(gallery.id, first)  # of the batch that is computed this moment
+            store.faces.delete(gallery.id, last)  # not embedded yet
+            store.faces.delete(gallery.id, first)  # of the batch that is computed this moment
             del images[first], images[last]
         if batches in (1, 2, 3, 4):
             [new] = enroll(store, gallery, [new_face(f"late{batches}", 100 + batches)])
@@ -239,7 +240,7 @@ def test_faces_come_and_go_meanwhile(store: Store, gallery: Gallery, images: dic
 def test_a_face_enrolled_between_the_last_look_and_the_switch(
     store: Store, gallery: Gallery, images: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    switch, attempts = store.switch_model, []
+    switch, attempts = store.reembeddings.switch, []
 
     def late(*args: object) -> object:
         attempts.append(args)
@@ -248,7 +249,7 @@ def test_a_face_enrolled_between_the_last_look_and_the_switch(
             images[new] = 200
         return switch(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store, "switch_model", late)
+    monkeypatch.setattr(store.reembeddings, "switch", late)
     assert Reembedder(store, Numbers(NEW), gallery).switch().switched
     assert len(attempts) == 2
     check(store, NEW, images)
@@ -276,14 +277,14 @@ def test_missing_faces_are_listed_and_the_switch_refused(
 def test_missing_faces_are_dropped_when_asked_for(
     store: Store, gallery: Gallery, images: dict[int, int], some_missing: list[Missing]
 ) -> None:
-    before = store.last_change(gallery.id) or 0
+    before = store.changes.last(gallery.id) or 0
     ended = Reembedder(store, Numbers(NEW), gallery).switch(drop_missing=True)
     assert (ended.switched, ended.missing) == (True, 3)
     check(store, NEW, images)
-    entries = [change.entry for change in store.changes_since(gallery.id, before)]
-    assert [entry.kind for entry in entries] == [Kind.FACE_REMOVED] * 3 + [Kind.REEMBEDDED]
+    entries = [change.entry for change in store.changes.since(gallery.id, before)]
+    assert [entry.kind for entry in entries] == [ChangeKind.FACE_REMOVED] * 3 + [ChangeKind.REEMBEDDED]
     assert [entry.face_id for entry in entries[:3]] == [face.face_id for face in some_missing]
-    assert store.identity(gallery.id, "no crop").faces == 0
+    assert store.identities.get(gallery.id, "no crop").faces == 0
 
 
 def test_the_missing_are_those_that_the_switch_found(
@@ -295,7 +296,7 @@ def test_the_missing_are_those_that_the_switch_found(
         pass
     late = new_face("late", 30, keep=False)
     [new] = enroll(store, gallery, [late])
-    store.delete_face(gallery.id, some_missing[0].face_id)
+    store.faces.delete(gallery.id, some_missing[0].face_id)
     ended = run.switch(drop_missing=True)
     assert (ended.switched, ended.missing) == (True, 3)
     assert run.missing() == [*some_missing[1:], Missing(new, "late", late.image_sha256)]
@@ -306,16 +307,16 @@ def test_a_face_is_never_dropped_unlooked_at(
     store: Store, gallery: Gallery, images: dict[int, int], some_missing: list[Missing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody forgets the embeddings and begins anew just before the switch: what was there is made again."""
-    switch = store.switch_model
+    switch = store.reembeddings.switch
     forgotten: list[int] = []
 
     def forget(*args: object) -> object:
         if not forgotten:
-            forgotten.append(store.forget_embeddings(gallery.id, NEW.fingerprint))
-            store.start_reembedding(gallery, NEW.name, NEW.fingerprint, NEW.dim)
+            forgotten.append(store.reembeddings.delete(gallery.id, NEW.fingerprint))
+            store.reembeddings.start(gallery, NEW.name, NEW.fingerprint, NEW.dim)
         return switch(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store, "switch_model", forget)
+    monkeypatch.setattr(store.reembeddings, "switch", forget)
     ended = Reembedder(store, Numbers(NEW), gallery).switch(drop_missing=True)
     assert forgotten == [FACES]
     assert (ended.switched, ended.missing) == (True, 3)
@@ -352,7 +353,7 @@ def test_the_way_back_gives_the_same_bits(store: Store, gallery: Gallery, images
     now = Reembedder(store, Numbers(NEW), gallery).switch().gallery
     ids = enroll(store, now, [new_face("late", image, pack=NEW) for image in (50, 51)])
     images |= dict(zip(ids, (50, 51), strict=True))
-    store.delete_identity(gallery.id, "p0")
+    store.identities.delete(gallery.id, "p0")
     gone = [face_id for face_id, image in images.items() if image < 2]
     for face_id in gone:
         del images[face_id]
@@ -364,7 +365,7 @@ def test_the_way_back_gives_the_same_bits(store: Store, gallery: Gallery, images
     assert pipeline.images == [50, 51]
     check(store, OLD, images)
     again = Numbers(NEW)
-    assert Reembedder(store, again, store.gallery("staff")).switch().switched
+    assert Reembedder(store, again, store.galleries.get("staff")).switch().switched
     assert again.images == []
     check(store, NEW, images)
 
@@ -389,11 +390,14 @@ def test_two_at_once_towards_different_packs(store: Store, gallery: Gallery, ima
     with pytest.raises(Conflict, match="re-embedded meanwhile"):
         second.switch()
     check(store, NEW, images)
-    last = Reembedder(store, pipeline := Numbers(THIRD), store.gallery("staff"))
+    last = Reembedder(store, pipeline := Numbers(THIRD), store.galleries.get("staff"))
     assert last.switch().switched
     assert pipeline.images == []
     check(store, THIRD, images)
-    assert {pack.model: store.embedded(gallery.id, pack.fingerprint) for pack in store.former_packs(gallery.id)} == {
+    assert {
+        pack.model: store.reembeddings.count(gallery.id, pack.fingerprint)
+        for pack in store.reembeddings.packs(gallery.id)
+    } == {
         "old": FACES,
         "new": FACES,
     }
@@ -402,7 +406,7 @@ def test_two_at_once_towards_different_packs(store: Store, gallery: Gallery, ima
 def test_towards_its_own_pack(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
     with pytest.raises(Conflict, match=r"bound to old .* already"):
         Reembedder(store, Numbers(OLD), gallery).switch()
-    assert store.former_packs(gallery.id) == []
+    assert store.reembeddings.packs(gallery.id) == []
 
 
 def test_a_damaged_crop_keeps_no_other_face_out(
@@ -441,7 +445,7 @@ def rows_of(images: Sequence[int]) -> list[Row]:
 def test_enrolling_keeps_crops_when_asked_to(store: Store, gallery: Gallery, keep: bool) -> None:
     enroller = Enroller(store, Numbers(OLD), gallery, MAX_BYTES, workers=2, keep_crops=keep)
     assert {result.outcome for result in enroller.enroll(rows_of(range(40)))} == {Outcome.ENROLLED}
-    kept = [face.crop for face in store.lacking(gallery.id, NEW.fingerprint, 0, 100)]
+    kept = [face.crop for face in store.reembeddings.missing(gallery.id, NEW.fingerprint, 0, 100)]
     assert len(kept) == 40
     if keep:
         assert [int(crops.read(file or b"")[0, 0, 0]) for file in kept] == list(range(40))
@@ -484,7 +488,7 @@ def test_real_faces_from_crops_and_photos(
     photos = {"astronaut": astronaut(), "hanks": aligned_face(), "group": six_people()}
     for name, data in photos.items():
         (tmp_path / name).write_bytes(data)
-    gallery = store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
+    gallery = store.galleries.create("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
 
     def add(names: Sequence[str], keep: bool) -> None:
         rows = [Row(name, Person(name), lambda _, name=name: photos[name]) for name in names]  # type: ignore[misc]
@@ -493,7 +497,7 @@ def test_real_faces_from_crops_and_photos(
 
     add(["astronaut"], keep=True)
     add(["group"], keep=False)
-    before = {p.external_id: _embedding(store, gallery, p.external_id) for p in store.identities(gallery.id)}
+    before = {p.external_id: _embedding(store, gallery, p.external_id) for p in store.identities.list(gallery.id)}
     assert not Reembedder(store, other, gallery).switch().switched
     now = Reembedder(store, other, gallery, hashed([tmp_path], MAX_BYTES)).switch().gallery
     assert (now.model, now.fingerprint) == ("other", OTHER.fingerprint)
@@ -509,6 +513,6 @@ def test_real_faces_from_crops_and_photos(
 
 
 def _embedding(store: Store, gallery: Gallery, external_id: str) -> NDArray[np.float32]:
-    [stored] = store.faces(gallery.id, external_id)
-    [found] = store.vectors_of(gallery, [stored.id]).vectors
+    [stored] = store.faces.list(gallery.id, external_id)
+    [found] = store.embeddings.of_faces(gallery, [stored.id]).vectors
     return np.asarray(found)

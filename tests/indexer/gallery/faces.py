@@ -8,7 +8,8 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.gallery.store import NewFace, Store
+from indexer.gallery.faces import NewFace
+from indexer.gallery.store import Store
 from indexer.types import Box, Detection, Face, Gallery, Outcome, Person, Quality, Reason, sha256
 
 DIM = 32
@@ -47,12 +48,12 @@ def image_hash(image: int) -> str:
 
 
 def make_gallery(store: Store, name: str = "staff", dim: int = DIM) -> Gallery:
-    return store.create_gallery(name, "sface", "0123456789abcdef", dim)
+    return store.galleries.create(name, "sface", "0123456789abcdef", dim)
 
 
 def enroll_one(store: Store, gallery: Gallery, new: NewFace) -> int:
     """The id of the new face."""
-    [enrolled] = store.enroll(gallery, [new])
+    [enrolled] = store.faces.enroll(gallery, [new])
     assert enrolled.outcome is Outcome.ENROLLED
     assert enrolled.face_id is not None
     return enrolled.face_id

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from indexer.errors import NotFound
-from indexer.gallery.change_log import Kind
-from indexer.gallery.store import Enrolled, Store
+from indexer.gallery.change_log import ChangeKind
+from indexer.gallery.faces import Enrolled
+from indexer.gallery.store import Store
 from indexer.types import Gallery, Outcome, Person
 from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_processes, in_threads
@@ -24,48 +25,48 @@ def write(store: Store, gallery: Gallery, writer: int) -> list[int]:
     kept = []
     for i in range(ROUNDS):
         image = 1000 * writer + 10 * i
-        answers = store.enroll(gallery, [new_face(f"own{writer}", image), new_face("shared", image + 1)])
+        answers = store.faces.enroll(gallery, [new_face(f"own{writer}", image), new_face("shared", image + 1)])
         assert [a.outcome for a in answers] == [Outcome.ENROLLED] * 2
         own, shared = (a.face_id or 0 for a in answers)
         kept.append(own)
         if i % 2:
-            store.delete_face(gallery.id, shared)
+            store.faces.delete(gallery.id, shared)
         else:
             kept.append(shared)
-    store.put_identity(gallery.id, Person(f"brief{writer}"))
-    store.delete_identity(gallery.id, f"brief{writer}")
+    store.identities.put(gallery.id, Person(f"brief{writer}"))
+    store.identities.delete(gallery.id, f"brief{writer}")
     return kept
 
 
 def write_by_url(url: str, writer: int) -> list[int]:
     with opened(url) as store:
-        return write(store, store.gallery("staff"), writer)
+        return write(store, store.galleries.get("staff"), writer)
 
 
 def check(store: Store, gallery: Gallery, kept: list[list[int]], writers: int) -> None:
     """Nothing lost, nothing doubled: numbers, faces, and what the log says of them."""
-    changes = store.changes_since(gallery.id, 0)
+    changes = store.changes.since(gallery.id, 0)
     assert [change.seq for change in changes] == list(range(1, len(changes) + 1))
-    assert store.last_change(gallery.id) == len(changes)
+    assert store.changes.last(gallery.id) == len(changes)
     assert Counter(change.entry.kind for change in changes) == {
-        Kind.FACE_ADDED: writers * ROUNDS * 2,
-        Kind.FACE_REMOVED: writers * (ROUNDS // 2),
-        Kind.IDENTITY_CHANGED: writers + 1 + writers,
-        Kind.IDENTITY_REMOVED: writers,
+        ChangeKind.FACE_ADDED: writers * ROUNDS * 2,
+        ChangeKind.FACE_REMOVED: writers * (ROUNDS // 2),
+        ChangeKind.IDENTITY_CHANGED: writers + 1 + writers,
+        ChangeKind.IDENTITY_REMOVED: writers,
     }
     alive: set[int] = set()
     for change in changes:
         face_id = change.entry.face_id
-        if change.entry.kind is Kind.FACE_ADDED:
+        if change.entry.kind is ChangeKind.FACE_ADDED:
             assert face_id not in alive
             alive.add(face_id or 0)
-        elif change.entry.kind is Kind.FACE_REMOVED:
+        elif change.entry.kind is ChangeKind.FACE_REMOVED:
             alive.remove(face_id or 0)
     assert alive == {face_id for some in kept for face_id in some}
-    assert {face_id for part in store.all_vectors(gallery) for face_id in part.face_ids.tolist()} == alive
-    assert store.counts(gallery.id) == (writers + 1, len(alive))
+    assert {face_id for part in store.embeddings.pages(gallery) for face_id in part.face_ids.tolist()} == alive
+    assert store.galleries.counts(gallery.id) == (writers + 1, len(alive))
     for writer in range(writers):
-        vectors = store.vectors_of(gallery, kept[writer][:1]).vectors
+        vectors = store.embeddings.of_faces(gallery, kept[writer][:1]).vectors
         assert np.array_equal(vectors, vector(1000 * writer)[None])
 
 
@@ -88,9 +89,9 @@ def test_a_reader_never_sees_a_gap(store: Store) -> None:
     def read() -> list[int]:
         seen: list[int] = []
         while len(seen) < 4 * 12:
-            changes = store.changes_since(gallery.id, len(seen), limit=3)
+            changes = store.changes.since(gallery.id, len(seen), limit=3)
             added = [c.entry.face_id for c in changes if c.entry.face_id is not None]
-            assert len(store.vectors_of(gallery, added).face_ids) == len(added)
+            assert len(store.embeddings.of_faces(gallery, added).face_ids) == len(added)
             seen += [change.seq for change in changes]
         return seen
 
@@ -105,28 +106,28 @@ def test_a_reader_never_sees_a_gap(store: Store) -> None:
 
 def test_changes_come_in_order_from_a_number_on(store: Store) -> None:
     gallery = make_gallery(store)
-    store.enroll(gallery, [new_face("ana", image) for image in range(9)])
-    assert [c.seq for c in store.changes_since(gallery.id, 0, 4)] == [1, 2, 3, 4]
-    assert [c.seq for c in store.changes_since(gallery.id, 4, 4)] == [5, 6, 7, 8]
-    assert [c.seq for c in store.changes_since(gallery.id, 8, 4)] == [9, 10]
-    assert store.changes_since(gallery.id, 10) == []
+    store.faces.enroll(gallery, [new_face("ana", image) for image in range(9)])
+    assert [c.seq for c in store.changes.since(gallery.id, 0, 4)] == [1, 2, 3, 4]
+    assert [c.seq for c in store.changes.since(gallery.id, 4, 4)] == [5, 6, 7, 8]
+    assert [c.seq for c in store.changes.since(gallery.id, 8, 4)] == [9, 10]
+    assert store.changes.since(gallery.id, 10) == []
 
 
 def enroll_images(store: Store, gallery: Gallery, who: str) -> list[Enrolled]:
-    return [store.enroll(gallery, [new_face(who, image)])[0] for image in range(12)]
+    return [store.faces.enroll(gallery, [new_face(who, image)])[0] for image in range(12)]
 
 
 def enroll_images_by_url(url: str, who: str) -> list[Enrolled]:
     with opened(url) as store:
-        return enroll_images(store, store.gallery("staff"), who)
+        return enroll_images(store, store.galleries.get("staff"), who)
 
 
 def check_same_images(store: Store, gallery: Gallery, answers: list[list[Enrolled]]) -> None:
     for some in zip(*answers, strict=True):
         assert sorted(a.outcome for a in some) == [Outcome.ENROLLED] + [Outcome.UNCHANGED] * (len(answers) - 1)
         assert len({a.face_id for a in some}) == 1
-    assert store.counts(gallery.id) == (1, 12)
-    assert store.last_change(gallery.id) == 13
+    assert store.galleries.counts(gallery.id) == (1, 12)
+    assert store.changes.last(gallery.id) == 13
 
 
 def test_two_threads_enrol_the_same_images(store: Store) -> None:
@@ -147,7 +148,7 @@ def test_two_people_claim_the_same_images(store: Store) -> None:
     for image, (one, other) in enumerate(zip(ana, eve, strict=True)):
         assert {one.outcome, other.outcome} == {Outcome.ENROLLED, Outcome.REJECTED}, image
         assert (one.owner, other.owner) in {(None, "ana"), ("eve", None)}
-    assert store.counts(gallery.id)[1] == 12
+    assert store.galleries.counts(gallery.id)[1] == 12
 
 
 def test_a_gallery_deleted_while_it_is_enrolled_into(store: Store) -> None:
@@ -162,11 +163,11 @@ def test_a_gallery_deleted_while_it_is_enrolled_into(store: Store) -> None:
         pytest.fail("the gallery was never deleted")
 
     def delete() -> int:
-        while (store.last_change(gallery.id) or 0) < 10:
+        while (store.changes.last(gallery.id) or 0) < 10:
             pass
-        return store.delete_gallery("staff").id
+        return store.galleries.delete("staff").id
 
     enrolled, _ = in_threads([enroll, delete])
     assert enrolled >= 5
-    assert store.counts(gallery.id) == (0, 0)
-    assert store.changes_since(gallery.id, 0) == []
+    assert store.galleries.counts(gallery.id) == (0, 0)
+    assert store.changes.since(gallery.id, 0) == []

@@ -10,8 +10,9 @@ from typing import NoReturn
 import pytest
 
 from indexer.errors import InvalidRequest, NotFound
-from indexer.gallery.change_log import Kind
-from indexer.gallery.store import Check, Store
+from indexer.gallery.change_log import ChangeKind
+from indexer.gallery.identities import IdentityCheck
+from indexer.gallery.store import Store
 from indexer.types import Identity, Person
 from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face
 from tests.indexer.gallery.together import in_threads
@@ -44,69 +45,69 @@ def test_a_check_sees_what_is_there_and_keeps_it(store: Store) -> None:
         raise Other
 
     with pytest.raises(Other):
-        store.put_identity(gallery.id, Person("ana", "Ana"), check=refuse)
+        store.identities.put(gallery.id, Person("ana", "Ana"), check=refuse)
     with pytest.raises(NotFound):
-        store.identity(gallery.id, "ana")
+        store.identities.get(gallery.id, "ana")
     enroll_one(store, gallery, new_face("ana", 1, name="Ana"))
-    there, last = store.identity(gallery.id, "ana"), store.last_change(gallery.id)
+    there, last = store.identities.get(gallery.id, "ana"), store.changes.last(gallery.id)
     with pytest.raises(Other):
-        store.put_identity(gallery.id, Person("ana", "Anna"), check=refuse)
+        store.identities.put(gallery.id, Person("ana", "Anna"), check=refuse)
     with pytest.raises(Other):
-        store.delete_identity(gallery.id, "ana", refuse)
+        store.identities.delete(gallery.id, "ana", refuse)
     with pytest.raises(Other):
-        store.change_identity(gallery.id, "ana", refuse)
+        store.identities.change(gallery.id, "ana", refuse)
     assert seen == [None, there, there, there]
-    assert (store.identity(gallery.id, "ana"), store.last_change(gallery.id)) == (there, last)
+    assert (store.identities.get(gallery.id, "ana"), store.changes.last(gallery.id)) == (there, last)
 
 
 def test_a_change_is_made_of_what_is_there(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, name="Ana", metadata={"a": 1}))
-    before, last = store.identity(gallery.id, "ana"), store.last_change(gallery.id) or 0
-    changed = store.change_identity(gallery.id, "ana", lambda there: replace(as_person(there), name="Anna"))
-    assert changed == store.identity(gallery.id, "ana")
+    before, last = store.identities.get(gallery.id, "ana"), store.changes.last(gallery.id) or 0
+    changed = store.identities.change(gallery.id, "ana", lambda there: replace(as_person(there), name="Anna"))
+    assert changed == store.identities.get(gallery.id, "ana")
     assert changed == replace(before, name="Anna", updated_at=changed.updated_at)
     assert changed.updated_at > before.updated_at
-    assert [change.entry.kind for change in store.changes_since(gallery.id, last)] == [Kind.IDENTITY_CHANGED]
-    assert store.change_identity(gallery.id, "ana", as_person) == changed
-    assert len(store.changes_since(gallery.id, last)) == 1
+    assert [change.entry.kind for change in store.changes.since(gallery.id, last)] == [ChangeKind.IDENTITY_CHANGED]
+    assert store.identities.change(gallery.id, "ana", as_person) == changed
+    assert len(store.changes.since(gallery.id, last)) == 1
     with pytest.raises(NotFound, match="'ben'"):
-        store.change_identity(gallery.id, "ben", as_person)
+        store.identities.change(gallery.id, "ben", as_person)
 
 
 def test_a_change_to_what_cannot_be_is_refused(store: Store) -> None:
     gallery = make_gallery(store)
     start = datetime(2026, 1, 2, tzinfo=UTC)
-    before, _ = store.put_identity(gallery.id, Person("ana", None, start))
+    before, _ = store.identities.put(gallery.id, Person("ana", None, start))
     with pytest.raises(InvalidRequest, match="valid_until"):
-        store.change_identity(gallery.id, "ana", lambda there: replace(as_person(there), valid_until=start))
-    assert store.identity(gallery.id, "ana") == before
+        store.identities.change(gallery.id, "ana", lambda there: replace(as_person(there), valid_until=start))
+    assert store.identities.get(gallery.id, "ana") == before
 
 
 @pytest.mark.parametrize("check", [only_before, only_nobody])
-def test_one_of_many_who_expect_a_state_gets_their_way(store: Store, check: Check) -> None:
+def test_one_of_many_who_expect_a_state_gets_their_way(store: Store, check: IdentityCheck) -> None:
     gallery = make_gallery(store)
     if check is only_before:
-        store.put_identity(gallery.id, Person("ana", "before"))
+        store.identities.put(gallery.id, Person("ana", "before"))
 
     def put(number: int) -> bool:
         try:
-            store.put_identity(gallery.id, Person("ana", f"after-{number}"), check=check)
+            store.identities.put(gallery.id, Person("ana", f"after-{number}"), check=check)
         except Other:
             return False
         return True
 
     won = in_threads([partial(put, number) for number in range(8)])
     assert sum(won) == 1
-    assert store.identity(gallery.id, "ana").name == f"after-{won.index(True)}"
+    assert store.identities.get(gallery.id, "ana").name == f"after-{won.index(True)}"
 
 
 def test_no_change_of_many_is_lost(store: Store) -> None:
     gallery = make_gallery(store)
-    store.put_identity(gallery.id, Person("ana", metadata={"n": 0}))
+    store.identities.put(gallery.id, Person("ana", metadata={"n": 0}))
 
     def count(there: Identity) -> Person:
         return replace(as_person(there), metadata={"n": int(str(there.metadata["n"])) + 1})
 
-    in_threads([lambda: store.change_identity(gallery.id, "ana", count)] * 8)
-    assert store.identity(gallery.id, "ana").metadata == {"n": 8}
+    in_threads([lambda: store.identities.change(gallery.id, "ana", count)] * 8)
+    assert store.identities.get(gallery.id, "ana").metadata == {"n": 8}

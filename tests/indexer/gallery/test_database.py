@@ -36,19 +36,19 @@ def everything(store: Store, gallery_id: int) -> list[Callable[[], object]]:
     gallery = Gallery(gallery_id, "staff", "sface", "0123456789abcdef", DIM, 0, datetime(2026, 1, 1, tzinfo=UTC))
     return [
         lambda: make_gallery(store, "another"),
-        lambda: store.gallery("staff"),
-        lambda: store.galleries(),
-        lambda: store.delete_gallery("staff"),
-        lambda: store.counts(gallery_id),
-        lambda: store.put_identity(gallery_id, Person("ana")),
-        lambda: store.identity(gallery_id, "ana"),
-        lambda: store.identities(gallery_id),
-        lambda: store.enroll(gallery, [new_face("ana", 1)]),
-        lambda: store.face(gallery_id, 1),
-        lambda: store.last_change(gallery_id),
-        lambda: store.changes_since(gallery_id, 0),
-        lambda: store.vectors_of(gallery, [1]),
-        lambda: next(store.all_vectors(gallery)),
+        lambda: store.galleries.get("staff"),
+        lambda: store.galleries.list(),
+        lambda: store.galleries.delete("staff"),
+        lambda: store.galleries.counts(gallery_id),
+        lambda: store.identities.put(gallery_id, Person("ana")),
+        lambda: store.identities.get(gallery_id, "ana"),
+        lambda: store.identities.list(gallery_id),
+        lambda: store.faces.enroll(gallery, [new_face("ana", 1)]),
+        lambda: store.faces.get(gallery_id, 1),
+        lambda: store.changes.last(gallery_id),
+        lambda: store.changes.since(gallery_id, 0),
+        lambda: store.embeddings.of_faces(gallery, [1]),
+        lambda: next(store.embeddings.pages(gallery)),
     ]
 
 
@@ -101,10 +101,10 @@ def test_a_wrong_password_and_a_missing_database(postgres: Postgres) -> None:
     url = postgres.migrated()
     granted_nothing = url.replace("postgres:@", "locked:right@")
     with opened(granted_nothing) as store, pytest.raises(StorageUnavailable, match="permission denied"):
-        store.galleries()
+        store.galleries.list()
     for bad in (url.replace("postgres:@", f"locked:{PASSWORD}@"), postgres.url("nowhere")):
         with opened(bad) as store, pytest.raises(StorageUnavailable) as caught:
-            store.galleries()
+            store.galleries.list()
         assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
@@ -112,15 +112,15 @@ def test_postgresql_stops_and_comes_back() -> None:
     with running() as server, opened(server.migrated()) as store:
         gallery = make_gallery(store)
         face_id = enroll_one(store, gallery, new_face("ana", 1))
-        in_threads([lambda: store.counts(gallery.id)] * 4)  # several connections wait in the pool
+        in_threads([lambda: store.galleries.counts(gallery.id)] * 4)  # several connections wait in the pool
         server.stop()
         for call in everything(store, gallery.id):
             with pytest.raises(StorageUnavailable) as caught:
                 call()
             assert caught.value.message
         server.start()
-        assert store.gallery("staff").id == gallery.id
-        assert store.face(gallery.id, face_id).id == face_id
+        assert store.galleries.get("staff").id == gallery.id
+        assert store.faces.get(gallery.id, face_id).id == face_id
         assert enroll_one(store, gallery, new_face("ana", 2)) > face_id
 
 
@@ -128,10 +128,10 @@ def test_postgresql_restarts_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(database, "IDLE_SECONDS", 0.0)  # every connection of the pool has been idle for longer
     with running() as server, opened(server.migrated()) as store:
         gallery = make_gallery(store)
-        in_threads([lambda: store.counts(gallery.id)] * 4)
+        in_threads([lambda: store.galleries.counts(gallery.id)] * 4)
         server.stop()
         server.start()
-        assert in_threads([lambda: store.counts(gallery.id)] * 8) == [(0, 0)] * 8
+        assert in_threads([lambda: store.galleries.counts(gallery.id)] * 8) == [(0, 0)] * 8
 
 
 def test_many_threads_share_a_few_connections(postgres: Postgres) -> None:
@@ -140,7 +140,7 @@ def test_many_threads_share_a_few_connections(postgres: Postgres) -> None:
     event.listen(engine, "connect", lambda connection, _: made.append(connection))
     store = Store(engine)
     for _ in range(3):
-        in_threads([store.galleries] * 40)
+        in_threads([store.galleries.list] * 40)
     assert 1 <= len(made) <= CONNECTIONS
     engine.dispose()
 
@@ -202,13 +202,13 @@ def test_a_damaged_database(tmp_path: Path, sqlite_template: Path) -> None:
     shutil.copy(sqlite_template, path)
     with opened(f"sqlite:///{path}") as store:
         gallery = make_gallery(store)
-        store.enroll(gallery, [new_face(f"p{i}", i) for i in range(50)])
+        store.faces.enroll(gallery, [new_face(f"p{i}", i) for i in range(50)])
     data = bytearray(path.read_bytes())
     assert len(data) > 8 * 4096
     data[4096:] = b"\xa5" * (len(data) - 4096)
     path.write_bytes(data)
     with opened(f"sqlite:///{path}") as store:
-        for call in (lambda: store.galleries(), lambda: store.enroll(gallery, [new_face("ana", 99)])):
+        for call in (lambda: store.galleries.list(), lambda: store.faces.enroll(gallery, [new_face("ana", 99)])):
             with pytest.raises(StorageUnavailable, match="malformed"):
                 call()
 
@@ -216,7 +216,7 @@ def test_a_damaged_database(tmp_path: Path, sqlite_template: Path) -> None:
 def test_a_database_without_tables(empty_database: Database) -> None:
     missing = r"no such table|does not exist"
     with opened(empty_database.url) as store, pytest.raises(StorageUnavailable, match=missing):
-        store.galleries()
+        store.galleries.list()
 
 
 def test_the_folder_is_made(tmp_path: Path) -> None:
@@ -267,10 +267,10 @@ def test_text_that_is_none_is_refused_by_those_that_do_not_take_it(database: Dat
     store, events, jobs, hooks = Store(engine), Events(engine), Jobs(engine), Webhooks(engine)
     gallery = make_gallery(store)
     calls: list[Callable[[], object]] = [
-        lambda: store.gallery(odd),
-        lambda: store.delete_gallery(odd),
-        lambda: store.identity(gallery.id, odd),
-        lambda: store.delete_identity(gallery.id, odd),
+        lambda: store.galleries.get(odd),
+        lambda: store.galleries.delete(odd),
+        lambda: store.identities.get(gallery.id, odd),
+        lambda: store.identities.delete(gallery.id, odd),
         lambda: events.find(Filter(device=odd)),
         lambda: events.find(Filter(galleries=[odd])),
         lambda: events.latest(Filter(external_id=odd), 1),

@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import text
 
 from indexer.errors import Conflict, InvalidVector, NotFound
-from indexer.gallery import embeddings
-from indexer.gallery.change_log import Entry, Kind
+from indexer.gallery import reembeddings
+from indexer.gallery.change_log import ChangeKind, Entry
 from indexer.gallery.database import open_database
+from indexer.gallery.reembeddings import OtherPack, SwitchResult
 from indexer.gallery.store import Store
 from indexer.types import Box, Gallery, Outcome, Person
 from tests.indexer.gallery.faces import DIM, enroll_one, image_hash, make_gallery, new_face, vector
@@ -28,22 +29,22 @@ FACES = 7
 def gallery(store: Store) -> Gallery:
     """Image i is person i // 2."""
     gallery = make_gallery(store)
-    store.enroll(gallery, [new_face(f"p{image // 2}", image) for image in range(FACES)])
-    return store.gallery("staff")
+    store.faces.enroll(gallery, [new_face(f"p{image // 2}", image) for image in range(FACES)])
+    return store.galleries.get("staff")
 
 
 def face_ids(store: Store, gallery: Gallery) -> list[int]:
-    return [face_id for part in store.all_vectors(gallery) for face_id in part.face_ids.tolist()]
+    return [face_id for part in store.embeddings.pages(gallery) for face_id in part.face_ids.tolist()]
 
 
 def put(store: Store, gallery: Gallery, ids: list[int]) -> None:
     """For each face a vector of its own."""
-    store.put_embeddings(gallery, OTHER, ids, np.stack([vector(face_id, OTHER_DIM) for face_id in ids]))
+    store.reembeddings.put(gallery, OTHER, ids, np.stack([vector(face_id, OTHER_DIM) for face_id in ids]))
 
 
 def lay_beside(store: Store, gallery: Gallery) -> list[int]:
     """Embeddings of every face by the other pack."""
-    store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
+    store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     ids = face_ids(store, gallery)
     put(store, gallery, ids)
     return ids
@@ -63,80 +64,82 @@ def rows(database: Database, table: str) -> int:
 
 
 def test_a_switch_and_the_way_back(store: Store, gallery: Gallery) -> None:
-    ids, before = lay_beside(store, gallery), store.vectors_of(gallery, face_ids(store, gallery))
-    assert store.gallery("staff") == gallery
-    last = store.last_change(gallery.id) or 0
-    there = store.switch_model(gallery, OTHER)
-    now = store.gallery("staff")
+    ids, before = lay_beside(store, gallery), store.embeddings.of_faces(gallery, face_ids(store, gallery))
+    assert store.galleries.get("staff") == gallery
+    last = store.changes.last(gallery.id) or 0
+    there = store.reembeddings.switch(gallery, OTHER)
+    now = store.galleries.get("staff")
     assert (there.switched, there.missing, there.newer, there.gallery) == (True, 0, False, now)
     assert (now.id, now.model, now.fingerprint, now.dim) == (gallery.id, "other", OTHER, OTHER_DIM)
-    [change] = store.changes_since(gallery.id, last)
-    assert change.entry == Entry(Kind.REEMBEDDED, 0)
-    found = store.vectors_of(now, ids)
+    [change] = store.changes.since(gallery.id, last)
+    assert change.entry == Entry(ChangeKind.REEMBEDDED, 0)
+    found = store.embeddings.of_faces(now, ids)
     assert np.array_equal(found.vectors, np.stack([vector(face_id, OTHER_DIM) for face_id in ids]))
-    [former] = store.former_packs(gallery.id)
+    [former] = store.reembeddings.packs(gallery.id)
     assert (former.model, former.fingerprint, former.was_bound) == (gallery.model, gallery.fingerprint, True)
-    assert store.embedded(gallery.id, former.fingerprint) == FACES
+    assert store.reembeddings.count(gallery.id, former.fingerprint) == FACES
 
-    back = store.switch_model(now, gallery.fingerprint)
+    back = store.reembeddings.switch(now, gallery.fingerprint)
     assert back.switched
-    bound = store.gallery("staff")
+    bound = store.galleries.get("staff")
     assert (bound.model, bound.fingerprint, bound.dim) == (gallery.model, gallery.fingerprint, DIM)
-    again = store.vectors_of(gallery, ids)
+    again = store.embeddings.of_faces(gallery, ids)
     assert again.vectors.tobytes() == before.vectors.tobytes()
-    assert [pack.fingerprint for pack in store.former_packs(gallery.id)] == [OTHER]
+    assert [pack.fingerprint for pack in store.reembeddings.packs(gallery.id)] == [OTHER]
 
 
 def test_what_is_held_from_before_the_switch_is_refused(store: Store, gallery: Gallery) -> None:
     """Nothing goes in and nothing comes out by a gallery as it was."""
     ids = lay_beside(store, gallery)
-    now = store.switch_model(gallery, OTHER).gallery
-    last = store.last_change(gallery.id)
+    now = store.reembeddings.switch(gallery, OTHER).gallery
+    last = store.changes.last(gallery.id)
     for stale in (
-        lambda: store.enroll(gallery, [new_face("late", 50)]),
-        lambda: store.vectors_of(gallery, ids),
-        lambda: next(store.all_vectors(gallery)),
-        lambda: store.start_reembedding(gallery, "third", "cafe", 4),
+        lambda: store.faces.enroll(gallery, [new_face("late", 50)]),
+        lambda: store.embeddings.of_faces(gallery, ids),
+        lambda: next(store.embeddings.pages(gallery)),
+        lambda: store.reembeddings.start(gallery, "third", "cafe", 4),
         lambda: put(store, gallery, ids),
-        lambda: store.switch_model(gallery, OTHER),
+        lambda: store.reembeddings.switch(gallery, OTHER),
     ):
         with pytest.raises(Conflict, match=r"'staff' was re-embedded meanwhile.* run it again") as caught:
             stale()
         assert caught.value.code == "model_mismatch"
-    assert store.last_change(gallery.id) == last
-    [enrolled] = store.enroll(now, [new_face("late", 50, embedding=vector(50, OTHER_DIM))])
+    assert store.changes.last(gallery.id) == last
+    [enrolled] = store.faces.enroll(now, [new_face("late", 50, embedding=vector(50, OTHER_DIM))])
     assert enrolled.outcome is Outcome.ENROLLED
 
 
 def test_a_switch_in_the_middle_of_reading(store: Store, gallery: Gallery) -> None:
     """Not one embedding by the other pack comes among those that were begun with."""
     lay_beside(store, gallery)
-    parts: Iterator[object] = store.all_vectors(gallery, at_once=3)
+    parts: Iterator[object] = store.embeddings.pages(gallery, size=3)
     next(parts)
-    store.switch_model(gallery, OTHER)
+    store.reembeddings.switch(gallery, OTHER)
     with pytest.raises(Conflict, match="re-embedded"):
         next(parts)
 
 
 def test_an_empty_gallery_can_be_switched_too(store: Store) -> None:
     gallery = make_gallery(store)
-    assert list(store.all_vectors(gallery)) == []
-    store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
-    assert store.switch_model(gallery, OTHER).switched
+    assert list(store.embeddings.pages(gallery)) == []
+    store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
+    assert store.reembeddings.switch(gallery, OTHER).switched
     with pytest.raises(Conflict):
-        list(store.all_vectors(gallery))
+        list(store.embeddings.pages(gallery))
     with pytest.raises(Conflict):
-        store.vectors_of(gallery, [4711])
+        store.embeddings.of_faces(gallery, [4711])
 
 
 def test_faces_that_lack_an_embedding_keep_it_from_switching(store: Store, gallery: Gallery) -> None:
-    store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
+    store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     ids = face_ids(store, gallery)
     put(store, gallery, ids[2:])
-    assert [face.face_id for face in store.lacking(gallery.id, OTHER, 0, 10)] == ids[:2]
-    assert store.switch_model(gallery, OTHER, {ids[0]}, drop_missing=True) == embeddings.Switch(gallery, False, 0, True)
-    assert store.switch_model(gallery, OTHER, {*ids[:2]}) == embeddings.Switch(gallery, False, 2)
-    assert store.gallery("staff") == gallery
+    assert [face.face_id for face in store.reembeddings.missing(gallery.id, OTHER, 0, 10)] == ids[:2]
+    assert store.reembeddings.switch(gallery, OTHER, {ids[0]}, drop_missing=True) == SwitchResult(
+        gallery, False, 0, True
+    )
+    assert store.reembeddings.switch(gallery, OTHER, {*ids[:2]}) == SwitchResult(gallery, False, 2)
+    assert store.galleries.get("staff") == gallery
     assert face_ids(store, gallery) == ids
 
 
@@ -144,29 +147,29 @@ def test_faces_that_lack_an_embedding_keep_it_from_switching(store: Store, galle
 def test_dropping_tells_the_log(
     store: Store, gallery: Gallery, at_once: int, monkeypatch: pytest.MonkeyPatch, database: Database
 ) -> None:
-    monkeypatch.setattr(embeddings, "IN_ONE_QUERY", at_once)
-    store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
+    monkeypatch.setattr(reembeddings, "MAX_QUERY_VALUES", at_once)
+    store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     ids = face_ids(store, gallery)
     put(store, gallery, ids[3:])
-    owners = [store.face(gallery.id, face_id).identity_id for face_id in ids[:3]]
-    last = store.last_change(gallery.id) or 0
-    ended = store.switch_model(gallery, OTHER, set(ids), drop_missing=True)
+    owners = [store.faces.get(gallery.id, face_id).identity_id for face_id in ids[:3]]
+    last = store.changes.last(gallery.id) or 0
+    ended = store.reembeddings.switch(gallery, OTHER, set(ids), drop_missing=True)
     assert (ended.switched, ended.missing) == (True, 3)
-    assert ended.gallery == store.gallery("staff")
-    changes = store.changes_since(gallery.id, last)
+    assert ended.gallery == store.galleries.get("staff")
+    changes = store.changes.since(gallery.id, last)
     assert [change.seq for change in changes] == list(range(last + 1, last + 5))
-    gone = [Entry(Kind.FACE_REMOVED, owner, face_id) for owner, face_id in zip(owners, ids[:3], strict=True)]
-    assert [change.entry for change in changes] == [*gone, Entry(Kind.REEMBEDDED, 0)]
-    assert store.counts(gallery.id) == (4, FACES - 3)
-    assert store.identity(gallery.id, "p0").faces == 0
+    gone = [Entry(ChangeKind.FACE_REMOVED, owner, face_id) for owner, face_id in zip(owners, ids[:3], strict=True)]
+    assert [change.entry for change in changes] == [*gone, Entry(ChangeKind.REEMBEDDED, 0)]
+    assert store.galleries.counts(gallery.id) == (4, FACES - 3)
+    assert store.identities.get(gallery.id, "p0").faces == 0
     assert rows(database, "embeddings") == 2 * (FACES - 3)
 
 
 def test_what_a_face_lacking_an_embedding_offers(store: Store) -> None:
     gallery = make_gallery(store)
     kept = new_face("ana", 1, crop=b"a file")
-    answers = store.enroll(gallery, [kept, new_face("bob", 2)])
-    ana, bob = store.lacking(gallery.id, OTHER, 0, 10)
+    answers = store.faces.enroll(gallery, [kept, new_face("bob", 2)])
+    ana, bob = store.reembeddings.missing(gallery.id, OTHER, 0, 10)
     assert [ana.face_id, bob.face_id] == [answer.face_id for answer in answers]
     assert (ana.external_id, ana.image_sha256, ana.box, ana.crop) == (
         "ana",
@@ -175,8 +178,8 @@ def test_what_a_face_lacking_an_embedding_offers(store: Store) -> None:
         b"a file",
     )
     assert (bob.external_id, bob.crop) == ("bob", None)
-    assert [face.face_id for face in store.lacking(gallery.id, OTHER, ana.face_id, 10)] == [bob.face_id]
-    assert [face.face_id for face in store.lacking(gallery.id, OTHER, 0, 1)] == [ana.face_id]
+    assert [face.face_id for face in store.reembeddings.missing(gallery.id, OTHER, ana.face_id, 10)] == [bob.face_id]
+    assert [face.face_id for face in store.reembeddings.missing(gallery.id, OTHER, 0, 1)] == [ana.face_id]
 
 
 def test_everything_of_a_face_goes_with_it(store: Store, database: Database) -> None:
@@ -184,22 +187,22 @@ def test_everything_of_a_face_goes_with_it(store: Store, database: Database) -> 
     ids = [enroll_one(store, gallery, new_face(f"p{i // 2}", i, crop=bytes(100))) for i in range(5)]
     lay_beside(store, gallery)
     assert (rows(database, "crops"), rows(database, "embeddings")) == (5, 10)
-    store.delete_face(gallery.id, ids[0])
+    store.faces.delete(gallery.id, ids[0])
     assert (rows(database, "crops"), rows(database, "embeddings")) == (4, 8)
-    store.delete_identity(gallery.id, "p1")
+    store.identities.delete(gallery.id, "p1")
     assert (rows(database, "crops"), rows(database, "embeddings")) == (2, 4)
-    store.delete_gallery("staff")
+    store.galleries.delete("staff")
     assert [rows(database, table) for table in ("crops", "embeddings", "reembeddings")] == [0, 0, 0]
 
 
 def test_faces_that_are_gone_or_done_are_passed_over(store: Store, gallery: Gallery) -> None:
-    store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
+    store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     ids = face_ids(store, gallery)
     put(store, gallery, ids[:3])
-    store.delete_face(gallery.id, ids[4])
-    store.put_embeddings(gallery, OTHER, [*ids, 4711], np.stack([vector(99, OTHER_DIM)] * (FACES + 1)))
-    now = store.switch_model(gallery, OTHER).gallery
-    found = store.vectors_of(now, ids)
+    store.faces.delete(gallery.id, ids[4])
+    store.reembeddings.put(gallery, OTHER, [*ids, 4711], np.stack([vector(99, OTHER_DIM)] * (FACES + 1)))
+    now = store.reembeddings.switch(gallery, OTHER).gallery
+    found = store.embeddings.of_faces(now, ids)
     assert found.face_ids.tolist() == [*ids[:4], *ids[5:]]
     expected = [*(vector(face_id, OTHER_DIM) for face_id in ids[:3]), *[vector(99, OTHER_DIM)] * 3]
     assert np.array_equal(found.vectors, np.stack(expected))
@@ -208,50 +211,50 @@ def test_faces_that_are_gone_or_done_are_passed_over(store: Store, gallery: Gall
 def test_starting_again_keeps_what_is_there(store: Store, gallery: Gallery, database: Database) -> None:
     ids = lay_beside(store, gallery)
     [before] = query(database, "SELECT * FROM reembeddings")
-    store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
+    store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     assert query(database, "SELECT * FROM reembeddings") == [before]
-    assert store.former_packs(gallery.id) == [embeddings.Beside("other", OTHER, was_bound=False)]
-    assert store.embedded(gallery.id, OTHER) == len(ids) == FACES
+    assert store.reembeddings.packs(gallery.id) == [OtherPack("other", OTHER, was_bound=False)]
+    assert store.reembeddings.count(gallery.id, OTHER) == len(ids) == FACES
     with pytest.raises(Conflict, match="bound to sface 0123456789abcdef already"):
-        store.start_reembedding(gallery, gallery.model, gallery.fingerprint, gallery.dim)
+        store.reembeddings.start(gallery, gallery.model, gallery.fingerprint, gallery.dim)
 
 
 def test_bad_embeddings_do_not_lie_beside(store: Store, gallery: Gallery) -> None:
-    store.start_reembedding(gallery, "other", OTHER, OTHER_DIM)
+    store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     [first, *_] = face_ids(store, gallery)
     for bad in (vector(1, DIM)[None], 2 * vector(1, OTHER_DIM)[None], np.full((1, OTHER_DIM), np.nan, np.float32)):
         with pytest.raises(InvalidVector):
-            store.put_embeddings(gallery, OTHER, [first], bad)
-    assert store.embedded(gallery.id, OTHER) == 0
+            store.reembeddings.put(gallery, OTHER, [first], bad)
+    assert store.reembeddings.count(gallery.id, OTHER) == 0
 
 
 def test_forgetting(store: Store, gallery: Gallery, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "IN_ONE_QUERY", 2)
+    monkeypatch.setattr(reembeddings, "MAX_QUERY_VALUES", 2)
     other = make_gallery(store, "another")
     enroll_one(store, other, new_face("ana", 1))
     lay_beside(store, other)
     ids = lay_beside(store, gallery)
-    assert store.forget_embeddings(gallery.id, OTHER) == FACES
-    assert store.former_packs(gallery.id) == []
-    assert store.forget_embeddings(gallery.id, OTHER) == 0
-    assert [pack.fingerprint for pack in store.former_packs(other.id)] == [OTHER]
-    assert (store.embedded(gallery.id, OTHER), store.embedded(other.id, OTHER)) == (0, 1)
+    assert store.reembeddings.delete(gallery.id, OTHER) == FACES
+    assert store.reembeddings.packs(gallery.id) == []
+    assert store.reembeddings.delete(gallery.id, OTHER) == 0
+    assert [pack.fingerprint for pack in store.reembeddings.packs(other.id)] == [OTHER]
+    assert (store.reembeddings.count(gallery.id, OTHER), store.reembeddings.count(other.id, OTHER)) == (0, 1)
     assert rows(database, "embeddings") == FACES + 2
-    assert len(store.vectors_of(gallery, ids).face_ids) == FACES
-    for late in (lambda: put(store, gallery, ids), lambda: store.switch_model(gallery, OTHER)):
-        with pytest.raises(Conflict, match="given up meanwhile"):
+    assert len(store.embeddings.of_faces(gallery, ids).face_ids) == FACES
+    for late in (lambda: put(store, gallery, ids), lambda: store.reembeddings.switch(gallery, OTHER)):
+        with pytest.raises(Conflict, match="deleted meanwhile"):
             late()
 
 
 def test_the_gallery_s_own_embeddings_cannot_be_forgotten(store: Store, gallery: Gallery) -> None:
     lay_beside(store, gallery)
-    now = store.switch_model(gallery, OTHER).gallery
-    with pytest.raises(Conflict, match="bound to other feedfeedfeedfeed: its embeddings cannot be forgotten"):
-        store.forget_embeddings(gallery.id, OTHER)
-    assert store.forget_embeddings(gallery.id, gallery.fingerprint) == FACES
+    now = store.reembeddings.switch(gallery, OTHER).gallery
+    with pytest.raises(Conflict, match="bound to other feedfeedfeedfeed: its embeddings cannot be deleted"):
+        store.reembeddings.delete(gallery.id, OTHER)
+    assert store.reembeddings.delete(gallery.id, gallery.fingerprint) == FACES
     assert len(face_ids(store, now)) == FACES
     with pytest.raises(NotFound):
-        store.forget_embeddings(4711, OTHER)
+        store.reembeddings.delete(4711, OTHER)
 
 
 def test_one_of_two_switches_wins(store: Store, gallery: Gallery) -> None:
@@ -259,7 +262,7 @@ def test_one_of_two_switches_wins(store: Store, gallery: Gallery) -> None:
 
     def attempt() -> bool:
         try:
-            return store.switch_model(gallery, OTHER).switched
+            return store.reembeddings.switch(gallery, OTHER).switched
         except Conflict:
             return False
 
@@ -269,7 +272,7 @@ def test_one_of_two_switches_wins(store: Store, gallery: Gallery) -> None:
 def test_enrolling_goes_on_while_others_lie_beside(store: Store, gallery: Gallery) -> None:
     lay_beside(store, gallery)
     new = enroll_one(store, gallery, new_face("new", 60))
-    store.put_identity(gallery.id, Person("new", "New"))
-    assert np.array_equal(store.vectors_of(gallery, [new]).vectors, vector(60)[None])
-    assert [face.face_id for face in store.lacking(gallery.id, OTHER, 0, 10)] == [new]
-    assert store.switch_model(gallery, OTHER).newer
+    store.identities.put(gallery.id, Person("new", "New"))
+    assert np.array_equal(store.embeddings.of_faces(gallery, [new]).vectors, vector(60)[None])
+    assert [face.face_id for face in store.reembeddings.missing(gallery.id, OTHER, 0, 10)] == [new]
+    assert store.reembeddings.switch(gallery, OTHER).newer

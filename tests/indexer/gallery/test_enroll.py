@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import text
 
 from indexer.errors import NotFound
-from indexer.gallery.change_log import Entry, Kind
+from indexer.gallery.change_log import ChangeKind, Entry
 from indexer.gallery.database import open_database
-from indexer.gallery.store import Enrolled, Known, Store
+from indexer.gallery.faces import Enrolled, KnownImage
+from indexer.gallery.store import Store
 from indexer.types import Box, Outcome, Person, Quality, Reason
 from tests.indexer.gallery.faces import DIM, enroll_one, face, image_hash, make_gallery, new_face, vector
 from tests.postgres import Database
@@ -21,70 +22,70 @@ NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 def test_a_new_face_makes_its_identity(store: Store) -> None:
     gallery = make_gallery(store)
-    answers = store.enroll(
+    answers = store.faces.enroll(
         gallery,
         [new_face("ana", 1, name="Ana", metadata={"team": "red"}), new_face("bob", 2), new_face("ana", 3)],
     )
-    ana, bob = store.identity(gallery.id, "ana"), store.identity(gallery.id, "bob")
+    ana, bob = store.identities.get(gallery.id, "ana"), store.identities.get(gallery.id, "bob")
     assert [(a.outcome, a.identity_id, a.owner) for a in answers] == [
         (Outcome.ENROLLED, ana.id, None),
         (Outcome.ENROLLED, bob.id, None),
         (Outcome.ENROLLED, ana.id, None),
     ]
     assert (ana.name, ana.metadata, ana.faces, bob.name, bob.faces) == ("Ana", {"team": "red"}, 2, None, 1)
-    assert store.counts(gallery.id) == (2, 3)
+    assert store.galleries.counts(gallery.id) == (2, 3)
     ids = [a.face_id for a in answers]
-    assert [f.id for f in store.faces(gallery.id, "ana")] == [ids[0], ids[2]]
-    assert [(c.seq, c.entry) for c in store.changes_since(gallery.id, 0)] == [
-        (1, Entry(Kind.IDENTITY_CHANGED, ana.id)),
-        (2, Entry(Kind.IDENTITY_CHANGED, bob.id)),
-        (3, Entry(Kind.FACE_ADDED, ana.id, ids[0])),
-        (4, Entry(Kind.FACE_ADDED, bob.id, ids[1])),
-        (5, Entry(Kind.FACE_ADDED, ana.id, ids[2])),
+    assert [f.id for f in store.faces.list(gallery.id, "ana")] == [ids[0], ids[2]]
+    assert [(c.seq, c.entry) for c in store.changes.since(gallery.id, 0)] == [
+        (1, Entry(ChangeKind.IDENTITY_CHANGED, ana.id)),
+        (2, Entry(ChangeKind.IDENTITY_CHANGED, bob.id)),
+        (3, Entry(ChangeKind.FACE_ADDED, ana.id, ids[0])),
+        (4, Entry(ChangeKind.FACE_ADDED, bob.id, ids[1])),
+        (5, Entry(ChangeKind.FACE_ADDED, ana.id, ids[2])),
     ]
 
 
 def test_the_same_again_is_unchanged(store: Store) -> None:
     gallery = make_gallery(store)
     faces = [new_face("ana", 1, name="Ana"), new_face("bob", 2)]
-    first = store.enroll(gallery, faces)
-    before = store.identities(gallery.id)
-    again = store.enroll(gallery, faces)
+    first = store.faces.enroll(gallery, faces)
+    before = store.identities.list(gallery.id)
+    again = store.faces.enroll(gallery, faces)
     assert again == [Enrolled(Outcome.UNCHANGED, f.face_id, f.identity_id) for f in first]
-    assert store.identities(gallery.id) == before
-    assert store.last_change(gallery.id) == 4
+    assert store.identities.list(gallery.id) == before
+    assert store.changes.last(gallery.id) == 4
 
 
 def test_the_same_image_twice_in_one_call(store: Store) -> None:
     gallery = make_gallery(store)
-    first, again, other = store.enroll(
+    first, again, other = store.faces.enroll(
         gallery, [new_face("ana", 1), new_face("ana", 1), new_face("eve", 1, name="Eve")]
     )
     assert first.outcome is Outcome.ENROLLED
     assert again == Enrolled(Outcome.UNCHANGED, first.face_id, first.identity_id)
     assert other == Enrolled(Outcome.REJECTED, None, None, "ana")
-    assert [person.external_id for person in store.identities(gallery.id)] == ["ana"]
+    assert [person.external_id for person in store.identities.list(gallery.id)] == ["ana"]
 
 
 def test_the_same_image_for_another_identity_in_a_later_call(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
-    answers = store.enroll(gallery, [new_face("eve", 1), new_face("eve", 2)])
+    answers = store.faces.enroll(gallery, [new_face("eve", 1), new_face("eve", 2)])
     assert answers[0] == Enrolled(Outcome.REJECTED, None, None, "ana")
     assert answers[1].outcome is Outcome.ENROLLED
-    assert store.identity(gallery.id, "eve").faces == 1
-    assert store.identity(gallery.id, "ana").faces == 1
+    assert store.identities.get(gallery.id, "eve").faces == 1
+    assert store.identities.get(gallery.id, "ana").faces == 1
 
 
 def test_a_rejected_face_says_nothing_of_its_person(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, gallery, new_face("eve", 2, name="Eve"))
-    before = store.last_change(gallery.id)
-    [answer] = store.enroll(gallery, [new_face("eve", 1, name="Mallory")])
+    before = store.changes.last(gallery.id)
+    [answer] = store.faces.enroll(gallery, [new_face("eve", 1, name="Mallory")])
     assert answer.outcome is Outcome.REJECTED
-    assert store.identity(gallery.id, "eve").name == "Eve"
-    assert store.last_change(gallery.id) == before
+    assert store.identities.get(gallery.id, "eve").name == "Eve"
+    assert store.changes.last(gallery.id) == before
 
 
 def test_what_is_said_updates_and_what_is_not_said_is_kept(store: Store) -> None:
@@ -94,25 +95,28 @@ def test_what_is_said_updates_and_what_is_not_said_is_kept(store: Store) -> None
         store, gallery, new_face("ana", 1, name="Ana", valid_from=NOON, valid_until=later, metadata={"a": 1, "b": 2})
     )
     enroll_one(store, gallery, new_face("ana", 2))
-    ana = store.identity(gallery.id, "ana")
+    ana = store.identities.get(gallery.id, "ana")
     assert (ana.name, ana.valid_from, ana.valid_until, ana.metadata) == ("Ana", NOON, later, {"a": 1, "b": 2})
-    assert [c.entry.kind for c in store.changes_since(gallery.id, 2)] == [Kind.FACE_ADDED]
+    assert [c.entry.kind for c in store.changes.since(gallery.id, 2)] == [ChangeKind.FACE_ADDED]
 
     enroll_one(store, gallery, new_face("ana", 3, name="Anna", metadata={"b": 3, "c": None}))
-    changed = store.identity(gallery.id, "ana")
+    changed = store.identities.get(gallery.id, "ana")
     assert (changed.name, changed.valid_from, changed.valid_until) == ("Anna", NOON, later)
     assert changed.metadata == {"a": 1, "b": 3, "c": None}
     assert changed.updated_at > ana.updated_at
-    assert [c.entry.kind for c in store.changes_since(gallery.id, 3)] == [Kind.IDENTITY_CHANGED, Kind.FACE_ADDED]
+    assert [c.entry.kind for c in store.changes.since(gallery.id, 3)] == [
+        ChangeKind.IDENTITY_CHANGED,
+        ChangeKind.FACE_ADDED,
+    ]
 
-    [answer] = store.enroll(gallery, [new_face("ana", 3, name="Ann")])
+    [answer] = store.faces.enroll(gallery, [new_face("ana", 3, name="Ann")])
     assert answer.outcome is Outcome.UNCHANGED
-    assert store.identity(gallery.id, "ana").name == "Ann"
+    assert store.identities.get(gallery.id, "ana").name == "Ann"
 
 
 def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> None:
     gallery = make_gallery(store)
-    store.enroll(
+    store.faces.enroll(
         gallery,
         [
             new_face("ana", 1, name="Ana", valid_from=NOON, metadata={"a": 1, "b": 1}),
@@ -121,7 +125,7 @@ def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> No
             Person("ana", metadata={"z": 26}),
         ],
     )
-    ana = store.identity(gallery.id, "ana")
+    ana = store.identities.get(gallery.id, "ana")
     assert (ana.name, ana.valid_from, ana.valid_until) == ("Ana", NOON, NOON + timedelta(1))
     assert ana.metadata == {"a": 1, "b": 2, "z": 26}
 
@@ -129,27 +133,29 @@ def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> No
 def test_what_is_said_later_in_one_call_counts(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
-    store.enroll(gallery, [new_face("ana", 2, name="First"), Person("ana", "Last")])
-    assert store.identity(gallery.id, "ana").name == "Last"
-    store.enroll(gallery, [Person("ana", "First"), new_face("ana", 3, name="Last but one")])
-    assert store.identity(gallery.id, "ana").name == "Last but one"
+    store.faces.enroll(gallery, [new_face("ana", 2, name="First"), Person("ana", "Last")])
+    assert store.identities.get(gallery.id, "ana").name == "Last"
+    store.faces.enroll(gallery, [Person("ana", "First"), new_face("ana", 3, name="Last but one")])
+    assert store.identities.get(gallery.id, "ana").name == "Last but one"
 
 
 def test_people_without_a_new_face_are_updated_but_not_made(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, name="Ana"))
-    answers = store.enroll(gallery, [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
-    ana = store.identity(gallery.id, "ana").id
+    answers = store.faces.enroll(gallery, [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
+    ana = store.identities.get(gallery.id, "ana").id
     assert answers == [Enrolled(Outcome.UNCHANGED, None, ana), Enrolled(Outcome.UNCHANGED, None, None)]
-    assert [(p.external_id, p.name, p.metadata) for p in store.identities(gallery.id)] == [("ana", "Ana", {"x": 1})]
+    assert [(p.external_id, p.name, p.metadata) for p in store.identities.list(gallery.id)] == [
+        ("ana", "Ana", {"x": 1})
+    ]
 
 
 def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, valid_until=NOON))
-    before = store.identity(gallery.id, "ana")
+    before = store.identities.get(gallery.id, "ana")
     late = NOON + timedelta(days=1)
-    answers = store.enroll(
+    answers = store.faces.enroll(
         gallery,
         [
             new_face("ana", 2, name="Late", valid_from=late),
@@ -172,24 +178,24 @@ def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store
         problem = answers[i].problem or ""
         assert all(word in problem for word in (repr(who), NOON.isoformat(), late.isoformat()))
         assert (answers[i].face_id, answers[i].owner) == (None, None)
-    ana, new = store.identity(gallery.id, "ana"), store.identity(gallery.id, "new")
+    ana, new = store.identities.get(gallery.id, "ana"), store.identities.get(gallery.id, "new")
     assert (ana.name, ana.valid_from, ana.valid_until) == (before.name, NOON - timedelta(days=1), NOON)
     assert (ana.faces, new.faces, new.valid_from, new.valid_until) == (2, 1, late, None)
-    assert store.identity(gallery.id, "eve").faces == 1
+    assert store.identities.get(gallery.id, "eve").faces == 1
 
 
 def test_a_person_whose_every_face_is_refused_is_not_made(store: Store) -> None:
     gallery = make_gallery(store)
-    [_, answer] = store.enroll(gallery, [Person("ana", valid_from=NOON), new_face("ana", 1, valid_until=NOON)])
+    [_, answer] = store.faces.enroll(gallery, [Person("ana", valid_from=NOON), new_face("ana", 1, valid_until=NOON)])
     assert answer.problem is not None
-    assert store.identities(gallery.id) == []
-    assert store.last_change(gallery.id) == 0
+    assert store.identities.list(gallery.id) == []
+    assert store.changes.last(gallery.id) == 0
 
 
 def test_nothing_to_enrol(store: Store) -> None:
     gallery = make_gallery(store)
-    assert store.enroll(gallery, []) == []
-    assert store.last_change(gallery.id) == 0
+    assert store.faces.enroll(gallery, []) == []
+    assert store.changes.last(gallery.id) == 0
 
 
 def test_embeddings_are_kept_exactly(store: Store, database: Database) -> None:
@@ -197,7 +203,7 @@ def test_embeddings_are_kept_exactly(store: Store, database: Database) -> None:
     odd = np.array([-0.0, np.float32(1e-45), np.nextafter(np.float32(1), np.float32(0)), 1e-5], dtype=np.float32)
     embedding = np.concatenate([odd, np.zeros(DIM - 4, dtype=np.float32)])
     face_id = enroll_one(store, gallery, new_face("ana", 1, embedding=embedding))
-    found = store.vectors_of(gallery, [face_id])
+    found = store.embeddings.of_faces(gallery, [face_id])
     assert found.vectors.dtype == np.float32
     assert found.vectors.tobytes() == embedding.tobytes()
     engine = open_database(database.url)
@@ -211,10 +217,10 @@ def test_detection_and_quality_come_back(store: Store) -> None:
     gallery = make_gallery(store)
     before = datetime.now(UTC)
     face_id = enroll_one(store, gallery, new_face("ana", 7))
-    found = store.face(gallery.id, face_id)
+    found = store.faces.get(gallery.id, face_id)
     was = face(vector(7))
     assert (found.id, found.image_sha256) == (face_id, image_hash(7))
-    assert found.identity_id == store.identity(gallery.id, "ana").id
+    assert found.identity_id == store.identities.get(gallery.id, "ana").id
     assert found.detection.box == Box(10.25, 20.5, 80.0, 100.75)
     assert found.detection.score == 0.9375
     assert found.detection.landmarks.dtype == np.float32
@@ -226,10 +232,10 @@ def test_detection_and_quality_come_back(store: Store) -> None:
 
 def test_faces_page_in_the_order_of_their_enrolment(store: Store) -> None:
     gallery = make_gallery(store)
-    store.enroll(gallery, [new_face(who, image) for image, who in enumerate(["ana", "bob"] * 5)])
+    store.faces.enroll(gallery, [new_face(who, image) for image, who in enumerate(["ana", "bob"] * 5)])
     pages = []
     after = 0
-    while page := store.faces(gallery.id, "ana", after, 2):
+    while page := store.faces.list(gallery.id, "ana", after, 2):
         pages.append([f.image_sha256 for f in page])
         after = page[-1].id
     assert pages == [
@@ -237,39 +243,39 @@ def test_faces_page_in_the_order_of_their_enrolment(store: Store) -> None:
         [image_hash(4), image_hash(6)],
         [image_hash(8)],
     ]
-    assert [f.image_sha256 for f in store.faces(gallery.id, "ana")] == [image_hash(i) for i in (0, 2, 4, 6, 8)]
+    assert [f.image_sha256 for f in store.faces.list(gallery.id, "ana")] == [image_hash(i) for i in (0, 2, 4, 6, 8)]
 
 
 def test_deleting_a_face_keeps_the_identity(store: Store) -> None:
     gallery = make_gallery(store)
     face_id = enroll_one(store, gallery, new_face("ana", 1))
-    ana = store.identity(gallery.id, "ana")
-    store.delete_face(gallery.id, face_id)
-    assert [c.entry for c in store.changes_since(gallery.id, 2)] == [Entry(Kind.FACE_REMOVED, ana.id, face_id)]
-    assert store.identity(gallery.id, "ana").faces == 0
-    assert store.faces(gallery.id, "ana") == []
-    for ask in (store.face, store.delete_face):
+    ana = store.identities.get(gallery.id, "ana")
+    store.faces.delete(gallery.id, face_id)
+    assert [c.entry for c in store.changes.since(gallery.id, 2)] == [Entry(ChangeKind.FACE_REMOVED, ana.id, face_id)]
+    assert store.identities.get(gallery.id, "ana").faces == 0
+    assert store.faces.list(gallery.id, "ana") == []
+    for ask in (store.faces.get, store.faces.delete):
         with pytest.raises(NotFound, match=str(face_id)) as caught:
             ask(gallery.id, face_id)
         assert caught.value.code == "face_not_found"
-    assert store.known_images(gallery.id, [image_hash(1)]) == {}
-    [back] = store.enroll(gallery, [new_face("bob", 1)])
+    assert store.faces.known_images(gallery.id, [image_hash(1)]) == {}
+    [back] = store.faces.enroll(gallery, [new_face("bob", 1)])
     assert back.outcome is Outcome.ENROLLED
 
 
 def test_known_images_of_more_hashes_than_one_query_takes(store: Store) -> None:
     gallery = make_gallery(store)
-    answers = store.enroll(gallery, [new_face(f"p{image % 7}", image) for image in range(0, 1600, 2)])
+    answers = store.faces.enroll(gallery, [new_face(f"p{image % 7}", image) for image in range(0, 1600, 2)])
     asked = [image_hash(image) for image in range(1600)]
-    known = store.known_images(gallery.id, [*asked, *asked[:10]])
+    known = store.faces.known_images(gallery.id, [*asked, *asked[:10]])
     assert len(known) == 800
     for answer, image in zip(answers, range(0, 1600, 2), strict=True):
         assert answer.face_id is not None
         assert answer.identity_id is not None
-        assert known[image_hash(image)] == Known(answer.face_id, answer.identity_id, f"p{image % 7}")
-    assert store.known_images(gallery.id, []) == {}
+        assert known[image_hash(image)] == KnownImage(answer.face_id, answer.identity_id, f"p{image % 7}")
+    assert store.faces.known_images(gallery.id, []) == {}
 
-    found = store.vectors_of(gallery, [a.face_id for a in answers if a.face_id is not None])
+    found = store.embeddings.of_faces(gallery, [a.face_id for a in answers if a.face_id is not None])
     assert len(found.face_ids) == 800
     ids = dict(zip(found.face_ids.tolist(), found.vectors, strict=True))
     for answer, image in zip(answers, range(0, 1600, 2), strict=True):
@@ -278,27 +284,27 @@ def test_known_images_of_more_hashes_than_one_query_takes(store: Store) -> None:
 
 def test_all_vectors_come_in_parts_in_the_order_of_their_ids(store: Store) -> None:
     gallery, other = make_gallery(store), make_gallery(store, "other")
-    store.enroll(gallery, [new_face(f"p{i}", i) for i in range(25)])
-    store.enroll(other, [new_face(f"p{i}", i) for i in range(5)])
-    found = list(store.all_vectors(gallery, at_once=10))
-    assert store.last_change(gallery.id) == 50
+    store.faces.enroll(gallery, [new_face(f"p{i}", i) for i in range(25)])
+    store.faces.enroll(other, [new_face(f"p{i}", i) for i in range(5)])
+    found = list(store.embeddings.pages(gallery, size=10))
+    assert store.changes.last(gallery.id) == 50
     assert [len(part.face_ids) for part in found] == [10, 10, 5]
     ids = np.concatenate([part.face_ids for part in found]).tolist()
     assert ids == sorted(ids)
     assert np.array_equal(np.concatenate([part.vectors for part in found]), np.stack([vector(i) for i in range(25)]))
     owners = np.concatenate([part.identity_ids for part in found]).tolist()
-    assert owners == [store.face(gallery.id, face_id).identity_id for face_id in ids]
+    assert owners == [store.faces.get(gallery.id, face_id).identity_id for face_id in ids]
 
 
 def test_a_gallery_deleted_before_the_commit(store: Store) -> None:
     gallery = make_gallery(store)
     face_id = enroll_one(store, gallery, new_face("ana", 1))
-    store.delete_gallery("staff")
+    store.galleries.delete("staff")
     with pytest.raises(NotFound) as caught:
-        store.enroll(gallery, [new_face("ana", 2)])
+        store.faces.enroll(gallery, [new_face("ana", 2)])
     assert caught.value.code == "gallery_not_found"
     with pytest.raises(NotFound):
-        store.delete_face(gallery.id, face_id)
+        store.faces.delete(gallery.id, face_id)
     with pytest.raises(NotFound):
-        store.delete_identity(gallery.id, "ana")
-    assert store.counts(gallery.id) == (0, 0)
+        store.identities.delete(gallery.id, "ana")
+    assert store.galleries.counts(gallery.id) == (0, 0)

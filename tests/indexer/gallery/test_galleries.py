@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import text, update
+from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery.database import open_database
@@ -18,7 +19,7 @@ from tests.postgres import Database
 
 def test_a_gallery_comes_back_as_it_was_made(store: Store) -> None:
     before = datetime.now(UTC)
-    made = store.create_gallery("Köln-Süd 東京", "sface", "49f000ec501fef24", 128)
+    made = store.galleries.create("Köln-Süd 東京", "sface", "49f000ec501fef24", 128)
     assert (made.name, made.model, made.fingerprint, made.dim, made.seq) == (
         "Köln-Süd 東京",
         "sface",
@@ -28,17 +29,17 @@ def test_a_gallery_comes_back_as_it_was_made(store: Store) -> None:
     )
     assert before <= made.created_at <= datetime.now(UTC)
     assert made.created_at.utcoffset() == UTC.utcoffset(None)
-    assert store.gallery("Köln-Süd 東京") == made
-    assert store.counts(made.id) == (0, 0)
-    assert store.last_change(made.id) == 0
+    assert store.galleries.get("Köln-Süd 東京") == made
+    assert store.galleries.counts(made.id) == (0, 0)
+    assert store.changes.last(made.id) == 0
 
 
 def test_a_second_of_the_same_name_is_a_conflict(store: Store) -> None:
     first = make_gallery(store)
     with pytest.raises(Conflict, match="'staff'") as caught:
-        store.create_gallery("staff", "other", "ffff", 64)
+        store.galleries.create("staff", "other", "ffff", 64)
     assert caught.value.code == "gallery_exists"
-    assert store.galleries() == [first]
+    assert store.galleries.list() == [first]
     assert make_gallery(store, "Staff").name == "Staff"
 
 
@@ -67,35 +68,35 @@ def test_bad_names(store: Store, name: str) -> None:
         make_gallery(store, name)
     assert caught.value.code == "invalid_request"
     assert repr(name) in caught.value.message
-    assert store.galleries() == []
+    assert store.galleries.list() == []
 
 
 def test_one_that_was_called_so_before_can_be_deleted(store: Store) -> None:
     made = make_gallery(store)
-    with store._write() as session:
+    with Session(store.engine) as session, session.begin():
         session.execute(update(GalleryRow).values(name=".."))
-    assert store.delete_gallery("..").id == made.id
-    assert store.galleries() == []
+    assert store.galleries.delete("..").id == made.id
+    assert store.galleries.list() == []
 
 
 def test_the_longest_name(store: Store) -> None:
-    assert store.gallery(make_gallery(store, "é" * 200).name).name == "é" * 200
+    assert store.galleries.get(make_gallery(store, "é" * 200).name).name == "é" * 200
 
 
 def test_a_missing_gallery(store: Store) -> None:
-    for ask in (store.gallery, store.delete_gallery):
+    for ask in (store.galleries.get, store.galleries.delete):
         with pytest.raises(NotFound, match="'nobody'") as caught:
             ask("nobody")
         assert caught.value.code == "gallery_not_found"
-    assert store.last_change(4711) is None
+    assert store.changes.last(4711) is None
 
 
 def test_paging(store: Store) -> None:
     made = [make_gallery(store, f"g{i}") for i in (3, 1, 4, 2, 5)]
-    assert store.galleries() == made
+    assert store.galleries.list() == made
     pages = []
     after = 0
-    while page := store.galleries(after, 2):
+    while page := store.galleries.list(after, 2):
         pages.append([gallery.name for gallery in page])
         after = page[-1].id
     assert pages == [["g3", "g1"], ["g4", "g2"], ["g5"]]
@@ -106,12 +107,12 @@ def test_deleting_takes_everything_along_and_nothing_else(store: Store, database
     for gallery in (doomed, kept):
         enroll_one(store, gallery, new_face("ana", 1))
         enroll_one(store, gallery, new_face("bob", 2))
-    changes = store.changes_since(kept.id, 0)
-    assert store.delete_gallery("doomed").id == doomed.id
-    assert [gallery.name for gallery in store.galleries()] == ["kept"]
-    assert store.counts(doomed.id) == (0, 0)
-    assert store.counts(kept.id) == (2, 2)
-    assert store.changes_since(kept.id, 0) == changes
+    changes = store.changes.since(kept.id, 0)
+    assert store.galleries.delete("doomed").id == doomed.id
+    assert [gallery.name for gallery in store.galleries.list()] == ["kept"]
+    assert store.galleries.counts(doomed.id) == (0, 0)
+    assert store.galleries.counts(kept.id) == (2, 2)
+    assert store.changes.since(kept.id, 0) == changes
     engine = open_database(database.url)
     with engine.connect() as connection:
         for table in ("identities", "faces", "changes"):
@@ -127,33 +128,33 @@ def test_ids_are_never_used_again(store: Store) -> None:
         gallery = make_gallery(store)
         for image in (1, 2):
             faces.add(enroll_one(store, gallery, new_face(f"p{image}", image)))
-        identities |= {person.id for person in store.identities(gallery.id)}
+        identities |= {person.id for person in store.identities.list(gallery.id)}
         galleries.add(gallery.id)
-        store.delete_gallery("staff")
+        store.galleries.delete("staff")
     assert (len(galleries), len(identities), len(faces)) == (3, 6, 6)
 
     gallery = make_gallery(store)
     before = enroll_one(store, gallery, new_face("ana", 1))
-    store.delete_face(gallery.id, before)
+    store.faces.delete(gallery.id, before)
     assert enroll_one(store, gallery, new_face("ana", 1)) > before
-    ana = store.identity(gallery.id, "ana").id
-    store.delete_identity(gallery.id, "ana")
-    assert store.put_identity(gallery.id, Person("ana"))[0].id > ana
+    ana = store.identities.get(gallery.id, "ana").id
+    store.identities.delete(gallery.id, "ana")
+    assert store.identities.put(gallery.id, Person("ana"))[0].id > ana
 
 
 def test_galleries_do_not_see_each_other(store: Store) -> None:
     one, two = make_gallery(store, "one"), make_gallery(store, "two")
     face_id = enroll_one(store, one, new_face("ana", 1, name="Ana of one"))
-    assert store.identities(two.id) == []
-    assert store.known_images(two.id, [image_hash(1)]) == {}
-    assert len(store.vectors_of(two, [face_id]).face_ids) == 0
-    for ask in (store.face, store.delete_face):
+    assert store.identities.list(two.id) == []
+    assert store.faces.known_images(two.id, [image_hash(1)]) == {}
+    assert len(store.embeddings.of_faces(two, [face_id]).face_ids) == 0
+    for ask in (store.faces.get, store.faces.delete):
         with pytest.raises(NotFound):
             ask(two.id, face_id)
-    for ask_person in (store.identity, store.faces, store.delete_identity):
+    for ask_person in (store.identities.get, store.faces.list, store.identities.delete):
         with pytest.raises(NotFound):
             ask_person(two.id, "ana")
     enroll_one(store, two, new_face("ana", 1, name="Ana of two"))
-    assert store.identity(one.id, "ana").name == "Ana of one"
-    assert store.identity(one.id, "ana").id != store.identity(two.id, "ana").id
-    assert (store.last_change(one.id), store.last_change(two.id)) == (2, 2)
+    assert store.identities.get(one.id, "ana").name == "Ana of one"
+    assert store.identities.get(one.id, "ana").id != store.identities.get(two.id, "ana").id
+    assert (store.changes.last(one.id), store.changes.last(two.id)) == (2, 2)

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from indexer.errors import InvalidRequest, NotFound
-from indexer.gallery.change_log import Entry, Kind
-from indexer.gallery.metadata import DEEPEST, MOST_BYTES
+from indexer.gallery.change_log import ChangeKind, Entry
+from indexer.gallery.faces import NewFace
 from indexer.gallery.schema import IdentityRow
-from indexer.gallery.store import NewFace, Store
-from indexer.types import Identity, Named, Person
+from indexer.gallery.store import Store
+from indexer.gallery.validation import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from indexer.types import Identity, NamedIdentity, Person
 from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face
 from tests.postgres import Database, Postgres, opened
 
@@ -36,58 +38,58 @@ def test_put_makes_it(store: Store) -> None:
     gallery = make_gallery(store)
     person = Person("b-17", "Ana Ñandú", NOON, NOON + timedelta(days=1), {"team": "red"})
     before = datetime.now(UTC)
-    made, created = store.put_identity(gallery.id, person)
+    made, created = store.identities.put(gallery.id, person)
     assert created
     assert (made.external_id, made.name, made.metadata) == ("b-17", "Ana Ñandú", {"team": "red"})
     assert (made.valid_from, made.valid_until, made.faces) == (NOON, NOON + timedelta(days=1), 0)
     assert before <= made.created_at == made.updated_at <= datetime.now(UTC)
-    assert store.identity(gallery.id, "b-17") == made
-    assert [c.entry for c in store.changes_since(gallery.id, 0)] == [Entry(Kind.IDENTITY_CHANGED, made.id)]
+    assert store.identities.get(gallery.id, "b-17") == made
+    assert [c.entry for c in store.changes.since(gallery.id, 0)] == [Entry(ChangeKind.IDENTITY_CHANGED, made.id)]
 
 
 def test_put_replaces_all_that_is_said(store: Store) -> None:
     gallery = make_gallery(store)
-    first, _ = store.put_identity(gallery.id, Person("ana", "Ana", NOON, None, {"team": "red", "floor": 2}))
+    first, _ = store.identities.put(gallery.id, Person("ana", "Ana", NOON, None, {"team": "red", "floor": 2}))
     enroll_one(store, gallery, new_face("ana", 1))
-    second, created = store.put_identity(gallery.id, Person("ana", None, None, NOON, {"floor": 3}))
+    second, created = store.identities.put(gallery.id, Person("ana", None, None, NOON, {"floor": 3}))
     assert not created
     assert (second.id, second.name, second.valid_from, second.valid_until) == (first.id, None, None, NOON)
     assert second.metadata == {"floor": 3}
     assert second.faces == 1
     assert second.created_at == first.created_at < second.updated_at
-    assert store.identity(gallery.id, "ana") == second
+    assert store.identities.get(gallery.id, "ana") == second
 
 
 def test_put_without_replace_leaves_it(store: Store) -> None:
     gallery = make_gallery(store)
-    first, created = store.put_identity(gallery.id, Person("ana", "Ana"), replace=False)
+    first, created = store.identities.put(gallery.id, Person("ana", "Ana"), replace=False)
     assert created
-    again, created = store.put_identity(gallery.id, Person("ana", "Other", metadata={"x": 1}), replace=False)
+    again, created = store.identities.put(gallery.id, Person("ana", "Other", metadata={"x": 1}), replace=False)
     assert (again, created) == (first, False)
-    assert store.last_change(gallery.id) == 1
+    assert store.changes.last(gallery.id) == 1
 
 
 def test_saying_the_same_again_is_no_change(store: Store) -> None:
     gallery = make_gallery(store)
     person = Person("ana", "Ana", NOON, None, METADATA)
-    first, _ = store.put_identity(gallery.id, person)
-    assert store.put_identity(gallery.id, person) == (first, False)
-    assert store.last_change(gallery.id) == 1
+    first, _ = store.identities.put(gallery.id, person)
+    assert store.identities.put(gallery.id, person) == (first, False)
+    assert store.changes.last(gallery.id) == 1
 
 
 def test_metadata_comes_back_exactly(store: Store) -> None:
     gallery = make_gallery(store)
-    store.put_identity(gallery.id, Person("ana", metadata=METADATA))
-    assert store.identity(gallery.id, "ana").metadata == METADATA
-    assert store.identities(gallery.id)[0].metadata == METADATA
+    store.identities.put(gallery.id, Person("ana", metadata=METADATA))
+    assert store.identities.get(gallery.id, "ana").metadata == METADATA
+    assert store.identities.list(gallery.id)[0].metadata == METADATA
 
 
 @pytest.mark.parametrize("hours", [-11, 0, 5.75, 14])
 def test_dates_are_one_moment_in_every_zone(store: Store, hours: float) -> None:
     gallery = make_gallery(store)
     there = (NOON + timedelta(microseconds=123456)).astimezone(timezone(timedelta(hours=hours)))
-    store.put_identity(gallery.id, Person("ana", valid_from=there, valid_until=there + MICROSECOND))
-    found = store.identity(gallery.id, "ana")
+    store.identities.put(gallery.id, Person("ana", valid_from=there, valid_until=there + MICROSECOND))
+    found = store.identities.get(gallery.id, "ana")
     assert found.valid_from == NOON + timedelta(microseconds=123456)
     assert found.valid_until == NOON + timedelta(microseconds=123457)
     assert found.valid_from.utcoffset() == timedelta(0)
@@ -101,19 +103,19 @@ def test_for_ever_can_be_said_whatever_zone_the_server_is_in(postgres: Postgres)
     first = datetime(1, 1, 1, tzinfo=UTC)
     with opened(url) as store:
         gallery = make_gallery(store)
-        store.put_identity(gallery.id, Person("ana", valid_from=first, valid_until=last))
-        assert store.identity(gallery.id, "ana").valid_until == last
+        store.identities.put(gallery.id, Person("ana", valid_from=first, valid_until=last))
+        assert store.identities.get(gallery.id, "ana").valid_until == last
     postgres.run(f"ALTER DATABASE {name} SET timezone TO 'America/Los_Angeles'")
     with opened(url) as store:
-        assert store.identity(gallery.id, "ana").valid_from == first
+        assert store.identities.get(gallery.id, "ana").valid_from == first
 
 
 def test_for_ever_is_kept(store: Store) -> None:
     gallery = make_gallery(store)
     last = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     first = datetime(1, 1, 1, tzinfo=UTC)
-    store.put_identity(gallery.id, Person("ana", valid_from=first, valid_until=last))
-    found = store.identity(gallery.id, "ana")
+    store.identities.put(gallery.id, Person("ana", valid_from=first, valid_until=last))
+    found = store.identities.get(gallery.id, "ana")
     assert (found.valid_from, found.valid_until) == (first, last)
 
 
@@ -140,7 +142,7 @@ BAD: list[tuple[Person, str]] = [
     (Person("ana", metadata={"x": NOON}), "JSON"),
     (Person("ana", metadata={"x": b"bytes"}), "JSON"),
     (Person("ana", metadata={"x": "\ud800"}), "JSON: .* not valid Unicode"),
-    (Person("ana", metadata={"x": nested(DEEPEST + 1)}), "JSON: more than 32 lists and objects"),
+    (Person("ana", metadata={"x": nested(MAX_METADATA_DEPTH + 1)}), "JSON: more than 32 lists and objects"),
     (Person("ana", metadata={"x": "x" * 16 * 2**10}), "metadata of 'ana' would be 16,392 bytes .* 16,384 at most"),
 ]
 
@@ -149,16 +151,16 @@ BAD: list[tuple[Person, str]] = [
 def test_a_bad_person_is_refused_and_nothing_is_written(store: Store, person: Person, message: str) -> None:
     gallery = make_gallery(store)
     with pytest.raises(InvalidRequest, match=message) as caught:
-        store.put_identity(gallery.id, person)
+        store.identities.put(gallery.id, person)
     assert caught.value.code == "invalid_request"
     good = new_face("good", 1)
     bad = type(good)(person, new_face("bad", 2).image_sha256, good.face)
     with pytest.raises(InvalidRequest, match=message):
-        store.enroll(gallery, [good, bad])
+        store.faces.enroll(gallery, [good, bad])
     with pytest.raises(InvalidRequest, match=message):
-        store.enroll(gallery, [good, person])
-    assert store.counts(gallery.id) == (0, 0)
-    assert store.last_change(gallery.id) == 0
+        store.faces.enroll(gallery, [good, person])
+    assert store.galleries.counts(gallery.id) == (0, 0)
+    assert store.changes.last(gallery.id) == 0
 
 
 BRIM = {"x": "é" * 8188}
@@ -169,17 +171,17 @@ MORE = {"y": 1}
 
 def test_as_much_metadata_as_may_be(store: Store) -> None:
     gallery = make_gallery(store)
-    assert len(json.dumps(BRIM, ensure_ascii=False, separators=(",", ":")).encode()) == MOST_BYTES
-    assert store.put_identity(gallery.id, Person("ana", metadata=BRIM))[0].metadata == BRIM
+    assert len(json.dumps(BRIM, ensure_ascii=False, separators=(",", ":")).encode()) == MAX_METADATA_BYTES
+    assert store.identities.put(gallery.id, Person("ana", metadata=BRIM))[0].metadata == BRIM
     with pytest.raises(InvalidRequest, match="metadata of 'ana' would be 16,385 bytes"):
-        store.put_identity(gallery.id, Person("ana", metadata={"x": BRIM["x"] + "x"}))
+        store.identities.put(gallery.id, Person("ana", metadata={"x": BRIM["x"] + "x"}))
 
 
 def test_metadata_that_grows_bit_by_bit_ends_there_too(store: Store) -> None:
     """Enrolling keeps what was said before, and so does merging."""
     gallery = make_gallery(store)
-    store.enroll(gallery, [new_face("ana", 1, metadata=BRIM)])
-    store.put_identity(gallery.id, Person("ben", metadata=MORE))
+    store.faces.enroll(gallery, [new_face("ana", 1, metadata=BRIM)])
+    store.identities.put(gallery.id, Person("ben", metadata=MORE))
     said: list[NewFace | Person] = [
         new_face("ana", 2, metadata=MORE),
         Person("ana", metadata=MORE),
@@ -187,7 +189,7 @@ def test_metadata_that_grows_bit_by_bit_ends_there_too(store: Store) -> None:
         new_face("tom", 4, metadata=BRIM),
         new_face("ana", 5, metadata=BRIM),
     ]
-    problems = [enrolled.problem for enrolled in store.enroll(gallery, said)]
+    problems = [enrolled.problem for enrolled in store.faces.enroll(gallery, said)]
     assert [None if problem is None else problem[:34] for problem in problems] == [
         "the metadata of 'ana' would be 16,",
         "the metadata of 'ana' would be 16,",
@@ -195,59 +197,59 @@ def test_metadata_that_grows_bit_by_bit_ends_there_too(store: Store) -> None:
         "the metadata of 'tom' would be 16,",
         None,
     ]
-    assert {p.external_id: (p.metadata, p.faces) for p in store.identities(gallery.id)} == {
+    assert {p.external_id: (p.metadata, p.faces) for p in store.identities.list(gallery.id)} == {
         "ana": (BRIM, 2),
         "ben": (MORE, 0),
         "tom": (MORE, 1),
     }
-    last = store.last_change(gallery.id)
+    last = store.changes.last(gallery.id)
     for into, other in (("ana", "ben"), ("ben", "ana")):
         with pytest.raises(InvalidRequest, match=f"metadata of '{into}' would be 16,390 bytes"):
-            store.merge_identities(gallery.id, into, other)
-    assert store.last_change(gallery.id) == last
-    assert store.counts(gallery.id) == (3, 3)
+            store.identities.merge(gallery.id, into, other)
+    assert store.changes.last(gallery.id) == last
+    assert store.galleries.counts(gallery.id) == (3, 3)
 
 
 def test_more_that_was_stored_before_stays_and_can_be_made_less(store: Store) -> None:
     gallery = make_gallery(store)
-    store.enroll(gallery, [new_face("ana", 1)])
+    store.faces.enroll(gallery, [new_face("ana", 1)])
     much = {"x": "x" * 20_000, "y": "y" * 20_000}
-    with store._write() as session:
+    with Session(store.engine) as session, session.begin():
         session.execute(update(IdentityRow).values(details=much))
-    assert store.identity(gallery.id, "ana").metadata == much
+    assert store.identities.get(gallery.id, "ana").metadata == much
     enroll_one(store, gallery, new_face("ana", 2, name="Ana"))
-    [told] = store.enroll(gallery, [Person("ana", metadata={"z": 1})])
+    [told] = store.faces.enroll(gallery, [Person("ana", metadata={"z": 1})])
     assert "would be 40,021 bytes" in (told.problem or "")
-    store.put_identity(gallery.id, Person("ben", "Ben"))
-    store.merge_identities(gallery.id, "ana", "ben")
+    store.identities.put(gallery.id, Person("ben", "Ben"))
+    store.identities.merge(gallery.id, "ana", "ben")
 
     def changed(name: str, metadata: Mapping[str, object]) -> Callable[[Identity], Person]:
         return lambda there: Person("ana", name, metadata=metadata)
 
-    found = store.change_identity(gallery.id, "ana", changed("Anna", much))
+    found = store.identities.change(gallery.id, "ana", changed("Anna", much))
     assert (found.name, found.metadata, found.faces) == ("Anna", much, 2)
     with pytest.raises(InvalidRequest, match="would be 20,008 bytes"):
-        store.change_identity(gallery.id, "ana", changed("Anna", {"x": much["x"]}))
-    assert store.change_identity(gallery.id, "ana", changed("Anna", MORE)).metadata == MORE
+        store.identities.change(gallery.id, "ana", changed("Anna", {"x": much["x"]}))
+    assert store.identities.change(gallery.id, "ana", changed("Anna", MORE)).metadata == MORE
 
 
 def test_paging(store: Store) -> None:
     gallery, other = make_gallery(store), make_gallery(store, "other")
     for i in (5, 3, 1, 4, 2):
-        store.put_identity(gallery.id, Person(f"p{i}"))
-        store.put_identity(other.id, Person(f"q{i}"))
+        store.identities.put(gallery.id, Person(f"p{i}"))
+        store.identities.put(other.id, Person(f"q{i}"))
     enroll_one(store, gallery, new_face("p3", 1))
     enroll_one(store, gallery, new_face("p3", 2))
     seen: list[tuple[str, int]] = []
     sizes = []
     after = 0
-    while page := store.identities(gallery.id, after, 2):
+    while page := store.identities.list(gallery.id, after, 2):
         seen += [(person.external_id, person.faces) for person in page]
         sizes.append(len(page))
         after = page[-1].id
     assert seen == [("p5", 0), ("p3", 2), ("p1", 0), ("p4", 0), ("p2", 0)]
     assert sizes == [2, 2, 1]
-    assert [person.external_id for person in store.identities(gallery.id)] == ["p5", "p3", "p1", "p4", "p2"]
+    assert [person.external_id for person in store.identities.list(gallery.id)] == ["p5", "p3", "p1", "p4", "p2"]
 
 
 def test_who_is_valid_when(store: Store) -> None:
@@ -262,10 +264,10 @@ def test_who_is_valid_when(store: Store) -> None:
     }
     ids: dict[str, int] = {}
     for who, (start, end) in windows.items():
-        ids[who] = store.put_identity(gallery.id, Person(who, valid_from=start, valid_until=end))[0].id
+        ids[who] = store.identities.put(gallery.id, Person(who, valid_from=start, valid_until=end))[0].id
 
     def valid(at: datetime) -> set[str]:
-        found = store.valid_identities([*ids.values(), 10**6], at)
+        found = store.identities.valid([*ids.values(), 10**6], at)
         assert {identity.id for identity in found.values()} == set(found)
         return {identity.external_id for identity in found.values()}
 
@@ -274,51 +276,53 @@ def test_who_is_valid_when(store: Store) -> None:
     assert valid(NOON + day - MICROSECOND) == {"always", "from", "window"}
     assert valid(NOON + day) == {"always", "from"}
     assert valid(NOON.astimezone(timezone(timedelta(hours=9)))) == {"always", "from", "window"}
-    assert store.valid_identities([], NOON) == {}
-    assert set(store.valid_identities([ids["always"]] * 2, NOON)) == {ids["always"]}
+    assert store.identities.valid([], NOON) == {}
+    assert set(store.identities.valid([ids["always"]] * 2, NOON)) == {ids["always"]}
 
 
 def test_valid_identities_are_whole_and_many_can_be_asked_for(store: Store) -> None:
     gallery = make_gallery(store)
-    store.enroll(gallery, [new_face(f"p{i}", i, name=f"Number {i}") for i in range(1203)])
-    people = store.identities(gallery.id)
+    store.faces.enroll(gallery, [new_face(f"p{i}", i, name=f"Number {i}") for i in range(1203)])
+    people = store.identities.list(gallery.id)
     assert len(people) == 1203
     assert all(person.faces == 1 for person in people)
-    everybody = {p.id: Named(p.id, p.external_id, p.name, p.metadata, p.faces) for p in people}
-    assert store.valid_identities(everybody, NOON) == everybody
+    everybody = {p.id: NamedIdentity(p.id, p.external_id, p.name, p.metadata, p.faces) for p in people}
+    assert store.identities.valid(everybody, NOON) == everybody
 
 
 def test_deleting_takes_the_faces_along_and_says_so(store: Store) -> None:
     gallery = make_gallery(store)
     kept = enroll_one(store, gallery, new_face("bob", 3))
     gone = [enroll_one(store, gallery, new_face("ana", image)) for image in (1, 2)]
-    ana = store.identity(gallery.id, "ana")
-    before = store.last_change(gallery.id) or 0
-    assert store.delete_identity(gallery.id, "ana") == 2
+    ana = store.identities.get(gallery.id, "ana")
+    before = store.changes.last(gallery.id) or 0
+    assert store.identities.delete(gallery.id, "ana") == 2
     with pytest.raises(NotFound) as caught:
-        store.identity(gallery.id, "ana")
+        store.identities.get(gallery.id, "ana")
     assert caught.value.code == "identity_not_found"
-    assert store.counts(gallery.id) == (1, 1)
-    assert store.face(gallery.id, kept).identity_id == store.identity(gallery.id, "bob").id
-    entries = [change.entry for change in store.changes_since(gallery.id, before)]
-    assert sorted(entries[:2], key=lambda e: e.face_id or 0) == [Entry(Kind.FACE_REMOVED, ana.id, f) for f in gone]
-    assert entries[2:] == [Entry(Kind.IDENTITY_REMOVED, ana.id)]
-    assert store.valid_identities([ana.id], NOON) == {}
+    assert store.galleries.counts(gallery.id) == (1, 1)
+    assert store.faces.get(gallery.id, kept).identity_id == store.identities.get(gallery.id, "bob").id
+    entries = [change.entry for change in store.changes.since(gallery.id, before)]
+    assert sorted(entries[:2], key=lambda e: e.face_id or 0) == [
+        Entry(ChangeKind.FACE_REMOVED, ana.id, f) for f in gone
+    ]
+    assert entries[2:] == [Entry(ChangeKind.IDENTITY_REMOVED, ana.id)]
+    assert store.identities.valid([ana.id], NOON) == {}
 
 
 def test_what_is_not_there(store: Store) -> None:
     gallery = make_gallery(store)
-    asked: list[Any] = [store.identity, store.faces, store.delete_identity]
+    asked: list[Any] = [store.identities.get, store.faces.list, store.identities.delete]
     for ask in asked:
         with pytest.raises(NotFound, match="'nobody'") as caught:
             ask(gallery.id, "nobody")
         assert caught.value.code == "identity_not_found"
-    assert store.last_change(gallery.id) == 0
+    assert store.changes.last(gallery.id) == 0
 
 
 def test_a_gone_gallery_takes_nobody_in(store: Store, database: Database) -> None:
     gallery = make_gallery(store)
-    store.delete_gallery("staff")
+    store.galleries.delete("staff")
     with pytest.raises(NotFound) as caught:
-        store.put_identity(gallery.id, Person("ana"))
+        store.identities.put(gallery.id, Person("ana"))
     assert caught.value.code == "gallery_not_found"

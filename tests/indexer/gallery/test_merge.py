@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from indexer.errors import InvalidRequest, NotFound
-from indexer.gallery.change_log import Entry, Kind
+from indexer.gallery.change_log import ChangeKind, Entry
 from indexer.gallery.export_reader import snapshot_of
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Outcome, Person, Tier
@@ -36,22 +36,24 @@ def test_the_faces_move_and_the_other_is_gone(store: Store) -> None:
     first = enroll_one(store, gallery, new_face("ana", 1))
     moved = [enroll_one(store, gallery, new_face("ana-2", image)) for image in (2, 3)]
     apart = enroll_one(store, gallery, new_face("ben", 4))
-    kept, gone = (store.identity(gallery.id, name) for name in ("ana", "ana-2"))
-    before = store.last_change(gallery.id) or 0
-    merged, faces = store.merge_identities(gallery.id, "ana", "ana-2")
+    kept, gone = (store.identities.get(gallery.id, name) for name in ("ana", "ana-2"))
+    before = store.changes.last(gallery.id) or 0
+    merged, faces = store.identities.merge(gallery.id, "ana", "ana-2")
     assert (merged.id, merged.external_id, merged.faces, faces) == (kept.id, "ana", 3, 2)
-    assert merged == store.identity(gallery.id, "ana")
-    assert [face.id for face in store.faces(gallery.id, "ana")] == [first, *moved]
-    assert [face.id for face in store.faces(gallery.id, "ben")] == [apart]
+    assert merged == store.identities.get(gallery.id, "ana")
+    assert [face.id for face in store.faces.list(gallery.id, "ana")] == [first, *moved]
+    assert [face.id for face in store.faces.list(gallery.id, "ben")] == [apart]
     with pytest.raises(NotFound, match="'ana-2'"):
-        store.identity(gallery.id, "ana-2")
-    assert store.counts(gallery.id) == (2, 4)
-    assert {face.external_id for face in store.known_images(gallery.id, map(image_hash, (1, 2, 3))).values()} == {"ana"}
-    assert [change.entry for change in store.changes_since(gallery.id, before)] == [
-        *(Entry(Kind.FACE_ADDED, kept.id, face_id) for face_id in moved),
-        Entry(Kind.IDENTITY_REMOVED, gone.id),
+        store.identities.get(gallery.id, "ana-2")
+    assert store.galleries.counts(gallery.id) == (2, 4)
+    assert {face.external_id for face in store.faces.known_images(gallery.id, map(image_hash, (1, 2, 3))).values()} == {
+        "ana"
+    }
+    assert [change.entry for change in store.changes.since(gallery.id, before)] == [
+        *(Entry(ChangeKind.FACE_ADDED, kept.id, face_id) for face_id in moved),
+        Entry(ChangeKind.IDENTITY_REMOVED, gone.id),
     ]
-    vectors = store.vectors_of(gallery, moved)
+    vectors = store.embeddings.of_faces(gallery, moved)
     assert vectors.identity_ids.tolist() == [kept.id] * 2
     assert np.array_equal(vectors.vectors, np.stack([vector(2), vector(3)]))
 
@@ -73,20 +75,20 @@ def test_the_faces_move_and_the_other_is_gone(store: Store) -> None:
 )
 def test_what_is_said_of_them(store: Store, into: Person, other: Person, expected: Person) -> None:
     gallery = make_gallery(store)
-    before, _ = store.put_identity(gallery.id, into)
-    store.put_identity(gallery.id, other)
-    last = store.last_change(gallery.id) or 0
-    merged, faces = store.merge_identities(gallery.id, "a", "b")
+    before, _ = store.identities.put(gallery.id, into)
+    store.identities.put(gallery.id, other)
+    last = store.changes.last(gallery.id) or 0
+    merged, faces = store.identities.merge(gallery.id, "a", "b")
     assert faces == 0
-    assert merged == store.identity(gallery.id, "a")
+    assert merged == store.identities.get(gallery.id, "a")
     told = Person(merged.external_id, merged.name, merged.valid_from, merged.valid_until, merged.metadata)
     assert told == expected
-    changed = [c.entry.kind for c in store.changes_since(gallery.id, last)]
+    changed = [c.entry.kind for c in store.changes.since(gallery.id, last)]
     if expected == into:
-        assert changed == [Kind.IDENTITY_REMOVED]
+        assert changed == [ChangeKind.IDENTITY_REMOVED]
         assert merged.updated_at == before.updated_at
     else:
-        assert changed == [Kind.IDENTITY_CHANGED, Kind.IDENTITY_REMOVED]
+        assert changed == [ChangeKind.IDENTITY_CHANGED, ChangeKind.IDENTITY_REMOVED]
         assert merged.updated_at > before.updated_at
 
 
@@ -94,14 +96,14 @@ def test_what_cannot_be_merged_changes_nothing(store: Store) -> None:
     gallery, elsewhere = make_gallery(store), make_gallery(store, "visitors")
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, elsewhere, new_face("ben", 2))
-    last = store.last_change(gallery.id)
+    last = store.changes.last(gallery.id)
     with pytest.raises(InvalidRequest, match="'ana' cannot be merged with itself"):
-        store.merge_identities(gallery.id, "ana", "ana")
+        store.identities.merge(gallery.id, "ana", "ana")
     for into, other in (("ana", "ben"), ("ben", "ana")):
         with pytest.raises(NotFound, match="'ben'"):
-            store.merge_identities(gallery.id, into, other)
-    assert store.last_change(gallery.id) == last
-    assert store.counts(gallery.id) == store.counts(elsewhere.id) == (1, 1)
+            store.identities.merge(gallery.id, into, other)
+    assert store.changes.last(gallery.id) == last
+    assert store.galleries.counts(gallery.id) == store.galleries.counts(elsewhere.id) == (1, 1)
 
 
 def test_a_merge_that_fails_midway_never_happened(database: Database) -> None:
@@ -109,18 +111,18 @@ def test_a_merge_that_fails_midway_never_happened(database: Database) -> None:
         gallery = make_gallery(store)
         enroll_one(store, gallery, new_face("ana", 1))
         enroll_one(store, gallery, new_face("ana-2", 2))
-        last = store.last_change(gallery.id)
+        last = store.changes.last(gallery.id)
 
         def fail(connection: object, cursor: object, statement: str, *_: object) -> None:
             if statement.startswith("DELETE FROM identities"):
                 raise KeyboardInterrupt
 
-        event.listen(store._writers, "before_cursor_execute", fail)
+        event.listen(store.engine, "before_cursor_execute", fail)
         with pytest.raises(KeyboardInterrupt):
-            store.merge_identities(gallery.id, "ana", "ana-2")
-        event.remove(store._writers, "before_cursor_execute", fail)
-        assert store.last_change(gallery.id) == last
-        assert [store.identity(gallery.id, name).faces for name in ("ana", "ana-2")] == [1, 1]
+            store.identities.merge(gallery.id, "ana", "ana-2")
+        event.remove(store.engine, "before_cursor_execute", fail)
+        assert store.changes.last(gallery.id) == last
+        assert [store.identities.get(gallery.id, name).faces for name in ("ana", "ana-2")] == [1, 1]
 
 
 def test_the_same_photos_are_not_enrolled_for_the_other_again(store: Store) -> None:
@@ -128,10 +130,10 @@ def test_the_same_photos_are_not_enrolled_for_the_other_again(store: Store) -> N
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, gallery, new_face("ana-2", 2))
-    store.merge_identities(gallery.id, "ana", "ana-2")
-    [again] = store.enroll(gallery, [new_face("ana-2", 2)])
+    store.identities.merge(gallery.id, "ana", "ana-2")
+    [again] = store.faces.enroll(gallery, [new_face("ana-2", 2)])
     assert (again.outcome, again.owner) == (Outcome.REJECTED, "ana")
-    assert store.counts(gallery.id) == (1, 2)
+    assert store.galleries.counts(gallery.id) == (1, 2)
 
 
 def test_embeddings_beside_and_exports_go_along(database: Database) -> None:
@@ -139,12 +141,12 @@ def test_embeddings_beside_and_exports_go_along(database: Database) -> None:
         gallery = make_gallery(store)
         enroll_one(store, gallery, new_face("ana", 1))
         moved = enroll_one(store, gallery, new_face("ana-2", 2, crop=b"crop"))
-        store.start_reembedding(gallery, "other", "fedcba9876543210", 4)
-        store.put_embeddings(gallery, "fedcba9876543210", [moved], np.eye(4, dtype=np.float32)[:1])
-        store.merge_identities(gallery.id, "ana", "ana-2")
-        lacking = store.lacking(gallery.id, "fedcba9876543210", 0, 10)
+        store.reembeddings.start(gallery, "other", "fedcba9876543210", 4)
+        store.reembeddings.put(gallery, "fedcba9876543210", [moved], np.eye(4, dtype=np.float32)[:1])
+        store.identities.merge(gallery.id, "ana", "ana-2")
+        lacking = store.reembeddings.missing(gallery.id, "fedcba9876543210", 0, 10)
         assert [(face.external_id, face.image_sha256) for face in lacking] == [("ana", image_hash(1))]
-        with snapshot_of(store._writers, "staff") as snapshot:
+        with snapshot_of(store.engine, "staff") as snapshot:
             told = [
                 (record.person.external_id, record.face and record.face.image_sha256) for record in snapshot.records
             ]
@@ -159,7 +161,7 @@ def followed(store: Store, gallery: Gallery, folder: Path, tier: Tier) -> Synchr
 def test_every_index_follows(store: Store, tmp_path: Path, tier: Tier) -> None:
     """The one that merges, one of another process over the same files, and one that starts from what lies at rest."""
     gallery = make_gallery(store)
-    store.enroll(gallery, [new_face(f"p{image // 2}", image) for image in range(40)])
+    store.faces.enroll(gallery, [new_face(f"p{image // 2}", image) for image in range(40)])
     mine, theirs = (followed(store, gallery, tmp_path / folder, tier) for folder in ("shared", "shared"))
     apart = followed(store, gallery, tmp_path / "apart", tier)
     mine.caught_up()
@@ -167,16 +169,16 @@ def test_every_index_follows(store: Store, tmp_path: Path, tier: Tier) -> None:
     theirs.caught_up()
     apart.caught_up()
     apart.save()
-    kept, gone = (store.identity(gallery.id, name).id for name in ("p3", "p7"))
+    kept, gone = (store.identities.get(gallery.id, name).id for name in ("p3", "p7"))
     assert owner(mine.caught_up(), 14) == owner(theirs.caught_up(), 14) == gone
-    store.merge_identities(gallery.id, "p3", "p7")
+    store.identities.merge(gallery.id, "p3", "p7")
     for index in (mine, theirs, apart, followed(store, gallery, tmp_path / "shared", tier)):
         assert [owner(index.caught_up(), image) for image in (6, 7, 14, 15)] == [kept] * 4
-        assert owner(index.caught_up(), 16) == store.identity(gallery.id, "p8").id
+        assert owner(index.caught_up(), 16) == store.identities.get(gallery.id, "p8").id
         compared = index.compare()
         assert (compared.in_database, compared.in_index, compared.different) == (40, 40, 0)
         assert gone not in index.caught_up().contents()[1].tolist()
-    store.delete_identity(gallery.id, "p3")
+    store.identities.delete(gallery.id, "p3")
     for index in (mine, theirs, apart):
         assert len(index.caught_up()) == 36
     apart.save()

@@ -21,7 +21,7 @@ from indexer.errors import PYTORCH_MISSING, ModelUnavailable
 from indexer.models import checkpoints
 from indexer.models.architectures.iresnet import iresnet18, iresnet34, iresnet50, iresnet100
 from indexer.models.packs import IR50, ModelFile, Network
-from indexer.types import Precision, normalise
+from indexer.types import Precision, normalize
 from indexer.vision import runtime
 from indexer.vision.runtime import Feed, Threads
 from tests.indexer.vision import golden
@@ -269,12 +269,12 @@ def test_the_export_answers_as_pytorch(
     engine: str, precision: Precision, least: float, exported: bytes, deep: nn.Module
 ) -> None:
     session = runtime.load(exported, FEED, precision, Threads(), engine)
-    expected = normalise(ask(deep, crops(4)))
+    expected = normalize(ask(deep, crops(4)))
     (together,) = session.run(crops(4))
     (alone,) = session.run(crops(1))
     assert together.shape == (4, 512)
-    assert (normalise(together) * expected).sum(1).mean() >= least
-    assert float((normalise(alone) * expected[:1]).sum()) >= least
+    assert (normalize(together) * expected).sum(1).mean() >= least
+    assert float((normalize(alone) * expected[:1]).sum()) >= least
 
 
 def test_the_export_is_whole_and_quiet(

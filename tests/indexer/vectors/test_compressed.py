@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from indexer.errors import StorageUnavailable
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors import compressed, gpu, mapped_file
 from indexer.vectors.compressed import CodeScan, CompressedIndex

@@ -66,7 +66,7 @@ def gallery(store: Store) -> Gallery:
 
 
 def enroll(store: Store, gallery: Gallery, images: range) -> None:
-    store.enroll(gallery, [new_face(f"p{image // 2}", image) for image in images])
+    store.faces.enroll(gallery, [new_face(f"p{image // 2}", image) for image in images])
 
 
 def path_of(folder: Path, gallery: Gallery) -> Path:
@@ -80,7 +80,7 @@ def check_right(index: VectorIndex, store: Store, gallery: Gallery) -> None:
     assert len(held) == len(face_ids)
     truth = {
         f: (i, v)
-        for part in store.all_vectors(gallery)
+        for part in store.embeddings.pages(gallery)
         for f, i, v in zip(part.face_ids.tolist(), part.identity_ids.tolist(), part.vectors, strict=True)
     }
     assert held == {f: (i, v.astype(vectors.dtype).tobytes()) for f, (i, v) in truth.items()}
@@ -139,10 +139,10 @@ def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder:
     assert index.kind == "compressed"
     enroll(store, gallery, range(100, 104))
     check_right(followed.caught_up(), store, gallery)
-    store.delete_face(gallery.id, store.faces(gallery.id, "p0")[0].id)
-    store.delete_face(gallery.id, store.faces(gallery.id, "p50")[0].id)
-    store.delete_identity(gallery.id, "p1")
-    store.delete_identity(gallery.id, "p51")
+    store.faces.delete(gallery.id, store.faces.list(gallery.id, "p0")[0].id)
+    store.faces.delete(gallery.id, store.faces.list(gallery.id, "p50")[0].id)
+    store.identities.delete(gallery.id, "p1")
+    store.identities.delete(gallery.id, "p51")
     check_right(followed.caught_up(), store, gallery)
     assert followed.caught_up() is index
     assert followed.compare() == synchronizer.Comparison(FACES - 2, FACES - 2, 0, None)
@@ -158,7 +158,7 @@ def test_it_is_built_again_when_many_came_and_when_many_went(store: Store, galle
     check_right(grown, store, gallery)
     assert at_rest(folder, gallery) == FACES + 12
     for person in range(6):
-        store.delete_identity(gallery.id, f"p{person}")
+        store.identities.delete(gallery.id, f"p{person}")
     shrunk = wait(followed, lambda now: now is not grown)
     check_right(shrunk, store, gallery)
     base = mapped_file.read(path_of(folder, gallery))
@@ -171,7 +171,7 @@ def test_a_restart_maps_the_file_and_replays_what_came_after(
 ) -> None:
     SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).rebuild()
     enroll(store, gallery, range(100, 104))
-    store.delete_identity(gallery.id, "p1")
+    store.identities.delete(gallery.id, "p1")
     monkeypatch.setattr(compressed, "build", None)  # nothing is built
     for _ in range(2):
         again = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
@@ -212,7 +212,7 @@ def test_saving_waits_for_what_is_being_built(store: Store, gallery: Gallery, fo
     check_right(followed.caught_up(), store, gallery)
     assert begun.wait(DEADLINE)
     enroll(store, gallery, range(200, 204))  # meanwhile
-    store.delete_identity(gallery.id, "p0")
+    store.identities.delete(gallery.id, "p0")
     assert followed.caught_up().kind == "exact"
     check_right(followed.caught_up(), store, gallery)
     saving = threading.Thread(target=followed.save)
@@ -245,13 +245,13 @@ def test_a_gallery_that_was_re_embedded_away_and_back(
     if saved:
         sleeping = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
     for now, fingerprint, first in ((gallery, "feed" * 4, 10_000), (None, gallery.fingerprint, 20_000)):
-        at = now or store.gallery("staff")
-        store.start_reembedding(at, "other", fingerprint, DIM)
-        for face in store.lacking(gallery.id, fingerprint, 0, 1000):
-            store.put_embeddings(at, fingerprint, [face.face_id], vector(first + face.face_id)[None])
-        assert store.switch_model(at, fingerprint).switched
+        at = now or store.galleries.get("staff")
+        store.reembeddings.start(at, "other", fingerprint, DIM)
+        for face in store.reembeddings.missing(gallery.id, fingerprint, 0, 1000):
+            store.reembeddings.put(at, fingerprint, [face.face_id], vector(first + face.face_id)[None])
+        assert store.reembeddings.switch(at, fingerprint).switched
         if now is not None:
-            store.forget_embeddings(gallery.id, gallery.fingerprint)
+            store.reembeddings.delete(gallery.id, gallery.fingerprint)
     check_right(sleeping.caught_up(), store, gallery)
 
 
@@ -289,11 +289,11 @@ def test_a_removed_face_is_off_the_disk_at_once_and_never_comes_back(
     followed.caught_up()
     path = path_of(folder, gallery)
     base = mapped_file.read(path)
-    gone = {face.id for face in store.faces(gallery.id, "p3")}
+    gone = {face.id for face in store.faces.list(gallery.id, "p3")}
     rows = np.flatnonzero(np.isin(base.face_ids, list(gone)))
     secrets = [base.vectors[row].tobytes() for row in rows] + [base.codes[row].tobytes() for row in rows]
     assert all(secret in path.read_bytes() for secret in secrets)
-    store.delete_identity(gallery.id, "p3")
+    store.identities.delete(gallery.id, "p3")
     check_right(followed.caught_up(), store, gallery)
     assert not any(secret in path.read_bytes() for secret in secrets)
     for rebuilds in (False, True, False):
@@ -316,7 +316,7 @@ def test_a_face_that_another_process_put_into_the_file_is_erased_there(
     for image, person in ((0, "p0"), (100, "p50")):
         secret = vector(image).astype(np.float16).tobytes()
         assert secret in path.read_bytes()
-        store.delete_identity(gallery.id, person)
+        store.identities.delete(gallery.id, person)
         check_right(followed.caught_up(), store, gallery)
         assert secret not in path.read_bytes()
     check_right(SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).caught_up(), store, gallery)
@@ -332,7 +332,7 @@ def test_a_face_removed_while_a_shrunk_gallery_becomes_exact_leaves_the_disk(
         def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
             built = super().build(path, header, faces)
             if header.faces < MOST and goes:
-                store.delete_identity(gallery.id, goes)
+                store.identities.delete(gallery.id, goes)
             return built
 
     enroll(store, gallery, range(FACES, MOST + 10))
@@ -341,7 +341,7 @@ def test_a_face_removed_while_a_shrunk_gallery_becomes_exact_leaves_the_disk(
     secret = vector(0).astype(np.float16).tobytes()
     assert secret in path_of(folder, gallery).read_bytes()
     for person in range(20, 27):
-        store.delete_identity(gallery.id, f"p{person}")
+        store.identities.delete(gallery.id, f"p{person}")
     followed.caught_up()
     assert followed._renewing is not None
     followed._renewing.join(DEADLINE)
@@ -350,7 +350,7 @@ def test_a_face_removed_while_a_shrunk_gallery_becomes_exact_leaves_the_disk(
     state = followed.state()
     assert (state.kind, state.faces, state.snapshot_seq) == ("exact", MOST - 4 - 2 * bool(goes), None)
     followed.save()
-    assert followed.state().snapshot_seq == store.last_change(gallery.id)
+    assert followed.state().snapshot_seq == store.changes.last(gallery.id)
 
 
 @pytest.mark.parametrize("faces", [0, 1, 30], ids=["behind", "at the same number", "beyond"])
@@ -377,7 +377,7 @@ def test_a_restored_backup(
         followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
         followed.caught_up()
         copy(live, backup)
-        store.delete_face(gallery.id, store.faces(gallery.id, "p3")[0].id)
+        store.faces.delete(gallery.id, store.faces.list(gallery.id, "p3")[0].id)
         check_right(followed.caught_up(), store, gallery)
         assert at_rest(folder, gallery) == FACES - 1
         copy(backup, live)
@@ -439,7 +439,7 @@ def test_comparing_makes_a_damaged_file_good(store: Store, gallery: Gallery, fol
 def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
     index = followed.caught_up()
-    faces = [store.faces(gallery.id, f"p{person}")[0] for person in range(3)]
+    faces = [store.faces.list(gallery.id, f"p{person}")[0] for person in range(3)]
     index.put(np.array([faces[0].id]), np.array([faces[0].identity_id]), vector(999)[None])  # another vector
     index.put(np.array([faces[1].id]), np.array([4711]), vector(2)[None])  # another person
     index.put(np.array([4712]), np.array([4711]), vector(998)[None])  # nobody's
@@ -519,7 +519,7 @@ def test_a_folder_that_cannot_be_made(
 def _as_nobody(url: str, folder: str) -> tuple[str, int]:
     os.seteuid(65534)  # whom root's rights do not help
     with opened(url) as store:
-        gallery = store.gallery("staff")
+        gallery = store.galleries.get("staff")
         followed = SynchronizedIndex(store, gallery, Path(folder), FaissEngine(Tier.COMPRESSED))
         check_right(followed.caught_up(), store, gallery)
         followed.save()
@@ -564,7 +564,7 @@ def _outgrow(url: str, folder: str) -> tuple[int, int]:
 
     setattr(compressed, "build", counted)  # noqa: B010
     with opened(url) as store:
-        gallery = store.gallery("staff")
+        gallery = store.galleries.get("staff")
         followed = SynchronizedIndex(store, gallery, Path(folder), FaissEngine())
         index = wait(followed, is_compressed)
         check_right(index, store, gallery)
@@ -593,7 +593,7 @@ def _build_for_ever(url: str, folder: str) -> None:
     _small(setattr)
     setattr(compressed, "_encode", slowly)  # noqa: B010
     with opened(url) as store:
-        followed = SynchronizedIndex(store, store.gallery("staff"), Path(folder), FaissEngine())
+        followed = SynchronizedIndex(store, store.galleries.get("staff"), Path(folder), FaissEngine())
         while True:
             followed.caught_up()
             time.sleep(0.01)
@@ -611,7 +611,7 @@ def test_a_worker_killed_while_building_holds_up_nobody(
     end = time.monotonic() + DEADLINE
     while not (folder / "begun").exists() and time.monotonic() < end:
         time.sleep(0.01)
-    store.delete_identity(gallery.id, "p0")
+    store.identities.delete(gallery.id, "p0")
     for _ in range(5):  # the other builds: this one goes on
         assert followed.caught_up().kind == "exact"
         check_right(followed.caught_up(), store, gallery)
@@ -643,7 +643,7 @@ def test_a_gallery_deleted_while_its_next_index_is_built(
         def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
             built = super().build(path, header, faces)
             if header.faces > MOST:
-                store.delete_gallery("staff")
+                store.galleries.delete("staff")
             return built
 
     followed = SynchronizedIndex(store, gallery, folder, Deleting())

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from indexer.errors import Conflict, NotFound, StorageUnavailable
 from indexer.gallery.change_log import Change
-from indexer.gallery.store import FaceVectors, Store
+from indexer.gallery.embeddings import FaceVectors
+from indexer.gallery.store import Store
 from indexer.types import Gallery, Hit, Outcome, Person
 from indexer.vectors import snapshot, synchronizer
 from indexer.vectors.base import Header, VectorIndex
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 def gallery(store: Store) -> Gallery:
     """Four people with three faces each: image i is person i // 3."""
     gallery = make_gallery(store)
-    store.enroll(gallery, [new_face(f"p{image // 3}", image) for image in range(FACES)])
+    store.faces.enroll(gallery, [new_face(f"p{image // 3}", image) for image in range(FACES)])
     return gallery
 
 
@@ -62,7 +63,7 @@ def held(index: VectorIndex) -> dict[int, tuple[int, bytes]]:
 def truth(store: Store, gallery: Gallery) -> dict[int, tuple[int, bytes]]:
     return {
         f: (i, v.tobytes())
-        for part in store.all_vectors(gallery)
+        for part in store.embeddings.pages(gallery)
         for f, i, v in zip(part.face_ids.tolist(), part.identity_ids.tolist(), part.vectors, strict=True)
     }
 
@@ -78,8 +79,8 @@ def test_the_first_time_it_is_built_from_sql(store: Store, gallery: Gallery, fol
     check_right(index, store, gallery)
     for image in range(FACES):
         identity_id, face_id = top(index, image)
-        assert identity_id == store.identity(gallery.id, f"p{image // 3}").id
-        assert face_id in {face.id for face in store.faces(gallery.id, f"p{image // 3}")}
+        assert identity_id == store.identities.get(gallery.id, f"p{image // 3}").id
+        assert face_id in {face.id for face in store.faces.list(gallery.id, f"p{image // 3}")}
     assert followed.state() == synchronizer.IndexState("exact", FACES, 16, None)
 
 
@@ -90,30 +91,30 @@ def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder:
     new = enroll_one(store, gallery, new_face("new", 50))
     assert top(index, 50) == (0, 0)
     assert followed.caught_up() is index
-    assert top(index, 50) == (store.identity(gallery.id, "new").id, new)
+    assert top(index, 50) == (store.identities.get(gallery.id, "new").id, new)
 
-    store.delete_face(gallery.id, new)
+    store.faces.delete(gallery.id, new)
     assert top(followed.caught_up(), 50) == (0, 0)
 
-    store.delete_identity(gallery.id, "p0")
+    store.identities.delete(gallery.id, "p0")
     assert [top(followed.caught_up(), image) for image in range(3)] == [(0, 0)] * 3
     assert len(index) == FACES - 3
 
-    store.put_identity(gallery.id, Person("p1", "Renamed"))
+    store.identities.put(gallery.id, Person("p1", "Renamed"))
     check_right(followed.caught_up(), store, gallery)
-    assert followed.state().seq == store.last_change(gallery.id)
+    assert followed.state().seq == store.changes.last(gallery.id)
 
 
 def test_what_came_and_went_between_two_looks(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     gone = enroll_one(store, gallery, new_face("p0", 60))
-    store.delete_face(gallery.id, gone)
+    store.faces.delete(gallery.id, gone)
     again = enroll_one(store, gallery, new_face("p1", 60))
     brief = enroll_one(store, gallery, new_face("brief", 61))
-    store.delete_identity(gallery.id, "brief")
+    store.identities.delete(gallery.id, "brief")
     index = followed.caught_up()
-    assert top(index, 60) == (store.identity(gallery.id, "p1").id, again)
+    assert top(index, 60) == (store.identities.get(gallery.id, "p1").id, again)
     assert top(index, 61) == (0, 0)
     assert not {gone, brief} & set(held(index))
     check_right(index, store, gallery)
@@ -122,7 +123,7 @@ def test_what_came_and_went_between_two_looks(store: Store, gallery: Gallery, fo
 def test_it_catches_up_in_several_steps(
     store: Store, gallery: Gallery, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = store.changes_since
+    whole = store.changes.since
     limits: list[int] = []
 
     def few(gallery_id: int, seq: int, limit: int = 0) -> list[Change]:
@@ -131,8 +132,8 @@ def test_it_catches_up_in_several_steps(
 
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
-    store.enroll(gallery, [new_face("many", 100 + i) for i in range(21)])
-    monkeypatch.setattr(store, "changes_since", few)
+    store.faces.enroll(gallery, [new_face("many", 100 + i) for i in range(21)])
+    monkeypatch.setattr(store.changes, "since", few)
     check_right(followed.caught_up(), store, gallery)
     assert limits == [16, 21, 26, 31, 36]
 
@@ -143,7 +144,7 @@ def test_snapshot_and_replay(store: Store, gallery: Gallery, folder: Path, caplo
     first.save()
     assert first.state().snapshot_seq == 16
     new = enroll_one(store, gallery, new_face("p9", 70))
-    store.delete_identity(gallery.id, "p0")
+    store.identities.delete(gallery.id, "p0")
 
     second = SynchronizedIndex(store, gallery, folder, FaissEngine())
     index = second.caught_up()
@@ -180,8 +181,8 @@ def test_a_snapshot_of_an_empty_gallery(store: Store, folder: Path, caplog: pyte
 def test_rebuilding_makes_the_same(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
-    store.delete_identity(gallery.id, "p1")
-    store.enroll(gallery, [new_face(f"q{i}", 200 + i) for i in range(5)])
+    store.identities.delete(gallery.id, "p1")
+    store.faces.enroll(gallery, [new_face(f"q{i}", 200 + i) for i in range(5)])
     replayed = followed.caught_up()
     before = held(replayed)
     queries = np.stack([vector(i) for i in (0, 3, 200, 500)])
@@ -191,7 +192,7 @@ def test_rebuilding_makes_the_same(store: Store, gallery: Gallery, folder: Path)
     assert rebuilt is not replayed
     assert held(rebuilt) == before
     assert rebuilt.nearest_identities(queries, 5) == answers
-    assert followed.state().snapshot_seq == store.last_change(gallery.id)
+    assert followed.state().snapshot_seq == store.changes.last(gallery.id)
 
 
 def test_saving_happens_by_itself_after_many_changes(
@@ -201,10 +202,10 @@ def test_saving_happens_by_itself_after_many_changes(
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     assert not folder.exists()
-    store.enroll(gallery, [new_face("p0", 300 + i) for i in range(4)])
+    store.faces.enroll(gallery, [new_face("p0", 300 + i) for i in range(4)])
     followed.caught_up()
     assert FaissEngine().load(folder / f"{gallery.id}.index")[0].seq == 20
-    store.enroll(gallery, [new_face("p0", 400 + i) for i in range(19)])
+    store.faces.enroll(gallery, [new_face("p0", 400 + i) for i in range(19)])
     followed.caught_up()
     assert followed.state().snapshot_seq == 20
     enroll_one(store, gallery, new_face("p0", 500))
@@ -325,7 +326,7 @@ def test_a_full_disk_costs_nothing_but_the_snapshot(
     followed.save()
     path = folder / f"{gallery.id}.index"
     before = path.read_bytes()
-    store.enroll(gallery, [new_face(f"r{i}", 1000 + i) for i in range(40)])
+    store.faces.enroll(gallery, [new_face(f"r{i}", 1000 + i) for i in range(40)])
     with limited_file_size(2048):
         check_right(followed.caught_up(), store, gallery)
         followed.save()
@@ -337,7 +338,7 @@ def test_a_full_disk_costs_nothing_but_the_snapshot(
     caplog.clear()
     check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
     followed.save()
-    assert FaissEngine().load(path)[0].seq == store.last_change(gallery.id)
+    assert FaissEngine().load(path)[0].seq == store.changes.last(gallery.id)
     assert caplog.text == ""
 
 
@@ -351,7 +352,7 @@ def test_a_full_disk_is_not_asked_at_every_search(
     for _ in range(5):
         check_right(followed.caught_up(), store, gallery)
     assert caplog.text.count("could not be written") == 1
-    store.enroll(gallery, [new_face("p0", 300 + i) for i in range(10)])
+    store.faces.enroll(gallery, [new_face("p0", 300 + i) for i in range(10)])
     followed.caught_up()
     assert caplog.text.count("could not be written") == 2
 
@@ -360,7 +361,7 @@ def test_a_deleted_gallery(store: Store, gallery: Gallery, folder: Path) -> None
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     followed.save()
-    store.delete_gallery("staff")
+    store.galleries.delete("staff")
     for call in (
         followed.caught_up,
         followed.state,
@@ -377,16 +378,22 @@ def test_a_deleted_gallery(store: Store, gallery: Gallery, folder: Path) -> None
 
 
 class DeletesItsGallery(Store):
-    """Somebody deletes the gallery between two queries of the same catching up."""
+    """Deletes the gallery between two queries of the same update of an index."""
 
-    def changes_since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
-        with suppress(NotFound):
-            self.delete_gallery("staff")
-        return super().changes_since(gallery_id, seq, limit)
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        read = self.changes.since
+
+        def since(gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
+            with suppress(NotFound):
+                self.galleries.delete("staff")
+            return read(gallery_id, seq, limit)
+
+        self.changes.since = since  # type: ignore[method-assign]
 
 
 def test_a_gallery_deleted_while_catching_up(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = SynchronizedIndex(DeletesItsGallery(store._readers), gallery, folder, FaissEngine())
+    followed = SynchronizedIndex(DeletesItsGallery(store.engine), gallery, folder, FaissEngine())
     followed.caught_up()
     enroll_one(store, gallery, new_face("ana", 1000))
     with pytest.raises(NotFound):
@@ -398,18 +405,24 @@ class LosesItsConnection(Store):
 
     lost = False
 
-    def all_vectors(self, gallery: Gallery, at_once: int = 10_000) -> Iterator[FaceVectors]:
-        yield from super().all_vectors(gallery, at_once)
-        if self.lost:
-            raise StorageUnavailable("the connection to the database was lost")
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        read = self.embeddings.pages
+
+        def pages(gallery: Gallery) -> Iterator[FaceVectors]:
+            yield from read(gallery)
+            if self.lost:
+                raise StorageUnavailable("the connection to the database was lost")
+
+        self.embeddings.pages = pages  # type: ignore[method-assign, assignment]
 
 
 def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: Gallery, folder: Path) -> None:
-    losing = LosesItsConnection(store._readers)
+    losing = LosesItsConnection(store.engine)
     followed = SynchronizedIndex(losing, gallery, folder, FaissEngine())
     followed.caught_up()
     new = enroll_one(store, gallery, new_face("new", 1000))
-    store.delete_identity(gallery.id, "p0")
+    store.identities.delete(gallery.id, "p0")
     losing.lost = True
     with pytest.raises(StorageUnavailable):
         followed.rebuild()
@@ -425,7 +438,7 @@ def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
     indexes = Indexes(store, folder, FaissEngine())
     assert len(indexes.of(gallery).caught_up()) == FACES
     indexes.save()
-    store.delete_gallery("staff")
+    store.galleries.delete("staff")
     again = make_gallery(store)
     assert len(indexes.of(again).caught_up()) == 0
     enroll_one(store, again, new_face("eve", 900))
@@ -433,14 +446,14 @@ def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
         index = followed.caught_up()
         assert len(index) == 1
         assert [top(index, image) for image in range(FACES)] == [(0, 0)] * FACES
-        assert top(index, 900) == (store.identity(again.id, "eve").id, store.faces(again.id, "eve")[0].id)
+        assert top(index, 900) == (store.identities.get(again.id, "eve").id, store.faces.list(again.id, "eve")[0].id)
 
 
 def test_indexes_are_kept_one_a_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
     other = make_gallery(store, "other")
     enroll_one(store, other, new_face("ana", 1))
     indexes = Indexes(store, folder, FaissEngine())
-    assert indexes.of(gallery) is indexes.of(store.gallery("staff"))
+    assert indexes.of(gallery) is indexes.of(store.galleries.get("staff"))
     assert indexes.of(gallery) is not indexes.of(other)
     indexes.of(gallery).caught_up()
     indexes.of(other).caught_up()
@@ -454,7 +467,7 @@ def test_indexes_are_kept_one_a_gallery(store: Store, gallery: Gallery, folder: 
 def follow_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[int, tuple[int, bytes]], int]:
     """Searches, now and then saves, until that many faces are there; what the index holds then."""
     with opened(url) as store:
-        gallery = store.gallery(name)
+        gallery = store.galleries.get(name)
         followed = SynchronizedIndex(store, gallery, Path(folder), FaissEngine())
         looks = 0
         while len(index := followed.caught_up()) < until:
@@ -467,7 +480,7 @@ def follow_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[in
 
 def enroll_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[int, tuple[int, bytes]], int]:
     with opened(url) as store:
-        gallery = store.gallery(name)
+        gallery = store.galleries.get(name)
         for image in range(2000, 2000 + until - FACES):
             enroll_one(store, gallery, new_face(f"new{image}", image))
         return truth(store, gallery), 0
@@ -497,22 +510,24 @@ def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery,
     done = threading.Event()
     owners: dict[int, tuple[int, int]] = {f: (i, -1) for f, (i, _) in truth(store, gallery).items()}
     for person in range(4):
-        for image, stored in zip(range(3 * person, 3 * person + 3), store.faces(gallery.id, f"p{person}"), strict=True):
+        for image, stored in zip(
+            range(3 * person, 3 * person + 3), store.faces.list(gallery.id, f"p{person}"), strict=True
+        ):
             owners[stored.id] = (stored.identity_id, image)
-    p3 = store.identity(gallery.id, "p3").id
+    p3 = store.identities.get(gallery.id, "p3").id
     recorded = threading.Lock()
 
     def change(writer: int) -> list[tuple[int, list[Hit]]]:
         for i in range(12):
             image = 5000 + 100 * writer + i
-            [answer] = store.enroll(gallery, [new_face(f"w{writer}-{i % 3}", image)])
+            [answer] = store.faces.enroll(gallery, [new_face(f"w{writer}-{i % 3}", image)])
             assert answer.outcome is Outcome.ENROLLED
             with recorded:
                 owners[answer.face_id or 0] = (answer.identity_id or 0, image)
             if i % 4 == 3:
-                store.delete_identity(gallery.id, f"w{writer}-{i % 3}")
+                store.identities.delete(gallery.id, f"w{writer}-{i % 3}")
             elif i % 4 == 1:
-                store.delete_face(gallery.id, answer.face_id or 0)
+                store.faces.delete(gallery.id, answer.face_id or 0)
         return []
 
     def search(seed: int) -> list[tuple[int, list[Hit]]]:
@@ -629,7 +644,7 @@ def test_following_costs_one_query(store: Store, gallery: Gallery, folder: Path)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     queries: list[str] = []
-    event.listen(store._readers, "before_cursor_execute", lambda _c, _u, sql, *_: queries.append(sql))
+    event.listen(store.engine, "before_cursor_execute", lambda _c, _u, sql, *_: queries.append(sql))
     followed.caught_up()
     assert [sql.split()[0] for sql in queries if sql != "BEGIN"] == ["SELECT"]
 
@@ -654,17 +669,17 @@ def other_vector(image: int, again: bool = False) -> NDArray[np.float32]:
 
 def lay_beside(store: Store, gallery: Gallery, fingerprint: str, dim: int, again: bool = False) -> None:
     """Embeddings by another pack, for each face that has none."""
-    store.start_reembedding(gallery, "other", fingerprint, dim)
-    for face in store.lacking(gallery.id, fingerprint, 0, 1000):
+    store.reembeddings.start(gallery, "other", fingerprint, dim)
+    for face in store.reembeddings.missing(gallery.id, fingerprint, 0, 1000):
         image = face.face_id
         embedding = other_vector(image) if dim == OTHER_DIM else vector(20_000 + image + again)
-        store.put_embeddings(gallery, fingerprint, [face.face_id], embedding[None])
+        store.reembeddings.put(gallery, fingerprint, [face.face_id], embedding[None])
 
 
 def switch(store: Store, gallery: Gallery) -> Gallery:
     """The gallery bound to the other pack."""
     lay_beside(store, gallery, OTHER, OTHER_DIM)
-    ended = store.switch_model(gallery, OTHER)
+    ended = store.reembeddings.switch(gallery, OTHER)
     assert ended.switched
     return ended.gallery
 
@@ -677,7 +692,7 @@ def test_the_index_of_a_former_pack_is_refused_and_another_takes_its_place(
     followed.caught_up()
     followed.save()
     lay_beside(store, gallery, OTHER, OTHER_DIM)
-    check_right(indexes.of(store.gallery("staff")).caught_up(), store, gallery)
+    check_right(indexes.of(store.galleries.get("staff")).caught_up(), store, gallery)
     now = switch(store, gallery)
     for stale in (followed.caught_up, followed.state, followed.rebuild, followed.compare):
         with pytest.raises(Conflict, match="'staff' was re-embedded meanwhile") as caught:
@@ -724,7 +739,7 @@ def test_the_index_of_a_former_pack_leaves_the_file_of_the_one_of_now_alone(
         indexes.of(gallery).caught_up()
     indexes.of(now)
     assert (folder / f"{gallery.id}.index").read_bytes() == written
-    assert indexes.of(now).state().snapshot_seq == store.last_change(gallery.id)
+    assert indexes.of(now).state().snapshot_seq == store.changes.last(gallery.id)
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -737,10 +752,10 @@ def test_away_and_back_again(store: Store, gallery: Gallery, folder: Path, saved
         sleeping.save()
         sleeping = SynchronizedIndex(store, gallery, folder, FaissEngine())
     now = switch(store, gallery)
-    store.forget_embeddings(gallery.id, gallery.fingerprint)
+    store.reembeddings.delete(gallery.id, gallery.fingerprint)
     enroll_one(store, now, new_face("new", 50, embedding=other_vector(50)))
     lay_beside(store, now, gallery.fingerprint, gallery.dim, again=True)
-    assert store.switch_model(now, gallery.fingerprint).switched
+    assert store.reembeddings.switch(now, gallery.fingerprint).switched
     enroll_one(store, gallery, new_face("newer", 51))
     index = sleeping.caught_up()
     assert len(index) == FACES + 2
@@ -751,31 +766,39 @@ def test_away_and_back_again(store: Store, gallery: Gallery, folder: Path, saved
 class SwitchesItsGallery(Store):
     """Somebody re-embeds the gallery between two queries of the same catching up."""
 
-    before = "vectors_of"
+    before = "vectors"
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        read_changes, read_vectors, read_pages = self.changes.since, self.embeddings.of_faces, self.embeddings.pages
+
+        def since(gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
+            self._switch(self.galleries.get("staff"), "changes")
+            return read_changes(gallery_id, seq, limit)
+
+        def of_faces(gallery: Gallery, face_ids: Sequence[int]) -> FaceVectors:
+            self._switch(gallery, "vectors")
+            return read_vectors(gallery, face_ids)
+
+        def pages(gallery: Gallery) -> Iterator[FaceVectors]:
+            parts = read_pages(gallery, 5)
+            yield next(parts)
+            self._switch(gallery, "the second part")
+            yield from parts
+
+        self.changes.since = since  # type: ignore[method-assign]
+        self.embeddings.of_faces = of_faces  # type: ignore[method-assign]
+        self.embeddings.pages = pages  # type: ignore[method-assign, assignment]
 
     def _switch(self, gallery: Gallery, now: str) -> None:
-        if now == self.before and self.gallery("staff").fingerprint == gallery.fingerprint:
+        if now == self.before and self.galleries.get("staff").fingerprint == gallery.fingerprint:
             switch(self, gallery)
 
-    def changes_since(self, gallery_id: int, seq: int, limit: int = 10_000) -> list[Change]:
-        self._switch(self.gallery("staff"), "changes_since")
-        return super().changes_since(gallery_id, seq, limit)
 
-    def vectors_of(self, gallery: Gallery, face_ids: Sequence[int]) -> FaceVectors:
-        self._switch(gallery, "vectors_of")
-        return super().vectors_of(gallery, face_ids)
-
-    def all_vectors(self, gallery: Gallery, at_once: int = 5) -> Iterator[FaceVectors]:
-        parts = super().all_vectors(gallery, at_once)
-        yield next(parts)
-        self._switch(gallery, "the second part")
-        yield from parts
-
-
-@pytest.mark.parametrize("before", ["vectors_of", "changes_since", "the second part"])
+@pytest.mark.parametrize("before", ["vectors", "changes", "the second part"])
 def test_a_switch_in_the_middle_of_catching_up(store: Store, gallery: Gallery, folder: Path, before: str) -> None:
     """An index is never answered with that lacks faces, or holds some by the other pack."""
-    switching = SwitchesItsGallery(store._readers)
+    switching = SwitchesItsGallery(store.engine)
     followed = SynchronizedIndex(switching, gallery, folder, FaissEngine())
     if before != "the second part":
         followed.caught_up()
@@ -783,7 +806,7 @@ def test_a_switch_in_the_middle_of_catching_up(store: Store, gallery: Gallery, f
     switching.before = before
     with pytest.raises(Conflict, match="re-embedded"):
         followed.caught_up()
-    now = store.gallery("staff")
+    now = store.galleries.get("staff")
     assert now.fingerprint == OTHER
     check_right(SynchronizedIndex(store, now, folder, FaissEngine()).caught_up(), store, now)
 
@@ -796,9 +819,9 @@ def test_a_removed_face_leaves_the_disk_at_the_next_look(store: Store, gallery: 
     followed.caught_up()
     followed.save()
     path = folder / f"{gallery.id}.index"
-    face_id = store.faces(gallery.id, "p0")[0].id
+    face_id = store.faces.list(gallery.id, "p0")[0].id
     assert vector(0).tobytes() in path.read_bytes()
-    store.delete_face(gallery.id, face_id)
+    store.faces.delete(gallery.id, face_id)
     followed.caught_up()
     assert not path.exists()
     assert followed.state().snapshot_seq is None
@@ -810,7 +833,7 @@ def test_a_removed_face_leaves_the_disk_at_the_next_look(store: Store, gallery: 
 def test_saving_writes_nothing_that_was_removed_meanwhile(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
-    store.delete_identity(gallery.id, "p0")
+    store.identities.delete(gallery.id, "p0")
     followed.save()
     assert vector(0).tobytes() not in (folder / f"{gallery.id}.index").read_bytes()
 
@@ -822,7 +845,7 @@ def test_saving_does_not_bring_back_a_gallery_deleted_elsewhere(store: Store, ga
     followed.save()
     enroll_one(store, gallery, new_face("new", 50))
     followed.caught_up()
-    store.delete_gallery("staff")
+    store.galleries.delete("staff")
     followed.save()
     assert list(folder.iterdir()) == []
     (folder / f"{gallery.id}.index").write_bytes(b"an old one")
@@ -839,7 +862,7 @@ def test_a_gallery_deleted_while_its_snapshot_is_written(
     write = snapshot.write
 
     def slowly(path: Path, header: Header, index: VectorIndex) -> None:
-        store.delete_gallery("staff")
+        store.galleries.delete("staff")
         write(path, header, index)
 
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
@@ -855,7 +878,7 @@ def test_indexes_of_deleted_galleries_are_not_kept(store: Store, gallery: Galler
         made = make_gallery(store, f"brief{i}")
         indexes.of(made).caught_up()
         indexes.of(made).rebuild()
-        store.delete_gallery(made.name)
+        store.galleries.delete(made.name)
     indexes.of(gallery).caught_up()
     assert len(indexes._followed) == 1
     assert list(folder.iterdir()) == []
@@ -863,14 +886,14 @@ def test_indexes_of_deleted_galleries_are_not_kept(store: Store, gallery: Galler
 
 def test_galleries_are_not_listed_for_every_index(store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed: list[int] = []
-    galleries = store.galleries
+    galleries = store.galleries.list
 
-    def noted() -> list[Gallery]:
+    def noted() -> Sequence[Gallery]:
         listed.append(len(indexes._followed))
         return galleries()
 
     indexes = Indexes(store, folder, FaissEngine())
-    monkeypatch.setattr(store, "galleries", noted)
+    monkeypatch.setattr(store.galleries, "list", noted)
     for i in range(70):
         indexes.of(make_gallery(store, f"g{i}"))
     assert listed == [0, 16, 32, 64]
@@ -915,7 +938,7 @@ def test_without_the_database_nothing_is_written(
 
     indexes = Indexes(store, folder, FaissEngine())
     indexes.of(gallery).caught_up()
-    monkeypatch.setattr(store, "galleries", lost)
+    monkeypatch.setattr(store.galleries, "list", lost)
     indexes.save()
     assert not folder.exists()
     assert "not written: the database does not answer" in caplog.text
@@ -928,7 +951,7 @@ def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     index = followed.caught_up()
     assert followed.compare() == synchronizer.Comparison(FACES, FACES, 0, None)
-    faces = [store.faces(gallery.id, f"p{person}")[0] for person in range(3)]
+    faces = [store.faces.list(gallery.id, f"p{person}")[0] for person in range(3)]
     index.put(np.array([faces[0].id]), np.array([faces[0].identity_id]), vector(999)[None])  # another vector
     index.put(np.array([faces[1].id]), np.array([4711]), vector(3)[None])  # another person
     index.put(np.array([4712]), np.array([4711]), vector(998)[None])  # nobody's
@@ -937,21 +960,23 @@ def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder
 
 
 def test_comparing_while_others_enrol_and_delete(store: Store, gallery: Gallery, folder: Path) -> None:
-    class Moving(Store):
-        def all_vectors(self, gallery: Gallery, at_once: int = 3) -> Iterator[FaceVectors]:
-            for i, part in enumerate(super().all_vectors(gallery, at_once)):
-                if i < 3:
-                    enroll_one(store, gallery, new_face("p9", 300 + i))
-                    store.delete_identity(gallery.id, f"p{3 - i}")
-                yield part
+    def pages(gallery: Gallery) -> Iterator[FaceVectors]:
+        for i, part in enumerate(read(gallery, 3)):
+            if i < 3:
+                enroll_one(store, gallery, new_face("p9", 300 + i))
+                store.identities.delete(gallery.id, f"p{3 - i}")
+            yield part
 
     SynchronizedIndex(store, gallery, folder, FaissEngine()).rebuild()
-    followed = SynchronizedIndex(Moving(store._readers), gallery, folder, FaissEngine())
+    moving = Store(store.engine)
+    read = moving.embeddings.pages
+    moving.embeddings.pages = pages  # type: ignore[method-assign, assignment]
+    followed = SynchronizedIndex(moving, gallery, folder, FaissEngine())
     assert followed.compare().different == 0
 
 
 def test_a_gallery_deleted_while_comparing(store: Store, gallery: Gallery, folder: Path) -> None:
-    followed = SynchronizedIndex(DeletesItsGallery(store._readers), gallery, folder, FaissEngine())
+    followed = SynchronizedIndex(DeletesItsGallery(store.engine), gallery, folder, FaissEngine())
     index = followed.caught_up()
     index.remove(index.face_ids().tolist()[:1])  # so that the log is asked
     with pytest.raises(NotFound):

@@ -20,7 +20,7 @@ from indexer.errors import ModelUnavailable, Overloaded
 from indexer.models.architectures.iresnet import iresnet18, iresnet50
 from indexer.models.architectures.retinaface import RetinaFaceNetwork
 from indexer.models.packs import SFACE, Network
-from indexer.types import Device, normalise
+from indexer.types import Device, normalize
 from indexer.vision import cuda, networks, runtime
 from indexer.vision.cuda import (
     GRAPHS,
@@ -66,7 +66,7 @@ def on_cpu(network: nn.Module, feed: Feed, canvases: NDArray[np.uint8]) -> list[
 
 
 def cosines(a: Tensor, b: Tensor) -> NDArray[np.float32]:
-    return np.asarray((normalise(a) * normalise(b)).sum(1), np.float32)
+    return np.asarray((normalize(a) * normalize(b)).sum(1), np.float32)
 
 
 def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

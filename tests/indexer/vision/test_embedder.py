@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from indexer.errors import ModelUnavailable
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, Center
-from indexer.types import Precision, normalise
+from indexer.types import Precision, normalize
 from indexer.vision import networks, runtime
 from indexer.vision.embedders.base import Embedder
 from indexer.vision.pipeline import FacePipeline
@@ -40,9 +40,9 @@ def test_the_center_is_taken_from_the_mean_of_both_sides(session: Session, crops
     assert 0.2 < float(np.linalg.norm(center)) < 0.5  # before centering, faces are that far from being spread evenly
     bare, mirrored = Embedder(session, 128, mirror=False), Embedder(session, 128, mirror=True)
     sides = bare.embed(crops) + bare.embed(np.ascontiguousarray(crops[:, :, ::-1]))
-    assert np.allclose(mirrored.embed(crops), normalise(sides), atol=1e-5)
+    assert np.allclose(mirrored.embed(crops), normalize(sides), atol=1e-5)
     centered = Embedder(session, 128, mirror=True, center=center).embed(crops)
-    assert np.allclose(centered, normalise(normalise(sides) - center), atol=1e-5)
+    assert np.allclose(centered, normalize(normalize(sides) - center), atol=1e-5)
     assert np.allclose(np.linalg.norm(centered, axis=1), 1, atol=1e-6)
     assert Embedder(session, 128, mirror=True, center=center).embed(crops[:0]).shape == (0, 128)
 
@@ -73,6 +73,6 @@ def test_several_crops_of_a_face_are_averaged(session: Session, crops: NDArray[n
     bare = Embedder(session, 128, mirror=False)
     views = np.stack([crops, np.roll(crops, 3, axis=2), np.roll(crops, 2, axis=1)], axis=1)
     sides = [bare.embed(np.ascontiguousarray(side)) for v in range(3) for side in (views[:, v], views[:, v, :, ::-1])]
-    expected = normalise(normalise(np.sum(sides, axis=0)) - networks.read_center(CENTER, 128))
+    expected = normalize(normalize(np.sum(sides, axis=0)) - networks.read_center(CENTER, 128))
     assert np.allclose(embedder.embed_views(views), expected, atol=1e-4)
     assert np.allclose(embedder.embed_views(crops[:, None]), embedder.embed(crops))

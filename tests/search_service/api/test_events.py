@@ -275,7 +275,7 @@ def test_a_key_for_one_gallery_sees_its_events_and_webhooks(tmp_path: Path) -> N
     home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     made = {}
     for name in ("staff", "other"):
-        gallery = home.store.create_gallery(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
+        gallery = home.store.galleries.create(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
         stranger = Sighting("door", None, "no_match", False, None, None, 0.4)
         made[name] = home.events.record(gallery, stranger, timedelta()).event.id
     home.webhooks.create("http://a.invalid", None, ["review"])

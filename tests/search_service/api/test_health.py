@@ -70,7 +70,7 @@ class SlowHome(ServiceContext):
     def pipeline_of(self, gallery: Gallery) -> FacePipeline:
         self.asked_for.append(gallery.name)
         if gallery.name == "vanishing":
-            self.store.delete_gallery(gallery.name)
+            self.store.galleries.delete(gallery.name)
         return self.slow
 
 
@@ -133,9 +133,9 @@ def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pyt
 def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: Path, models_folder: Path) -> None:
     (tmp_path / "models").symlink_to(models_folder)
     home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
-    home.store.create_gallery("old", SFACE.name, "an-older-print", SFACE.dim)
-    home.store.create_gallery("strange", "arcface", "x", 512)
-    home.store.create_gallery("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
+    home.store.galleries.create("old", SFACE.name, "an-older-print", SFACE.dim)
+    home.store.galleries.create("strange", "arcface", "x", 512)
+    home.store.galleries.create("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
     with running(home) as service, service.client() as client:
         wait_for(lambda: client.get("/readyz").status_code == 200, "it is ready")
         told = client.get("/readyz").json()
@@ -150,7 +150,7 @@ def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: P
 def test_a_gallery_deleted_while_it_loads_hurts_nobody(tmp_path: Path) -> None:
     home = SlowHome(tmp_path)
     for name in ("first", "vanishing", "last"):
-        home.store.create_gallery(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
+        home.store.galleries.create(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
     with loading(home) as client:
         home.slow.go.set()
         wait_for(lambda: client.get("/readyz").json()["status"] != "loading", "it is loaded")

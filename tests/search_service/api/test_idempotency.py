@@ -496,7 +496,9 @@ def test_a_worker_that_is_killed_while_it_answers(tmp_path: Path, models_folder:
         answer = ask()
         ok(answer, 201)
         again(ask(), answer)
-    assert [person.external_id for person in home.store.identities(home.store.gallery("staff").id)] == ["ana"]
+    assert [person.external_id for person in home.store.identities.list(home.store.galleries.get("staff").id)] == [
+        "ana"
+    ]
     home.close()
 
 

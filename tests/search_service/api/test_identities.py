@@ -7,9 +7,10 @@ from urllib.parse import quote
 import httpx
 import pytest
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 
-from indexer.gallery.metadata import DEEPEST
 from indexer.gallery.schema import IdentityRow
+from indexer.gallery.validation import MAX_METADATA_DEPTH
 from tests import photos
 from tests.search_service.api.serving import Running, image, ok, refused
 
@@ -186,7 +187,7 @@ def nested(depth: int) -> str:
         ('{"a": [1, {"b": -Infinity}]}', "-inf is not a JSON number"),
         ('{"a": "\\ud800"}', "not valid Unicode"),
         ('{"\\udfff": 1}', "not valid Unicode"),
-        (nested(300), "within each other"),
+        (nested(300), "are nested"),
         ("[]", "valid dictionary"),
         ('"text"', "valid dictionary"),
         ("null", "valid dictionary"),
@@ -228,8 +229,8 @@ def test_metadata_that_was_stored_before_there_was_a_limit_is_still_told(
 ) -> None:
     path = f"{gallery}/identities/ana"
     ok(client.put(path, json={}), 201)
-    much = {"x": "x" * 20_000, "y": json.loads(nested(DEEPEST + 8))}
-    with service.context.store._write() as session:
+    much = {"x": "x" * 20_000, "y": json.loads(nested(MAX_METADATA_DEPTH + 8))}
+    with Session(service.context.engine) as session, session.begin():
         session.execute(update(IdentityRow).where(IdentityRow.external_id == "ana").values(details=much))
     assert ok(client.get(path))["metadata"] == much
     assert ok(client.get(f"{gallery}/identities"))["identities"][0]["metadata"] == much

@@ -32,8 +32,8 @@ def doubled(client: httpx.Client, service: Running, gallery: str) -> str:
     """The path of a gallery with Ana under two ids, as two processes that enrol at one moment may leave it, somebody
     else, and a photo of Ana that is enrolled as theirs."""
     store = service.context.store
-    store.enroll(
-        store.gallery(gallery.rpartition("/")[2]),
+    store.faces.enroll(
+        store.galleries.get(gallery.rpartition("/")[2]),
         [
             new_face("ana", 1, embedding=vector(1, DIM), metadata={"door": "A"}),
             new_face("ana/2", 2, embedding=near(1, 5, 0.1), name="Ana", metadata={"door": "B", "desk": 7}),

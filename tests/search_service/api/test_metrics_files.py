@@ -30,7 +30,7 @@ from search_service.api.metrics import Metrics
 
 logging.basicConfig()
 home = ServiceContext(read_settings(SETTINGS, home=Path(sys.argv[1])))
-home.store.galleries()
+home.store.galleries.list()
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 metrics = Metrics(home)
 for number in range(1000):

@@ -70,8 +70,8 @@ def test_requests_stages_and_decisions_are_counted(client: httpx.Client, gallery
     assert after["whosthere_gallery_identities", frozenset({("gallery", name)})] == 1
     assert after["whosthere_gallery_index_lag", frozenset({("gallery", name)})] == 0
     assert after["whosthere_database_up", frozenset()] == 1
-    enrolled = service.context.store.gallery(name)
-    service.context.store.delete_identity(enrolled.id, "eileen")  # by another process: the index has not heard of it
+    enrolled = service.context.store.galleries.get(name)
+    service.context.store.identities.delete(enrolled.id, "eileen")  # by another process: the index has not heard of it
     assert value(client, "gallery_index_lag", gallery=name) == 2
 
 

@@ -123,10 +123,11 @@ def local(place: Path) -> Iterator[Running]:
         yield service
 
 
-def switching_after(monkeypatch: pytest.MonkeyPatch, service: Running, name: str) -> Callable[[], int]:
-    """The gallery is bound to `other` as soon as the store has answered to `name` once; how often it was asked."""
-    store = service.context.store
-    original, asked = getattr(store, name), []
+def switching_after(monkeypatch: pytest.MonkeyPatch, service: Running, call: str) -> Callable[[], int]:
+    """Binds the gallery to `other` after the first call of a method like `galleries.get`, and counts the calls."""
+    noun, name = call.split(".")
+    repository = getattr(service.context.store, noun)
+    original, asked = getattr(repository, name), []
 
     def answer_and_switch(*args: Any) -> Any:
         answer = original(*args)
@@ -135,15 +136,14 @@ def switching_after(monkeypatch: pytest.MonkeyPatch, service: Running, name: str
             switch(service.context)
         return answer
 
-    monkeypatch.setattr(store, name, answer_and_switch)
+    monkeypatch.setattr(repository, name, answer_and_switch)
     return lambda: len(asked)
 
 
 def switch(home: ServiceContext) -> None:
     store = Store(home.engine)  # not the one that is listened to
-    assert (
-        Reembedder(store, home.pipeline(home.packs.find_installed("other")), store.gallery("staff")).switch().switched
-    )
+    run = Reembedder(store, home.pipeline(home.packs.find_installed("other")), store.galleries.get("staff"))
+    assert run.switch().switched
 
 
 def test_a_search_in_flight_at_the_switch_is_asked_again(
@@ -159,7 +159,7 @@ def test_a_search_in_flight_at_the_switch_is_asked_again(
             return float(best["score"])
 
         before = score("sface")
-        asked = switching_after(monkeypatch, local, "gallery")
+        asked = switching_after(monkeypatch, local, "galleries.get")
         in_flight = score("other")
         assert asked() == 2
         assert in_flight == pytest.approx(score("other"), abs=1e-3)
@@ -168,7 +168,7 @@ def test_a_search_in_flight_at_the_switch_is_asked_again(
 
 def test_an_enrolment_at_the_switch(local: Running, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused, and in when asked for again; nothing is embedded by the pack before."""
-    asked = switching_after(monkeypatch, local, "gallery")
+    asked = switching_after(monkeypatch, local, "galleries.get")
     files = image((photos / "probes" / "stranger.jpg").read_bytes())
     path = "/v1/galleries/staff/identities/new/faces"
     with local.client() as client:
@@ -183,12 +183,12 @@ def test_an_enrolment_at_the_switch(local: Running, photos: Path, monkeypatch: p
     best = said["faces"][0]["candidates"][0]
     assert (best["external_id"], best["face_id"]) == ("new", enrolled["face_id"])
     assert best["score"] == pytest.approx(1, abs=1e-3)
-    store, staff = local.context.store, local.context.store.gallery("staff")
-    [former] = store.former_packs(staff.id)
-    assert (former.model, store.embedded(staff.id, former.fingerprint)) == ("sface", 7)
+    store, staff = local.context.store, local.context.store.galleries.get("staff")
+    [former] = store.reembeddings.packs(staff.id)
+    assert (former.model, store.reembeddings.count(staff.id, former.fingerprint)) == ("sface", 7)
 
 
-@pytest.mark.parametrize(("name", "path"), [("delete_face", "faces/1"), ("delete_identity", "identities/left-3")])
+@pytest.mark.parametrize(("name", "path"), [("faces.delete", "faces/1"), ("identities.delete", "identities/left-3")])
 def test_what_is_deleted_just_before_the_switch_is_told_and_gone(
     local: Running, monkeypatch: pytest.MonkeyPatch, name: str, path: str
 ) -> None:
@@ -203,7 +203,7 @@ def test_a_face_enrolled_just_before_the_switch_is_moved_with_the_others(
     local: Running, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is kept, and the answer says so; the same request again says that it is there."""
-    switching_after(monkeypatch, local, "enroll")
+    switching_after(monkeypatch, local, "faces.enroll")
     monkeypatch.setattr(local.context, "settings", local.context.settings.model_copy(update={"keep_crops": True}))
     files = image((photos / "probes" / "stranger.jpg").read_bytes())
     path = "/v1/galleries/staff/identities/new/faces"

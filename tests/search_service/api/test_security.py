@@ -114,7 +114,7 @@ class Kept:
 def guarded(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Iterator[Kept]:
     home = ServiceContext(read_settings(SETTINGS, home=new_home(tmp_path_factory.mktemp("guarded"), models_folder)))
     for name in ("staff", "other"):
-        home.store.create_gallery(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
+        home.store.galleries.create(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
     with running(home) as service, service.client() as client:
         yield Kept(service, make_keys(home), client)
 
@@ -278,7 +278,8 @@ def test_a_limited_key_is_told_of_its_own_galleries_only(guarded: Kept) -> None:
 def test_a_limited_key_is_told_of_its_own_jobs_only(guarded: Kept) -> None:
     home = guarded.service.context
     made = {
-        name: Jobs(home.engine).create(home.store.gallery(name).id, 1, {}, iter(())).id for name in ("staff", "other")
+        name: Jobs(home.engine).create(home.store.galleries.get(name).id, 1, {}, iter(())).id
+        for name in ("staff", "other")
     }
 
     def seen(key: str) -> set[str]:
@@ -299,7 +300,7 @@ def test_a_limited_admin_is_told_of_events_and_webhooks_of_its_own_galleries_onl
     seen = Sighting("door", None, "no_match", False, None, None, 0.4)
     events, hooks = {}, {}
     for name in ("staff", "other"):
-        gallery = home.store.gallery(name)
+        gallery = home.store.galleries.get(name)
         hooks[name] = home.webhooks.create("http://127.0.0.1:1/", gallery, ["match"])[0].id
         events[name] = home.events.record(gallery, seen, timedelta()).event.id
     hooks["every"] = home.webhooks.create("http://127.0.0.1:1/", None, ["match"])[0].id
@@ -337,7 +338,7 @@ def test_a_body_is_not_read_before_the_key(guarded: Kept) -> None:
 
 def test_readiness_tells_strangers_no_names(tmp_path: Path, models_folder: Path) -> None:
     home = ServiceContext(read_settings(SETTINGS, home=new_home(tmp_path, models_folder)))
-    home.store.create_gallery("secret", SFACE.name, "an-older-print", SFACE.dim)
+    home.store.galleries.create("secret", SFACE.name, "an-older-print", SFACE.dim)
     with running(home) as service, service.client() as client:
         wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
         assert ok(client.get("/readyz"))["galleries"].keys() == {"secret"}

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from indexer.types import Gallery, Named
+from indexer.types import Gallery, NamedIdentity
 from search_service.background.webhooks import AT_ONCE, Deliverer, Schedule, body_of, send, signed
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
@@ -62,7 +62,7 @@ def delivering(home: ServiceContext, schedule: Schedule = SOON) -> Iterator[Deli
 
 
 def record(home: ServiceContext, gallery: Gallery, external_id: str = "ana") -> int:
-    person = Named(3, external_id, None, {}, 1)
+    person = NamedIdentity(3, external_id, None, {}, 1)
     seen = Sighting("door", Direction.IN, "match", True, person, 0.6, 0.4)
     return home.events.record(gallery, seen, timedelta()).event.id
 

@@ -47,15 +47,15 @@ def photos_of(person: Vectors, count: int, cosine: float = 0.75, first_seed: int
 def enroll_photos(context: ServiceContext, of_each: Sequence[Vectors], name: str = "staff", first: int = 0) -> Gallery:
     """Enrolls people p0000, p0001, ... with their photos into a gallery, and creates it if it does not exist."""
     store = context.store
-    if name not in {gallery.name for gallery in store.galleries()}:
-        store.create_gallery(name, SFACE.name, SFACE.fingerprint, DIM)
+    if name not in {gallery.name for gallery in store.galleries.list()}:
+        store.galleries.create(name, SFACE.name, SFACE.fingerprint, DIM)
     faces = [
         new_face(f"p{person:04}", 100 * person + photo, embedding=vector)
         for person, vectors in enumerate(of_each, first)
         for photo, vector in enumerate(vectors)
     ]
-    store.enroll(store.gallery(name), faces)
-    return store.gallery(name)
+    store.faces.enroll(store.galleries.get(name), faces)
+    return store.galleries.get(name)
 
 
 def enroll_people(

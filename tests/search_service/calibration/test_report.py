@@ -66,7 +66,7 @@ def test_command_prints_thresholds_lists_duplicates_and_draws(context: ServiceCo
     duplicates = {tuple(sorted(one["external_ids"])) for one in report["duplicates"]}
     assert duplicates == {("p0000", "p0080"), ("p0001", "p0081")}
     service = SearchService(context, Thresholds(context))
-    [face] = service.search_embedding(once[0].tolist(), context.store.gallery("staff"), Query(fpir=0.1)).faces
+    [face] = service.search_embedding(once[0].tolist(), context.store.galleries.get("staff"), Query(fpir=0.1)).faces
     assert face.threshold == report["thresholds"][0]["threshold"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from indexer.gallery.store import FaceVectors
+from indexer.gallery.embeddings import FaceVectors
 from indexer.models.packs import Pack
 from indexer.types import ScoreTail, Vectors
 from indexer.vectors.flat import FaissIndex

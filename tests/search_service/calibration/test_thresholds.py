@@ -10,7 +10,7 @@ import pytest
 
 from indexer.clock import now
 from indexer.errors import Conflict, NotFound
-from indexer.gallery.calibrations import Calibration, Calibrations
+from indexer.gallery.calibrations import Calibration, CalibrationRepository
 from indexer.models.packs import SFACE
 from indexer.types import Gallery
 from search_service.calibration.thresholds import METHOD, Thresholds
@@ -26,14 +26,14 @@ def service(context: ServiceContext) -> SearchService:
 
 
 @pytest.fixture
-def stored(context: ServiceContext) -> Calibrations:
-    return Calibrations(context.engine)
+def stored(context: ServiceContext) -> CalibrationRepository:
+    return CalibrationRepository(context.engine)
 
 
 def answered(service: SearchService, context: ServiceContext, fpir: float = 0.01) -> float:
     """Returns the threshold that a search applies."""
     probe = people(1, 0.3, seed=3)[0].tolist()
-    [face] = service.search_embedding(probe, context.store.gallery("staff"), Query(fpir=fpir)).faces
+    [face] = service.search_embedding(probe, context.store.galleries.get("staff"), Query(fpir=fpir)).faces
     return face.threshold
 
 
@@ -48,7 +48,7 @@ def of_pack(faces: int, fpir: float = 0.01) -> float:
 
 
 def test_first_search_applies_the_pack_s_threshold_and_later_ones_the_gallery_s(
-    context: ServiceContext, service: SearchService, stored: Calibrations
+    context: ServiceContext, service: SearchService, stored: CalibrationRepository
 ) -> None:
     gallery = enroll_people(context, people(150, 0.35))
     assert answered_and_settled(service, context) == of_pack(150)
@@ -82,7 +82,7 @@ def test_searches_never_wait_for_a_calibration(
 
 
 def test_gallery_that_has_grown_by_a_tenth_is_calibrated_again(
-    context: ServiceContext, service: SearchService, stored: Calibrations
+    context: ServiceContext, service: SearchService, stored: CalibrationRepository
 ) -> None:
     gallery = enroll_people(context, people(100, 0.35))
     Thresholds(context).calibrate(gallery)
@@ -101,14 +101,14 @@ def test_gallery_whose_people_were_replaced_is_calibrated_again(
     gallery = enroll_people(context, people(40, 0.1))
     assert Thresholds(context).calibrate(gallery).curve is not None
     for i in range(40):
-        context.store.delete_identity(gallery.id, f"p{i:04}")
+        context.store.identities.delete(gallery.id, f"p{i:04}")
     enroll_people(context, people(40, 0.35, seed=9), first=500)
     before = answered_and_settled(service, context)
     assert answered(service, context) > before
 
 
 def test_calibration_by_a_former_method_is_replaced(
-    context: ServiceContext, service: SearchService, stored: Calibrations
+    context: ServiceContext, service: SearchService, stored: CalibrationRepository
 ) -> None:
     gallery = enroll_people(context, people(40, 0.1))
     Thresholds(context).calibrate(gallery)
@@ -120,7 +120,7 @@ def test_calibration_by_a_former_method_is_replaced(
 
 
 def test_small_galleries_apply_the_pack_s_threshold(
-    context: ServiceContext, service: SearchService, stored: Calibrations
+    context: ServiceContext, service: SearchService, stored: CalibrationRepository
 ) -> None:
     gallery = enroll_people(context, people(LEAST_PEOPLE - 1, 0.35))
     answered_and_settled(service, context)
@@ -160,7 +160,7 @@ def test_failed_calibration_is_logged_once_and_searches_are_answered(
 
 
 def test_failed_calibration_is_repeated_after_a_while(
-    context: ServiceContext, service: SearchService, stored: Calibrations, monkeypatch: pytest.MonkeyPatch
+    context: ServiceContext, service: SearchService, stored: CalibrationRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery = enroll_people(context, people(60, 0.35))
     in_the_way = context.settings.indexes_folder / f"{gallery.id}.calibration.lock"
@@ -175,7 +175,7 @@ def test_failed_calibration_is_repeated_after_a_while(
 
 
 def test_calibration_belongs_to_one_pack_and_is_deleted_with_its_gallery(
-    context: ServiceContext, stored: Calibrations
+    context: ServiceContext, stored: CalibrationRepository
 ) -> None:
     gallery = enroll_people(context, people(30, 0.3))
     calibration = Calibration(METHOD, 30, 30, 30, ((0.1, 0.4), (0.01, 0.5)), 0.02, now())
@@ -184,7 +184,7 @@ def test_calibration_belongs_to_one_pack_and_is_deleted_with_its_gallery(
     assert stored.find(replace(gallery, fingerprint="another")) is None
     with pytest.raises(Conflict, match="re-embedded"):
         stored.put(replace(gallery, fingerprint="another"), calibration)
-    context.store.delete_gallery("staff")
+    context.store.galleries.delete("staff")
     assert stored.find(gallery) is None
     with pytest.raises(NotFound):
         stored.put(gallery, calibration)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from indexer.errors import InvalidRequest, NotFound
-from indexer.types import Gallery, Named
+from indexer.types import Gallery, NamedIdentity
 from search_service.cli.app import whosthere
 from search_service.cli.events import PAGE
 from search_service.service_context import ServiceContext
@@ -42,7 +42,7 @@ def record(
     direction: Direction | None = None,
     decision: str = "match",
 ) -> None:
-    person = Named(3, external_id, f"Name of {external_id}", {}, 1)
+    person = NamedIdentity(3, external_id, f"Name of {external_id}", {}, 1)
     seen = Sighting("door", direction, decision, decision == "match", person, 0.61, 0.4)
     home.events.record(gallery, seen, timedelta())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from indexer.types import Named
+from indexer.types import NamedIdentity
 from search_service.matching.decision import REVIEW_MARGIN, Decision, DecisionReason, Verdict, decide
 from search_service.matching.ranking import Barred, Candidate, Outranked
 
@@ -12,7 +12,7 @@ EXPIRED, NOT_YET = Barred.EXPIRED, Barred.NOT_YET_VALID
 
 
 def candidates(*scores: float) -> list[Candidate]:
-    return [Candidate(i, Named(i, f"e-{i}", None, {}, 1), score, 10 * i) for i, score in enumerate(scores, 1)]
+    return [Candidate(i, NamedIdentity(i, f"e-{i}", None, {}, 1), score, 10 * i) for i, score in enumerate(scores, 1)]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from indexer.types import Hit, Identity, Named
+from indexer.types import Hit, Identity, NamedIdentity
 from search_service.matching.ranking import Barred, Candidate, Outranked, outranked, rank
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -15,8 +15,8 @@ SECOND = timedelta(seconds=1)
 HITS = [Hit(1, 10, 0.9), Hit(2, 20, 0.8), Hit(3, 30, 0.7), Hit(4, 40, 0.6)]
 
 
-def named(number: int) -> Named:
-    return Named(number, f"e-{number}", None, {}, 1)
+def named(number: int) -> NamedIdentity:
+    return NamedIdentity(number, f"e-{number}", None, {}, 1)
 
 
 def identity(number: int, valid_from: datetime | None = None, valid_until: datetime | None = None) -> Identity:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.database import open_database
 from indexer.gallery.store import Store
-from indexer.types import Gallery, Named, Person
+from indexer.types import Gallery, NamedIdentity, Person
 from search_service.store import events as module
 from search_service.store.events import WAITING, Direction, Events, Filter, Recorded, Sighting
 from search_service.store.webhooks import Webhooks
@@ -36,7 +36,7 @@ def seen(
     direction: Direction | None = None,
     decision: str = "match",
 ) -> Sighting:
-    person = Named(7, external_id, f"Name of {external_id}", {}, 1) if external_id else None
+    person = NamedIdentity(7, external_id, f"Name of {external_id}", {}, 1) if external_id else None
     return Sighting(device, direction, decision, decision == "match", person, 0.61, 0.42, "request-1")
 
 
@@ -148,7 +148,7 @@ def test_a_device_needs_a_name(events: Events, staff: Gallery) -> None:
 
 def test_a_gallery_that_is_gone(engine: Engine, events: Events, staff: Gallery) -> None:
     events.record(staff, seen(), MINUTE)
-    Store(engine).delete_gallery("staff")
+    Store(engine).galleries.delete("staff")
     assert events.find(Filter()) == []
     with pytest.raises(NotFound, match="the gallery was deleted meanwhile"):
         events.record(staff, seen(), MINUTE)
@@ -156,9 +156,9 @@ def test_a_gallery_that_is_gone(engine: Engine, events: Events, staff: Gallery) 
 
 def test_events_outlive_their_identity(engine: Engine, events: Events, staff: Gallery) -> None:
     store = Store(engine)
-    store.put_identity(staff.id, Person("ana"))
+    store.identities.put(staff.id, Person("ana"))
     event = events.record(staff, seen(), MINUTE).event
-    store.delete_identity(staff.id, "ana")
+    store.identities.delete(staff.id, "ana")
     assert events.event(event.id) == event
 
 
@@ -326,7 +326,7 @@ def test_a_gallery_is_deleted_after_what_is_being_recorded(
     with ThreadPoolExecutor(2) as pool:
         recording = pool.submit(events.record, staff, seen(), timedelta())
         assert has_its_turn.wait(DEADLINE)
-        deleting = pool.submit(Store(engine).delete_gallery, "staff")
+        deleting = pool.submit(Store(engine).galleries.delete, "staff")
         assert not wait([deleting], timeout=0.5).done
         may_go_on.set()
         assert recording.result(DEADLINE).recorded
@@ -356,7 +356,7 @@ def test_recording_and_deleting_do_not_wait_for_each_other_for_ever(
                 events.forget(staff, "person-0")
             webhooks.delete(made.id)
         if what == "gallery":
-            store.delete_gallery("staff")
+            store.galleries.delete("staff")
         return 0
 
     calls = [lambda g=g, p=p: record(g, p) for g in (staff, other) for p in people]

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 from indexer.clock import now
 from indexer.errors import Conflict, NotFound, Overloaded
 from indexer.gallery.database import open_database
-from indexer.gallery.store import Enrolled, Store
+from indexer.gallery.faces import Enrolled
+from indexer.gallery.store import Store
 from indexer.types import Gallery
 from search_service.store.jobs import PARTS_AT_ONCE, RECEIVING_SECONDS, Held, Job, JobResult, Jobs, JobState
 from search_service.store.schema import JobPartRow, JobResultRow, JobRow
@@ -156,7 +157,7 @@ def test_they_are_counted_one_after_the_other(jobs: Jobs, gallery: Gallery, engi
 def test_the_gallery_goes_while_the_file_is_written(jobs: Jobs, gallery: Gallery, store: Store, engine: Engine) -> None:
     def file() -> Iterator[bytes]:
         yield from FILE
-        store.delete_gallery(gallery.name)
+        store.galleries.delete(gallery.name)
         yield from FILE
 
     with pytest.raises(NotFound) as caught:
@@ -169,7 +170,7 @@ def test_a_gallery_takes_its_jobs_along(jobs: Jobs, gallery: Gallery, store: Sto
     job = make(jobs, gallery)
     held = taken(jobs)
     put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
-    store.delete_gallery(gallery.name)
+    store.galleries.delete(gallery.name)
     with pytest.raises(NotFound):
         jobs.find(job.id)
     assert [count(engine, table) for table in (JobRow, JobPartRow, JobResultRow)] == [0, 0, 0]
@@ -226,16 +227,16 @@ def test_results_are_committed_with_the_faces_or_not_at_all(
             [one] = became
             jobs.put(session, held, [JobResult(1, "a.jpg", "ana", str(one.outcome), face_id=one.face_id)])
 
-        store.enroll(gallery, [new_face("ana", 1)], also=also)
+        store.faces.enroll(gallery, [new_face("ana", 1)], on_enrolled=also)
 
     with pytest.raises(Conflict, match="taken over"):
         enroll(dead)
-    assert (store.counts(gallery.id), store.last_change(gallery.id)) == ((0, 0), 0)
+    assert (store.galleries.counts(gallery.id), store.changes.last(gallery.id)) == ((0, 0), 0)
     enroll(alive)
-    assert store.counts(gallery.id) == (1, 1)
+    assert store.galleries.counts(gallery.id) == (1, 1)
     [result] = jobs.results(alive.id)
     assert result.outcome == "enrolled"
-    assert store.face(gallery.id, result.face_id or 0).image_sha256 == image_hash(1)
+    assert store.faces.get(gallery.id, result.face_id or 0).image_sha256 == image_hash(1)
 
 
 def test_attempts_are_counted_until_it_gets_further(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:

@@ -339,7 +339,7 @@ def test_what_goes_with_a_webhook_a_gallery_an_event(engine: Engine, webhooks: W
     for gallery in (staff, visitors):
         record(engine, gallery)
     assert [len(webhooks.deliveries(one.id, WAITING)) for one in (hook, of_staff)] == [2, 1]
-    Store(engine).delete_gallery("staff")
+    Store(engine).galleries.delete("staff")
     assert [one.id for one in webhooks.webhooks()] == [hook.id]
     assert webhooks.webhook(hook.id).waiting == 1
     assert webhooks.delete(hook.id).waiting == 1

@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from indexer.errors import InvalidSetting, StorageUnavailable
-from indexer.gallery.store import FaceVectors, Store
+from indexer.gallery.embeddings import FaceVectors
+from indexer.gallery.store import Store
 from indexer.types import Hit, Vectors
 from indexer.vectors.base import DamagedIndex, Faces, Header
 from indexer.vectors.flat import FaissIndex
@@ -277,7 +278,8 @@ BUILT_HALF = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from indexer.gallery.store import FaceVectors, Store
+from indexer.gallery.embeddings import FaceVectors
+from indexer.gallery.store import Store
 from indexer.vectors.base import Header
 from indexer.vectors.milvus_index import MilvusEngine
 def faces():
@@ -422,7 +424,7 @@ def test_a_follower_over_milvus(store: Store, tmp_path: Path) -> None:
             assert found(one, 1) == found(other, 1) == first
             server.kill()
             second = enroll_one(store, gallery, new_face("ben", 2))
-            store.delete_face(gallery.id, first)
+            store.faces.delete(gallery.id, first)
             with pytest.raises(StorageUnavailable, match="Milvus at"):
                 found(one, 2)
             server.start()
@@ -448,7 +450,7 @@ def test_collections_of_galleries_that_were_deleted_elsewhere_go(
     kept, gone = make_gallery(store), make_gallery(store, "gone")
     for gallery in (kept, gone):
         indexes.of(gallery).caught_up()
-    store.delete_gallery("gone")
+    store.galleries.delete("gone")
     later = Indexes(store, tmp_path, engine)
     later.of(kept).caught_up()
     assert engine.galleries() == {kept.id, gone.id}
