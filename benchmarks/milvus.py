@@ -4,7 +4,7 @@
 
 Milvus itself is not run: its engine scans with FAISS' indexes, which are timed here on one thread, a query at a time,
 over made-up faces that are spread evenly. Mates are faces turned away to a cosine of 0.4, and count as found among the
-best 8, 40, 64 and 256; those best are what `indexer.vectors.milvus_index` scores from their vectors. PostgreSQL comes
+best 8, 40, 64 and 256; those best are what `indexer.vectors.milvus.index` scores from their vectors. PostgreSQL comes
 from its wheel and has the program's own tables. Writes benchmarks/results/milvus.csv.
 """
 

@@ -29,6 +29,7 @@ from indexer.types import vector_to_bytes
 from tests.indexer.gallery.faces import enroll_one, image_hash, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_processes, in_threads
 from tests.postgres import Database
+from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parent.parent
 TABLES = {table.name for table in Base.metadata.sorted_tables} | {"alembic_version"}
@@ -208,7 +209,7 @@ def test_by_hand_from_the_checkout(empty_database: Database, engine: Engine) -> 
         env={**os.environ, "WHOSTHERE_DATABASE_URL": empty_database.url},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
     )
     assert done.returncode == 0, done.stderr
     assert current_version(engine) == newest_version()

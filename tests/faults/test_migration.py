@@ -19,6 +19,7 @@ from tests.indexer.gallery.faces import image_hash
 from tests.postgres import Database
 from tests.search_service.api.serving import ok
 from tests.test_migrations import to
+from tests.waiting import DEADLINE
 
 OLDEST = "0001"
 FACES = 5
@@ -37,7 +38,7 @@ def test_killed_after_every_statement(empty_database: Database, new_place: Calla
         [sys.executable, "-m", migrating.__name__, empty_database.url],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ import pytest
 from tests import postgres
 from tests.faults.place import STAFF, Ask, Place, calling, checked, embedding, pages
 from tests.postgres import Postgres
-from tests.waiting import wait_for
+from tests.waiting import DEADLINE, wait_for
 
 SAFE = "synchronous_commit = on\n"
 """What is acknowledged outlives the server's processes; no power cut is tried here."""
@@ -38,7 +38,7 @@ def crash(server: Postgres) -> None:
     main = psutil.Process(int((server.folder / "postmaster.pid").read_text().split("\n")[0]))
     others = main.children(recursive=True)
     os.kill(main.pid, signal.SIGKILL)
-    _, left = psutil.wait_procs([main, *others], timeout=30)
+    _, left = psutil.wait_procs([main, *others], timeout=DEADLINE)
     assert not left
 
 

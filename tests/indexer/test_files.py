@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 
 from indexer.files import alone, clear, replacing, try_lock, write_atomically
 from tests.indexer.vectors.disks import limited_file_size
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, wait_for
 
 
 def listed(folder: Path) -> list[str]:
@@ -143,7 +143,7 @@ def _write_for_ever(path: str) -> None:
     with replacing(Path(path)) as (file, _):
         file.write(b"x" * 10)
         file.flush()
-        time.sleep(DEADLINE)
+        threading.Event().wait()  # until the process is killed
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
@@ -151,9 +151,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     (tmp_path / "44.index.x.tmp").write_bytes(b"another gallery's")
     process = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(str(path),))
     process.start()
-    until = time.monotonic() + DEADLINE
-    while not any(p.stat().st_size == 10 for p in tmp_path.glob("4.index*.tmp")) and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_for(lambda: any(p.stat().st_size == 10 for p in tmp_path.glob("4.index*.tmp")), "the process to write")
     clear(path)
     assert len(list(tmp_path.glob("4.index*.tmp"))) == 1
     with replacing(path) as (file, _):

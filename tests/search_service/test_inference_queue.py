@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,7 @@ from indexer.types import Pick
 from indexer.vision.pipeline import PIXELS_AT_ONCE, FacePipeline, Seen
 from search_service.inference_queue import Batcher, Kind
 from tests import photos
-from tests.waiting import wait_for_async
+from tests.waiting import DEADLINE, wait_for_async
 
 LARGEST = Kind(Pick.LARGEST)
 DETECT = Kind(None, embed=False)
@@ -47,7 +46,7 @@ class Held(FacePipeline):
     def _answer(self, kind: str, images: Sequence[bytes], fail: bool) -> list[Seen]:
         self.calls.append((kind, list(images)))
         self.entered.set()
-        assert self.go.wait(30)
+        assert self.go.wait(DEADLINE)
         if fail:
             raise ModelUnavailable("out of order")
         return [Seen(width=len(data), height=len(kind)) for data in images]
@@ -77,7 +76,7 @@ def started(batcher: Batcher) -> Iterator[Batcher]:
 
 def run(test: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     async def bounded() -> Result:
-        return await asyncio.wait_for(test(), 30)
+        return await asyncio.wait_for(test(), DEADLINE)
 
     return asyncio.run(bounded())
 
@@ -436,7 +435,6 @@ def test_a_loop_that_is_gone_does_not_stop_the_networks(batcher: Batcher, held: 
 
     run(leave)  # cancels the task and closes its loop, while the networks compute
     held.go.set()
-    time.sleep(0.01)
     assert run(lambda: batcher.describe([b"next"], held, LARGEST))[0].width == 4
 
 

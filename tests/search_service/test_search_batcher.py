@@ -20,7 +20,7 @@ from search_service.search import Answer, Query, SearchService
 from search_service.search_batcher import Gathering
 from search_service.service_context import ServiceContext
 from tests.indexer.gallery.faces import face, new_face, vector
-from tests.waiting import wait_for_async
+from tests.waiting import DEADLINE, wait_for_async
 
 PEOPLE = 12
 QUERY = Query()
@@ -39,7 +39,7 @@ class Watched:
     def search(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> Sequence[Answer]:
         self.sizes.append(len(seen))
         self.entered.set()
-        assert self.go.wait(30)
+        assert self.go.wait(DEADLINE)
         return self.service.search_seen(seen, gallery, query)
 
 
@@ -63,7 +63,7 @@ def probe(person: int) -> Seen:
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def bounded() -> None:
-        await asyncio.wait_for(test(), 30)
+        await asyncio.wait_for(test(), DEADLINE)
 
     asyncio.run(bounded())
 
@@ -101,7 +101,7 @@ def test_who_comes_meanwhile_is_searched_next(watched: Watched, gallery: Gallery
         later = []
         for n in range(1, 4):
             later.append(asyncio.create_task(gathering.search_seen(probe(n), gallery, QUERY)))
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)  # it is in the queue now
         watched.go.set()
         answers = [await first, *[await one for one in later]]
         assert [answer.faces[0].candidates[0].identity.external_id for answer in answers] == [
@@ -129,7 +129,7 @@ def test_who_hangs_up_takes_nothing_from_the_others(watched: Watched, gallery: G
         gathering = Gathering(watched.search)
         begun = await searching(gathering, watched, gallery, probe(0))
         gone, kept = (asyncio.create_task(gathering.search_seen(probe(n), gallery, QUERY)) for n in (1, 2))
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)  # both are in the queue now
         for task in (begun, gone):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -15,6 +15,7 @@ from typing import Any
 
 from search_service.cli import main
 from tests.variants import clean_environment
+from tests.waiting import DEADLINE
 
 SCRIPT = Path(sys.executable).with_name("whosthere")
 
@@ -70,7 +71,7 @@ class Command:
 
     def script(self, *arguments: str | Path, **environment: str) -> Ran:
         process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=DEADLINE)
         return Ran(process.returncode, out, err)
 
     @contextmanager

@@ -18,6 +18,7 @@ from search_service.demo import PROBES
 from tests.indexer.cli.command import SCRIPT, Command
 from tests.indexer.cli.conftest import Demo
 from tests.variants import clean_environment
+from tests.waiting import DEADLINE
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -70,7 +71,7 @@ def test_deleting_a_gallery_asks_first(staff: Command, answer: str, code: int, l
         capture_output=True,
         text=True,
         env=clean_environment(WHOSTHERE_HOME=str(staff.home)),
-        timeout=60,
+        timeout=DEADLINE,
     )
     assert done.returncode == code, done
     assert "Delete gallery staff with 7 identities and 7 faces?" in done.stdout
@@ -354,7 +355,7 @@ def test_a_reader_that_goes_away_is_no_crash(staff: Command) -> None:
         capture_output=True,
         text=True,
         env=clean_environment(WHOSTHERE_HOME=str(staff.home)),
-        timeout=60,
+        timeout=DEADLINE,
     )
     assert process.stdout == "["
     assert "Traceback" not in process.stderr

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 import zipfile
 import zlib
 from collections import Counter
@@ -28,6 +27,7 @@ from indexer.vision.pipeline import FacePipeline, Seen
 from tests import photos
 from tests.indexer.cli.command import Command, reasons
 from tests.indexer.cli.conftest import Demo
+from tests.waiting import DEADLINE, wait_for
 
 KEYS = ["gallery", "model", "images", "enrolled", "unchanged", "rejected", "identities", "faces", "seconds", "results"]
 ROW_KEYS = ["image", "external_id", "outcome", "reason", "face_id", "message", "details"]
@@ -511,7 +511,7 @@ def test_a_photo_is_one_person_however_it_was_held(empty: Command, tmp_path: Pat
 def test_two_at_once_enrol_each_photo_once(empty: Command, demo: Demo, tmp_path: Path) -> None:
     folder = crowd(demo, tmp_path / "photos", 8)
     both = [empty.start("enroll", folder, "--gallery", "staff", "--json") for _ in range(2)]
-    answers = [process.communicate(timeout=60) for process in both]
+    answers = [process.communicate(timeout=DEADLINE) for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
     summaries: list[dict[str, Any]] = [json.loads(out) for out, _ in answers]
     for one, other in zip(*(summary["results"] for summary in summaries), strict=True):
@@ -528,13 +528,11 @@ def told_rows(report: Path) -> list[dict[str, str]]:
 
 
 def wait_for_enrolled(process: subprocess.Popen[str], report: Path) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        assert process.poll() is None, process.communicate()
-        if report.exists() and any(row["outcome"] == "enrolled" for row in told_rows(report)):
-            return
-        time.sleep(0.01)
-    raise AssertionError("the report does not grow")
+    def enrolled() -> bool:
+        return report.exists() and any(row["outcome"] == "enrolled" for row in told_rows(report))
+
+    wait_for(lambda: enrolled() or process.poll() is not None, "the report to grow")
+    assert process.poll() is None, process.communicate()
 
 
 def check_acknowledged(command: Command, report: Path) -> list[dict[str, str]]:
@@ -557,7 +555,7 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(empty: Command, demo: De
     first = empty.start(*arguments, tmp_path / "first.csv")
     wait_for_enrolled(first, tmp_path / "first.csv")
     first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=30)
+    _, err = first.communicate(timeout=DEADLINE)
     assert first.returncode == 130
     assert err.strip() == "Interrupted. What was acknowledged is kept; run the same command to go on."
     interrupted = check_acknowledged(empty, tmp_path / "first.csv")
@@ -566,7 +564,7 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(empty: Command, demo: De
     second = empty.start(*arguments, tmp_path / "second.csv")
     wait_for_enrolled(second, tmp_path / "second.csv")
     second.kill()
-    second.communicate(timeout=30)
+    second.communicate(timeout=DEADLINE)
     assert second.returncode == -signal.SIGKILL
     killed = check_acknowledged(empty, tmp_path / "second.csv")
     outcomes = [row["outcome"] for row in killed]

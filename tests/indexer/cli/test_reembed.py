@@ -26,7 +26,7 @@ from tests.indexer.cli.conftest import Demo
 from tests.indexer.gallery.faces import face, vector
 from tests.photos import six_people
 from tests.variants import SETTINGS
-from tests.waiting import wait_for
+from tests.waiting import DEADLINE, wait_for
 
 ADDED = ("--detector", "sface", "--scale", "1", "--no-mirror")
 TO_OTHER = ("--model", "other")
@@ -278,7 +278,7 @@ def test_killed_in_the_middle_it_goes_on(
         lambda: command.query(f"SELECT count(*) {by_other}") > [(0,)] or process.poll() is not None, "a batch is in"
     )
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=DEADLINE)
     assert process.returncode == -signal.SIGKILL
     [(done,)] = command.query(f"SELECT count(*) {by_other}")
     assert 0 < done < faces

@@ -69,14 +69,14 @@ def test_silent_server_times_out_but_a_slow_one_does_not(models: Models, server:
         yield f"{OK}\r\n".encode() + CONTENT[:HALF]
         server.stopping.wait(DEADLINE)
 
-    impatient = RetryPolicy(timeout_seconds=0.4, pauses_seconds=())
+    impatient = RetryPolicy(timeout_seconds=2.0, pauses_seconds=())
     message = models.fail_pack(pack(model(server.respond_raw("/some.onnx", silent))), left=PART, retry=impatient)
     assert f"timed out; {HALF} bytes are stored" in message
 
     def slow(_: Message) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n"
         for byte in SMALL:
-            time.sleep(0.02)  # in total longer than the timeout
+            time.sleep(0.1)  # in total longer than the timeout
             yield bytes([byte])
 
     (models.folder / "small.onnx").unlink()

@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -30,7 +29,7 @@ from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face,
 from tests.indexer.gallery.together import in_processes
 from tests.indexer.vectors.disks import limited_file_size
 from tests.postgres import Database, opened
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, wait_for
 
 FACES = 40
 
@@ -92,12 +91,13 @@ def check_right(index: VectorIndex, store: Store, gallery: Gallery) -> None:
 
 def wait(followed: SynchronizedIndex, until: Callable[[VectorIndex], bool]) -> VectorIndex:
     """Searches go on, and each is right, until an index is such."""
-    end = time.monotonic() + DEADLINE
-    while not until(index := followed.caught_up()):
-        assert time.monotonic() < end
-        check_right(index, followed._store, followed._gallery)
-        time.sleep(0.01)
-    return index
+
+    def found() -> bool:
+        check_right(followed.caught_up(), followed._store, followed._gallery)
+        return until(followed.caught_up())
+
+    wait_for(found, "such an index")
+    return followed.caught_up()
 
 
 def is_compressed(index: VectorIndex) -> bool:
@@ -217,7 +217,7 @@ def test_saving_waits_for_what_is_being_built(store: Store, gallery: Gallery, fo
     check_right(followed.caught_up(), store, gallery)
     saving = threading.Thread(target=followed.save)
     saving.start()
-    saving.join(0.2)
+    saving.join(0.2)  # time for it to end too early
     assert saving.is_alive()
     go_on.set()
     saving.join(DEADLINE)
@@ -556,18 +556,22 @@ def _outgrow(url: str, folder: str) -> tuple[int, int]:
     _small(setattr)
     builds = []
     build = compressed.build
+    mark = f"{os.getpid()}.searched"
 
     def counted(*args: object) -> object:
         builds.append(1)
-        time.sleep(0.5)
+        wait_for(lambda: len(list(Path(folder).glob("*.searched"))) == 2, "the other process to search meanwhile")
         return build(*args)  # type: ignore[arg-type]
 
     setattr(compressed, "build", counted)  # noqa: B010
     with opened(url) as store:
         gallery = store.galleries.get("staff")
         followed = SynchronizedIndex(store, gallery, Path(folder), FaissEngine())
+        followed.caught_up()
+        (Path(folder) / mark).touch()
         index = wait(followed, is_compressed)
         check_right(index, store, gallery)
+        (Path(folder) / mark).unlink()
         return len(builds), len(index)
 
 
@@ -588,34 +592,36 @@ def test_of_two_processes_one_builds_and_the_other_takes_it(
 def _build_for_ever(url: str, folder: str) -> None:
     def slowly(vectors: object) -> None:
         Path(folder, "begun").touch()
-        time.sleep(DEADLINE)
+        threading.Event().wait()  # until the process is killed
 
     _small(setattr)
     setattr(compressed, "_encode", slowly)  # noqa: B010
     with opened(url) as store:
         followed = SynchronizedIndex(store, store.galleries.get("staff"), Path(folder), FaissEngine())
-        while True:
-            followed.caught_up()
-            time.sleep(0.01)
+        wait_for(lambda: followed.caught_up().kind == "never", "the end of this process", float("inf"))
 
 
 def test_a_worker_killed_while_building_holds_up_nobody(
-    store: Store, database: Database, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture
+    store: Store,
+    database: Database,
+    gallery: Gallery,
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(synchronizer, "LOOK_AGAIN_S", 0.0)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.caught_up()
     followed.save()
     process = multiprocessing.get_context("spawn").Process(target=_build_for_ever, args=(database.url, str(folder)))
     process.start()
     enroll(store, gallery, range(FACES, MOST + 4))
-    end = time.monotonic() + DEADLINE
-    while not (folder / "begun").exists() and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_for((folder / "begun").exists, "the other process to build")
     store.identities.delete(gallery.id, "p0")
     for _ in range(5):  # the other builds: this one goes on
         assert followed.caught_up().kind == "exact"
         check_right(followed.caught_up(), store, gallery)
-        time.sleep(0.06)
+        wait_for(lambda: "next index" not in {one.name for one in threading.enumerate()}, "its own attempt to end")
     assert len(list(folder.glob("*.tmp"))) == 1
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ import pytest
 
 from indexer.vectors.locks import SharedLock
 from tests.indexer.gallery.together import in_threads
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, wait_for
 
 Take = Callable[[], AbstractContextManager[None]]
 
@@ -49,14 +49,14 @@ def test_a_writer_is_alone() -> None:
 
 def test_nobody_waits_for_ever() -> None:
     """Neither a writer among readers that come without end, nor a reader among writers."""
-    lock, done, end = SharedLock(), threading.Event(), time.monotonic() + DEADLINE
+    lock, done = SharedLock(), threading.Event()
     turns = {"reader": 0, "writer": 0}
 
     def busy(take: Take) -> Callable[[], None]:
         def without_end() -> None:
-            while not done.is_set() and time.monotonic() < end:
+            while not done.is_set():
                 with take():
-                    time.sleep(0.0005)
+                    time.sleep(0.0005)  # so that it is held nearly all the time
 
         return without_end
 
@@ -68,11 +68,15 @@ def test_nobody_waits_for_ever() -> None:
         finally:
             done.set()
 
+    # A turn that never comes would leave the threads waiting for each other: `done` ends them after a time.
+    giving_up = threading.Timer(DEADLINE, done.set)
+    giving_up.start()
     in_threads([busy(lock.reading), busy(lock.reading), busy(lock.reading), lambda: one("writer", lock.writing)])
     done.clear()
     in_threads([busy(lock.writing), busy(lock.writing), busy(lock.writing), lambda: one("reader", lock.reading)])
     assert turns == {"reader": 20, "writer": 20}
-    assert time.monotonic() < end
+    assert giving_up.is_alive(), "they had to be ended"
+    giving_up.cancel()
 
 
 def test_they_go_in_the_order_they_came() -> None:
@@ -86,8 +90,7 @@ def test_they_go_in_the_order_they_came() -> None:
         thread = threading.Thread(target=run)
         waiting = len(lock._waiting)
         thread.start()
-        while len(lock._waiting) == waiting:
-            time.sleep(0.001)
+        wait_for(lambda: len(lock._waiting) > waiting, f"{name} to wait for its turn")
         return thread
 
     with lock.reading():

@@ -18,6 +18,7 @@ from search_service.api.requests import MOST_VALUES
 from tests import photos
 from tests.search_service.api.conftest import MAX_BODY_BYTES
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused
+from tests.waiting import DEADLINE
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "multipart/form-data; boundary=xyz"}
@@ -233,7 +234,7 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(
 
 def test_a_body_that_says_it_is_too_large_is_refused_before_it_arrives(service: Running) -> None:
     host, port = service.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=DEADLINE) as connection:
         connection.sendall(
             b"POST /v1/galleries HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"X-Request-ID: early\r\nContent-Length: 99999999999\r\n\r\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from search_service.api import app
 from search_service.service_context import ServiceContext
 from tests.search_service.api.serving import Running, ok, running
 from tests.variants import SETTINGS
-from tests.waiting import wait_for
+from tests.waiting import DEADLINE, wait_for
 
 ROUTES = {
     "/v1/galleries": {"get", "post"},
@@ -53,7 +52,7 @@ class SlowPipeline(FacePipeline):
         self.problem = problem
 
     def load(self) -> None:
-        assert self.go.wait(60)
+        assert self.go.wait(DEADLINE)
         if self.problem is not None:
             raise self.problem
 
@@ -121,13 +120,12 @@ def test_it_is_ready_when_what_was_missing_comes_back(tmp_path: Path, monkeypatc
 
 
 def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "FIRST_RETRY_SECONDS", 50.0)
+    monkeypatch.setattr(app, "FIRST_RETRY_SECONDS", 100 * DEADLINE)
     home = SlowHome(tmp_path, ModelUnavailable("yunet.onnx is damaged"))
     with loading(home) as client:
         home.slow.go.set()
         wait_for(lambda: client.get("/readyz").json()["status"] == "failed", "it fails to load")
-        start = time.monotonic()
-    assert time.monotonic() - start < 20
+    # `running` gives up waiting for the service to end after DEADLINE.
 
 
 def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: Path, models_folder: Path) -> None:

@@ -32,7 +32,7 @@ from tests.search_service.api.serving import Running, command, ok, refused, runn
 from tests.search_service.api.test_reembed import place as place
 from tests.search_service.api.test_reembed import two_packs as two_packs
 from tests.variants import SETTINGS
-from tests.waiting import DEADLINE, wait_for
+from tests.waiting import DEADLINE, wait_for, wait_for_async
 
 CHUNK = 16
 """Photos that are committed together (`indexer.enrollment.CHUNK`)."""
@@ -366,8 +366,7 @@ def test_of_those_that_come_at_once_no_more_are_taken(
                 go = asyncio.Event()
                 posts = [asyncio.create_task(client.post(path, content=slow(go), headers=zipped)) for _ in range(6)]
                 held = layer(service, limits.is_archive)
-                while held._held < 6 * half:
-                    await asyncio.sleep(0.001)
+                await wait_for_async(lambda: held._held >= 6 * half)
                 go.set()
                 return await asyncio.gather(*posts)
 
@@ -405,8 +404,7 @@ def test_archives_have_a_limit_of_their_own(own: Callable[..., ServiceContext], 
                     four.append(asyncio.create_task(client.post(path, content=slow(started, go), headers=zipped)))
                     await started.wait()
                 held = layer(service, limits.is_archive)
-                while held._held < 4 * most:
-                    await asyncio.sleep(0.001)
+                await wait_for_async(lambda: held._held >= 4 * most)
                 refused(await client.post(path, content=people_zip, headers=zipped), 429, "overloaded")
                 ok(await client.get("/v1/jobs"))
                 go.set()

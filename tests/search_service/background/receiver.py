@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,14 +54,13 @@ class Receiver:
                 outer.received.append(Received(self.path, dict(self.headers), body))
                 status = outer.statuses.pop(0) if len(outer.statuses) > 1 else outer.statuses[0]
                 if status == HANG:
-                    outer.released.wait(60)
+                    outer.released.wait()
                     self.close_connection = True
                 elif status == DRIP:
-                    for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"." * 600:
-                        if outer.released.is_set():
-                            break
+                    for byte in itertools.chain(b"HTTP/1.1 200 OK\r\nX-Slow: ", itertools.repeat(ord("."))):
                         self.wfile.write(bytes([byte]))
-                        time.sleep(0.05)
+                        if outer.released.wait(0.05):
+                            break
                     self.close_connection = True
                 elif status == REDIRECT:
                     self.send_response(307)

@@ -18,6 +18,7 @@ from search_service.matching.calibration import LEAST_PEOPLE, threshold_for
 from search_service.search import Query, SearchService
 from search_service.service_context import ServiceContext
 from tests.search_service.calibration.people import enroll_people, people
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_searches_never_wait_for_a_calibration(
     go = threading.Event()
 
     def slow(*_: object, **__: object) -> None:
-        assert go.wait(30)
+        assert go.wait(DEADLINE)
 
     monkeypatch.setattr(Thresholds, "calibrate", slow)
     for _ in range(3):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -159,11 +158,10 @@ def test_the_deadline_ends_it(faulty: Faulty, connect: Connect) -> None:
 
 def test_a_server_that_hangs_is_given_up(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        client = connect(f"http://127.0.0.1:{silent.getsockname()[1]}", retries=Retries(deadline_seconds=0))
-        began = time.monotonic()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        client = connect(url, timeout_seconds=100 * DEADLINE, retries=Retries(deadline_seconds=0))
         with pytest.raises(ServiceUnreachable, match="ReadTimeout"):
             client.with_options(timeout_seconds=0.05).models()
-        assert time.monotonic() - began < DEADLINE / 2
 
 
 def test_the_request_id_is_the_callers(service: Running, faulty: Faulty, connect: Connect) -> None:

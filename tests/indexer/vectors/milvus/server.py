@@ -7,15 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-STARTED_WITHIN = 60.0
-"""Seconds. It takes half a second on a free machine."""
+from tests.waiting import wait_for
 
 
 class MilvusServer:
@@ -35,11 +33,9 @@ class MilvusServer:
         command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(self._folder)]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + STARTED_WITHIN
-        while not _listens(self.port):
-            assert self._process.poll() is None, "milvus-lite has ended"
-            assert time.monotonic() < until, "milvus-lite does not start"
-            time.sleep(0.02)
+        process = self._process
+        wait_for(lambda: _listens(self.port) or process.poll() is not None, "milvus-lite to start")
+        assert process.poll() is None, "milvus-lite has ended"
 
     def kill(self) -> None:
         """As when the machine goes: nothing is written any more."""

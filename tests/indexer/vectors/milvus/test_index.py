@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +22,20 @@ from indexer.types import Hit, Vectors
 from indexer.vectors.base import DamagedIndex, Faces, Header
 from indexer.vectors.flat import FaissIndex
 from indexer.vectors.milvus import index as milvus_index
-from indexer.vectors.milvus.client import INDEX_TYPES, PAUSE, Address, CollectionGone, parse
+from indexer.vectors.milvus.client import INDEX_TYPES, Address, CollectionGone, Milvus, parse
 from indexer.vectors.milvus.index import FIRST_FACES, MilvusEngine, MilvusIndex
 from indexer.vectors.synchronizer import Indexes, SynchronizedIndex
 from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face, vector
 from tests.indexer.vectors.milvus.server import MilvusServer, free_port
 from tests.indexer.vectors.milvus.server import milvus as milvus
+from tests.waiting import DEADLINE, wait_for
 
 PATH = Path("7.index")
-WITHIN = 10.0
+WITHIN = 60.0
 """Seconds that `milvus-lite` gets on a busy machine."""
+
+NEVER = 100 * DEADLINE
+"""Seconds after which an answer is given up, where a test shows that nothing waits for so long."""
 
 
 @pytest.fixture
@@ -256,7 +260,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 import numpy as np
-from indexer.vectors.milvus_index import MilvusEngine
+from indexer.vectors.milvus.index import MilvusEngine
 header, index = MilvusEngine(sys.argv[1]).load(Path("7.index"))
 index.put(np.array([50]), np.array([5]), np.eye(4, dtype=np.float32)[3:])
 index.remove([1])
@@ -266,7 +270,7 @@ index.remember(asdict(replace(header, seq=header.seq + 2)))
 
 def test_what_another_process_writes_is_found_at_once(engine: MilvusEngine, address: str) -> None:
     index, _ = engine.build(PATH, header(4, 3), of(ids(1, 2), ids(1, 2), np.eye(4, dtype=np.float32)[:2]))
-    subprocess.run([sys.executable, "-c", OTHER_PROCESS, address], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", OTHER_PROCESS, address], check=True, timeout=DEADLINE)
     assert index.nearest_faces(np.eye(4, dtype=np.float32)[3:], 1) == [[Hit(5, 50, 1.0)]]
     assert index.face_ids().tolist() == [2, 50]
     position = index.position()
@@ -281,7 +285,7 @@ import numpy as np
 from indexer.gallery.embeddings import FaceVectors
 from indexer.gallery.store import Store
 from indexer.vectors.base import Header
-from indexer.vectors.milvus_index import MilvusEngine
+from indexer.vectors.milvus.index import MilvusEngine
 def faces():
     yield FaceVectors(np.array([1]), np.array([1]), np.eye(4, dtype=np.float32)[:1])
     os._exit(9)
@@ -290,7 +294,7 @@ MilvusEngine(sys.argv[1]).build(Path("7.index"), Header(7, "then", "f00d", 4, 1,
 
 
 def test_a_half_built_index_is_not_taken_for_whole(engine: MilvusEngine, address: str) -> None:
-    assert subprocess.run([sys.executable, "-c", BUILT_HALF, address], check=False, timeout=60).returncode == 9
+    assert subprocess.run([sys.executable, "-c", BUILT_HALF, address], check=False, timeout=DEADLINE).returncode == 9
     assert engine.galleries() == {7}
     with pytest.raises(FileNotFoundError):
         engine.load(PATH)
@@ -377,15 +381,13 @@ def uses(index: MilvusIndex) -> list[Callable[[], object]]:
 def test_an_outage_is_a_clear_error_and_then_it_goes_on(tmp_path: Path) -> None:
     server = MilvusServer(tmp_path / "data")
     try:
-        with engine_at(server.address(), within=WITHIN) as engine:
+        with engine_at(server.address(), within=NEVER) as engine, ThreadPoolExecutor(1) as thread:
             index, _ = engine.build(PATH, header(4, 1), of(ids(1), ids(1), np.eye(4, dtype=np.float32)[:1]))
             server.kill()
             more: list[Callable[[], object]] = [index.position, lambda: index.remember(asdict(header(4, 2)))]
             for use in uses(index) + more:
-                begun = time.monotonic()
                 with pytest.raises(StorageUnavailable, match=r"^Milvus at http://127\.0\.0\.1:\d+ could not \w+"):
-                    use()
-                assert time.monotonic() - begun < WITHIN
+                    thread.submit(use).result(DEADLINE)
             with pytest.raises(StorageUnavailable):
                 engine.load(PATH)
             assert not index.replaced
@@ -404,12 +406,35 @@ def test_a_milvus_that_hangs_does_not_hang_others(milvus: MilvusServer, address:
     with engine_at(address, within=1) as engine, engine_at(address, within=1) as newcomer:
         _, index = engine.load(PATH)
         with milvus.hanging(), ThreadPoolExecutor(9) as threads:
-            begun = time.monotonic()
             for asked in [threads.submit(use) for use in [*uses(index), newcomer.galleries]]:
                 with pytest.raises(StorageUnavailable, match=r"Deadline|connect"):
                     asked.result()
-            assert time.monotonic() - begun < 6
         assert len(index) == 1
+
+
+def test_calls_do_not_wait_for_each_other_while_milvus_hangs(
+    milvus: MilvusServer, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    ask = Milvus.ask
+
+    def noted(self: Milvus, what: str, method: Callable[[Any], Any]) -> Any:
+        def call(client: Any) -> Any:
+            begun.append(what)
+            return method(client)
+
+        return ask(self, what, call)
+
+    with engine_at(address, within=DEADLINE) as engine, ThreadPoolExecutor(9) as threads:
+        index = built(engine, 4)
+        index.put(ids(1), ids(1), np.ones((1, 4), np.float32))
+        monkeypatch.setattr(Milvus, "ask", noted)
+        with milvus.hanging():
+            asked = [threads.submit(use) for use in uses(index)]
+            wait_for(lambda: len(begun) >= len(asked), "all of them to ask Milvus")
+            assert not any(one.done() for one in asked)
+        for one in asked:
+            one.result(DEADLINE)
 
 
 def test_a_follower_over_milvus(store: Store, tmp_path: Path) -> None:
@@ -466,13 +491,11 @@ def found(index: SynchronizedIndex, image: int) -> int | None:
 
 def test_nobody_there() -> None:
     port = free_port()
-    with engine_at(f"milvus://root:s%3Acret@127.0.0.1:{port}") as engine:
-        begun = time.monotonic()
+    with engine_at(f"milvus://root:s%3Acret@127.0.0.1:{port}", NEVER) as engine, ThreadPoolExecutor(1) as thread:
         for _ in range(2):
             with pytest.raises(StorageUnavailable, match=rf"^Milvus at http://127\.0\.0\.1:{port} could not") as raised:
-                engine.load(PATH)
+                thread.submit(engine.load, PATH).result(DEADLINE)
             assert "cret" not in str(raised.value)
-        assert time.monotonic() - begun < 5
 
 
 def test_it_is_found_by_who_came_too_early(tmp_path: Path) -> None:
@@ -484,10 +507,16 @@ def test_it_is_found_by_who_came_too_early(tmp_path: Path) -> None:
             with pytest.raises(StorageUnavailable):
                 engine.galleries()
             server.start()
-            time.sleep(PAUSE)
-            assert engine.galleries() == set()
+            wait_for(lambda: finds_no_galleries(engine), "Milvus to be found")
     finally:
         server.kill()
+
+
+def finds_no_galleries(engine: MilvusEngine) -> bool:
+    try:
+        return engine.galleries() == set()
+    except StorageUnavailable:
+        return False
 
 
 def test_a_file_of_milvus_lite(tmp_path: Path) -> None:
@@ -554,6 +583,6 @@ def test_a_secret_is_not_shown() -> None:
 
 def test_importing_it_loads_no_client() -> None:
     code = (
-        "import sys; import indexer.vectors.milvus_index; sys.exit('pymilvus' in sys.modules or 'grpc' in sys.modules)"
+        "import sys; import indexer.vectors.milvus.index; sys.exit('pymilvus' in sys.modules or 'grpc' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=DEADLINE)
