@@ -1,8 +1,11 @@
-"""Probes that arrive together share a batch, and the event loop never waits for a network.
+"""The queue of images: requests share batches of the networks and searches, and the event loop never waits.
 
-One thread runs the networks. While it computes, arriving images wait; what waits when it is done is its next batch.
-Nobody waits for a batch to fill: alone, an image is computed at once. Requests take turns, an image each, and a batch
-has few large images: a request of many keeps the others waiting for a batch at most.
+One thread runs the networks. Images that arrive meanwhile wait, and are its next batch. Nothing waits for a batch to
+fill: a single image is computed at once. Requests take turns, one image each, and a batch has few large images, so a
+request with many images delays the others by one batch at most.
+
+Described images that are to be searched go on to other threads. Those with the same gallery and query are searched
+together, with one look at the index and the database; those that arrive during such a search are the next one.
 """
 
 from __future__ import annotations
@@ -11,98 +14,147 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 from indexer.errors import Overloaded
-from indexer.types import Pick
+from indexer.types import Gallery, Pick
 from indexer.vision.batch_errors import isolate_failures
 from indexer.vision.decode import pixels_said
 from indexer.vision.pipeline import PIXELS_AT_ONCE, FacePipeline, Seen
+from search_service.search import Answer, Query
+
+SEARCHES_AT_ONCE = 40
+"""Different searches that run at the same time: as many as the threads on which Starlette runs other blocking work."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is to be done with an image; images of one kind share a batch."""
+    """How to process an image. Images of one kind share a batch."""
 
     pick: Pick | None
     embed: bool = True
     gate: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class _Waiting:
-    image: bytes
-    pipeline: FacePipeline
-    kind: Kind
-    future: asyncio.Future[Seen]
-    loop: asyncio.AbstractEventLoop
-    since: float
-    """The time of `time.perf_counter` when it came."""
-    pixels: int
-    """That it says it has."""
+Question = tuple[Gallery, Query]
+"""What the images of one search have in common. A gallery that has changed is a different one."""
+
+Search = Callable[[Sequence[Seen], Gallery, Query], Sequence[Answer]]
 
 
-class Watch(Protocol):
-    """Hears how it goes, on whatever thread."""
+class Observer(Protocol):
+    """Is notified of the queue's work, on any thread."""
 
-    def stage(self, name: str, seconds: float) -> None: ...
+    def stage(self, name: str, seconds: float) -> None:
+        """A request has spent so many seconds in a stage."""
+        ...
 
     def batch(self, images: int) -> None:
-        """So many are computed together."""
+        """So many images are computed together."""
         ...
 
     def waiting(self, images: int) -> None:
-        """So many wait now."""
+        """So many images wait now."""
         ...
 
 
-class Batcher:
-    """Runs images through pipelines in batches of `max_batch`.
+@dataclass(eq=False)
+class _Job:
+    """One image. `future` belongs to the event loop of its request."""
 
-    Refuses more than `max_waiting` images at a time, and more than `max_bytes` of those that wait and are computed.
+    image: bytes
+    pixels: int
+    """As stated in the image's header."""
+    pipeline: FacePipeline
+    kind: Kind
+    question: Question | None
+    """What to search for once the image is described; None only describes it."""
+    future: asyncio.Future[Any]
+    since: float
+    """`time.perf_counter` on arrival."""
+    seen: Seen | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self.future.get_loop()
+
+
+class InferenceQueue:
+    """Describes images in batches of at most `max_batch`, and searches those that are probes.
+
+    Refuses more than `max_waiting` images at a time, and more than `max_bytes` that wait or are computed.
     """
 
-    def __init__(self, max_batch: int, max_waiting: int, max_bytes: int, watch: Watch | None = None) -> None:
-        self._watch = watch
+    def __init__(
+        self, search: Search, max_batch: int, max_waiting: int, max_bytes: int, observer: Observer | None = None
+    ) -> None:
+        self._search = search
+        self._observer = observer
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._max_bytes = max_bytes
-        self._waiting: deque[deque[_Waiting]] = deque()
-        """The images of each request, none empty; whose turn it is comes first."""
+        self._changed = threading.Condition()
+        self._waiting: deque[deque[_Job]] = deque()
+        """The images of each request, none empty; the request whose turn it is comes first."""
         self._count = 0
         """Images that wait."""
         self._bytes = 0
-        self._changed = threading.Condition()
+        """Of images that wait or are computed."""
         self._stopping = False
-        self._thread = threading.Thread(target=self._work, name="networks", daemon=True)
+        self._described: dict[Question, list[_Job]] = {}
+        """Images to be searched. Each key has a thread that searches, also while its list is empty."""
+        self._networks = threading.Thread(target=self._run_networks, name="networks", daemon=True)
+        self._searches = ThreadPoolExecutor(SEARCHES_AT_ONCE, thread_name_prefix="search")
 
     def start(self) -> None:
-        self._thread.start()
+        self._networks.start()
 
     def stop(self) -> None:
-        """Finishes what was taken, then ends."""
+        """Finishes the images that were accepted, then ends."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._networks.is_alive():
+            self._networks.join()
+        self._searches.shutdown()
 
     async def describe(self, images: Sequence[bytes], pipeline: FacePipeline, kind: Kind) -> list[Seen]:
-        """One answer an image, in order. Raises Overloaded at once when too much is waiting already."""
-        loop = asyncio.get_running_loop()
-        since = time.perf_counter()
-        taken = [
-            _Waiting(image, pipeline, kind, loop.create_future(), loop, since, pixels_said(image)) for image in images
+        """Returns one description for each image, in order. Raises Overloaded at once if too many are waiting."""
+        return await self._add(images, pipeline, kind, None)
+
+    async def search(
+        self, images: Sequence[bytes], pipeline: FacePipeline, gallery: Gallery, query: Query
+    ) -> list[Answer]:
+        """Returns one answer for each image, in order.
+
+        Raises Overloaded at once if too many are waiting, and the errors of the pipeline and the search, but none that
+        another request's image causes.
+        """
+        return await self._add(images, pipeline, Kind(query.pick), (gallery, query))
+
+    def wait_until_idle(self, seconds: float) -> None:
+        """Returns when no image waits or is computed, or after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._bytes, seconds)
+
+    async def _add(
+        self, images: Sequence[bytes], pipeline: FacePipeline, kind: Kind, question: Question | None
+    ) -> list[Any]:
+        loop, since = asyncio.get_running_loop(), time.perf_counter()
+        jobs = [
+            _Job(image, pixels_said(image), pipeline, kind, question, loop.create_future(), since) for image in images
         ]
         size = sum(map(len, images))
         with self._changed:
             if self._stopping:
                 raise Overloaded("the service is stopping; ask another one, or again soon")
-            if self._count and self._count + len(taken) > self._max_waiting:
+            if self._count and self._count + len(jobs) > self._max_waiting:
                 raise Overloaded(
                     f"{self._count} images are waiting already, {self._max_waiting} at most; try again soon"
                 )
@@ -111,18 +163,13 @@ class Batcher:
                     f"images of {self._bytes:,} bytes are waiting already, {self._max_bytes:,} at most; try again soon"
                 )
             self._bytes += size
-            self._count += len(taken)
-            if taken:
-                self._waiting.append(deque(taken))
+            self._count += len(jobs)
+            if jobs:
+                self._waiting.append(deque(jobs))
             self._changed.notify_all()
-        return list(await asyncio.gather(*(one.future for one in taken)))
+        return list(await asyncio.gather(*(job.future for job in jobs)))
 
-    def wait_until_idle(self, seconds: float) -> None:
-        """Returns when no image waits or is computed, or after so many seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._bytes, seconds)
-
-    def _work(self) -> None:
+    def _run_networks(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
@@ -131,72 +178,102 @@ class Batcher:
                 batch = self._next_batch()
                 self._count -= len(batch)
                 left = self._count
-            self._tell(batch, left)
-            size = sum(len(one.image) for one in batch)
-            _run_all(batch)
-            batch.clear()  # its images are not kept until the next one comes
+            self._observe(batch, left)
+            size = sum(len(job.image) for job in batch)
+            self._describe(batch)
+            batch.clear()  # no image is kept until the next batch
             with self._changed:
                 self._bytes -= size
                 self._changed.notify_all()
 
-    def _next_batch(self) -> list[_Waiting]:
-        """An image of each request in turn, as many as `max_batch` and PIXELS_AT_ONCE allow, or one that is larger.
-        Whose next image does not fit is the first next time."""
-        batch: list[_Waiting] = []
+    def _next_batch(self) -> list[_Job]:
+        """Takes an image of each request in turn, as many as `max_batch` and PIXELS_AT_ONCE allow, or a larger one.
+
+        A request whose next image does not fit is first next time.
+        """
+        batch: list[_Job] = []
         pixels = 0
-        passed: deque[deque[_Waiting]] = deque()
+        skipped: deque[deque[_Job]] = deque()
         while self._waiting and len(batch) < self._max_batch:
             request = self._waiting.popleft()
             if batch and pixels + request[0].pixels > PIXELS_AT_ONCE:
-                passed.append(request)
+                skipped.append(request)
                 continue
             batch.append(request.popleft())
             pixels += batch[-1].pixels
             if request:
                 self._waiting.append(request)
-        self._waiting.extendleft(reversed(passed))
+        self._waiting.extendleft(reversed(skipped))
         return batch
 
-    def _tell(self, batch: Sequence[_Waiting], left: int) -> None:
-        if self._watch is None:
+    def _observe(self, batch: Sequence[_Job], left: int) -> None:
+        if self._observer is None:
             return
-        begun = time.perf_counter()
-        self._watch.batch(len(batch))
-        self._watch.waiting(left)
-        for one in batch:
-            self._watch.stage("queue", begun - one.since)
+        began = time.perf_counter()
+        self._observer.batch(len(batch))
+        self._observer.waiting(left)
+        for job in batch:
+            self._observer.stage("queue", began - job.since)
+
+    def _describe(self, batch: Sequence[_Job]) -> None:
+        """Describes the images of each pipeline and kind together, then starts the searches."""
+        wanted = [job for job in batch if not job.future.cancelled()]
+        ordered = sorted(wanted, key=lambda job: (id(job.pipeline), str(job.kind)))
+        for (_, kind), group in groupby(ordered, key=lambda job: (id(job.pipeline), job.kind)):
+            jobs = list(group)
+            self._run(jobs, partial(_described, pipeline=jobs[0].pipeline, kind=kind))
+        idle = []
+        with self._changed:
+            for job in wanted:
+                if job.seen is not None and job.question is not None:
+                    if job.question not in self._described:
+                        self._described[job.question] = []
+                        idle.append(job.question)
+                    self._described[job.question].append(job)
+        for question in idle:
+            self._searches.submit(self._search_described, question)
+
+    def _search_described(self, question: Question) -> None:
+        """Searches until no more images with this question are described."""
+        while True:
+            with self._changed:
+                jobs = self._described[question]
+                if not jobs:
+                    del self._described[question]
+                    return
+                self._described[question] = []
+            wanted = [job for job in jobs if not job.future.cancelled()]
+            self._run(wanted, lambda some: self._search([job.seen for job in some if job.seen is not None], *question))
+
+    def _run(self, jobs: Sequence[_Job], step: Callable[[Sequence[_Job]], Sequence[Seen | Answer]]) -> None:
+        """Runs a step of the jobs together. Each job gets its own result or error, and the thread goes on."""
+        results: Sequence[Seen | Answer | Exception]
+        try:
+            results = isolate_failures(jobs, step)
+        except Exception as error:
+            results = [error] * len(jobs)
+        finished = []
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, Seen) and job.question is not None:
+                job.seen, job.image = result, b""
+            else:
+                finished.append((job.future, result))
+        for loop in {future.get_loop() for future, _ in finished}:  # requests that are answered together go on together
+            own = [(future, result) for future, result in finished if future.get_loop() is loop]
+            with suppress(RuntimeError):  # the loop is closed: nothing waits any more
+                loop.call_soon_threadsafe(_resolve, own)
 
 
-def _run_all(batch: Sequence[_Waiting]) -> None:
-    wanted = [one for one in batch if not one.future.cancelled()]
-    ordered = sorted(wanted, key=lambda one: (id(one.pipeline), str(one.kind)))
-    for _, group in groupby(ordered, key=lambda one: (id(one.pipeline), one.kind)):
-        _run(list(group))
+def _described(jobs: Sequence[_Job], pipeline: FacePipeline, kind: Kind) -> list[Seen]:
+    images = [job.image for job in jobs]
+    return pipeline.describe(images, kind.pick, kind.gate) if kind.embed else pipeline.detect(images)
 
 
-def _run(group: Sequence[_Waiting]) -> None:
-    """Whatever goes wrong is told to those who asked, and the thread goes on."""
-    pipeline, kind = group[0].pipeline, group[0].kind
-
-    def ask(images: Sequence[bytes]) -> Sequence[Seen]:
-        return pipeline.describe(images, kind.pick, kind.gate) if kind.embed else pipeline.detect(images)
-
-    answers: Sequence[Seen | Exception]
-    try:
-        answers = isolate_failures([one.image for one in group], ask)
-    except Exception as error:
-        answers = [error] * len(group)
-    told = list(zip(group, answers, strict=True))
-    for loop in {one.loop for one in group}:  # all at once: whoever is woken together goes on together
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_tell, [(one, answer) for one, answer in told if one.loop is loop])
-
-
-def _tell(told: Sequence[tuple[_Waiting, Seen | Exception]]) -> None:
-    for one, answer in told:
-        if one.future.done():
+def _resolve(finished: Sequence[tuple[asyncio.Future[Any], Seen | Answer | Exception]]) -> None:
+    for future, result in finished:
+        if future.done():
             continue
-        if isinstance(answer, Exception):
-            one.future.set_exception(answer)
+        if isinstance(result, Exception):
+            future.set_exception(result)
         else:
-            one.future.set_result(answer)
+            future.set_result(result)

@@ -42,7 +42,6 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("search_service.events", "search_service.events SERVICE SEARCH"),
     ("search_service.serializers", "SERVICE INDEXER"),
     ("search_service.search", "SEARCH"),
-    ("search_service.search_batcher", "SEARCH"),
     ("search_service.inference_queue", "SEARCH"),
     ("search_service.service_context", "search_service.store INDEXER"),
     ("search_service.logs", "INDEXER"),
@@ -73,8 +72,7 @@ GROUPS = {
     "INDEXER": "indexer -indexer.cli",
     "SERVICE": "search_service.service_context search_service.store search_service.serializers",
     "SEARCH": (
-        "search_service.search search_service.search_batcher "
-        "search_service.inference_queue search_service.matching search_service.store INDEXER"
+        "search_service.search search_service.inference_queue search_service.matching search_service.store INDEXER"
     ),
 }
 

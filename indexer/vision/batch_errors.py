@@ -1,4 +1,4 @@
-"""Which of several items is to blame where the networks fail on them together."""
+"""Finds the items of a batch that cause its failure, so that the others still get results."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from indexer.errors import InvalidVector, RejectedImage, WhosthereError
 from indexer.types import Reason
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def isolate_failures(
-    items: Sequence[Item], ask: Callable[[Sequence[Item]], Iterable[Answer]]
-) -> list[Answer | Exception]:
-    """What `ask` answers to each item, in order. Where it fails on all of them they are asked for one by one, and the
-    error stands in the place of those that it fails on alone. Errors that no item is to blame for are raised."""
+    items: Sequence[Item], process: Callable[[Sequence[Item]], Iterable[Result]]
+) -> list[Result | Exception]:
+    """Returns the result of `process` for each item, in order.
+
+    If the batch fails, items are processed one by one, and the exception takes the place of the result for those that
+    fail alone. Re-raises errors that are not caused by a single item.
+    """
     if not items:
         return []
     try:
-        answers: list[Answer | Exception] = list(ask(items))
-        if len(answers) != len(items):
-            raise RuntimeError(f"the pipeline answered {len(answers)} times to {len(items)} images")
+        results: list[Result | Exception] = list(process(items))
+        if len(results) != len(items):
+            raise RuntimeError(f"{len(results)} results for {len(items)} items")
     except Exception as error:
         if isinstance(error, WhosthereError) and not isinstance(error, InvalidVector):
             raise
-        return [answer for item in items for answer in isolate_failures([item], ask)] if len(items) > 1 else [error]
-    return answers
+        if len(items) == 1:
+            return [error]
+        return [result for item in items for result in isolate_failures([item], process)]
+    return results
 
 
 def as_rejection(error: Exception) -> RejectedImage:
-    """What is told of the one to blame, where the others go on."""
+    """Returns the rejection of an image that could not be processed because of `error`."""
     message = f"the image cannot be processed: {type(error).__name__}: {error}"
     return RejectedImage(message, code=Reason.UNREADABLE_IMAGE)

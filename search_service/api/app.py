@@ -29,9 +29,8 @@ from search_service.api.state import Service, State
 from search_service.background.jobs import Runner
 from search_service.background.webhooks import Deliverer
 from search_service.calibration.thresholds import Thresholds
-from search_service.inference_queue import Batcher
+from search_service.inference_queue import InferenceQueue
 from search_service.search import SearchService
-from search_service.search_batcher import Gathering
 from search_service.service_context import ServiceContext
 
 log = logging.getLogger(__name__)
@@ -57,24 +56,25 @@ def create_app(context: ServiceContext) -> FastAPI:
     metrics = Metrics(context)
     context.stopwatch.listen(metrics.stage)
     service = SearchService(context, Thresholds(context), metrics.decided)
-    batcher = Batcher(settings.max_batch, settings.max_waiting, settings.max_waiting_bytes, metrics)
+    limits = settings.max_batch, settings.max_waiting, settings.max_waiting_bytes
+    queue = InferenceQueue(service.search_seen, *limits, metrics)
     deliverer = Deliverer(context)
     guard = security.Guard(context)
     readiness = Readiness(context, guard)
-    runner = Runner(context, batcher)
+    runner = Runner(context, queue)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(lambda: context.store)  # brings the tables up to date before anybody asks
         await guard.start()
-        batcher.start()
+        queue.start()
         deliverer.start()
         loading = threading.Thread(target=readiness.load, name="loading", daemon=True)
         loading.start()
         runner.start()
         yield
         readiness.stop()
-        stops = runner.stop, batcher.stop, deliverer.stop, loading.join, lambda: service.settle(STOP_SECONDS)
+        stops = runner.stop, queue.stop, deliverer.stop, loading.join, lambda: service.settle(STOP_SECONDS)
         await run_in_threadpool(stop_together, stops, STOP_SECONDS)
         await run_in_threadpool(context.close)
 
@@ -86,7 +86,7 @@ def create_app(context: ServiceContext) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         responses=failures(400, 401, 403, 404, 422, 429),
     )
-    app.state.service = State(context, service, batcher, Gathering(service.search_seen), metrics, deliverer)
+    app.state.service = State(context, service, queue, metrics, deliverer)
     errors.register(app)
     document(app)
     app.add_middleware(Idempotency, context=context)

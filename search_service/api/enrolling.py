@@ -25,7 +25,7 @@ async def enroll(
     known = await service.off_loop(service.context.store.faces.known_images, gallery.id, hashes)
     unknown = [photo.data for photo, sha in zip(photos, hashes, strict=True) if sha not in known]
     pipeline = service.context.pipeline_of(gallery)
-    seen = iter(await service.batcher.describe(unknown, pipeline, Kind(pick, gate=True)))
+    seen = iter(await service.queue.describe(unknown, pipeline, Kind(pick, gate=True)))
     keep_crops = service.context.settings.keep_crops
 
     def commit() -> list[Result]:

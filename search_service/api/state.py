@@ -15,9 +15,8 @@ from indexer.models.packs import Pack
 from indexer.types import Gallery
 from search_service.api.metrics import Metrics
 from search_service.background.webhooks import Deliverer
-from search_service.inference_queue import Batcher
+from search_service.inference_queue import InferenceQueue
 from search_service.search import SearchService
-from search_service.search_batcher import Gathering
 from search_service.service_context import ServiceContext
 
 Result = TypeVar("Result")
@@ -29,8 +28,7 @@ class State:
 
     context: ServiceContext
     search: SearchService
-    batcher: Batcher
-    gathering: Gathering
+    queue: InferenceQueue
     metrics: Metrics
     deliverer: Deliverer
     comparing: asyncio.Lock = field(default_factory=asyncio.Lock)

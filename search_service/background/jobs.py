@@ -24,7 +24,7 @@ from indexer.errors import Conflict, ModelUnavailable, NotFound, StorageUnavaila
 from indexer.settings import Settings
 from indexer.types import Gallery, Pick
 from indexer.vision.pipeline import Seen
-from search_service.inference_queue import Batcher
+from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
 from search_service.store.jobs import Held, JobResult, Jobs, JobState
 
@@ -73,9 +73,9 @@ class _Spool(io.BufferedRandom):
 class Runner:
     """Works through one job at a time, on a thread of its own, with one thread of the networks."""
 
-    def __init__(self, context: ServiceContext, batcher: Batcher) -> None:
+    def __init__(self, context: ServiceContext, queue: InferenceQueue) -> None:
         self._context = context
-        self._batcher = batcher
+        self._queue = queue
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
         self._sweep_at = 0.0
@@ -186,7 +186,7 @@ class Runner:
         networks = context.pipeline(context.pack_of(gallery), streams=context.cores)  # each of them one thread
         return Enroller(
             context.store,
-            Courteous(networks, self._batcher, lease.check),
+            Courteous(networks, self._queue, lease.check),
             gallery,
             settings.max_image_bytes,
             workers=1,
@@ -198,9 +198,9 @@ class Runner:
 class Courteous:
     """Networks that look at one photo at a time, and let probes that wait go first; `check` is asked before each."""
 
-    def __init__(self, networks: Describes, batcher: Batcher, check: Callable[[], None]) -> None:
+    def __init__(self, networks: Describes, queue: InferenceQueue, check: Callable[[], None]) -> None:
         self._networks = networks
-        self._batcher = batcher
+        self._queue = queue
         self._check = check
 
     def load(self) -> None:
@@ -210,7 +210,7 @@ class Courteous:
         return [self._describe(image, pick, gate) for image in images]
 
     def _describe(self, image: bytes, pick: Pick | None, gate: bool) -> Seen:
-        self._batcher.wait_until_idle(LONGEST_PAUSE)
+        self._queue.wait_until_idle(LONGEST_PAUSE)
         self._check()
         (seen,) = self._networks.describe([image], pick, gate)
         return seen

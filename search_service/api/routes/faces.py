@@ -137,14 +137,12 @@ async def _search(service: State, gallery: Gallery, body: Body, query: Query) ->
     if "embedding" in body.values:
         values = embedding_of(body.values["embedding"], gallery.dim)
         return [await service.off_loop(service.search.search_embedding, values, gallery, query)]
-    images = body.all_images()
+    images = [image.data for image in body.all_images()]
     pipeline = service.context.pipeline_of(gallery)
-    seen = await service.batcher.describe([image.data for image in images], pipeline, Kind(query.pick))
     if truth(body.values, "same_person"):
+        seen = await service.queue.describe(images, pipeline, Kind(query.pick))
         return [await service.off_loop(service.search.search_seen_frames, seen, gallery, query)]
-    if body.several:
-        return await service.off_loop(service.search.search_seen, seen, gallery, query)
-    return [await service.gathering.search_seen(seen[0], gallery, query)]
+    return await service.queue.search(images, pipeline, gallery, query)
 
 
 async def _recorded(
@@ -168,7 +166,7 @@ async def detect(service: Service, request: Request) -> Any:
     """All faces of an image, largest first, with their quality; none is an empty list."""
     image = (await read_body(request, "image")).only("image").image("image")
     pipeline = service.context.pipeline(await service.off_loop(service.pack))
-    (seen,) = await service.batcher.describe([image.data], pipeline, Kind(None, embed=False))
+    (seen,) = await service.queue.describe([image.data], pipeline, Kind(None, embed=False))
     if seen.rejection is not None and seen.rejection.code != Reason.NO_FACE:
         raise seen.rejection
     return detect_payload(seen, image.name)
@@ -187,7 +185,7 @@ async def embed(service: Service, request: Request) -> Any:
     body = (await read_body(request, "image")).only("image", "model", "pick", "all_faces")
     image, pick = body.image("image"), pick_of(body.values, Pick.LARGEST)
     pack = await service.off_loop(service.pack, body.values.get("model"))
-    (seen,) = await service.batcher.describe([image.data], service.context.pipeline(pack), Kind(pick))
+    (seen,) = await service.queue.describe([image.data], service.context.pipeline(pack), Kind(pick))
     if seen.rejection is not None:
         raise seen.rejection
     return embed_payload(seen, image.name, pack.name, pack.dim)
@@ -204,7 +202,7 @@ async def compare(service: Service, request: Request) -> Any:
     body = (await read_body(request, "image_a", "image_b")).only("image_a", "image_b", "model")
     images = [body.image("image_a").data, body.image("image_b").data]
     pack = await service.off_loop(service.pack, body.values.get("model"))
-    seen = await service.batcher.describe(images, service.context.pipeline(pack), Kind(Pick.LARGEST))
+    seen = await service.queue.describe(images, service.context.pipeline(pack), Kind(Pick.LARGEST))
     return compare_payload(compare_seen(seen, pack))
 
 

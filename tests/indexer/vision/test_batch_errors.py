@@ -31,7 +31,7 @@ def test_each_gets_its_answer_or_its_error() -> None:
     assert (one, two) == (12, 6)
     assert isinstance(none, ZeroDivisionError)
     assert isinstance(three, InvalidVector)
-    assert str(short) == "the pipeline answered 0 times to 1 images"
+    assert str(short) == "0 results for 1 items"
 
 
 @pytest.mark.parametrize("numbers", [[1, 4], [0, 4], [4]])

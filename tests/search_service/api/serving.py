@@ -18,7 +18,7 @@ import httpx
 import uvicorn
 
 from search_service.api.app import create_app
-from search_service.inference_queue import Batcher
+from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
 from tests.variants import clean_environment
 from tests.waiting import DEADLINE, wait_for
@@ -50,9 +50,9 @@ class Running:
         assert not self._thread.is_alive()
 
     @property
-    def batcher(self) -> Batcher:
-        batcher: Batcher = self.app.state.service.batcher
-        return batcher
+    def queue(self) -> InferenceQueue:
+        queue: InferenceQueue = self.app.state.service.queue
+        return queue
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=DEADLINE)

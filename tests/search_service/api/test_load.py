@@ -122,7 +122,7 @@ def test_everything_else_answers_while_the_networks_are_busy(tmp_path: Path, pip
                 )
             ]
             await wait_for_async(
-                lambda: service.batcher._bytes == 7 * len(large) + len(other)
+                lambda: service.queue._bytes == 7 * len(large) + len(other)
             )  # however they share batches
             for _ in range(3):
                 assert ok(await client.get("/healthz")) == {"status": "alive"}
@@ -150,7 +150,7 @@ def test_probes_that_arrive_together_share_a_batch(tmp_path: Path, pipeline: Fac
             tasks = [asyncio.create_task(search(client, sources.astronaut()))]
             await wait_for_async(lambda: held.sizes == [1])
             tasks += [asyncio.create_task(search(client, sources.astronaut())) for _ in range(6)]
-            await wait_for_async(lambda: len(service.batcher._waiting) == 6)
+            await wait_for_async(lambda: len(service.queue._waiting) == 6)
             held.go.set()
             answers = [ok(await task) for task in tasks]
             assert all(answer == answers[0] for answer in answers)
@@ -166,7 +166,7 @@ def test_too_many_are_told_to_come_again(tmp_path: Path, pipeline: FacePipeline)
             tasks = [asyncio.create_task(search(client, sources.astronaut()))]
             await wait_for_async(lambda: held.sizes == [1])
             tasks += [asyncio.create_task(search(client, sources.astronaut())) for _ in range(2)]
-            await wait_for_async(lambda: len(service.batcher._waiting) == 2)
+            await wait_for_async(lambda: len(service.queue._waiting) == 2)
             two = {"image_a": ("a", sources.astronaut()), "image_b": ("b", sources.astronaut())}
             for answer in (
                 await search(client, sources.astronaut()),
@@ -245,7 +245,7 @@ def test_a_caller_who_hangs_up_costs_the_others_nothing(tmp_path: Path, pipeline
             with pytest.raises(asyncio.CancelledError):
                 await gone
             stays = asyncio.create_task(search(client, sources.astronaut()))
-            await wait_for_async(lambda: len(service.batcher._waiting) == 1)
+            await wait_for_async(lambda: len(service.queue._waiting) == 1)
             held.go.set()
             assert ok(await stays)["faces"][0]["decision"] == "match"
 

@@ -21,23 +21,24 @@ from indexer.types import Pick
 from indexer.vision.pipeline import Seen
 from search_service.background import jobs
 from search_service.background.jobs import Courteous, Runner
-from search_service.inference_queue import Batcher
+from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
 from search_service.store.idempotency import Pending
 from search_service.store.schema import AnswerRow
-from tests.search_service.test_inference_queue import LARGEST, Held, started
+from tests.search_service.queueing import LARGEST, HeldPipeline, running_queue
 from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for, wait_for_async
 
 
 @pytest.fixture
-def batcher() -> Iterator[Batcher]:
-    yield from started(Batcher(max_batch=1, max_waiting=100, max_bytes=2**24))
+def queue() -> Iterator[InferenceQueue]:
+    with running_queue(max_batch=1) as queue:
+        yield queue
 
 
 @pytest.fixture
-def probes() -> Iterator[Held]:
-    pipeline = Held("probes")
+def probes() -> Iterator[HeldPipeline]:
+    pipeline = HeldPipeline()
     yield pipeline
     pipeline.go.set()
 
@@ -45,7 +46,7 @@ def probes() -> Iterator[Held]:
 class Networks:
     """Notes for each photo of the job how many probes were begun with before it."""
 
-    def __init__(self, probes: Held) -> None:
+    def __init__(self, probes: HeldPipeline) -> None:
         self._probes = probes
         self.before: list[int] = []
 
@@ -57,14 +58,16 @@ class Networks:
         return [Seen(width=len(image)) for image in images]
 
 
-def beside_two_probes(batcher: Batcher, probes: Held, networks: Networks, until: Callable[[], bool]) -> None:
+def beside_two_probes(
+    queue: InferenceQueue, probes: HeldPipeline, networks: Networks, until: Callable[[], bool]
+) -> None:
     """Two photos of a job, asked for while one probe is computed and another waits; probes go on from `until` on."""
-    courteous = Courteous(networks, batcher, lambda: None)
+    courteous = Courteous(networks, queue, lambda: None)
     seen: list[Seen] = []
 
     async def test() -> None:
         probes.go.clear()
-        searches = [asyncio.create_task(batcher.describe([b"probe"], probes, LARGEST)) for _ in range(2)]
+        searches = [asyncio.create_task(queue.describe([b"probe"], probes, LARGEST)) for _ in range(2)]
         await asyncio.to_thread(probes.entered.wait, DEADLINE)
         job = threading.Thread(target=lambda: seen.extend(courteous.describe([b"a", b"bc"], Pick.ONLY, gate=True)))
         job.start()
@@ -77,13 +80,13 @@ def beside_two_probes(batcher: Batcher, probes: Held, networks: Networks, until:
     assert [one.width for one in seen] == [1, 2]
 
 
-def test_old_answers_are_swept(batcher: Batcher, tmp_path: Path) -> None:
+def test_old_answers_are_swept(queue: InferenceQueue, tmp_path: Path) -> None:
     home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     for key in ("old", "young"):
         home.answers.claim("", key)
     with Session(home.engine) as session, session.begin():
         session.execute(update(AnswerRow).where(AnswerRow.key == "old").values(expires_at=now()))
-    runner = Runner(home, batcher)
+    runner = Runner(home, queue)
     runner.start()
 
     def kept() -> list[str]:
@@ -96,24 +99,24 @@ def test_old_answers_are_swept(batcher: Batcher, tmp_path: Path) -> None:
     home.close()
 
 
-def test_probes_go_first(batcher: Batcher, probes: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_go_first(queue: InferenceQueue, probes: HeldPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "LONGEST_PAUSE", DEADLINE)
     networks = Networks(probes)
-    waiters = batcher._changed._waiters  # type: ignore[attr-defined]
-    beside_two_probes(batcher, probes, networks, lambda: len(waiters) == 1)
+    waiters = queue._changed._waiters  # type: ignore[attr-defined]
+    beside_two_probes(queue, probes, networks, lambda: len(waiters) == 1)
     assert networks.before == [2, 2]
 
 
 def test_a_service_that_is_never_idle_gets_through_a_job(
-    batcher: Batcher, probes: Held, monkeypatch: pytest.MonkeyPatch
+    queue: InferenceQueue, probes: HeldPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "LONGEST_PAUSE", 0.01)
     networks = Networks(probes)
-    beside_two_probes(batcher, probes, networks, lambda: len(networks.before) == 2)
+    beside_two_probes(queue, probes, networks, lambda: len(networks.before) == 2)
     assert networks.before == [1, 1]
 
 
-def test_it_is_asked_before_each_photo_whether_it_goes_on(batcher: Batcher, probes: Held) -> None:
+def test_it_is_asked_before_each_photo_whether_it_goes_on(queue: InferenceQueue, probes: HeldPipeline) -> None:
     networks = Networks(probes)
 
     def check() -> None:
@@ -121,5 +124,5 @@ def test_it_is_asked_before_each_photo_whether_it_goes_on(batcher: Batcher, prob
             raise Conflict("taken over")
 
     with pytest.raises(Conflict, match="taken over"):
-        Courteous(networks, batcher, check).describe([b"a", b"b", b"c"], Pick.ONLY, gate=True)
+        Courteous(networks, queue, check).describe([b"a", b"b", b"c"], Pick.ONLY, gate=True)
     assert len(networks.before) == 1
