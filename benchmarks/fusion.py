@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from benchmarks import lfw
 from benchmarks.lfw import Cell, say
-from benchmarks.variants import SHIPPED, VARIANTS, People, Study, embeddings, mean_embedding
+from benchmarks.variant_views import Study
+from benchmarks.variants import SHIPPED, VARIANTS, People, embeddings, mean_embedding
 from indexer.models.packs import SFACE
 from indexer.types import Vectors, normalize
 from search_service.matching.fusion import consistent_faces, fused_scores

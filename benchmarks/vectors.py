@@ -26,202 +26,63 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
 import faiss
-import hnswlib
 import numpy as np
-import usearch.index
-from faceflash.index import FaceIndex
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from benchmarks import lfw, thresholds
+from benchmarks import lfw
 from benchmarks.lfw import Cell, Embedded, say
-from indexer.gallery.embeddings import FaceVectors
+from benchmarks.synthetic_faces import PHOTOS, Ids, Measured, Population, make_vectors, measure, spread_rows
+from benchmarks.vector_indexes import (
+    EXACT,
+    MOST_OF_A_GRAPH,
+    OTHER_GRAPHS,
+    RIVALS,
+    Built,
+    Gallery,
+    Rival,
+    Search,
+    build_flat,
+    build_whosthere,
+    face_vectors,
+    search_of,
+)
 from indexer.models.packs import SFACE
-from indexer.types import Tier, Vectors, normalize
+from indexer.types import Tier, Vectors
 from indexer.vectors import compressed
-from indexer.vectors.base import Header, VectorIndex
-from indexer.vectors.engines import FaissEngine
 from indexer.vision.runtime import usable_cores
 
 SIZES = (10_000, 100_000, 1_000_000)
+
 DIMS = (128, 512)
-MOST_OF_A_GRAPH = 100_000
-PHOTOS = 2
-"""Faces of each person in a made gallery."""
+
 MATED, STRANGERS = 1_000, 500
 """Probes whose answers are compared with those of exact search."""
+
 TIMED = 200
 """Probes that are searched one by one, half of them mated."""
+
 BATCH, BATCHES = 256, 3
+
 A_TURN, WARM_UP = 20, 3
-TOP = 10
-CHUNK = 20_000
-"""People made at a time."""
+
 HARD = (0.4, 0.6)
 """Cosines of mates near the threshold."""
+
 HARD_PROBES = 1_000
+
 PARTS = (32, 64, 128)
+
 RESCORED = (64, 256, 1024)
+
 TIER_SIZES = (5_000, 10_000, 20_000, 50_000, 100_000)
-
-Ids = NDArray[np.int64]
-Search = Callable[[Vectors, int], Ids]
-"""(Q, D) and a number of threads -> (Q,) the nearest identity of each; -1 where there is none."""
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What the scores of real embeddings are like."""
-
-    people: Vectors
-    """(M, D) one face of each person."""
-    mates: NDArray[np.float64]
-    """Ascending: each other photo's cosine with its person's first."""
-    strangers: thresholds.Impostors
-    data: Embedded
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """People who look alike: their mean (D,), and what turns white noise into them (D, D)."""
-
-    mean: NDArray[np.float32]
-    spread: NDArray[np.float32]
-
-
-class Population:
-    """Makes people whose scores are spread as those of real ones.
-
-    Real people are parted into GROUPS of lookalikes by k-means, and each group is a normal distribution with its mean
-    and covariance (shrunk to the common one by SHRINK, for want of people), projected to the sphere. The parting gives
-    strangers the heavy tail that even spread has not. In more dimensions than were measured the same groups are put
-    into a random subspace, and a share of the variance, FLOOR, is spread evenly over all dimensions. That alone would
-    make strangers score too evenly, so the eigenvalues of each group are raised to the power at which the cosine that
-    one pair of strangers in a thousand reaches is that of the real ones.
-
-    A mate is its person's face turned away, to a cosine drawn from the measured ones, towards someone of its group.
-    """
-
-    GROUPS = 8
-    SHRINK = 0.1
-    FLOOR = 0.2
-    FIT_PEOPLE = 4_000
-
-    def __init__(self, measured: Measured, dim: int) -> None:
-        self.dim = dim
-        self._mates = measured.mates
-        people = measured.people.astype(np.float64)
-        kmeans = faiss.Kmeans(people.shape[1], self.GROUPS, seed=1)
-        kmeans.train(measured.people)
-        self._nearest = kmeans.index
-        member = self.groups_of(measured.people)
-        self._shares = np.bincount(member, minlength=self.GROUPS) / len(member)
-        common = np.cov(people.T)
-        self._moments = [
-            (some.mean(axis=0), (1 - self.SHRINK) * np.cov(some.T) + self.SHRINK * common)
-            for some in (people[member == group] for group in range(self.GROUPS))
-        ]
-        self.power = 1.0 if dim == people.shape[1] else self._fit_power(measured.strangers.cosine(1e-3))
-        self._groups = self._make_groups(self.power)
-
-    def groups_of(self, faces: Vectors) -> Ids:
-        """(N, D) in as many dimensions as were measured -> (N,)."""
-        groups: Ids = self._nearest.search(faces, 1)[1][:, 0]
-        return groups
-
-    def people(self, count: int, rng: np.random.Generator) -> tuple[Vectors, Ids]:
-        """(N, D) one face each, and (N,) their groups."""
-        groups = rng.choice(self.GROUPS, count, p=self._shares)
-        return self._draw(groups, np.ones(count, np.float32), rng), groups
-
-    def photos(
-        self, faces: Vectors, groups: Ids, rng: np.random.Generator, cosines: NDArray[np.float64] | None = None
-    ) -> Vectors:
-        """(N, D) another photo of each of these (N, D) faces, at (N,) `cosines` or such as mates have."""
-        if cosines is None:
-            cosines = np.interp(rng.random(len(faces)), np.linspace(0, 1, len(self._mates)), self._mates)
-        near = cosines.astype(np.float32)
-        # With this share of the mean in the other direction, the photo has as much of it as any face.
-        aside = self._draw(groups, np.sqrt((1 - near) / (1 + near)), rng)
-        aside -= np.einsum("nd,nd->n", aside, faces)[:, None] * faces
-        photos = near[:, None] * faces + np.sqrt(1 - near**2)[:, None] * normalize(aside)
-        return normalize(photos.astype(np.float32))
-
-    def _draw(self, groups: Ids, means: NDArray[np.float32], rng: np.random.Generator) -> Vectors:
-        """One of each of these (N,) groups, with (N,) `means` times its mean."""
-        drawn = np.empty((len(groups), self.dim), np.float32)
-        for number, group in enumerate(self._groups):
-            rows = np.flatnonzero(groups == number)
-            noise = rng.standard_normal((len(rows), self.dim), dtype=np.float32)
-            drawn[rows] = means[rows, None] * group.mean + noise @ group.spread
-        return normalize(drawn)
-
-    def _fit_power(self, cosine: float) -> float:
-        low, high = 1.0, 4.0
-        for _ in range(8):
-            self._groups = self._make_groups((low + high) / 2)
-            people, _ = self.people(self.FIT_PEOPLE, np.random.default_rng(2))
-            reached = thresholds.impostors(people, np.arange(len(people))).cosine(1e-3)
-            low, high = ((low + high) / 2, high) if reached < cosine else (low, (low + high) / 2)
-        return (low + high) / 2
-
-    def _make_groups(self, power: float) -> list[Group]:
-        measured = len(self._moments[0][0])
-        subspace = np.linalg.qr(np.random.default_rng(3).standard_normal((self.dim, measured)))[0]
-        if self.dim == measured:
-            subspace = np.eye(measured)
-        return [self._make_group(mean, covariance, subspace, power) for mean, covariance in self._moments]
-
-    def _make_group(
-        self, mean: NDArray[np.float64], covariance: NDArray[np.float64], subspace: NDArray[np.float64], power: float
-    ) -> Group:
-        values, axes = np.linalg.eigh(covariance)
-        total = float(values.sum())
-        sharp = values**power * (total / (values**power).sum())
-        floor = self.FLOOR if self.dim > len(mean) else 0.0
-        lifted = subspace @ (axes * sharp) @ axes.T @ subspace.T
-        whole = (1 - floor) * lifted + floor * total / self.dim * np.eye(self.dim)
-        spread = np.linalg.cholesky(whole).T
-        return Group((subspace @ mean).astype(np.float32), np.ascontiguousarray(spread, dtype=np.float32))
-
-
-@dataclass(frozen=True, eq=False)
-class Gallery:
-    """(N, D) vectors, (N,) whose they are, ascending; probes with the identity that is right, or -1."""
-
-    name: str
-    vectors: Vectors
-    identities: Ids
-    probes: Vectors
-    right: Ids
-
-    @property
-    def label(self) -> str:
-        return f"{self.name} {self.vectors.shape[1]}-d, {len(self.vectors):,} faces"
-
-
-@dataclass(frozen=True, eq=False)
-class Built:
-    """An index, ready. `note` says what a reader must know of it."""
-
-    search: Search
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Rival:
-    name: str
-    build: Callable[[Gallery, Path], Built]
-    """The folder is for its files."""
-    most: int = 10**9
-    """Faces up to which it is built."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,143 +95,6 @@ class Contender:
     bytes_a_face: float
 
 
-def build_whosthere(gallery: Gallery, folder: Path, tier: Tier = Tier.AUTO) -> Built:
-    """As the service does, from 10,000 faces of SQL at a time."""
-    index = _engine_build(gallery, folder, tier)
-    note = index.kind
-    if isinstance(index.checked, compressed.Checked):
-        note += f", {index.checked.rescored} rows re-scored; promised mates found {index.checked.mates_found}"
-    return Built(_identities_of(index), note)
-
-
-def _engine_build(gallery: Gallery, folder: Path, tier: Tier) -> VectorIndex:
-    header = Header(1, "", "", gallery.vectors.shape[1], 0, "", len(gallery.vectors))
-    index, _ = FaissEngine(tier).build(folder / f"{tier}.index", header, lambda: _faces(gallery))
-    return index
-
-
-def _faces(gallery: Gallery) -> Iterator[FaceVectors]:
-    for start in range(0, len(gallery.vectors), 10_000):
-        end = min(start + 10_000, len(gallery.vectors))
-        part = slice(start, end)
-        yield FaceVectors(np.arange(start, end, dtype=np.int64), gallery.identities[part], gallery.vectors[part])
-
-
-def _identities_of(index: VectorIndex) -> Search:
-    def search(queries: Vectors, threads: int) -> Ids:
-        answers = index.nearest_identities(queries, TOP)
-        return np.array([hits[0].identity_id if hits else -1 for hits in answers], dtype=np.int64)
-
-    return search
-
-
-def build_flat(gallery: Gallery, folder: Path) -> Built:
-    index = faiss.IndexFlatIP(gallery.vectors.shape[1])
-    index.add(gallery.vectors)
-    return Built(_faiss_search(index, gallery.identities), "exact")
-
-
-def build_hnsw(gallery: Gallery, folder: Path) -> Built:
-    index = faiss.IndexHNSWFlat(gallery.vectors.shape[1], 32, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efSearch = 256
-    index.add(gallery.vectors)
-    return Built(_faiss_search(index, gallery.identities), "M 32, efConstruction 40, ef 256")
-
-
-def build_ivf(gallery: Gallery, folder: Path) -> Built:
-    """As FAISS' guidelines have it: 4 sqrt(N) lists, trained on 40 faces each; an eighth of them is probed."""
-    lists = int(4 * np.sqrt(len(gallery.vectors)))
-    dim = gallery.vectors.shape[1]
-    flat = faiss.IndexFlatIP(dim)
-    index = faiss.IndexIVFScalarQuantizer(flat, dim, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
-    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 16, 40
-    index.nprobe = lists // 8
-    index.train(gallery.vectors[:: max(1, len(gallery.vectors) // (40 * lists))])
-    index.add(gallery.vectors)
-    return Built(_faiss_search(index, gallery.identities), f"IVF{lists}, nprobe {index.nprobe}")
-
-
-def _faiss_search(index: faiss.Index, identities: Ids) -> Search:
-    def search(queries: Vectors, threads: int) -> Ids:
-        _, rows = index.search(queries, TOP)
-        return _owners(rows[:, 0], identities)
-
-    return search
-
-
-def build_hnswlib(gallery: Gallery, folder: Path) -> Built:
-    index = hnswlib.Index(space="ip", dim=gallery.vectors.shape[1])
-    index.init_index(max_elements=len(gallery.vectors), M=32, ef_construction=100)
-    index.set_ef(256)
-    index.add_items(gallery.vectors, num_threads=usable_cores())
-
-    def search(queries: Vectors, threads: int) -> Ids:
-        rows, _ = index.knn_query(queries, TOP, num_threads=threads)
-        return _owners(rows[:, 0].astype(np.int64), gallery.identities)
-
-    return Built(search, "M 32, ef_construction 100, ef 256")
-
-
-def build_usearch(gallery: Gallery, folder: Path) -> Built:
-    """In the precision that it chooses by itself for this CPU."""
-    index = usearch.index.Index(
-        ndim=gallery.vectors.shape[1], metric="ip", connectivity=32, expansion_add=100, expansion_search=256
-    )
-    index.add(np.arange(len(gallery.vectors)), gallery.vectors, threads=usable_cores())
-
-    def search(queries: Vectors, threads: int) -> Ids:
-        keys = np.atleast_2d(index.search(queries, TOP, threads=threads).keys)
-        return _owners(keys[:, 0].astype(np.int64), gallery.identities)
-
-    return Built(search, f"{index.dtype.name}, connectivity 32, expansion 100 and 256")
-
-
-def build_faceflash(gallery: Gallery, folder: Path) -> Built:
-    """Its codes are fitted to the first 5,000 faces, as it does itself; the others are encoded in parts, because its
-    `add_batch` copies everything at each call. Vectors are mapped, as after its `load`."""
-    dim, fitted = gallery.vectors.shape[1], 5_000
-    index = FaceIndex(dim)
-    labels = [str(identity) for identity in gallery.identities.tolist()]
-    index.add_batch(gallery.vectors[:fitted], labels[:fitted])
-    parts = [index.quantizer.encode(gallery.vectors[i : i + CHUNK]) for i in range(0, len(labels), CHUNK)]
-    index.vectors = np.concatenate(parts)
-    index.float_vectors = _mapped(gallery.vectors, folder / "faceflash.npy")
-    index.labels, index.paths, index.count = labels, [""] * len(labels), len(labels)
-
-    def search(queries: Vectors, threads: int) -> Ids:
-        if len(queries) == 1:
-            answers = [index.search(queries[0], TOP)]
-        else:
-            answers = index.search_batch(queries, TOP, parallel=threads > 1)
-        return np.array([int(hits[0][0]) for hits in answers], dtype=np.int64)
-
-    return Built(search, "512 bits, 100 candidates; vectors mapped from a file")
-
-
-def _mapped(vectors: Vectors, path: Path) -> Vectors:
-    np.save(path, vectors)
-    mapped: Vectors = np.load(path, mmap_mode="r")
-    return mapped
-
-
-RIVALS = (
-    Rival("whosthere", build_whosthere),
-    Rival("FAISS IndexFlatIP", build_flat),
-    Rival("FAISS HNSW32", build_hnsw, MOST_OF_A_GRAPH),
-    Rival("FAISS IVF+SQ8", build_ivf),
-    Rival("hnswlib", build_hnswlib, MOST_OF_A_GRAPH),
-    Rival("usearch", build_usearch, MOST_OF_A_GRAPH),
-    Rival("faceflash", build_faceflash),
-)
-EXACT = "FAISS IndexFlatIP"
-OTHER_GRAPHS = ("hnswlib", "usearch")
-"""Left out over real embeddings, where one graph is enough."""
-
-
-def _owners(rows: Ids, identities: Ids) -> Ids:
-    return np.where(rows < 0, -1, identities[rows])
-
-
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """FAISS' own threads, and those of the BLAS libraries of FAISS and NumPy."""
@@ -379,31 +103,6 @@ def _threads(count: int) -> Iterator[None]:
         faiss.omp_set_num_threads(count)
         yield
     faiss.omp_set_num_threads(before)
-
-
-def measure(data: Embedded) -> Measured:
-    labelled = thresholds.impostors(data.vectors, data.person)
-    two_names = thresholds.find_two_names(data, thresholds.fit(labelled), labelled.pairs)
-    first = np.unique(data.person, return_index=True)[1]
-    others = np.setdiff1d(np.arange(len(data.person)), first)
-    mates = np.einsum("nd,nd->n", data.vectors[others], data.vectors[first[data.person[others]]])
-    strangers = thresholds.impostors(data.vectors, data.person, two_names)
-    return Measured(data.vectors[first], np.sort(mates).astype(np.float64), strangers, data)
-
-
-def make_vectors(population: Population, faces: int) -> tuple[Vectors, Ids]:
-    """(N, D) PHOTOS faces a person side by side, and (N,) their people's groups."""
-    rng = np.random.default_rng(population.dim)
-    vectors = np.empty((faces, population.dim), np.float32)
-    groups = np.empty(faces, np.int64)
-    for start in range(0, faces, CHUNK * PHOTOS):
-        people, of = population.people(min(CHUNK, (faces - start) // PHOTOS), rng)
-        part = slice(start, start + PHOTOS * len(people))
-        vectors[part][::PHOTOS] = people
-        for photo in range(1, PHOTOS):
-            vectors[part][photo::PHOTOS] = population.photos(people, of, rng)
-        groups[part] = np.repeat(of, PHOTOS)
-    return vectors, groups
 
 
 def make_gallery(population: Population, vectors: Vectors, groups: Ids) -> Gallery:
@@ -555,9 +254,9 @@ def code_rows(population: Population, vectors: Vectors, groups: Ids, folder: Pat
     for parts in PARTS:
         with patch.object(compressed, "PARTS", parts):
             begun = time.perf_counter()
-            base = compressed.build(folder / "codes.index", gallery.vectors.shape[1], _faces(gallery), {})
+            base = compressed.build(folder / "codes.index", gallery.vectors.shape[1], face_vectors(gallery), {})
             build_s, index = time.perf_counter() - begun, compressed.over(base)
-            chosen, search = index.rescored, _identities_of(index)
+            chosen, search = index.rescored, search_of(index)
             for rescored in sorted({*RESCORED, chosen}):
                 index.rescored = rescored
                 found = (answers_to(search, gallery.probes) == gallery.right)[findable].mean()
@@ -616,43 +315,6 @@ def tier_rows(population: Population, vectors: Vectors, groups: Ids, folder: Pat
         ]
         say(f"{gallery.label}: " + ", ".join(f"{tier} {ms:.3g} ms" for tier, ms in one.items()))
     return rows
-
-
-def spread_rows(measured: Measured, populations: Sequence[Population]) -> list[dict[str, Cell]]:
-    """The same quantiles of real and made embeddings."""
-    columns = {"measured": _spread_of_real(measured)} | {
-        f"made_{population.dim}": _spread_of_made(population, len(measured.people)) for population in populations
-    }
-    return [
-        {"table": "spread", "what": what, **{name: column[what] for name, column in columns.items()}}
-        for what in columns["measured"]
-    ]
-
-
-def _spread_of_real(measured: Measured) -> dict[str, float]:
-    return _stranger_quantiles("faces of strangers", measured.strangers) | _mate_quantiles(measured.mates)
-
-
-def _spread_of_made(population: Population, people: int) -> dict[str, float]:
-    rng = np.random.default_rng(11)
-    faces, groups = population.people(2 * people, rng)
-    photos = population.photos(faces, groups, rng)
-    mates = np.sort(np.einsum("nd,nd->n", faces, photos)).astype(np.float64)
-    # Half of them are photos made from others, as probes are: those must score with strangers as faces do.
-    both = np.concatenate([faces[::2], photos[1::2]])
-    return _stranger_quantiles(
-        "faces of strangers", thresholds.impostors(both, np.arange(len(both), dtype=np.int64))
-    ) | _mate_quantiles(mates)
-
-
-def _stranger_quantiles(what: str, scores: thresholds.Impostors) -> dict[str, float]:
-    return {f"{what}, FMR {rate:g}": scores.cosine(rate) for rate in (0.5, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)}
-
-
-def _mate_quantiles(mates: NDArray[np.float64]) -> dict[str, float]:
-    shares = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-    quantiles = {f"mates, quantile {share:g}": float(np.quantile(mates, share)) for share in shares}
-    return quantiles | {"mates, mean": float(mates.mean()), "mates, sd": float(mates.std())}
 
 
 def read_embeddings(folder: Path, kept: Path | None) -> Embedded:
