@@ -28,8 +28,11 @@ from indexer.app_context import AppContext
 from indexer.settings import Settings, read_settings
 from indexer.types import Device, Gallery, Outcome
 
+FAILED = 1
+"""Exit code when the command failed."""
+
 SOME_REJECTED = 3
-"""Exit code when some images were rejected and the rest is in."""
+"""Exit code when some images were rejected and the others were enrolled."""
 
 SHOWN_REJECTIONS = 20
 

@@ -11,12 +11,7 @@ from indexer.cli.common import examples, json_option, print_json, show, table, w
 from indexer.serializers import gallery_detail, gallery_object
 
 
-@click.group("gallery")
-def gallery_group() -> None:
-    """Make, list, show, delete galleries; move them to another model pack or machine."""
-
-
-@gallery_group.command("create", epilog=examples("whosthere gallery create staff"))
+@click.command("create", epilog=examples("whosthere gallery create staff"))
 @click.argument("name")
 @click.option("--model", metavar="PACK", help="Model pack it is bound to.")
 @json_option
@@ -31,7 +26,7 @@ def gallery_create(context: AppContext, name: str, model: str | None, as_json: b
         click.echo(f"Gallery {gallery.name} made, bound to model pack {gallery.model}.")
 
 
-@gallery_group.command("list", epilog=examples("whosthere gallery list --json"))
+@click.command("list", epilog=examples("whosthere gallery list --json"))
 @json_option
 @with_context
 def gallery_list(context: AppContext, as_json: bool) -> None:
@@ -46,7 +41,7 @@ def gallery_list(context: AppContext, as_json: bool) -> None:
     show(rows if objects else "There are no galleries. `whosthere enroll` makes one.")
 
 
-@gallery_group.command("show", epilog=examples("whosthere gallery show staff --json"))
+@click.command("show", epilog=examples("whosthere gallery show staff --json"))
 @click.argument("name")
 @json_option
 @with_context
@@ -63,7 +58,7 @@ def gallery_show(context: AppContext, name: str, as_json: bool) -> None:
     show(rows)
 
 
-@gallery_group.command("delete", epilog=examples("whosthere gallery delete staff --yes"))
+@click.command("delete", epilog=examples("whosthere gallery delete staff --yes"))
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -83,7 +78,7 @@ def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> 
         click.echo(f"Gallery {name} deleted: {identities} identities, {faces} faces.")
 
 
-@gallery_group.command("rebuild", epilog=examples("whosthere gallery rebuild staff"))
+@click.command("rebuild", epilog=examples("whosthere gallery rebuild staff"))
 @click.argument("name")
 @json_option
 @with_context

@@ -1,0 +1,56 @@
+"""`whosthere demo`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from indexer.app_context import AppContext
+from indexer.cli.common import examples, show, table
+from indexer.enrollment.sources import rows_of
+from indexer.settings import read_settings
+from indexer.types import Outcome
+from search_service.calibration.survey import Thresholds
+from search_service.demo import PROBES, make_photos
+from search_service.search import Answer, Query, SearchService
+
+
+@click.command(epilog=examples("whosthere demo", "whosthere demo --folder /tmp/faces"))
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data/demo"),
+    show_default=True,
+    help="Where the demo's photos and gallery are kept.",
+)
+def demo(folder: Path) -> None:
+    """Enrol real faces and search probes that are not the enrolled files."""
+    photos, probes = make_photos(folder)
+    context = AppContext(read_settings({}, home=folder / "home"))
+    try:
+        gallery = context.open_gallery("demo")
+        results = list(context.enroller(gallery).enroll(rows_of([photos])))
+        outcomes = Counter(result.outcome for result in results)
+        counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in Outcome if outcomes[outcome])
+        click.echo(f"Enrolled the faces in {photos}: {counts}.\n")
+        images = [(probes / probe.file).read_bytes() for probe in PROBES]
+        answers = SearchService(context, Thresholds(context)).search(images, gallery, Query(top_k=3))
+    finally:
+        context.close()
+    rows = table("probe", "what was done to it", "top candidates (cosine)", "decision")
+    for probe, answer in zip(PROBES, answers, strict=True):
+        rows.add_row(probe.file, probe.how, *_cells(answer))
+    show(rows)
+    click.echo(
+        f"\nNow with your own: put a folder of photos for each person into {photos} and run this again, or\n"
+        f"  whosthere enroll YOUR_FOLDER --gallery staff\n  whosthere search PROBE.jpg --gallery staff"
+    )
+
+
+def _cells(answer: Answer) -> tuple[str, str]:
+    if not answer.faces:
+        return "", str(answer.error.code) if answer.error else "no_face"
+    face = answer.faces[0]
+    return ", ".join(f"{c.identity.external_id} {c.score:.2f}" for c in face.candidates), str(face.decision)
