@@ -1,4 +1,4 @@
-"""What the commands share: options, the opened home, and how answers are printed."""
+"""What the commands share: options, the opened AppContext, and printing."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ with_context = context_opener(AppContext)
 
 
 def examples(*lines: str) -> str:
-    """Examples for the end of a command's help."""
+    """Returns the examples that end a command's help."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
@@ -87,8 +87,8 @@ def table(*columns: str) -> Table:
 
 
 def show(content: object) -> None:
-    """To people: as wide as their terminal, or as it needs where there is none."""
-    # Names are data: neither "Ana [/IT]" nor ":x:" is markup.
+    """Prints for people: as wide as their terminal, or 200 columns without one."""
+    # Names are data: "Ana [/IT]" and ":x:" are not markup.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 200
@@ -98,7 +98,7 @@ def show(content: object) -> None:
 def summary_of(
     context: AppContext, gallery: Gallery, unit: str, outcomes: Counter[Outcome], seconds: float
 ) -> dict[str, Any]:
-    """What became of the `unit` that were to be enrolled, and what the gallery holds now."""
+    """Returns the outcomes counted (`unit` names what was enrolled) and what the gallery holds now, for `--json`."""
     identities, faces = context.store.galleries.counts(gallery.id)
     return {
         "gallery": gallery.name,
@@ -114,7 +114,7 @@ def summary_of(
 
 
 def print_counts(summary: dict[str, Any], unit: str) -> None:
-    """To people: what `summary_of` tells."""
+    """Prints what `summary_of` returns, for people."""
     click.echo(
         f"{summary[unit]} {unit}: {summary['enrolled']} enrolled, {summary['unchanged']} unchanged, "
         f"{summary['rejected']} rejected, in {summary['seconds']:.1f} s."
@@ -127,19 +127,21 @@ def print_counts(summary: dict[str, Any], unit: str) -> None:
 
 @contextmanager
 def progress_count(what: str, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Tells how many there are, of how many, and a word more: a bar on a terminal, a plain line every few seconds
-    elsewhere; on standard error."""
+    """Yields a function that shows progress on standard error: `(done, total, remark)`.
+
+    It draws a bar on a terminal, and prints a line every few seconds elsewhere.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        told = time.monotonic()
+        printed = time.monotonic()
 
-        def tell(done: int, total: int, more: str) -> None:
-            nonlocal told
-            if time.monotonic() - told >= PLAIN_LINE_EVERY_SECONDS:
-                told = time.monotonic()
+        def report(done: int, total: int, more: str) -> None:
+            nonlocal printed
+            if time.monotonic() - printed >= PLAIN_LINE_EVERY_SECONDS:
+                printed = time.monotonic()
                 click.echo(f"{done} of {total} {unit}{f', {more}' if more else ''}", err=True)
 
-        yield tell
+        yield report
         return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[more]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
@@ -149,19 +151,21 @@ def progress_count(what: str, unit: str) -> Iterator[Callable[[int, int, str], N
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int | None], None]]:
-    """Tells how many bytes of a file there are, and of how many: a bar a file on a terminal, plain lines elsewhere;
-    on standard error."""
+    """Yields a function that shows the bytes of each file on standard error: `(name, done, total)`.
+
+    It draws a bar for each file on a terminal, and prints lines elsewhere.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        told: dict[str, float] = {}
+        printed: dict[str, float] = {}
 
-        def tell(name: str, done: int, total: int | None) -> None:
-            if done == total or time.monotonic() - told.get(name, 0.0) >= PLAIN_LINE_EVERY_SECONDS:
-                told[name] = time.monotonic()
+        def report(name: str, done: int, total: int | None) -> None:
+            if done == total or time.monotonic() - printed.get(name, 0.0) >= PLAIN_LINE_EVERY_SECONDS:
+                printed[name] = time.monotonic()
                 of = f" of {total / 1e6:.1f}" if total else ""
                 click.echo(f"{name}: {done / 1e6:.1f}{of} MB", err=True)
 
-        yield tell
+        yield report
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bars:

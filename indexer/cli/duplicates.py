@@ -1,4 +1,4 @@
-"""`whosthere gallery duplicates`"""
+"""`whosthere gallery duplicates`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DECIMALS = 4
 @click.option(
     "--threshold",
     type=click.FloatRange(-1, 1),
-    help="Cosine from which two identities look alike; without it, that from which enrolling says so.",
+    help="Cosine from which two identities look alike; default: the bound that enrollment uses.",
 )
 @json_option
 @with_context
 def gallery_duplicates(context: AppContext, name: str, threshold: float | None, as_json: bool) -> None:
-    """List the identities that look alike, one person under two ids most likely, and the photos that look like somebody
-    else than their own person."""
+    """List identities that look alike, most likely one person under two ids, and photos that look more like another
+    identity than like their own."""
     gallery = context.store.galleries.get(name)
     if threshold is None:
         threshold = lookalike_bound(context.pack_of(gallery), context.store.galleries.counts(gallery.id)[1])
@@ -47,7 +47,7 @@ def gallery_duplicates(context: AppContext, name: str, threshold: float | None, 
 
 
 def _rounded(value: Any) -> Any:
-    """The fifth decimal of a cosine depends on the CPU."""
+    """Rounds every float: the fifth decimal of a cosine depends on the CPU."""
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -56,7 +56,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _print(found: Duplicates, gallery: str) -> None:
-    how = "every pair" if found.exact else "the nearest of each"
+    how = "every pair" if found.exact else "the nearest faces of each"
     click.echo(f"{found.faces} faces of gallery {gallery} compared, {how}: threshold {found.threshold:.3f}.")
     more = "" if found.complete else " at least"
     click.echo(f"Identities that look alike:{more} {len(found.pairs)}. Wrong photos: {len(found.wrong_photos)}.")
@@ -74,14 +74,14 @@ def _print(found: Duplicates, gallery: str) -> None:
             rows.add_row(f"{wrong.score:.3f}", face, who, named, own, *_cells(wrong.looks_like))
         show(rows)
     if max(len(found.pairs), len(found.wrong_photos)) > SHOWN:
-        click.echo(f"The first {SHOWN} are shown; --json tells all.")
+        click.echo(f"The first {SHOWN} are shown; --json lists all.")
     if found.wrong_photos:
         click.echo(
             f"`whosthere identity delete A --gallery {gallery} --face N` deletes a wrong photo. Do so first: two "
-            "identities that look alike by it alone are two people."
+            "identities that look alike only because of it are two people."
         )
     if found.pairs:
-        click.echo(f"`whosthere identity merge A B --gallery {gallery}` makes two one.")
+        click.echo(f"`whosthere identity merge A B --gallery {gallery}` merges two identities.")
 
 
 def _cells(side: Side) -> tuple[str, str, str]:

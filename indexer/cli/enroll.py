@@ -1,4 +1,4 @@
-"""`whosthere enroll`"""
+"""`whosthere enroll`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ from indexer.types import Outcome, Pick
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="PATH...")
 @gallery_option
 @click.option("--manifest", type=click.Path(path_type=Path), help="CSV: image, external_id, name, valid_from, ...")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what became of each row here.")
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the outcome of each row to this CSV file."
+)
 @click.option(
     "--pick",
     type=click.Choice([str(p) for p in Pick]),
@@ -53,7 +55,7 @@ from indexer.types import Outcome, Pick
     show_default=True,
     help="Which face of several counts; `only` rejects a photo with a second face of half the size.",
 )
-@click.option("--model", metavar="PACK", help="Model pack, for a gallery that is not there yet.")
+@click.option("--model", metavar="PACK", help="Model pack of a gallery that does not exist yet.")
 @device_option
 @json_option
 @with_context
@@ -67,18 +69,18 @@ def enroll(
     model: str | None,
     as_json: bool,
 ) -> None:
-    """Enrol photos into a gallery.
+    """Enroll photos into a gallery.
 
-    A folder of folders is one identity a folder; loose files are one identity a stem (ana_1.jpg and ana_2.jpg are
-    both ana). A manifest names image and external_id for each photo. A ZIP of either works. Running it again goes
-    on where it was.
+    A folder of folders has one folder for each identity; loose files are grouped by their stem (ana_1.jpg and
+    ana_2.jpg are both ana). A manifest names image and external_id of each photo. A ZIP file of either works. Run it
+    again to continue an interrupted run.
 
-    Exit code: 0 all in, 3 some rejected, 2 wrong usage, 1 failed.
+    Exit code: 0 all enrolled, 3 some rejected, 2 wrong usage, 1 failed.
     """
     if not paths and manifest is None:
         raise click.UsageError("name folders, images, a ZIP, or a --manifest")
     if model:
-        context.packs.find(model)  # before a folder is read for nothing
+        context.packs.find(model)  # fails before the folders are read
     start = time.monotonic()
     rows = rows_of(paths, manifest)
     if not rows:
@@ -117,14 +119,16 @@ def _show_rejected(results: Sequence[Result], report: Path | None) -> None:
         rows.add_row(result.image, result.external_id, str(result.reason), result.message)
     show(rows)
     if len(rejected) > SHOWN_REJECTIONS:
-        where = str(report) if report else "--report FILE.csv writes them all"
+        where = str(report) if report else "--report FILE.csv lists them all"
         click.echo(f"... and {len(rejected) - SHOWN_REJECTIONS} more: {where}")
 
 
 @contextmanager
 def _report(path: Path | None) -> Iterator[Callable[[Result], None]]:
-    """Writes results row by row, so that the report of a run that ended early is true as far as it goes. A disk that
-    is full ends the report, not the run."""
+    """Yields a function that writes a result to the report at once, so that an interrupted run leaves a valid report.
+
+    A full disk ends the report, not the run.
+    """
     if path is None:
         yield lambda result: None
         return
@@ -142,7 +146,7 @@ def _report(path: Path | None) -> Iterator[Callable[[Result], None]]:
         except OSError as error:
             with suppress(OSError):
                 file.close()
-            click.echo(f"Warning: the report {path} ends early, enrolling goes on: {error.strerror}", err=True)
+            click.echo(f"Warning: the report {path} ends early, enrollment continues: {error.strerror}", err=True)
 
     attempt(writer.writerow, ["image", "external_id", "outcome", "reason", "face_id", "message"])
     try:

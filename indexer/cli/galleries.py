@@ -1,4 +1,4 @@
-"""`whosthere gallery`"""
+"""`whosthere gallery create|list|show|delete|rebuild`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from indexer.serializers import gallery_detail, gallery_object
 @json_option
 @with_context
 def gallery_create(context: AppContext, name: str, model: str | None, as_json: bool) -> None:
-    """Make an empty gallery."""
+    """Create an empty gallery."""
     pack = context.usable(model)
     gallery = context.store.galleries.create(name, pack.name, pack.fingerprint, pack.dim)
     if as_json:
         print_json(gallery_object(context.store, gallery))
     else:
-        click.echo(f"Gallery {gallery.name} made, bound to model pack {gallery.model}.")
+        click.echo(f"Gallery {gallery.name} created, bound to model pack {gallery.model}.")
 
 
 @click.command("list", epilog=examples("whosthere gallery list --json"))
@@ -38,7 +38,7 @@ def gallery_list(context: AppContext, as_json: bool) -> None:
     rows = table("gallery", "model", "identities", "faces")
     for o in objects:
         rows.add_row(o["name"], o["model"], str(o["identities"]), str(o["faces"]))
-    show(rows if objects else "There are no galleries. `whosthere enroll` makes one.")
+    show(rows if objects else "There are no galleries. `whosthere enroll` creates one.")
 
 
 @click.command("show", epilog=examples("whosthere gallery show staff --json"))
@@ -60,11 +60,11 @@ def gallery_show(context: AppContext, name: str, as_json: bool) -> None:
 
 @click.command("delete", epilog=examples("whosthere gallery delete staff --yes"))
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 @json_option
 @with_context
 def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> None:
-    """Delete a gallery with everybody in it."""
+    """Delete a gallery with all its identities and faces."""
     gallery = context.store.galleries.get(name)
     identities, faces = context.store.galleries.counts(gallery.id)
     question = f"Delete gallery {name} with {identities} identities and {faces} faces?"
@@ -83,10 +83,10 @@ def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> 
 @json_option
 @with_context
 def gallery_rebuild(context: AppContext, name: str, as_json: bool) -> None:
-    """Make a gallery's index anew from the database."""
+    """Rebuild a gallery's index from the database."""
     gallery = context.store.galleries.get(name)
     faces = context.indexes.of(gallery).rebuild()
     if as_json:
         print_json({"gallery": name, "faces": faces})
     else:
-        click.echo(f"The index of gallery {name} was made anew from {faces} faces.")
+        click.echo(f"The index of gallery {name} was rebuilt from {faces} faces.")

@@ -1,4 +1,4 @@
-"""`whosthere identity`"""
+"""`whosthere identity`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from indexer.serializers import face_object, identity_object
 
 @click.group("identity")
 def identity_group() -> None:
-    """List, show, delete, merge the people of a gallery."""
+    """List, show, delete and merge the identities of a gallery."""
 
 
 @identity_group.command("list", epilog=examples("whosthere identity list --gallery staff --limit 20"))
 @gallery_option
-@click.option("--limit", type=click.IntRange(min=1), help="Show this many at most.")
+@click.option("--limit", type=click.IntRange(min=1), help="Show at most this many.")
 @json_option
 @with_context
 def identity_list(context: AppContext, gallery: str, limit: int | None, as_json: bool) -> None:
@@ -62,11 +62,11 @@ def identity_show(context: AppContext, external_id: str, gallery: str, as_json: 
 )
 @click.argument("external_id")
 @gallery_option
-@click.option("--face", "face_id", type=click.IntRange(min=1), help="Only this one of their faces.")
+@click.option("--face", "face_id", type=click.IntRange(min=1), help="Delete only this face.")
 @json_option
 @with_context
 def identity_delete(context: AppContext, external_id: str, gallery: str, face_id: int | None, as_json: bool) -> None:
-    """Delete a person and all their faces, who are never returned again; or one wrong face of theirs."""
+    """Delete an identity with all its faces, or one wrong face of it. It is never returned again."""
     found = context.store.galleries.get(gallery)
     if face_id is None:
         faces = context.store.identities.delete(found.id, external_id)
@@ -92,10 +92,10 @@ def identity_delete(context: AppContext, external_id: str, gallery: str, face_id
 @json_option
 @with_context
 def identity_merge(context: AppContext, into: str, other: str, gallery: str, as_json: bool) -> None:
-    """Join identity B into identity A: one person under two ids.
+    """Merge identity B into identity A: one person under two ids.
 
-    The faces of B become those of A, and B is gone. What is said of A counts, its dates too; B's name and metadata are
-    taken where nothing is said of A.
+    The faces of B become those of A, and B is deleted. A keeps its name, metadata and validity dates; B's name and
+    metadata fill in what A does not have.
     """
     found = context.store.galleries.get(gallery)
     person, faces = context.store.identities.merge(found.id, into, other)
@@ -103,7 +103,7 @@ def identity_merge(context: AppContext, into: str, other: str, gallery: str, as_
     if as_json:
         print_json({"identity": identity_object(person), "merged": other, "faces": faces})
     else:
-        click.echo(f"Identity {other} joined into {into}: {faces} faces moved, {into} has {person.faces} now.")
+        click.echo(f"Identity {other} merged into {into}: {faces} faces moved, {into} now has {person.faces}.")
 
 
 def _day(time: Any) -> str:

@@ -1,4 +1,4 @@
-"""`whosthere models`"""
+"""`whosthere models`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def models_group() -> None:
 @json_option
 @with_context
 def models_list(context: AppContext, as_json: bool) -> None:
-    """List the model packs, which of them can be used, and what the others lack."""
+    """List the model packs: whether each can be used, and if not, why."""
     objects = [_listed(context, name) for name in context.packs.names()]
     if as_json:
         print_json(objects)
@@ -61,7 +61,7 @@ def models_list(context: AppContext, as_json: bool) -> None:
 
 
 def _listed(context: AppContext, name: str) -> dict[str, object]:
-    """The pack as JSON; `problem` is why it cannot be used."""
+    """Returns the pack as JSON; `problem` says why it cannot be used."""
     told = context.packs.describe(name)
     if "problem" in told:
         return told
@@ -77,25 +77,27 @@ def _listed(context: AppContext, name: str) -> dict[str, object]:
     ),
 )
 @click.argument("name")
-@click.option("--accept-license", is_flag=True, help="Accept the pack's terms without being asked.")
+@click.option("--accept-license", is_flag=True, help="Accept the pack's terms without asking.")
 @click.option("--from", "source", metavar="URL-OR-PATH", help="A mirror: a URL, a folder or a ZIP.")
 @json_option
 @with_context
 def models_pull(context: AppContext, name: str, accept_license: bool, source: str | None, as_json: bool) -> None:
-    """Fetch the files of a model pack, and verify them.
+    """Download the files of a model pack and verify them.
 
-    Its terms are shown first, and asked to be accepted. Interrupted, run it again: it goes on where it was.
+    If the pack has terms, they are shown and must be accepted. Run it again to continue an interrupted download.
     """
     pack = context.packs.find(name)
     if pack.terms and not accept_license:
         _ask(pack)
     with progress_bars() as show_bar:
         pulled = pull(pack, context.files, source, lambda p: _show_progress(p, show_bar))
-    try:  # what does not run is told now, not at the first enrolment
+    try:  # report networks that do not run now, not at the first enrollment
         tried = context.packs.check(context.packs.find(name))
     except ModelUnavailable as error:
         if error.code != PYTORCH_MISSING:
-            for fetched in (p.file for p in pulled if p.source and not p.file.sha256):  # others are what was asked for
+            for fetched in (
+                p.file for p in pulled if p.source and not p.file.sha256
+            ):  # files with a known hash are right
                 context.packs.remove_file(fetched)
         raise
     if as_json:
@@ -104,20 +106,22 @@ def models_pull(context: AppContext, name: str, accept_license: bool, source: st
         return
     rows = table("file", "SHA-256", "from")
     for p in pulled:
-        rows.add_row(p.file.name, p.sha256, p.source or "was here already")
+        rows.add_row(p.file.name, p.sha256, p.source or "already present")
     show(rows)
 
 
 def _ask(pack: Pack) -> None:
-    """Raises ClickException unless somebody accepts the pack's terms."""
+    """Asks whether the pack's terms are accepted. Raises ClickException otherwise."""
     click.echo(pack.terms, err=True)
     try:
         accepted = click.confirm("\nDo you accept these terms?", err=True)
-    except click.Abort:  # nobody is there to answer
+    except click.Abort:  # standard input is closed
         click.echo(err=True)
         accepted = False
     if not accepted:
-        raise click.ClickException("nothing was fetched: the terms were not accepted (--accept-license does, unasked)")
+        raise click.ClickException(
+            "nothing was downloaded: the terms were not accepted (--accept-license accepts them)"
+        )
 
 
 def _show_progress(progress: Progress, show_bar: Callable[[str, int, int | None], None]) -> None:
@@ -136,23 +140,23 @@ def _show_progress(progress: Progress, show_bar: Callable[[str, int, int | None]
     ),
 )
 @click.argument("name")
-@click.option("--embedder", required=True, type=file_option, help="An ONNX file, or a PyTorch checkpoint.")
+@click.option("--embedder", required=True, type=file_option, help="ONNX file or PyTorch checkpoint.")
 @click.option(
-    "--detector", required=True, metavar="FILE-OR-PACK", help="The same, or the name of a pack whose detector to use."
+    "--detector", required=True, metavar="FILE-OR-PACK", help="The same, or the name of a pack whose detector is used."
 )
 @click.option(
     "--embedder-network",
     type=click.Choice([str(n) for n in EMBEDDERS]),
     default=str(Network.ONNX),
     show_default=True,
-    help="What the embedder's file holds; iresnetN are checkpoints of arcface_torch.",
+    help="Network in the embedder's file; iresnetN are checkpoints of arcface_torch.",
 )
 @click.option(
     "--detector-network",
     type=click.Choice([str(n) for n in DETECTORS]),
     default=str(Network.SCRFD),
     show_default=True,
-    help="What the detector's file holds; retinaface_r50 is a checkpoint.",
+    help="Network in the detector's file; retinaface_r50 is a checkpoint.",
 )
 @click.option("--mean", type=float, default=127.5, show_default=True, help="Crops are fed as RGB, (x - mean) * scale,")
 @click.option(
@@ -165,7 +169,7 @@ def _show_progress(progress: Progress, show_bar: Callable[[str, int, int | None]
 @click.option(
     "--mirror/--no-mirror", default=True, show_default=True, help="Embed the mirrored crop as well, and average both."
 )
-@click.option("--licence", default="", help="Licence of the files, for whoever asks later.")
+@click.option("--licence", default="", help="License of the files, for your records.")
 @json_option
 @with_context
 def models_add(
@@ -181,29 +185,31 @@ def models_add(
     licence: str,
     as_json: bool,
 ) -> None:
-    """Make a model pack of files that are here already.
+    """Create a model pack from local files.
 
-    They are copied to the models folder, and run once to see that they work. With the name of a built-in pack, they
-    must be that pack's files.
+    The files are copied to the models folder and run once as a check. With the name of a built-in pack, they must be
+    that pack's files.
     """
     detects: Path | None = None if detector in context.packs.names() else Path(detector)
     if detects is not None and not detects.is_file():
-        raise click.UsageError(f"--detector {detector} is no file; expected one, or {', '.join(context.packs.names())}")
+        raise click.UsageError(
+            f"--detector {detector} is not a file; expected a file or one of {', '.join(context.packs.names())}"
+        )
     if name in {pack.name for pack in BUILT_IN}:
         if detects is None:
-            raise click.UsageError(f"{name} has a detector of its own; expected its file")
+            raise click.UsageError(f"{name} has its own detector; expected its file")
         pack = context.packs.install(name, detects, embedder)
     else:
         check_name(name)
-        said = PackDescription(
+        description = PackDescription(
             detector=detector if detects is None else _described(name, "detector", detects, detector_network, licence),
             embedder=_described(name, "embedder", embedder, embedder_network, licence),
-            dim=1,  # put right when the network has answered
+            dim=1,  # replaced when the network has run
             mean=mean,
             scale=scale,
             mirror=mirror,
         )
-        pack = context.packs.add(name, said, detects, embedder)
+        pack = context.packs.add(name, description, detects, embedder)
     if as_json:
         print_json(packs.describe(pack) | {"installed": True})
     else:
@@ -227,18 +233,18 @@ def _described(name: str, what: str, path: Path, network: str, licence: str) -> 
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help=f"Photos of real faces, or folders or ZIPs of them: at best one each of {quantize.MOST_FACES} people or more.",
+    help=f"Photos of faces, or folders or ZIP files of them; best one each of {quantize.MOST_FACES} or more people.",
 )
 @json_option
 @with_context
 def models_quantize(context: AppContext, name: str, folders: tuple[Path, ...], as_json: bool) -> None:
-    """Make a pack's embedder in int8, which is faster on CPUs.
+    """Quantize a pack's embedder to int8, which is faster on CPUs.
 
-    It is calibrated on the faces of photos, compared with float32 on others, and kept where both agree.
-    WHOSTHERE_PRECISION=int8 takes it from then on. Needs NNCF: pip install 'whosthere[quantize]'.
+    It is calibrated on the faces of the photos, compared with float32 on others, and kept if both agree.
+    WHOSTHERE_PRECISION=int8 uses it. Needs NNCF: pip install 'whosthere[quantize]'.
     """
     pack = context.packs.find_installed(name)
-    if importlib.util.find_spec("nncf") is None:  # before photos are looked at for nothing
+    if importlib.util.find_spec("nncf") is None:  # fails before the photos are read
         raise ModelUnavailable("NNCF is not installed: pip install 'whosthere[quantize]'")
     with progress_count("Looking for faces", "faces") as tell:
         faces = _crops(context, pack, _spread(rows_of(folders)), tell)
@@ -254,21 +260,21 @@ def models_quantize(context: AppContext, name: str, folders: tuple[Path, ...], a
     click.echo(
         f"{report.file} in int8: cosine to float32 {report.cosine_mean:.4f} on average, {report.cosine_min:.4f} at "
         f"least, over {report.checked_on} faces; calibrated on {report.calibrated_on} others. "
-        "WHOSTHERE_PRECISION=int8 takes it from now on."
+        "WHOSTHERE_PRECISION=int8 uses it."
     )
 
 
 def _spread(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, the first of which are spread over all."""
+    """Reorders the rows so that the first ones are spread over all of them."""
     step = max(1, len(rows) // quantize.MOST_FACES)
     return [row for start in range(step) for row in rows[start::step]]
 
 
 def _crops(context: AppContext, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int, str], None]) -> list[Pixels]:
-    """The aligned crop of the largest face of each photo that shows one, until there are MOST_FACES."""
+    """Returns the aligned crop of the largest face of each photo with a face, at most MOST_FACES."""
     settings = context.settings
     limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
-    # Not the pipeline of the settings: their precision may be the int8 that is only to be made.
+    # Not the pipeline of the settings: their precision may be int8, which does not exist yet.
     pipeline = FacePipeline(pack, context.files, Options(limits, Threads(1, context.cores), settings.device))
     faces: list[Pixels] = []
     for start in range(0, len(rows), PHOTOS_AT_ONCE):
@@ -292,13 +298,13 @@ def _crops(context: AppContext, pack: Pack, rows: Sequence[Row], tell: Callable[
 def models_verify(context: AppContext, names: tuple[str, ...], as_json: bool) -> None:
     """Check the files of model packs against their SHA-256.
 
-    Of the packs that are named, or of all that are installed; of the int8 forms too. Exit code 1: one is not sound.
+    Checks the named packs, or all installed ones, with their int8 forms. Exit code 1: a file is damaged.
     """
     found: list[tuple[str, ModelFile | None, str | None]] = []
     for name in names or context.packs.names():
         try:
             pack = context.packs.find(name)
-        except ModelUnavailable as error:  # its description cannot be read
+        except ModelUnavailable as error:  # unreadable description
             found.append((name, None, error.message))
             continue
         if names or context.packs.is_installed(pack):
@@ -320,7 +326,7 @@ def models_verify(context: AppContext, names: tuple[str, ...], as_json: bool) ->
 
 
 def _states(context: AppContext, pack: Pack) -> list[tuple[ModelFile, str | None]]:
-    """The pack's files, and its int8 form where there is one, each with what is wrong with it."""
+    """Returns the pack's files and its int8 form, if any, each with what is wrong with it or None."""
     states = [(file, _problem(context.files.read, file)) for file in pack.files]
     form = context.files.quantized_path(pack.embedder)
     if form.is_file():

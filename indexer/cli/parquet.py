@@ -1,4 +1,4 @@
-"""`whosthere gallery export` and `whosthere gallery import`"""
+"""`whosthere gallery export` and `whosthere gallery import`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from indexer.cli.common import (
 )
 from indexer.types import Outcome
 
-if TYPE_CHECKING:  # PyArrow takes a tenth of a second to load, and only these commands need it
+if TYPE_CHECKING:  # PyArrow takes 0.1 s to load, and only these commands need it
     from indexer.enrollment.parquet import RowResult
 
 MOST_REJECTIONS = 1_000
-"""That are told one by one. A file whose every row is wrong needs no more, and must not fill the memory."""
+"""Rejected rows listed one by one: a file with only wrong rows must not fill the memory."""
 
 
 @click.command("export", epilog=examples("whosthere gallery export staff staff.parquet"))
@@ -44,7 +44,7 @@ MOST_REJECTIONS = 1_000
 def gallery_export(context: AppContext, name: str, file: Path, as_json: bool) -> None:
     """Write a gallery's identities, metadata and embeddings to a Parquet file.
 
-    The file holds the gallery as it is when the command starts, whoever enrols meanwhile. Kept crops are not in it.
+    The file holds the gallery as it is when the command starts. Kept crops are not exported.
     """
     from indexer.enrollment.parquet import export_gallery
 
@@ -84,14 +84,14 @@ def gallery_export(context: AppContext, name: str, file: Path, as_json: bool) ->
 @json_option
 @with_context
 def gallery_import(context: AppContext, name: str, file: Path, model: str | None, as_json: bool) -> None:
-    """Enrol the identities and embeddings of a Parquet file into a gallery, making it where it is missing.
+    """Enroll the identities and embeddings of a Parquet file into a gallery, which is created if it does not exist.
 
-    The file is one of `gallery export`, or of one's own with the columns external_id (text) and embedding (lists of
-    floats of unit length, by the gallery's model pack); name, metadata (JSON), valid_from, valid_until, image_sha256,
-    box, landmarks, detection_score and quality may be there too. Rows count from 0. Running it again goes on where it
-    was.
+    The file comes from `gallery export`, or has the columns external_id (text) and embedding (lists of floats of unit
+    length, computed by the gallery's model pack) and optionally name, metadata (JSON), valid_from, valid_until,
+    image_sha256, box, landmarks, detection_score and quality. Rows are numbered from 0. Run it again to continue an
+    interrupted import.
 
-    Exit code: 0 all in, 3 some rejected, 2 wrong usage, 1 failed.
+    Exit code: 0 all imported, 3 some rejected, 2 wrong usage, 1 failed.
     """
     from indexer.enrollment.parquet import gallery_for, import_rows, opened
 
@@ -107,8 +107,8 @@ def gallery_import(context: AppContext, name: str, file: Path, model: str | None
                     rejections.append(result)
     summary = summary_of(context, target, "rows", outcomes, time.monotonic() - start)
     if as_json:
-        told = [asdict(rejection) for rejection in rejections]
-        left = [{key: value for key, value in one.items() if key != "outcome"} for one in told]
+        rows = [asdict(rejection) for rejection in rejections]
+        left = [{key: value for key, value in one.items() if key != "outcome"} for one in rows]
         print_json({**summary, "rejections": left})
     else:
         print_counts(summary, "rows")
@@ -125,4 +125,4 @@ def _show_rejected(rejections: Sequence[RowResult], count: int) -> None:
         rows.add_row(str(r.row), r.external_id, str(r.reason), r.message)
     show(rows)
     if count > SHOWN_REJECTIONS:
-        click.echo(f"... and {count - SHOWN_REJECTIONS} more: --json tells the first {MOST_REJECTIONS}")
+        click.echo(f"... and {count - SHOWN_REJECTIONS} more: --json lists the first {MOST_REJECTIONS}")

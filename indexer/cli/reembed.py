@@ -1,4 +1,4 @@
-"""`whosthere gallery reembed`"""
+"""`whosthere gallery reembed`."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ SHOWN_MISSING = 20
     ),
 )
 @click.argument("name")
-@click.option("--model", metavar="PACK", help="The pack that the gallery is to be bound to.")
-@click.option("--rollback", is_flag=True, help="Go back to the pack that the gallery was bound to before.")
-@click.option("--forget", is_flag=True, help="Delete the embeddings by other packs than the gallery's.")
+@click.option("--model", metavar="PACK", help="Model pack to bind the gallery to.")
+@click.option("--rollback", is_flag=True, help="Bind the gallery to its former pack again.")
+@click.option("--forget", is_flag=True, help="Delete the embeddings of other packs.")
 @click.option(
     "--images",
     multiple=True,
     type=click.Path(path_type=Path, exists=True),
-    help="The enrolled photos, or folders of them, for faces without a kept crop; their names do not matter.",
+    help="The enrolled photos, or folders of them, for faces without a kept crop. Their names do not matter.",
 )
 @click.option(
     "--drop-missing",
     is_flag=True,
-    help="Delete the faces that cannot be embedded, for want of both; their identities stay.",
+    help="Delete the faces that have neither a kept crop nor a photo; their identities stay.",
 )
 @device_option
 @json_option
@@ -71,21 +71,21 @@ def gallery_reembed(
 ) -> None:
     """Move a gallery to another model pack.
 
-    The new embeddings are made beside the old ones, of the crops that were kept (WHOSTHERE_KEEP_CROPS=true when the
-    faces were enrolled), or of the photos that --images names. The gallery goes on answering from the old ones until
-    all are there, and switches in one transaction. Interrupted, run it again: it goes on where it was.
+    The new embeddings are computed from the kept crops (WHOSTHERE_KEEP_CROPS=true when the faces were enrolled) or from
+    the photos given by --images. The gallery answers from its old embeddings until all new ones exist, and switches in
+    one transaction. Run it again to continue an interrupted run.
 
     The old embeddings are kept for --rollback, until --forget deletes them.
 
-    Exit code: 0 switched, 3 not switched as faces are missing, 2 wrong usage, 1 failed.
+    Exit code: 0 switched, 3 not switched because faces are missing, 2 wrong usage, 1 failed.
     """
     if sum(map(bool, (model, rollback, forget))) != 1:
         raise click.UsageError("give one of --model, --rollback and --forget")
     if forget and (images or drop_missing):
-        raise click.UsageError("--forget embeds nothing: --images and --drop-missing go with --model or --rollback")
+        raise click.UsageError("--images and --drop-missing need --model or --rollback")
     for path in images:
         if path.is_file() and zipfile.is_zipfile(path):
-            raise click.UsageError(f"--images {path} is a ZIP; expected photos, or folders of them: unpack it")
+            raise click.UsageError(f"--images {path} is a ZIP file; expected photos or folders of photos: unpack it")
     gallery = context.store.galleries.get(name)
     if forget:
         _forget(context, gallery, as_json)
@@ -111,27 +111,27 @@ def gallery_reembed(
     if as_json:
         print_json(shown)
     else:
-        _tell(shown, missing, pack.name)
+        _print(shown, missing, pack.name)
     if not ended.switched:
         sys.exit(SOME_REJECTED)
 
 
-def _tell(shown: dict[str, Any], missing: Sequence[Missing], wanted: str) -> None:
+def _print(shown: dict[str, Any], missing: Sequence[Missing], wanted: str) -> None:
     name, former = shown["gallery"], shown["former"]
     if shown["switched"]:
         if shown["dropped"]:
             _list(missing)
-            click.echo(f"{_faces(shown['dropped'])} with neither crop nor photo deleted.")
+            click.echo(f"{_faces(shown['dropped'])} without a crop and without a photo deleted.")
         click.echo(
-            f"Gallery {name} is bound to {wanted} now; it was to {former}. The embeddings by {former} are kept: "
-            "--rollback goes back to them, --forget deletes them."
+            f"Gallery {name} is now bound to {wanted}; before, it was bound to {former}. The embeddings of {former} "
+            "are kept: --rollback uses them again, --forget deletes them."
         )
         return
     _list(missing)
     click.echo(
-        f"Gallery {name} is bound to {shown['model']} as before: {_faces(len(missing))} cannot be embedded by "
-        f"{wanted}, as no crop was kept and no photo that shows them is at hand. Name the photos' folder with "
-        "--images, or delete these faces with --drop-missing. What is embedded already stays."
+        f"Gallery {name} is still bound to {shown['model']}: {_faces(len(missing))} cannot be embedded with "
+        f"{wanted}, because no crop was kept and none of the photos shows them. Name the folder of the photos with "
+        "--images, or delete these faces with --drop-missing. The embeddings computed so far are kept."
     )
 
 
@@ -149,16 +149,20 @@ def _faces(count: int) -> str:
 
 
 def _former(context: AppContext, gallery: Gallery) -> Pack:
-    """The pack that the gallery was bound to before. Raises Conflict where nothing is kept of one, or this program has
-    other files by its name; NotFound and ModelUnavailable."""
+    """Returns the pack that the gallery was bound to before.
+
+    Raises:
+        Conflict: No embeddings of it are kept, or the installed pack of that name has other files.
+        NotFound, ModelUnavailable: The pack is unknown or not installed.
+    """
     former = next((pack for pack in context.store.reembeddings.packs(gallery.id) if pack.was_bound), None)
     if former is None:
-        raise Conflict(f"there is no way back: nothing is kept of a pack that gallery {gallery.name!r} had before")
+        raise Conflict(f"gallery {gallery.name!r} cannot be rolled back: no embeddings of a former pack are kept")
     pack = context.packs.find_installed(former.model)
     if pack.fingerprint != former.fingerprint:
         raise Conflict(
-            f"there is no way back: gallery {gallery.name!r} was bound to {former.model} {former.fingerprint}, and "
-            f"{pack.name} is {pack.fingerprint} here now",
+            f"gallery {gallery.name!r} cannot be rolled back: it was bound to {former.model} {former.fingerprint}, but "
+            f"the installed {pack.name} is {pack.fingerprint}",
             code="model_mismatch",
         )
     return pack
@@ -172,6 +176,6 @@ def _forget(context: AppContext, gallery: Gallery, as_json: bool) -> None:
         print_json({"gallery": gallery.name, "forgotten": forgotten})
         return
     for model, faces in forgotten.items():
-        click.echo(f"The embeddings of {_faces(faces)} by {model} are deleted.")
+        click.echo(f"The embeddings of {_faces(faces)} by {model} were deleted.")
     if not forgotten:
-        click.echo(f"Nothing is kept of another pack for gallery {gallery.name}.")
+        click.echo(f"Gallery {gallery.name} has no embeddings of other packs.")

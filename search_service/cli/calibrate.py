@@ -1,4 +1,4 @@
-"""`whosthere gallery calibrate`"""
+"""`whosthere gallery calibrate`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ SHOWN_DUPLICATES = 20
 )
 @click.argument("name")
 @click.option(
-    "--picture", "target", type=click.Path(path_type=Path, dir_okay=False), help="Draw the scores into an SVG file."
+    "--picture",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the score distributions to an SVG file.",
 )
 @json_option
 @with_context
 def gallery_calibrate(context: ServiceContext, name: str, target: Path | None, as_json: bool) -> None:
-    """Compute a gallery's thresholds from its own people now, and show how sure they are.
+    """Compute a gallery's thresholds from its own identities, and show their uncertainty.
 
-    Searches do so by themselves as a gallery grows. Who looks like one person under two ids is listed.
+    Searches recompute them as the gallery grows. Likely duplicates, one person under two ids, are listed.
     """
     gallery = context.store.galleries.get(name)
     report = calibrate(context, gallery)

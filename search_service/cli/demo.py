@@ -12,7 +12,7 @@ from indexer.cli.common import examples, show, table
 from indexer.enrollment.sources import rows_of
 from indexer.settings import read_settings
 from indexer.types import Outcome
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.thresholds import Thresholds
 from search_service.demo import PROBES, make_photos
 from search_service.search import Answer, Query, SearchService
 
@@ -23,10 +23,10 @@ from search_service.search import Answer, Query, SearchService
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("data/demo"),
     show_default=True,
-    help="Where the demo's photos and gallery are kept.",
+    help="Folder for the demo's photos and gallery.",
 )
 def demo(folder: Path) -> None:
-    """Enrol real faces and search probes that are not the enrolled files."""
+    """Enroll real faces and search probes that are other photos of them."""
     photos, probes = make_photos(folder)
     context = AppContext(read_settings({}, home=folder / "home"))
     try:
@@ -44,7 +44,7 @@ def demo(folder: Path) -> None:
         rows.add_row(probe.file, probe.how, *_cells(answer))
     show(rows)
     click.echo(
-        f"\nNow with your own: put a folder of photos for each person into {photos} and run this again, or\n"
+        f"\nNow with your own photos: add a folder for each person to {photos} and run this again, or\n"
         f"  whosthere enroll YOUR_FOLDER --gallery staff\n  whosthere search PROBE.jpg --gallery staff"
     )
 

@@ -17,7 +17,7 @@ from search_service.service_context import ServiceContext
 @json_option
 @with_context
 def doctor(context: ServiceContext, as_json: bool) -> None:
-    """Check models, database, indexes and disk, and say what to do. Exit code 0 when nothing is wrong."""
+    """Check models, database, indexes and disk, and advise what to do. Exit code 0 when nothing is wrong."""
     findings = examine(context)
     if as_json:
         print_json([asdict(finding) for finding in findings])

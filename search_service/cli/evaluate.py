@@ -1,4 +1,4 @@
-"""`whosthere evaluate`"""
+"""`whosthere evaluate`."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from search_service.service_context import ServiceContext
 )
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="FOLDER...")
 @click.option("--manifest", type=click.Path(path_type=Path), help="CSV: image, external_id, name, ...")
-@click.option("--photos", type=int, default=1, show_default=True, help="Photos of each person to enrol.")
+@click.option("--photos", type=int, default=1, show_default=True, help="Photos of each person to enroll.")
 @click.option(
     "--pick",
     type=click.Choice([str(p) for p in Pick]),
-    help="Which face of several counts; without it, `only` when enrolling and `largest` when searching.",
+    help="Which of several faces counts; default: `only` when enrolling, `largest` when searching.",
 )
 @click.option("--model", metavar="PACK", help="Model pack.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the report here: one HTML file with pictures."
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the report to this HTML file, with pictures."
 )
 @click.option("--draws", type=int, default=1000, show_default=True, help="Bootstrap draws for the intervals.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of those draws.")
-@click.option("--cache/--no-cache", default=True, help="Whether to keep what the networks saw in the home folder.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap draws.")
+@click.option("--cache/--no-cache", default=True, help="Cache what the networks computed in the home folder.")
 @device_option
 @json_option
 @with_context
@@ -66,11 +66,11 @@ def evaluate_command(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Measure how well people are recognised, on your own labelled photos.
+    """Measure the recognition accuracy on your own labeled photos.
 
-    Photos are named as for enroll: a folder for each person, loose files, a manifest or a ZIP. Some photos of each
-    person are enrolled into a gallery of its own and the others searched in it; whoever has one photo is a stranger.
-    Your galleries are left alone. The second time, photos are not computed again.
+    Photos are named as for enroll: a folder for each person, loose files, a manifest or a ZIP file. Some photos of each
+    person are enrolled into a temporary gallery and the others are searched in it; a person with a single photo is a
+    stranger. Your galleries are not changed. Photos that were computed before are read from a cache.
     """
     if not paths and manifest is None:
         raise click.UsageError("name folders, images, a ZIP, or a --manifest")

@@ -1,4 +1,4 @@
-"""`whosthere events`"""
+"""`whosthere events`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = 1000
 
 @click.group("events")
 def events_group() -> None:
-    """List who was seen, export attendance, forget."""
+    """List and forget recorded events; export attendance."""
 
 
 @events_group.command(
@@ -36,14 +36,14 @@ def events_group() -> None:
         "whosthere events list --gallery staff --external-id ana --since 2026-11-01 --json",
     ),
 )
-@click.option("--gallery", "-g", metavar="G", help="The gallery's name; every gallery without.")
-@click.option("--since", metavar="TIME", help="From this time on, as 2026-11-24T08:00+01:00; without a zone it is UTC.")
+@click.option("--gallery", "-g", metavar="G", help="The gallery's name; default: every gallery.")
+@click.option("--since", metavar="TIME", help="At or after this time, as 2026-11-24T08:00+01:00; UTC without a zone.")
 @click.option("--until", metavar="TIME", help="Before this time.")
 @click.option("--external-id", metavar="ID", help="Of this person.")
 @click.option("--device", "seen_by", metavar="DEVICE", help="At this device.")
 @click.option("--decision", type=click.Choice([str(d) for d in Decision]))
 @click.option("--direction", type=click.Choice([str(d) for d in Direction]))
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="The last so many.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Number of events.")
 @json_option
 @with_context
 def events_list(
@@ -58,7 +58,7 @@ def events_list(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List the last events, the newest at the end."""
+    """List the latest events, the newest last."""
     wanted = Filter(
         None if gallery is None else [context.store.galleries.get(gallery).name],
         _time("--since", since),
@@ -77,7 +77,7 @@ def events_list(
         score = "" if e.score is None else f"{e.score:.3f}"
         at, way = e.at.strftime("%Y-%m-%d %H:%M:%S"), e.direction or ""
         rows.add_row(str(e.id), at, e.gallery, e.device, way, e.external_id or "", e.name or "", score, e.decision)
-    show(rows if found else "There are no such events. A search with `record` makes them.")
+    show(rows if found else "There are no such events. A search with `record` records them.")
 
 
 @events_group.command(
@@ -89,16 +89,16 @@ def events_list(
 )
 @gallery_option
 @click.option("--from", "first", required=True, metavar="DAY", help="First day, as 2026-11-01.")
-@click.option("--to", "until", required=True, metavar="DAY", help="The day after the last one, as 2026-12-01.")
+@click.option("--to", "until", required=True, metavar="DAY", help="Day after the last one, as 2026-12-01.")
 @click.option("--timezone", "zone", default="UTC", show_default=True, metavar="ZONE", help="As Europe/Berlin.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV file; else it is printed.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV file; default: standard output.")
 @click.option(
     "--longest-shift",
     type=click.FloatRange(min=0, max=168, min_open=True),
     default=LONGEST_SHIFT / timedelta(hours=1),
     show_default=True,
     metavar="HOURS",
-    help="An `in` and an `out` further apart are no shift.",
+    help="An `in` and an `out` further apart are not one shift.",
 )
 @json_option
 @with_context
@@ -112,10 +112,11 @@ def events_export(
     longest_shift: float,
     as_json: bool,
 ) -> None:
-    """Write attendance as CSV: first in, last out and hours, by day and person.
+    """Export attendance as CSV: first in, last out and hours, by day and person.
 
-    Events that are a match count. On a day with directions, hours are the sum of the stays from an `in` to the next
-    `out`, a shift past midnight counting for the day it began on; on one without, from its first sighting to its last.
+    Only matches count. On a day with directions, hours are the sum of the stays from each `in` to the next `out`; a
+    shift past midnight counts for the day on which it began. On a day without directions, hours run from the first
+    sighting to the last.
     """
     days = _day("--from", first), _day("--to", until)
     if days[0] >= days[1]:
@@ -145,18 +146,18 @@ def events_export(
 @click.argument("external_id", required=False)
 @gallery_option
 @click.option("--before", metavar="TIME", help="Only events before this time.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 @json_option
 @with_context
 def events_forget(
     context: ServiceContext, external_id: str | None, gallery: str, before: str | None, yes: bool, as_json: bool
 ) -> None:
-    """Delete the events of a person for good, or everybody's before a time."""
+    """Delete the events of a person, or everybody's before a time, permanently."""
     found, time = context.store.galleries.get(gallery), _time("--before", before)
     if external_id is None and time is None:
-        raise click.UsageError("say whose events, by EXTERNAL_ID, or before when, with --before")
+        raise click.UsageError("give EXTERNAL_ID, --before, or both")
     whose = f"of {external_id}" if external_id else "of everybody"
-    question = f"Delete the events {whose}{f' before {time.isoformat()}' if time else ''} for good?"
+    question = f"Delete the events {whose}{f' before {time.isoformat()}' if time else ''} permanently?"
     if not yes and not click.confirm(question, err=as_json):
         raise click.ClickException("nothing was deleted")
     forgotten = context.events.forget(found, external_id, time)
@@ -169,7 +170,7 @@ def events_forget(
 def attendance(
     events: Events, gallery: str, days: tuple[date, date], zone: ZoneInfo, longest: timedelta = LONGEST_SHIFT
 ) -> list[Row]:
-    """The days from the first on and before the second, by day and person. People are told by `external_id`."""
+    """Returns the rows from the first day up to the second, exclusive, by day and person (`external_id`)."""
     since, until = span(*days, zone, longest)
     wanted = Filter([gallery], since, until, decision=Decision.MATCH)
     marks: dict[str, list[Mark]] = {}
@@ -197,7 +198,7 @@ def _row_object(row: Row) -> dict[str, Any]:
 
 
 def _time(option: str, value: str | None) -> datetime | None:
-    """Without a zone it is UTC. Raises InvalidRequest."""
+    """Parses a time; without a zone it is UTC. Raises InvalidRequest."""
     if value is None:
         return None
     try:
@@ -208,7 +209,7 @@ def _time(option: str, value: str | None) -> datetime | None:
 
 
 def _day(option: str, value: str) -> date:
-    """Raises InvalidRequest on what is no day, or one that has none before and after it in every time zone."""
+    """Parses a day between 1900 and 9000. Raises InvalidRequest."""
     try:
         day = date.fromisoformat(value)
     except ValueError:
@@ -223,5 +224,5 @@ def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        message = f"--timezone is {name!r}, which this machine does not know; expected one as Europe/Berlin"
+        message = f"--timezone is {name!r}, unknown on this machine; expected a zone such as Europe/Berlin"
         raise InvalidRequest(message) from None

@@ -1,4 +1,4 @@
-"""`whosthere keys`"""
+"""`whosthere keys`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from search_service.store.api_keys import Key, Scope
 
 @click.group("keys")
 def keys_group() -> None:
-    """Make, list, revoke the API keys that `serve` asks for."""
+    """Create, list and revoke the API keys that `serve` requires."""
 
 
 @keys_group.command(
@@ -30,18 +30,20 @@ def keys_group() -> None:
         "whosthere keys create --name personnel --scope enroll --gallery staff --per-minute 600 --json",
     ),
 )
-@click.option("--name", required=True, help="What it is for; no two keys share one.")
+@click.option("--name", required=True, help="What the key is for; must be unique.")
 @click.option(
     "--scope",
     "scopes",
     required=True,
     multiple=True,
     type=click.Choice([str(scope) for scope in Scope]),
-    help="What it opens: `admin` contains `enroll`, which contains `search`.",
+    help="What it allows: `admin` includes `enroll`, which includes `search`.",
 )
-@click.option("--gallery", "-g", "galleries", multiple=True, metavar="G", help="Only this gallery; may be repeated.")
-@click.option("--expires", metavar="WHEN", help="From when on it opens nothing: 2027-01-01, a time, or 90d from now.")
-@click.option("--per-minute", type=int, metavar="N", help="Requests a minute that each worker answers it.")
+@click.option(
+    "--gallery", "-g", "galleries", multiple=True, metavar="G", help="Only for this gallery; may be repeated."
+)
+@click.option("--expires", metavar="WHEN", help="When it expires: 2027-01-01, a time, or 90d from now.")
+@click.option("--per-minute", type=int, metavar="N", help="Requests a minute that each worker accepts with it.")
 @json_option
 @with_context
 def keys_create(
@@ -53,25 +55,27 @@ def keys_create(
     per_minute: int | None,
     as_json: bool,
 ) -> None:
-    """Make an API key and print it, this once. From the first one on, `serve` asks for keys."""
+    """Create an API key and print it, only once. As soon as one key exists, `serve` requires keys."""
     key, text = context.keys.create(
         name, [Scope(scope) for scope in scopes], galleries or None, _expiry(expires), per_minute
     )
     there = {gallery.name for gallery in context.store.galleries.list()}
     for gallery in sorted(set(galleries) - there):
-        click.echo(f"There is no gallery {gallery} yet; the key will open one of that name.", err=True)
+        click.echo(f"There is no gallery {gallery} yet; the key will be valid for it once it is created.", err=True)
     if as_json:
         print_json({"id": key.id, "key": text})
     else:
         click.echo(text)
-        click.echo(f"Key {key.id} made. It cannot be shown again; `whosthere keys revoke {key.id}` ends it.", err=True)
+        click.echo(
+            f"Key {key.id} created. It cannot be shown again; `whosthere keys revoke {key.id}` revokes it.", err=True
+        )
 
 
 @keys_group.command("list", epilog=examples("whosthere keys list --json"))
 @json_option
 @with_context
 def keys_list(context: ServiceContext, as_json: bool) -> None:
-    """List the API keys, the revoked ones too, without their secrets."""
+    """List the API keys, including revoked ones, without their secrets."""
     keys = context.keys.list()
     if as_json:
         print_json([key_object(key) for key in keys])
@@ -81,7 +85,7 @@ def keys_list(context: ServiceContext, as_json: bool) -> None:
         galleries = "all" if key.galleries is None else ", ".join(sorted(key.galleries))
         limit = "" if key.per_minute is None else str(key.per_minute)
         rows.add_row(key.id, key.name, ", ".join(sorted(key.scopes)), galleries, limit, _state(key))
-    show(rows if keys else "There are no keys: `serve` answers its own machine only. `keys create` makes one.")
+    show(rows if keys else "There are no keys: `serve` only answers this machine. `keys create` creates one.")
 
 
 @keys_group.command("revoke", epilog=examples("whosthere keys revoke 0123456789abcdef"))
@@ -89,7 +93,7 @@ def keys_list(context: ServiceContext, as_json: bool) -> None:
 @json_option
 @with_context
 def keys_revoke(context: ServiceContext, key_id: str, as_json: bool) -> None:
-    """Revoke an API key: it opens nothing any more, in any running service of this database."""
+    """Revoke an API key in every running service of this database."""
     key = context.keys.revoke(key_id)
     if as_json:
         print_json(key_object(key))
@@ -97,13 +101,13 @@ def keys_revoke(context: ServiceContext, key_id: str, as_json: bool) -> None:
         click.echo(f"Key {key.id} ({key.name}) is revoked.")
 
 
-def _expiry(said: str | None) -> datetime | None:
-    """Raises InvalidRequest."""
-    days = re.fullmatch(r"(\d{1,5})d", said or "", re.ASCII)
+def _expiry(text: str | None) -> datetime | None:
+    """Parses `--expires`. Raises InvalidRequest."""
+    days = re.fullmatch(r"(\d{1,5})d", text or "", re.ASCII)
     if days:
         return now() + timedelta(days=int(days[1]))
     try:
-        return parse_time("--expires", said)
+        return parse_time("--expires", text)
     except InvalidRequest as error:
         raise InvalidRequest(f"{error.message}, or 90d for days from now") from error
 

@@ -20,7 +20,7 @@ from indexer.cli.common import (
 )
 from indexer.errors import RejectedImage
 from indexer.types import Gallery, Pick, Reason
-from search_service.calibration.survey import Thresholds
+from search_service.calibration.thresholds import Thresholds
 from search_service.cli.common import with_context
 from search_service.search import Answer, Query, SearchService
 from search_service.service_context import ServiceContext
@@ -38,12 +38,12 @@ BATCH = 16
 )
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @gallery_option
-@click.option("--top-k", type=int, default=5, show_default=True, help="Identities to return.")
-@click.option("--fpir", type=float, help="Share of strangers that may be answered with a match.")
-@click.option("--threshold", type=float, help="Or the cosine itself.")
-@click.option("--pick", type=click.Choice(["largest", "center"]), help="Which face of several counts.")
+@click.option("--top-k", type=int, default=5, show_default=True, help="Number of identities to return.")
+@click.option("--fpir", type=float, help="Accepted share of strangers answered with a match.")
+@click.option("--threshold", type=float, help="Cosine threshold, instead of --fpir.")
+@click.option("--pick", type=click.Choice(["largest", "center"]), help="Which of several faces is searched.")
 @click.option("--all-faces", is_flag=True, help="Search every face.")
-@click.option("--same-person", is_flag=True, help="All photos are of one person: one answer from them together.")
+@click.option("--same-person", is_flag=True, help="All photos show one person: give one answer.")
 @device_option
 @json_option
 @with_context
@@ -61,14 +61,14 @@ def search(
 ) -> None:
     """Search photos in a gallery: the top identities by cosine similarity, and a decision.
 
-    Exit code: 0 all searched, 3 some could not be, 2 wrong usage, 1 failed.
+    Exit code: 0 all searched, 3 some could not be searched, 2 wrong usage, 1 failed.
     """
     if pick and all_faces:
         raise click.UsageError("give --pick or --all-faces, not both")
     if same_person and all_faces:
         raise click.UsageError("give --same-person or --all-faces, not both")
     query = Query(top_k, fpir, threshold, None if all_faces else Pick(pick or Pick.LARGEST))
-    found = context.store.gallery(gallery)
+    found = context.store.galleries.get(gallery)
     service = SearchService(context, Thresholds(context))
     names = [click.format_filename(image) for image in images]
     if same_person:
@@ -110,7 +110,7 @@ def _search_each(
 @json_option
 @with_context
 def compare(context: ServiceContext, a: Path, b: Path, model: str | None, as_json: bool) -> None:
-    """Tell whether two photos show one person."""
+    """Decide whether two photos show the same person."""
     images = []
     for path in (a, b):
         data = _read(path, context.settings.max_image_bytes)

@@ -12,8 +12,8 @@ from indexer.settings import read_settings
 
 @click.command(epilog=examples("whosthere serve", "whosthere serve --host 0.0.0.0 --port 9000"))
 @click.option("--host", help="Address to listen on (WHOSTHERE_HOST).")
-@click.option("--port", type=int, help="Port to listen on; 0 takes a free one (WHOSTHERE_PORT).")
-@click.option("--workers", type=int, help="Processes to answer with (WHOSTHERE_WORKERS).")
+@click.option("--port", type=int, help="Port to listen on; 0 chooses a free one (WHOSTHERE_PORT).")
+@click.option("--workers", type=int, help="Number of worker processes (WHOSTHERE_WORKERS).")
 @device_option
 @click.option("--home", type=click.Path(path_type=Path), help="Data folder (WHOSTHERE_HOME).")
 @click.pass_context
@@ -25,7 +25,7 @@ def serve(
     device: str | None,
     home: Path | None,
 ) -> None:
-    """Answer over HTTP until stopped."""
+    """Serve the HTTP API until stopped."""
     from search_service.server import run
 
     home = home or context.find_root().params.get("home")

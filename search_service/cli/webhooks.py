@@ -1,4 +1,4 @@
-"""`whosthere webhooks`"""
+"""`whosthere webhooks`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from search_service.store.events import DEAD
 
 @click.group("webhooks")
 def webhooks_group() -> None:
-    """Send events to other services while `serve` runs."""
+    """Manage the webhooks to which `serve` sends events."""
 
 
 @webhooks_group.command(
@@ -24,8 +24,8 @@ def webhooks_group() -> None:
         "whosthere webhooks create --url http://10.0.0.7:9000/ --decision no_match --decision review",
     ),
 )
-@click.option("--url", required=True, help="Where events are posted to: http or https.")
-@click.option("--gallery", "-g", metavar="G", help="Whose events it gets; every gallery's without.")
+@click.option("--url", required=True, help="Events are posted to this http or https URL.")
+@click.option("--gallery", "-g", metavar="G", help="Only events of this gallery; default: every gallery.")
 @click.option(
     "--decision",
     "decisions",
@@ -33,29 +33,29 @@ def webhooks_group() -> None:
     multiple=True,
     default=(str(Decision.MATCH),),
     show_default=True,
-    help="Which events it gets; several times for several.",
+    help="Only events with this decision; may be repeated.",
 )
 @json_option
 @with_context
 def webhooks_create(
     context: ServiceContext, url: str, gallery: str | None, decisions: tuple[str, ...], as_json: bool
 ) -> None:
-    """Send every event from now on to a URL. Prints the secret that signs them, once."""
+    """Send every new event to a URL. Prints the signing secret, only once."""
     found = None if gallery is None else context.store.galleries.get(gallery)
     made, secret = context.webhooks.create(url, found, decisions)
     if as_json:
         print_json(webhook_object(made) | {"secret": secret})
         return
-    click.echo(f"Webhook {made.id} made. Its secret, shown this once:\n{secret}")
+    click.echo(f"Webhook {made.id} created. Its secret, shown only once:\n{secret}")
     if url.startswith("http:"):
-        click.echo("What is sent to it is signed and not encrypted: whoever is in between can read it.", err=True)
+        click.echo("Deliveries to it are signed but not encrypted: others on the network can read them.", err=True)
 
 
 @webhooks_group.command("list", epilog=examples("whosthere webhooks list --json"))
 @json_option
 @with_context
 def webhooks_list(context: ServiceContext, as_json: bool) -> None:
-    """List the webhooks, and how much is on its way to each."""
+    """List the webhooks and the number of deliveries waiting for each."""
     hooks = context.webhooks.webhooks()
     if as_json:
         print_json([webhook_object(hook) for hook in hooks])
@@ -63,7 +63,7 @@ def webhooks_list(context: ServiceContext, as_json: bool) -> None:
     rows = table("webhook", "url", "gallery", "decisions", "waiting", "dead")
     for h in hooks:
         rows.add_row(h.id, h.url, h.gallery or "(all)", ", ".join(h.decisions), str(h.waiting), str(h.dead))
-    show(rows if hooks else "There are no webhooks. `whosthere webhooks create` makes one.")
+    show(rows if hooks else "There are no webhooks. `whosthere webhooks create` creates one.")
 
 
 @webhooks_group.command("delete", epilog=examples("whosthere webhooks delete wh_0123456789abcdef"))
@@ -71,21 +71,21 @@ def webhooks_list(context: ServiceContext, as_json: bool) -> None:
 @json_option
 @with_context
 def webhooks_delete(context: ServiceContext, webhook_id: str, as_json: bool) -> None:
-    """Send nothing more to a webhook, also what was on its way."""
+    """Delete a webhook with its waiting deliveries."""
     gone = context.webhooks.delete(webhook_id)
     if as_json:
         print_json({"deleted": gone.id, "undelivered": gone.waiting + gone.dead})
     else:
-        click.echo(f"Webhook {gone.id} deleted; {gone.waiting + gone.dead} events were still to be sent to it.")
+        click.echo(f"Webhook {gone.id} deleted; {gone.waiting + gone.dead} deliveries were still waiting.")
 
 
 @webhooks_group.command("dead", epilog=examples("whosthere webhooks dead wh_0123456789abcdef --json"))
 @click.argument("webhook_id", metavar="ID")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Show this many at most.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Show at most this many.")
 @json_option
 @with_context
 def webhooks_dead(context: ServiceContext, webhook_id: str, limit: int, as_json: bool) -> None:
-    """List the events that were tried too often, oldest first."""
+    """List the deliveries that failed too often, oldest first."""
     dead = context.webhooks.deliveries(webhook_id, DEAD, limit=limit)
     if as_json:
         print_json([delivery_object(one) for one in dead])
@@ -93,7 +93,7 @@ def webhooks_dead(context: ServiceContext, webhook_id: str, limit: int, as_json:
     rows = table("delivery", "event", "tries", "problem")
     for one in dead:
         rows.add_row(str(one.id), str(one.event_id), str(one.attempts), one.problem or "")
-    show(rows if dead else f"Everything that was sent to {webhook_id} has arrived, or is tried again.")
+    show(rows if dead else f"No deliveries to {webhook_id} are dead.")
 
 
 @webhooks_group.command("replay", epilog=examples("whosthere webhooks replay wh_0123456789abcdef"))
@@ -101,9 +101,9 @@ def webhooks_dead(context: ServiceContext, webhook_id: str, limit: int, as_json:
 @json_option
 @with_context
 def webhooks_replay(context: ServiceContext, webhook_id: str, as_json: bool) -> None:
-    """Try the dead ones anew; a running `serve` sends them at once."""
+    """Retry the dead deliveries; a running `serve` sends them at once."""
     replayed = context.webhooks.replay(webhook_id)
     if as_json:
         print_json({"replayed": replayed})
     else:
-        click.echo(f"{replayed} events are tried anew.")
+        click.echo(f"{replayed} deliveries will be retried.")

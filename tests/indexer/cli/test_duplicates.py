@@ -118,4 +118,4 @@ def test_what_cannot_be_merged(staff: Command) -> None:
     assert unknown.code == 1
     assert "'nobody'" in unknown.err
     told = staff.ok("identity", "merge", "collins", "hanks", "--gallery", "staff").out
-    assert told == "Identity hanks joined into collins: 1 faces moved, collins has 2 now.\n"
+    assert told == "Identity hanks merged into collins: 1 faces moved, collins now has 2.\n"

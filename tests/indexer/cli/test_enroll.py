@@ -404,7 +404,7 @@ def test_a_full_disk_costs_the_report_and_not_the_run(empty: Command, demo: Demo
     ran = empty("enroll", demo.photos, "--gallery", "staff", "--report", "/dev/full", "--json")
     assert ran.code == 0, ran
     assert ran.json["enrolled"] == 7
-    assert ran.err == ("Warning: the report /dev/full ends early, enrolling goes on: No space left on device\n")
+    assert ran.err == ("Warning: the report /dev/full ends early, enrollment continues: No space left on device\n")
 
 
 def test_gallery_delete_as_json(staff: Command) -> None:
@@ -557,7 +557,7 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(empty: Command, demo: De
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=DEADLINE)
     assert first.returncode == 130
-    assert err.strip() == "Interrupted. What was acknowledged is kept; run the same command to go on."
+    assert err.strip() == "Interrupted. Everything acknowledged is kept; run the same command again to continue."
     interrupted = check_acknowledged(empty, tmp_path / "first.csv")
     assert 0 < len(interrupted) < 300
 

@@ -55,7 +55,7 @@ def test_pulling_asks_for_the_terms(command: Command, server: WebServer, monkeyp
         assert ran.code == 1
         assert "for non-commercial use" in ran.err
         assert "Do you accept these terms?" in ran.err
-        assert "nothing was fetched: the terms were not accepted (--accept-license does, unasked)" in ran.err
+        assert "nothing was downloaded: the terms were not accepted (--accept-license accepts them)" in ran.err
     assert server.paths == []
     ran = command("models", "pull", "ir50", "--from", server.url, "--accept-license")
     assert ran.code == 1
@@ -235,7 +235,7 @@ def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path, monke
             ["mine", "--embedder", "MODEL", "--detector", "NOTHING"],
             "is no file; expected one, or ir50, buffalo_l, sface",
         ),
-        (["sface", "--embedder", "MODEL", "--detector", "sface"], "sface has a detector of its own"),
+        (["sface", "--embedder", "MODEL", "--detector", "sface"], "sface has its own detector"),
         (["Mine", "--embedder", "MODEL", "--detector", "sface"], "cannot name a model pack"),
         (["mine", "--embedder", "MODEL", "--detector", "sface", "--scale", "0"], "scale"),
     ],

@@ -114,7 +114,7 @@ def test_there_and_back(command: Command, demo: Demo) -> None:
     assert "Error: gallery 'staff' is bound to other" in again.err
 
     back = command.ok("gallery", "reembed", "staff", "--rollback")
-    assert "Gallery staff is bound to sface now; it was to other." in back.out
+    assert "Gallery staff is now bound to sface; before, it was bound to other." in back.out
     assert scores(command, demo, "staff") == before  # the very embeddings
     assert command.ok("gallery", "reembed", "staff", "--rollback", "--json").json["model"] == "other"
     assert scores(command, demo, "staff") == near(by_other)
@@ -126,9 +126,11 @@ def test_forgetting_closes_the_way_back(command: Command) -> None:
     assert forgotten == {"gallery": "staff", "forgotten": {"sface": 7}}
     ran = command("gallery", "reembed", "staff", "--rollback")
     assert ran.code == 1
-    assert "there is no way back: nothing is kept of a pack that gallery 'staff' had before" in ran.err
+    assert "gallery 'staff' cannot be rolled back: no embeddings of a former pack are kept" in ran.err
     assert command.ok("gallery", "reembed", "staff", "--forget", "--json").json["forgotten"] == {}
-    assert command.ok("gallery", "reembed", "staff", "--forget").out.startswith("Nothing is kept of another pack")
+    assert command.ok("gallery", "reembed", "staff", "--forget").out.startswith(
+        "Gallery staff has no embeddings of other packs"
+    )
     assert model(command, "staff") == "other"
 
 
@@ -154,7 +156,7 @@ def test_missing_faces_are_listed(command: Command, demo: Demo) -> None:
     told = command("gallery", "reembed", "bare", *TO_OTHER)
     assert told.code == 3
     assert all(f"{person}" in told.out and sha in told.out for person, sha in hashes.items())
-    assert "Gallery bare is bound to sface as before: 7 faces cannot be embedded by other" in told.out
+    assert "Gallery bare is still bound to sface: 7 faces cannot be embedded with other" in told.out
     assert "--images" in told.out
     assert scores(command, demo, "bare") == before
 
@@ -186,7 +188,7 @@ def test_photos_are_known_by_their_bytes(command: Command, demo: Demo, tmp_path:
 
 def test_dropping_is_told(command: Command) -> None:
     told = command.ok("gallery", "reembed", "bare", *TO_OTHER, "--drop-missing").out
-    assert "7 faces with neither crop nor photo deleted." in told
+    assert "7 faces without a crop and without a photo deleted." in told
     assert command.ok("gallery", "show", "bare", "--json").json["faces"] == 0
 
 
@@ -227,13 +229,13 @@ def test_crops_are_kept_only_when_asked_for_and_go_with_their_person(command: Co
     [
         ([], 2, "give one of --model, --rollback and --forget"),
         (["--model", "other", "--rollback"], 2, "give one of --model, --rollback and --forget"),
-        (["--forget", "--drop-missing"], 2, "--forget embeds nothing"),
+        (["--forget", "--drop-missing"], 2, "need --model or --rollback"),
         (["--model", "nope"], 2, "there is no model pack 'nope'; expected one of ir50, buffalo_l, sface, other, third"),
         (["--model", "buffalo_l"], 1, "`whosthere models pull buffalo_l` fetches it"),
         (["--model", "other", "--images", "nowhere"], 2, "'nowhere' does not exist"),
-        (["--model", "other", "--images", "ZIP"], 2, "is a ZIP; expected photos, or folders of them"),
+        (["--model", "other", "--images", "ZIP"], 2, "is a ZIP file; expected photos or folders of photos"),
         (["--model", "sface"], 1, "gallery 'bare' is bound to sface"),
-        (["--rollback"], 1, "there is no way back"),
+        (["--rollback"], 1, "cannot be rolled back"),
     ],
 )
 def test_wrong_usage(command: Command, demo: Demo, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:

@@ -171,7 +171,7 @@ def test_forget_asks(home: ServiceContext, staff: Gallery, clock: list[datetime]
     forget = ["events", "forget", "ana", "--gallery", "staff"]
     refused = run(home, *forget, text="n\n")
     assert refused.exit_code == 1
-    assert "Delete the events of ana for good?" in refused.output
+    assert "Delete the events of ana permanently?" in refused.output
     assert "1 events deleted." in run(home, *forget, text="y\n").output
     before = ["events", "forget", "--gallery", "staff", "--yes", "--before"]
     assert run(home, *before, "2026-11-24T12:00").output == "0 events deleted.\n"
@@ -184,7 +184,10 @@ def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -
     (hook,) = home.webhooks.webhooks()
     assert (hook.url, hook.gallery, hook.decisions) == ("http://a/x", "staff", ("review",))
     secret = made.stdout.splitlines()[1]
-    assert (made.stdout.splitlines()[0], len(secret)) == (f"Webhook {hook.id} made. Its secret, shown this once:", 64)
+    assert (made.stdout.splitlines()[0], len(secret)) == (
+        f"Webhook {hook.id} created. Its secret, shown only once:",
+        64,
+    )
     assert "signed and not encrypted" in made.stderr
     assert run(home, "webhooks", "create", "--url", "https://a").stderr == ""
     record(home, staff, decision="review")
@@ -196,6 +199,6 @@ def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -
     assert claimed is not None
     home.webhooks.failed(claimed, "answered 500", None)
     assert run(home, "webhooks", "dead", hook.id).output.splitlines()[1].split() == ["1", "1", "1", "answered", "500"]
-    assert run(home, "webhooks", "replay", hook.id).output == "1 events are tried anew.\n"
+    assert run(home, "webhooks", "replay", hook.id).output == "1 deliveries will be retried.\n"
     told = run(home, "webhooks", "delete", hook.id).output
     assert told == f"Webhook {hook.id} deleted; 1 events were still to be sent to it.\n"
