@@ -142,10 +142,10 @@ def test_export_reads_every_page(home: ServiceContext, staff: Gallery, clock: li
         (["--from", "2026-11-25", "--to", "2026-11-25"], "--to is 2026-11-25; expected a day after --from"),
         (["--from", "November", "--to", "2026-11-25"], "--from is 'November'; expected a day"),
         (["--from", "2026-11-01", "--to", "9999-12-31"], "--to is '9999-12-31'; expected a day"),
-        ([*DAYS, "--timezone", "Berlin"], "--timezone is 'Berlin', which this machine does not know"),
-        ([*DAYS, "--timezone", "Europe"], "--timezone is 'Europe', which this machine does not know"),
-        ([*DAYS, "--timezone", ""], "--timezone is '', which this machine does not know"),
-        ([*DAYS, "--timezone", "../../etc/passwd"], "which this machine does not know"),
+        ([*DAYS, "--timezone", "Berlin"], "--timezone is 'Berlin', unknown on this machine"),
+        ([*DAYS, "--timezone", "Europe"], "--timezone is 'Europe', unknown on this machine"),
+        ([*DAYS, "--timezone", ""], "--timezone is '', unknown on this machine"),
+        ([*DAYS, "--timezone", "../../etc/passwd"], "unknown on this machine"),
     ],
 )
 def test_what_cannot_be_exported(home: ServiceContext, staff: Gallery, arguments: list[str], message: str) -> None:
@@ -188,7 +188,7 @@ def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -
         f"Webhook {hook.id} created. Its secret, shown only once:",
         64,
     )
-    assert "signed and not encrypted" in made.stderr
+    assert "signed but not encrypted" in made.stderr
     assert run(home, "webhooks", "create", "--url", "https://a").stderr == ""
     record(home, staff, decision="review")
     shown = run(home, "webhooks", "list").output
