@@ -7,25 +7,22 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
-from indexer.errors import Conflict, InvalidRequest, NotFound, WhosthereError
 from search_service.api import errors, security
 from search_service.api.hosts import HostCheck, allowed_hosts
 from search_service.api.idempotency import Idempotency
 from search_service.api.limits import SAID_BYTES, BodyLimit, is_archive, is_photos, is_said
-from search_service.api.metrics import CONTENT_TYPE, Metrics
+from search_service.api.metrics import Metrics
 from search_service.api.observing import Observed
 from search_service.api.paths import EncodedSlashes, PlainText
-from search_service.api.payloads import AlivePayload, ReadyPayload
 from search_service.api.routes import enrollments, events, faces, galleries, identities, jobs, keys, webhooks
+from search_service.api.routes.health import Readiness, health_router
 from search_service.api.routes.openapi import document, failures
-from search_service.api.state import Service, State
+from search_service.api.state import State
 from search_service.background.jobs import Runner
 from search_service.background.webhooks import Deliverer
 from search_service.calibration.thresholds import Thresholds
@@ -34,11 +31,6 @@ from search_service.search import SearchService
 from search_service.service_context import ServiceContext
 
 log = logging.getLogger(__name__)
-
-FIRST_RETRY_SECONDS = 1.0
-LONGEST_RETRY_SECONDS = 30.0
-"""How long loading waits before it tries again: doubled from the first to the longest."""
-
 
 STOP_SECONDS = 12.0
 """For what runs in the background to stop, after the last request was answered: a webhook may take ten to answer, and
@@ -101,17 +93,13 @@ def create_app(context: ServiceContext) -> FastAPI:
     app.add_middleware(HostCheck, allowed=allowed_hosts(settings.host, settings.allowed_hosts.split(",")))
     app.add_middleware(Observed, metrics=metrics)
     app.add_middleware(EncodedSlashes)
+    guard.routes.add_public(route for route in app.routes if getattr(route, "path", None) in security.DOCUMENTATION)
     for routes in (galleries, identities, faces, keys, enrollments, jobs, events, webhooks):
-        app.include_router(routes.router, dependencies=security.DECLARED, responses=failures(503))
-    plain: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-    app.add_api_route("/metrics", _measured, name="metrics", responses=plain, tags=["health"], response_class=Response)
-    not_ready: dict[int | str, dict[str, Any]] = {503: {"model": ReadyPayload}}
-    for path, told, model, others in (
-        ("/healthz", _alive, AlivePayload, {}),
-        ("/readyz", readiness.answer, ReadyPayload, not_ready),
-    ):
-        app.add_api_route(path, told, response_model=model, responses=others, name=path[1:], tags=["health"])
-        app.add_api_route(path, told, methods=["HEAD"], include_in_schema=False)  # as load balancers ask
+        app.include_router(routes.router, dependencies=security.KEY_HEADERS, responses=failures(503))
+        guard.routes.add(routes.router.routes)
+    health = health_router(readiness)
+    app.include_router(health)
+    guard.routes.add(health.routes)
     return app
 
 
@@ -127,80 +115,3 @@ def stop_together(stops: Iterable[Callable[[], object]], seconds: float) -> None
     left = sum(thread.is_alive() for thread in stopping)
     if left:
         log.warning("%d of %d parts did not stop within %g s", left, len(stopping), seconds)
-
-
-class Readiness:
-    """Whether the networks and every gallery's index are loaded. What fails is tried again until it works."""
-
-    def __init__(self, context: ServiceContext, guard: security.Guard) -> None:
-        self._context = context
-        self._guard = guard
-        self._state = "loading"
-        self._problem: str | None = None
-        self._unusable: dict[int, str] = {}
-        """What is wrong with single galleries, by id: the others are served without them."""
-        self._stopping = threading.Event()
-
-    def load(self) -> None:
-        """Returns when everything is loaded, or soon after `stop`."""
-        wait = FIRST_RETRY_SECONDS
-        while not self._stopping.is_set():
-            try:
-                self._load()
-                self._state, self._problem = "ready", None
-                return
-            except WhosthereError as error:
-                log.warning("not ready, trying again in %g s: %s", wait, error.message)
-                self._state, self._problem = "failed", error.message
-            except Exception:
-                log.exception("not ready, trying again in %g s", wait)
-                self._state, self._problem = "failed", "loading failed; the service's log has the details"
-            self._stopping.wait(wait)
-            wait = min(2 * wait, LONGEST_RETRY_SECONDS)
-
-    def stop(self) -> None:
-        self._stopping.set()
-
-    def _load(self) -> None:
-        self._unusable.clear()
-        self._context.pipeline(self._context.pack).load()
-        for gallery in self._context.store.galleries.list():
-            if self._stopping.is_set():
-                return
-            try:
-                self._context.pipeline_of(gallery).load()
-                self._context.indexes.of(gallery).caught_up()
-            except (Conflict, NotFound, InvalidRequest) as error:
-                self._unusable[gallery.id] = error.message
-
-    async def answer(self, request: Request) -> Response:
-        """200 when models and indexes are loaded and the database answers, else 503.
-
-        `galleries` tells of those that cannot be searched, as for another model pack; the service is ready without.
-        Where there are keys, that and what the problem is are told to an admin's.
-        """
-        state, problem = self._state, self._problem
-        unusable: dict[str, str] = {}
-        if state == "ready":
-            known = dict(self._unusable)
-            try:
-                there = await run_in_threadpool(self._context.store.galleries.list, 0, None if known else 1)
-                unusable = {gallery.name: known[gallery.id] for gallery in there if gallery.id in known}
-            except WhosthereError as error:
-                state, problem = "failed", error.message
-        body: dict[str, Any] = {"status": state}
-        if (problem or unusable) and not await self._guard.trusts(request):
-            problem, unusable = None, {}
-        body |= {"problem": problem} if problem else {}
-        body |= {"galleries": unusable} if unusable else {}
-        return JSONResponse(body, 200 if state == "ready" else 503)
-
-
-async def _measured(service: Service) -> Response:
-    """What Prometheus scrapes: requests, stages, batches, decisions, sizes of galleries."""
-    return Response(await service.off_loop(service.metrics.text), media_type=CONTENT_TYPE)
-
-
-async def _alive() -> dict[str, str]:
-    """The process runs."""
-    return {"status": "alive"}

@@ -1,9 +1,7 @@
-"""Who may ask what. Everything that is answered stands in NEEDS; what does not is not there, whatever routes the
-application has.
+"""Who may call: checks the API key of each request against what the route declares (`search_service.api.permissions`).
 
-As long as no key was ever made, whoever is on this machine is answered and nobody else. Once one was made, every
-request shows a key, and the database is asked about it each time, so that one that was revoked opens nothing from then
-on, in any worker.
+Until the first key is created, only callers on this machine are answered. From then on every request needs a key. The
+database is asked about it each time, so a revoked key stops working at once, in every worker.
 """
 
 from __future__ import annotations
@@ -11,9 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import Security
@@ -22,7 +18,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from indexer.clock import now
@@ -30,6 +25,7 @@ from indexer.errors import InvalidSetting, StorageUnavailable, WhosthereError
 from indexer.settings import Settings
 from search_service.api.errors import Forbidden, RateLimited, Unauthorized, domain_error, http_error
 from search_service.api.hosts import is_loopback
+from search_service.api.permissions import DeclaredRoutes, Permission
 from search_service.service_context import ServiceContext
 from search_service.store import api_keys
 from search_service.store.api_keys import Key
@@ -37,154 +33,97 @@ from search_service.store.api_keys import Key
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Need:
-    """What a key must open to ask this; of a route of one gallery, that gallery as well."""
+PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
+"""Headers that proxies add: the caller behind a proxy on this machine may be anywhere."""
 
-    scope: api_keys.Scope
-    everywhere: bool = False
-    """Only keys that are not limited to galleries."""
+DOCUMENTATION = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/static-offline-docs"})
+"""Paths of FastAPI's own routes, which need no key: they are the same for every service and reveal no data."""
 
-
-OPEN = None
-SEARCH = Need(api_keys.Scope.SEARCH)
-ENROLL = Need(api_keys.Scope.ENROLL)
-ADMIN = Need(api_keys.Scope.ADMIN)
-OWNER = Need(api_keys.Scope.ADMIN, everywhere=True)
-
-NEEDS: Mapping[str, Mapping[str, Need | None]] = MappingProxyType(
-    {
-        # They tell whether the process runs and is ready, to those who start it and know no key.
-        "/healthz": {"GET": OPEN, "HEAD": OPEN},
-        "/readyz": {"GET": OPEN, "HEAD": OPEN},
-        # They are the same for every service and say nothing of this one.
-        "/docs": {"GET": OPEN},
-        "/docs/oauth2-redirect": {"GET": OPEN},
-        "/redoc": {"GET": OPEN},
-        "/openapi.json": {"GET": OPEN, "HEAD": OPEN},
-        "/static-offline-docs/{path:path}": {"GET": OPEN, "HEAD": OPEN},
-        # Counts of every gallery, which a key for all of them can ask for anyway: no admin key lies in a scraper.
-        "/metrics": {"GET": Need(api_keys.Scope.SEARCH, everywhere=True)},
-        "/v1/galleries": {"GET": SEARCH, "POST": OWNER},
-        "/v1/galleries/{gallery}": {"GET": SEARCH, "DELETE": ADMIN},
-        "/v1/galleries/{gallery}/search": {"POST": SEARCH},
-        "/v1/galleries/{gallery}/identities": {"GET": ENROLL, "POST": ENROLL},
-        "/v1/galleries/{gallery}/identities/{id}": {"GET": ENROLL, "PUT": ENROLL, "PATCH": ENROLL, "DELETE": ENROLL},
-        "/v1/galleries/{gallery}/identities/{id}/merge": {"POST": ENROLL},
-        "/v1/galleries/{gallery}/identities/{id}/faces": {"GET": ENROLL, "POST": ENROLL},
-        "/v1/galleries/{gallery}/faces/{id}": {"GET": ENROLL, "DELETE": ENROLL},
-        "/v1/galleries/{gallery}/duplicates": {"GET": ENROLL},
-        "/v1/galleries/{gallery}/calibration": {"POST": ADMIN},
-        "/v1/galleries/{gallery}/enrollments": {"POST": ENROLL},
-        "/v1/jobs": {"GET": ENROLL},
-        "/v1/jobs/{id}": {"GET": ENROLL},
-        "/v1/jobs/{id}/cancel": {"POST": ENROLL},
-        "/v1/detect": {"POST": SEARCH},
-        "/v1/compare": {"POST": SEARCH},
-        "/v1/embed": {"POST": SEARCH},
-        "/v1/models": {"GET": SEARCH},
-        # Who was where, and when, is not for whoever only opens a door or enrols.
-        "/v1/events": {"GET": ADMIN, "DELETE": ADMIN},
-        "/v1/events/{id}": {"GET": ADMIN},
-        # The service goes wherever a webhook says.
-        "/v1/webhooks": {"GET": ADMIN, "POST": ADMIN},
-        "/v1/webhooks/{id}": {"GET": ADMIN, "DELETE": ADMIN},
-        "/v1/webhooks/{id}/deliveries": {"GET": ADMIN},
-        "/v1/webhooks/{id}/replay": {"POST": ADMIN},
-        # Whoever makes keys could make one that opens more than their own.
-        "/v1/keys": {"GET": OWNER, "POST": OWNER},
-        "/v1/keys/{id}": {"DELETE": OWNER},
-    }
-)
-"""By path and method. A route that finds a gallery otherwise than by `{gallery}` in its path asks `check_gallery`."""
-
-PATHS = tuple((compile_path(path), methods) for path, methods in NEEDS.items())
-
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-"""Headers of proxies: whoever is behind one need not be on this machine, though the proxy is."""
-
-DECLARED = (
+KEY_HEADERS = (
     Security(HTTPBearer(auto_error=False, description="A key of `whosthere keys create`.")),
     Security(APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, where it is easier to send.")),
 )
-"""Dependencies that tell OpenAPI how keys are shown; the guard is what looks at them."""
+"""Dependencies that describe in OpenAPI how keys are sent; the guard is what checks them."""
 
 
 def key_of(request: Request) -> Key | None:
-    """The key that the request showed; None where the service has none."""
+    """Returns the API key that the request was sent with, or None where the service has no keys."""
     key: Key | None = getattr(request.state, "key", None)
     return key
 
 
 def check_gallery(request: Request, name: str) -> None:
-    """For what names a gallery otherwise than in its path. Raises Forbidden."""
+    """Raises Forbidden unless the request's key opens the gallery. For galleries that are named outside of the path."""
     _check_gallery(key_of(request), name)
 
 
 def check_address(settings: Settings, any_key: bool) -> None:
-    """Raises InvalidSetting where a service without keys is to be reached from elsewhere."""
+    """Raises InvalidSetting if a service without keys would listen on an address that other machines can reach."""
     if not (any_key or settings.open or is_loopback(settings.host)):
         raise InvalidSetting(
-            f"WHOSTHERE_HOST is {settings.host!r}, and there are no API keys yet: whoever reaches it could search and "
-            "enrol. `whosthere keys create --name NAME --scope admin` makes the first key; WHOSTHERE_OPEN=true is for "
-            "what asks who is there in front of this service"
+            f"WHOSTHERE_HOST is {settings.host!r}, and there are no API keys yet: anyone who reaches it could search "
+            "and enroll. `whosthere keys create --name NAME --scope admin` creates the first key; WHOSTHERE_OPEN=true "
+            "is for services behind something that authenticates callers"
         )
 
 
 class Guard:
-    """What one process knows of who may ask what: that there are keys, and how often each was used lately."""
+    """Decides which requests are answered. Knows whether there are keys, and how often each was used lately."""
 
     def __init__(self, context: ServiceContext) -> None:
+        self.routes = DeclaredRoutes()
         self._context = context
-        self._keyed = False
-        """Whether a key was ever made, as far as this process knows; never false again."""
+        self._has_keys = False
+        """Whether a key was ever created, as far as this process knows; once true, it stays true."""
         self._buckets = Buckets()
 
     async def start(self) -> None:
-        """Says so where nobody needs a key."""
+        """Logs a warning if no key is needed."""
         if not await self._any_key():
             who = "everybody" if self._context.settings.open else "this machine alone"
-            log.warning("there are no API keys: %s is answered. `whosthere keys create` makes the first one", who)
+            log.warning("there are no API keys: %s is answered. `whosthere keys create` creates the first one", who)
 
     async def admit(self, scope: Scope) -> Key | None:
-        """The key of a request that may be answered. Raises Unauthorized, Forbidden, RateLimited, and HTTPException
-        for what is not in NEEDS."""
-        fitting = _fitting(scope["path"])
-        needs = [(methods[scope["method"]], params) for methods, params in fitting if scope["method"] in methods]
-        if needs and all(need is OPEN for need, _ in needs):
+        """Returns the key of a request that may be answered, None where no key is needed.
+
+        Raises:
+            Unauthorized, Forbidden, RateLimited: The caller may not use the route.
+            HTTPException: No declared route fits the path (404) or the method (405).
+        """
+        match = self.routes.match(scope)
+        if match.is_public:
             return None
         key = await self._key(scope)
-        if not needs:
-            raise HTTPException(405 if fitting else 404)
-        for need, params in needs:
-            if need is not None:
-                _check(key, need, params)
+        if not match.permissions:
+            raise HTTPException(405 if match.path_exists else 404)
+        for permission, params in match.permissions:
+            _check(key, permission, params)
         return key
 
     async def trusts(self, request: Request) -> bool:
-        """Whether what an open route knows of the galleries may be told to this caller: to an admin of all of them,
-        and to whoever is answered where there are no keys."""
+        """Returns whether a public route may show this caller details of the galleries: the caller has an admin's key
+        for all of them, or no keys exist and the caller is answered without."""
         try:
             key = await self._key(request.scope)
         except StorageUnavailable:
-            return not self._keyed and self._at_home(request.scope)
+            return not self._has_keys and self._is_local(request.scope)
         except WhosthereError:
             return False
-        return key is None or (key.opens(OWNER.scope) and key.galleries is None)
+        return key is None or (key.opens(api_keys.Scope.ADMIN) and key.galleries is None)
 
     async def _key(self, scope: Scope) -> Key | None:
-        """The valid key that was shown, one use of it counted; None where there are no keys and the caller is answered
-        all the same."""
-        shown = _shown(Headers(scope=scope))
+        """Returns the valid key that was sent and counts one use of it; None where there are no keys and the caller is
+        answered without. Raises Unauthorized, RateLimited."""
+        sent = _sent_key(Headers(scope=scope))
         if not await self._any_key():
-            if self._at_home(scope):
+            if self._is_local(scope):
                 return None
             raise Unauthorized(
-                "this service has no API keys yet and answers its own machine only; `whosthere keys create` makes one"
+                "this service has no API keys yet and answers its own machine only; `whosthere keys create` creates one"
             )
-        if shown is None:
+        if sent is None:
             raise Unauthorized("expected an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        key = await run_in_threadpool(lambda: self._context.keys.genuine(shown))
+        key = await run_in_threadpool(lambda: self._context.keys.genuine(sent))
         if key is None:
             raise Unauthorized("the API key is not known here")
         if key.revoked_at is not None:
@@ -196,22 +135,22 @@ class Guard:
         return key
 
     async def _any_key(self) -> bool:
-        if not self._keyed:
-            self._keyed = await run_in_threadpool(lambda: self._context.keys.any_key())
-        return self._keyed
+        if not self._has_keys:
+            self._has_keys = await run_in_threadpool(lambda: self._context.keys.any_key())
+        return self._has_keys
 
-    def _at_home(self, scope: Scope) -> bool:
-        """Whether the caller is answered where there are no keys: on this machine, and no proxy of it either."""
+    def _is_local(self, scope: Scope) -> bool:
+        """Returns whether the caller is answered while there are no keys: it is on this machine and not a proxy."""
         if self._context.settings.open:
             return True
         headers = Headers(scope=scope)
         client = scope.get("client")
-        return client is not None and is_loopback(client[0]) and not any(name in headers for name in FORWARDED)
+        return client is not None and is_loopback(client[0]) and not any(name in headers for name in PROXY_HEADERS)
 
 
 class Guarded:
-    """ASGI middleware: what the guard does not admit goes no further, and its body is not read. The key of what it
-    admits is in the request's state."""
+    """ASGI middleware: refuses what the guard does not admit, without reading its body. The key of an admitted request
+    is in its state."""
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app = app
@@ -228,23 +167,23 @@ class Guarded:
             except HTTPException as error:
                 await http_error(request, error)(scope, receive, send)
                 return
-        elif scope["type"] == "websocket":  # there are none, and one that is added must not be open to all
+        elif scope["type"] == "websocket":  # there are none, and one that is added must not be open to everyone
             await send({"type": "websocket.close", "code": 1008, "reason": "not served"})
             return
         await self._app(scope, receive, send)
 
 
 class Buckets:
-    """How often each key was used lately, in this process: `per_minute` requests at once, and as many a minute again.
-    For one thread."""
+    """Token buckets that limit how often each key is used in this process: `per_minute` requests at once, and as many
+    again each minute. Not thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}
-        """By key: how many it had left, and when."""
+        """By key: how many requests it had left, and when."""
 
     def take(self, key: Key) -> int:
-        """0, and one use is counted; or the whole seconds after which there is one again."""
+        """Counts one use and returns 0; or returns the whole seconds until the key may be used again."""
         if key.per_minute is None:
             return 0
         time = self._clock()
@@ -256,27 +195,21 @@ class Buckets:
         return 0
 
 
-def _fitting(path: str) -> Sequence[tuple[Mapping[str, Need | None], Mapping[str, Any]]]:
-    """Every entry of NEEDS that a path fits, each of which must be satisfied, and what its parameters are."""
-    found = (((regex.match(path)), methods) for (regex, _, _), methods in PATHS)
-    return [(methods, match.groupdict()) for match, methods in found if match]
-
-
-def _shown(headers: Headers) -> str | None:
-    """The key that was sent, genuine or not. `Authorization` may be for somebody else on the way here."""
+def _sent_key(headers: Headers) -> str | None:
+    """Returns the key that was sent, valid or not. `X-API-Key` comes first: `Authorization` may be for a gateway."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     return headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else None)
 
 
-def _check(key: Key | None, need: Need, params: Mapping[str, Any]) -> None:
-    """Raises Forbidden unless the key opens what is needed. Nothing is looked up before: who may not ask for a gallery
-    does not learn whether there is one."""
-    if key is None:
+def _check(key: Key | None, needed: Permission, params: Mapping[str, Any]) -> None:
+    """Raises Forbidden unless the key opens what is needed. Nothing is looked up before, so that a caller without
+    access to a gallery does not learn whether it exists."""
+    if key is None or needed.scope is None:
         return
-    if not key.opens(need.scope):
-        message = f"the API key {key.name!r} has the scope {' and '.join(sorted(key.scopes))}; expected {need.scope}"
+    if not key.opens(needed.scope):
+        message = f"the API key {key.name!r} has the scope {' and '.join(sorted(key.scopes))}; expected {needed.scope}"
         raise Forbidden(message, code="forbidden_scope")
-    if need.everywhere and key.galleries is not None:
+    if needed.every_gallery and key.galleries is not None:
         raise Forbidden(f"the API key {key.name!r} is limited to single galleries", code="forbidden_gallery")
     if "gallery" in params:
         _check_gallery(key, params["gallery"])

@@ -10,15 +10,17 @@ from indexer.enrollment.archives import check_archive
 from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import InvalidRequest
 from indexer.types import Gallery, Pick
+from search_service.api.permissions import BodyKind, accepts, requires
 from search_service.api.requests import pick_of
 from search_service.api.routes.jobs import JobPayload, job_object
 from search_service.api.routes.openapi import failures, pick_field
 from search_service.api.state import Service, State
 from search_service.api.uploads import receive
 from search_service.background.jobs import spool
+from search_service.store.api_keys import Scope
 from search_service.store.jobs import PART, Job, Jobs
 
-router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["jobs"])
+router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["jobs"], dependencies=[requires(Scope.ENROLL)])
 
 FILE = {"type": "string", "format": "binary"}
 
@@ -47,6 +49,7 @@ BODY = {
 
 @router.post(
     "/enrollments",
+    dependencies=[accepts(BodyKind.ARCHIVE)],
     status_code=202,
     response_model=JobPayload,
     responses={**LOCATION, **failures(409, 413, 429)},

@@ -10,14 +10,17 @@ from fastapi import APIRouter, Path, Query, Request
 from indexer.errors import NotFound
 from search_service.api import security
 from search_service.api.payloads import EventPayload, Payload, Utc
+from search_service.api.permissions import requires
 from search_service.api.requests import LARGEST_ID, cursor_after, page_of
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.state import Service
 from search_service.matching.decision import Decision
 from search_service.serializers import event_object
+from search_service.store.api_keys import Scope
 from search_service.store.events import Direction, Filter
 
-router = APIRouter(prefix="/v1/events", tags=["events"])
+# Who was where, and when, is not for keys that only open a door or enroll.
+router = APIRouter(prefix="/v1/events", tags=["events"], dependencies=[requires(Scope.ADMIN)])
 
 
 class EventList(Payload):

@@ -23,6 +23,7 @@ from search_service.api.payloads import (
     detect_payload,
     embed_payload,
 )
+from search_service.api.permissions import BodyKind, accepts, requires
 from search_service.api.requests import (
     IMAGE,
     IMAGES,
@@ -41,9 +42,10 @@ from search_service.api.state import Service, State
 from search_service.events.recording import LONGEST_COOLDOWN_SECONDS, Recording, record, remembered, told_again
 from search_service.inference_queue import Kind
 from search_service.search import MAX_TOP_K, MIN_FPIR, Answer, Query, compare_seen
+from search_service.store.api_keys import Scope
 from search_service.store.events import Direction
 
-router = APIRouter(prefix="/v1", tags=["faces"])
+router = APIRouter(prefix="/v1", tags=["faces"], dependencies=[requires(Scope.SEARCH)])
 
 IMAGE_FAILURES = failures(413, 429)
 
@@ -63,6 +65,7 @@ RECORD_FIELDS: Mapping[str, Mapping[str, Any]] = {
 
 @router.post(
     "/galleries/{gallery}/search",
+    dependencies=[accepts(BodyKind.IMAGES)],
     response_model=AnswerPayload | AnswersPayload,
     responses=failures(409, 413, 429),
     openapi_extra=images_body(
@@ -161,7 +164,13 @@ async def _recorded(
     return told
 
 
-@router.post("/detect", response_model=DetectPayload, responses=IMAGE_FAILURES, openapi_extra=image_body("image"))
+@router.post(
+    "/detect",
+    dependencies=[accepts(BodyKind.IMAGES)],
+    response_model=DetectPayload,
+    responses=IMAGE_FAILURES,
+    openapi_extra=image_body("image"),
+)
 async def detect(service: Service, request: Request) -> Any:
     """All faces of an image, largest first, with their quality; none is an empty list."""
     image = (await read_body(request, "image")).only("image").image("image")
@@ -174,6 +183,7 @@ async def detect(service: Service, request: Request) -> Any:
 
 @router.post(
     "/embed",
+    dependencies=[accepts(BodyKind.IMAGES)],
     response_model=EmbedPayload,
     responses=IMAGE_FAILURES,
     openapi_extra=image_body(
@@ -193,6 +203,7 @@ async def embed(service: Service, request: Request) -> Any:
 
 @router.post(
     "/compare",
+    dependencies=[accepts(BodyKind.IMAGES)],
     response_model=ComparePayload,
     responses=IMAGE_FAILURES,
     openapi_extra=image_body("image_a", "image_b", fields={"model": MODEL}),

@@ -20,11 +20,13 @@ from search_service.api.payloads import (
     NewGallery,
     duplicates_payload,
 )
+from search_service.api.permissions import requires
 from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.openapi import failures
 from search_service.api.security import key_of
 from search_service.api.state import Service, State
 from search_service.calibration.report import calibrate, calibration_object
+from search_service.store.api_keys import Scope
 
 router = APIRouter(prefix="/v1/galleries", tags=["galleries"])
 
@@ -38,7 +40,7 @@ Cosine = Annotated[
 Cursor = Annotated[str | None, Query(description="What the page before answered as `cursor`.")]
 
 
-@router.get("", response_model=GalleryList)
+@router.get("", response_model=GalleryList, dependencies=[requires(Scope.SEARCH)])
 async def list_galleries(service: Service, request: Request, limit: Limit = 100, cursor: Cursor = None) -> Any:
     """The galleries, in the order of their making: those that the key opens."""
     key = key_of(request)
@@ -54,7 +56,13 @@ async def list_galleries(service: Service, request: Request, limit: Limit = 100,
     return await service.off_loop(page)
 
 
-@router.post("", status_code=201, response_model=GalleryPayload, responses=failures(409, 413))
+@router.post(
+    "",
+    status_code=201,
+    response_model=GalleryPayload,
+    responses=failures(409, 413),
+    dependencies=[requires(Scope.ADMIN, every_gallery=True)],
+)
 async def create_gallery(service: Service, new: NewGallery) -> Any:
     """Makes an empty gallery, bound for life to one model pack."""
 
@@ -68,13 +76,13 @@ async def create_gallery(service: Service, new: NewGallery) -> Any:
     return await service.off_loop(create)
 
 
-@router.get("/{gallery}", response_model=GalleryDetailPayload)
+@router.get("/{gallery}", response_model=GalleryDetailPayload, dependencies=[requires(Scope.SEARCH)])
 async def show_gallery(service: Service, gallery: str) -> Any:
     """The gallery and the state of its index."""
     return await service.off_loop(_detail, service, gallery)
 
 
-@router.delete("/{gallery}", response_model=Deleted)
+@router.delete("/{gallery}", response_model=Deleted, dependencies=[requires(Scope.ADMIN)])
 async def delete_gallery(service: Service, gallery: str) -> Any:
     """Deletes the gallery with everybody in it."""
 
@@ -88,7 +96,12 @@ async def delete_gallery(service: Service, gallery: str) -> Any:
     return await service.off_loop(delete)
 
 
-@router.get("/{gallery}/duplicates", response_model=DuplicatesPayload, responses=failures(409, 429))
+@router.get(
+    "/{gallery}/duplicates",
+    response_model=DuplicatesPayload,
+    responses=failures(409, 429),
+    dependencies=[requires(Scope.ENROLL)],
+)
 async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine = None, limit: Limit = 100) -> Any:
     """The identities that look alike, one person under two ids most likely, and the photos that look like somebody else
     than their own person."""
@@ -109,7 +122,12 @@ async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine =
     return await _alone(service, find)
 
 
-@router.post("/{gallery}/calibration", response_model=CalibrationPayload, responses=failures(409, 429))
+@router.post(
+    "/{gallery}/calibration",
+    response_model=CalibrationPayload,
+    responses=failures(409, 429),
+    dependencies=[requires(Scope.ADMIN)],
+)
 async def calibrate_gallery(service: Service, gallery: str) -> Any:
     """Computes the gallery's thresholds from its own people now, and tells how sure they are.
 

@@ -29,12 +29,14 @@ from search_service.api.payloads import (
     StoredFacePayload,
     enrolled_payload,
 )
+from search_service.api.permissions import BodyKind, accepts, requires
 from search_service.api.requests import IMAGE, IMAGES, LARGEST_ID, cursor_after, page_of, pick_of, read_body
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.routes.openapi import failures, images_body, pick_field, tagged
 from search_service.api.state import Service
+from search_service.store.api_keys import Scope
 
-router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["identities"])
+router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["identities"], dependencies=[requires(Scope.ENROLL)])
 
 ExternalId = Annotated[
     str, Path(description="The caller's key of the person, percent-encoded."), AfterValidator(with_slashes)
@@ -181,6 +183,7 @@ async def list_faces(
 
 @router.post(
     "/identities/{external_id}/faces",
+    dependencies=[accepts(BodyKind.IMAGES)],
     status_code=201,
     response_model=EnrolledPayload | ResultsPayload,
     responses=failures(409, 413, 429) | {200: {"model": EnrolledPayload | ResultsPayload}},

@@ -15,13 +15,15 @@ from pydantic import Field
 from indexer.errors import InvalidRequest, NotFound
 from indexer.types import Outcome
 from search_service.api.payloads import EnrolledPayload, Payload
+from search_service.api.permissions import requires
 from search_service.api.requests import cursor_after, cursor_of
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.security import check_gallery, key_of
 from search_service.api.state import Service
+from search_service.store.api_keys import Scope
 from search_service.store.jobs import Job, JobResult, JobState
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[requires(Scope.ENROLL)])
 
 JobId = Annotated[str, Path(alias="id", description="As the answer to the enrolment names it.")]
 

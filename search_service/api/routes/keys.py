@@ -13,13 +13,15 @@ from pydantic import Field
 
 from indexer.errors import InvalidRequest
 from search_service.api.payloads import Payload, Utc
+from search_service.api.permissions import requires
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service
 from search_service.serializers import key_object
 from search_service.store.api_keys import MOST_GALLERIES, MOST_PER_MINUTE, Key, Scope
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"])
+# A key that creates keys could create one that opens more than it does itself.
+router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[requires(Scope.ADMIN, every_gallery=True)])
 
 
 class NewKey(Payload):

@@ -13,16 +13,19 @@ from indexer.errors import NotFound
 from search_service.api import security
 from search_service.api.errors import Forbidden
 from search_service.api.payloads import Payload
+from search_service.api.permissions import requires
 from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service
 from search_service.matching.decision import Decision
 from search_service.serializers import delivery_object, webhook_object
+from search_service.store.api_keys import Scope
 from search_service.store.events import DEAD, WAITING
 from search_service.store.webhooks import Webhook
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+# The service sends requests to any address that a webhook names.
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"], dependencies=[requires(Scope.ADMIN)])
 
 
 class NewWebhook(Payload):

@@ -18,7 +18,7 @@ from indexer.models.packs import SFACE, Pack
 from indexer.settings import read_settings
 from indexer.types import Gallery
 from indexer.vision.pipeline import FacePipeline
-from search_service.api import app
+from search_service.api.routes import health
 from search_service.service_context import ServiceContext
 from tests.search_service.api.serving import Running, ok, running
 from tests.variants import SETTINGS
@@ -107,7 +107,7 @@ def test_it_is_never_ready_without_its_models_and_says_why(tmp_path: Path) -> No
 
 
 def test_it_is_ready_when_what_was_missing_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "FIRST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(health, "FIRST_RETRY_SECONDS", 0.01)
     for problem in (StorageUnavailable("the database does not answer"), ValueError("a bug")):
         home = SlowHome(tmp_path, problem)
         with loading(home) as client:
@@ -120,7 +120,7 @@ def test_it_is_ready_when_what_was_missing_comes_back(tmp_path: Path, monkeypatc
 
 
 def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "FIRST_RETRY_SECONDS", 100 * DEADLINE)
+    monkeypatch.setattr(health, "FIRST_RETRY_SECONDS", 100 * DEADLINE)
     home = SlowHome(tmp_path, ModelUnavailable("yunet.onnx is damaged"))
     with loading(home) as client:
         home.slow.go.set()
