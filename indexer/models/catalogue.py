@@ -1,4 +1,4 @@
-"""The model packs that can be had: those built in, and those that small files in `packs/` describe."""
+"""The available model packs: the built-in ones and those that JSON files in `packs/` describe."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class _Strict(BaseModel):
 
 
 class FileDescription(_Strict):
-    """One file of a pack of the user's own; the fields are `packs.ModelFile`'s."""
+    """One file of a user's pack; the fields are those of `packs.ModelFile`."""
 
     file: str = Field(pattern=r"^[^/\\]+$")
-    """`PACK+...`: so that no two packs share a file, and none is called as one of a built-in pack."""
+    """Begins with `PACK+`, so that no two packs share a file name."""
     network: Network
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     size: int = Field(default=0, ge=0)
@@ -51,17 +51,17 @@ class FileDescription(_Strict):
     url: str = ""
     member: str = ""
 
-    def model(self) -> ModelFile:
+    def to_model_file(self) -> ModelFile:
         return ModelFile(
             self.file, self.network, self.licence, self.origin, self.sha256, self.size, self.url, self.member
         )
 
 
 class PackDescription(_Strict):
-    """A pack of the user's own, `packs/NAME.json` in the models folder; the fields are `packs.Pack`'s.
+    """A user's pack, `packs/NAME.json` in the models folder; the fields are those of `packs.Pack`.
 
-    `detector` may be the name of another pack, whose detector is then used. Without `same_threshold` and `tail` the
-    pack takes the UNMEASURED ones of `packs`.
+    `detector` may name another pack whose detector is used. The defaults of `same_threshold` and `tail` are
+    UNMEASURED_THRESHOLD and UNMEASURED_TAIL.
     """
 
     detector: str | FileDescription
@@ -77,7 +77,7 @@ class PackDescription(_Strict):
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidRequest unless a model pack may be called that."""
+    """Raises InvalidRequest unless the name is valid for a model pack."""
     if not NAME.fullmatch(name):
         raise InvalidRequest(f"{name!r} cannot name a model pack; expected {NAME.pattern}")
 
@@ -87,49 +87,49 @@ PackCheck = Callable[[Pack, ModelFiles], Pack]
 
 
 class Catalogue:
-    """Asks the disk each time: what was pulled or added meanwhile is there. Thread-safe."""
+    """Finds and adds model packs. It reads the disk each time, so that new packs appear at once. Thread-safe."""
 
     def __init__(self, files: ModelFiles, check: PackCheck) -> None:
         self._files = files
         self._check = check
 
     def find(self, name: str) -> Pack:
-        """The pack, with the hashes of its files as far as they are known.
+        """Returns the pack, with the hashes of its files as far as they are known.
 
-        Raises NotFound with the names there are, and ModelUnavailable where its description cannot be read.
+        Raises NotFound, or ModelUnavailable if its description cannot be read.
         """
         found = next((pack for pack in BUILT_IN if pack.name == name), None)
         if found is None:
-            if not NAME.fullmatch(name) or not self._description(name).is_file():
+            if not NAME.fullmatch(name) or not self._description_path(name).is_file():
                 names = ", ".join(self.names())
                 raise NotFound(f"there is no model pack {name!r}; expected one of {names}", code="model_not_found")
-            found = self._described(name)
+            found = self._to_pack(name, self._read_description(name))
         return replace(found, detector=self._known(found.detector), embedder=self._known(found.embedder))
 
     def names(self) -> list[str]:
-        """The built-in packs, the best first, then the user's own."""
+        """Returns the built-in packs, the best first, then the user's packs."""
         own = sorted(path.stem for path in (self._files.folder / "packs").glob("*.json") if NAME.fullmatch(path.stem))
         built_in = [pack.name for pack in BUILT_IN]
         return built_in + [name for name in own if name not in built_in]
 
     def is_installed(self, pack: Pack) -> bool:
-        """Whether its files are there."""
+        """Whether all files of the pack are present."""
         return all(self._files.path(file) for file in pack.files)
 
     def problem(self, pack: Pack, precision: Precision) -> str | None:
-        """Why the pack cannot be used in that precision, in few words; None where it can."""
+        """Returns briefly why the pack cannot be used in this precision; None if it can."""
         if not self.is_installed(pack):
             return "not installed"
         checkpoints = [file for file in pack.files if file.network in CHECKPOINTS]
-        waits = any(not self._files.prepared_path(file).is_file() for file in checkpoints)
-        if waits and importlib.util.find_spec("torch") is None:
+        needs_torch = any(not self._files.prepared_path(file).is_file() for file in checkpoints)
+        if needs_torch and importlib.util.find_spec("torch") is None:
             return "PyTorch is not installed (pip install 'whosthere[torch]')"
         if precision is Precision.INT8 and not self._files.quantized_path(pack.embedder).is_file():
             return f"no int8 form (whosthere models quantize {pack.name})"
         return None
 
     def describe(self, name: str) -> dict[str, object]:
-        """The pack as JSON. Of one that cannot be read `problem` says why, and nothing else is told."""
+        """Returns the pack as JSON. If its description cannot be read, `problem` says why."""
         try:
             pack = self.find(name)
         except WhosthereError as error:
@@ -137,7 +137,7 @@ class Catalogue:
         return packs.describe(pack) | {"installed": self.is_installed(pack)}
 
     def find_installed(self, name: str) -> Pack:
-        """The pack, whose files are there. Raises NotFound and ModelUnavailable."""
+        """Returns the pack. Raises NotFound, or ModelUnavailable if a file is missing."""
         pack = self.find(name)
         if not self.is_installed(pack):
             missing = " and ".join(file.name for file in pack.files if not self._files.path(file))
@@ -148,99 +148,103 @@ class Catalogue:
         return pack
 
     def best_installed(self) -> Pack:
-        """The best of the built-in packs whose files are there."""
+        """Returns the best built-in pack whose files are present."""
         best = next((pack for pack in BUILT_IN if self.is_installed(pack)), SFACE)
         return self.find_installed(best.name)
 
     def install(self, name: str, detector: Path, embedder: Path) -> Pack:
-        """Puts files that are there already in their places in a built-in pack.
+        """Copies local files into the models folder as the files of a built-in pack.
 
-        Raises ModelUnavailable, leaving nothing, where one is not the file that the pack asks for or does not run.
+        Raises ModelUnavailable if one is not the file of that pack or does not run; nothing is kept then.
         """
-        with self._aside() as aside:
-            pack = aside.find(name)
+        with self._staging() as staging:
+            pack = staging.find(name)
             for file, path in ((pack.detector, detector), (pack.embedder, embedder)):
                 data = _read(path)
                 self._files.check_hash(file, sha256(data), len(data), str(path))
-                aside.write(file.name, data)
-            aside.check(aside.find(name))
+                staging.write(file.name, data)
+            staging.check(staging.find(name))
         return self.find(name)
 
     def add(self, name: str, description: PackDescription, detector: Path | None, embedder: Path) -> Pack:
-        """Makes a pack of files that are there already; they are copied. `description` names them as they will be
-        called in the models folder; its `dim` is put right, and hashes and sizes are filled in.
+        """Copies local files into the models folder as a new pack.
 
-        Raises InvalidRequest for a name that is taken or none, and ModelUnavailable, leaving nothing, where the files
-        are not the networks that they are said to be.
+        `description` has the files' names in the models folder; its `dim`, hashes and sizes are filled in.
+
+        Raises InvalidRequest if the name is invalid or in use, and ModelUnavailable if the files are not the described
+        networks; nothing is kept then.
         """
         check_name(name)
         if name in self.names():
-            raise InvalidRequest(f"there is a model pack {name!r} already")
-        said = description.model_dump(mode="json")
-        with self._aside() as aside:
+            raise InvalidRequest(f"model pack {name!r} exists already")
+        fields = description.model_dump(mode="json")
+        with self._staging() as staging:
             for key, path in (("detector", detector), ("embedder", embedder)):
                 if path is not None:
                     data = _read(path)
-                    aside.write(said[key]["file"], data)
-                    said[key] |= {"sha256": sha256(data), "size": len(data)}
-            pack = aside.check(self._pack(name, PackDescription(**said)))
-            text = json.dumps(said | {"dim": pack.dim}, indent=2) + "\n"
-            aside.write(str(self._description(name).relative_to(self._files.folder)), text.encode())
+                    staging.write(fields[key]["file"], data)
+                    fields[key] |= {"sha256": sha256(data), "size": len(data)}
+            pack = staging.check(self._to_pack(name, PackDescription(**fields)))
+            text = json.dumps(fields | {"dim": pack.dim}, indent=2) + "\n"
+            staging.write(str(self._description_path(name).relative_to(self._files.folder)), text.encode())
         return self.find(name)
 
     def check(self, pack: Pack) -> Pack:
-        """Runs the pack's networks once. Returns the pack with its `dim` as they answer. Raises ModelUnavailable."""
+        """Runs the pack's networks once and returns the pack with the right `dim`. Raises ModelUnavailable."""
         return self._check(pack, self._files)
 
     def remove_file(self, file: ModelFile) -> None:
-        """Takes a file that does not run out of the models folder again, with what was written down of it."""
+        """Deletes a file that does not run from the models folder, with its recorded hash."""
         for path in (self._files.folder / file.name, self._files.folder / f"{file.name}.sha256"):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def _aside(self) -> Iterator[_Aside]:
-        """A catalogue in a folder of its own, whose files come into this one when all went well. Raises
-        ModelUnavailable when the disk does not take them."""
+    def _staging(self) -> Iterator[_StagingCatalogue]:
+        """Yields a catalogue in a temporary folder whose files are moved into this one when the block succeeds.
+
+        Raises ModelUnavailable if they cannot be written.
+        """
         folder = self._files.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as made:
-                aside = _Aside(ModelFiles(Path(made), fallback=folder), self._check)
-                yield aside
-                for path in sorted(Path(made).rglob("*"), key=lambda p: p.suffix == ".json"):  # descriptions last
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as temporary:
+                staging = _StagingCatalogue(ModelFiles(Path(temporary), fallback=folder), self._check)
+                yield staging
+                for path in sorted(Path(temporary).rglob("*"), key=lambda p: p.suffix == ".json"):  # descriptions last
                     if path.is_file():
-                        target = folder / path.relative_to(made)
+                        target = folder / path.relative_to(temporary)
                         target.parent.mkdir(exist_ok=True)
                         path.replace(target)
         except OSError as error:
             raise ModelUnavailable(f"nothing can be written to {folder}: {error.strerror}") from error
 
     def _known(self, file: ModelFile) -> ModelFile:
-        """The file with its hash. One that lies there for the first time is read, and its hash written down."""
+        """Returns the file with its hash, if the file is present or its hash is known."""
         known = self._files.with_known_hash(file)
         return known if known.sha256 or self._files.path(file) is None else self._files.with_hash(file)
 
-    def _described(self, name: str) -> Pack:
-        return self._pack(name, self._read_description(name))
-
     def _read_description(self, name: str) -> PackDescription:
-        path = self._description(name)
+        path = self._description_path(name)
         try:
             return PackDescription.model_validate_json(path.read_bytes())
         except OSError as error:
             raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise ModelUnavailable(f"{path} does not describe a model pack: {where}: {first['msg']}") from error
+            place = ".".join(str(part) for part in first["loc"]) or "content"
+            raise ModelUnavailable(f"{path} does not describe a model pack: {place}: {first['msg']}") from error
 
-    def _pack(self, name: str, said: PackDescription) -> Pack:
-        for own in (said.detector, said.embedder):
+    def _to_pack(self, name: str, description: PackDescription) -> Pack:
+        for own in (description.detector, description.embedder):
             if isinstance(own, FileDescription) and not own.file.startswith(f"{name}+"):
-                raise ModelUnavailable(f"model pack {name} names the file {own.file}; expected one called {name}+...")
-        detector = self._detector_of(name, said.detector) if isinstance(said.detector, str) else said.detector.model()
-        embedder = said.embedder.model()
+                raise ModelUnavailable(f"model pack {name} has the file {own.file}; expected a name like {name}+...")
+        detector = (
+            self._detector_of(name, description.detector)
+            if isinstance(description.detector, str)
+            else description.detector.to_model_file()
+        )
+        embedder = description.embedder.to_model_file()
         for file, kinds, what in ((detector, DETECTORS, "detector"), (embedder, EMBEDDERS, "embedder")):
             if file.network not in kinds:
                 raise ModelUnavailable(f"{file.name} is a {file.network}; expected a {what}: {', '.join(kinds)}")
@@ -248,34 +252,35 @@ class Catalogue:
             name=name,
             detector=detector,
             embedder=embedder,
-            dim=said.dim,
-            mean=said.mean,
-            scale=said.scale,
-            mirror=said.mirror,
-            same_threshold=UNMEASURED_THRESHOLD if said.same_threshold is None else said.same_threshold,
-            tail=said.tail or UNMEASURED_TAIL,
-            measured=said.same_threshold is not None and said.tail is not None,
-            summary=said.summary or f"{detector.network} and {embedder.network}, {said.dim}-d, added here",
-            terms=said.terms,
+            dim=description.dim,
+            mean=description.mean,
+            scale=description.scale,
+            mirror=description.mirror,
+            same_threshold=UNMEASURED_THRESHOLD if description.same_threshold is None else description.same_threshold,
+            tail=description.tail or UNMEASURED_TAIL,
+            measured=description.same_threshold is not None and description.tail is not None,
+            summary=description.summary
+            or f"{detector.network} and {embedder.network}, {description.dim}-d, added here",
+            terms=description.terms,
         )
 
     def _detector_of(self, name: str, other: str) -> ModelFile:
-        """The detector that pack `name` takes from another one."""
-        if NAME.fullmatch(other) and self._description(other).is_file():
+        """Returns the detector that pack `name` uses from another pack."""
+        if NAME.fullmatch(other) and self._description_path(other).is_file():
             described = self._read_description(other).detector
             if isinstance(described, str):
                 raise ModelUnavailable(
-                    f"model pack {name} takes the detector of {other}, which has none of its own; expected one that has"
+                    f"model pack {name} uses the detector of {other}, which has no detector of its own"
                 )
         return self.find(other).detector
 
-    def _description(self, name: str) -> Path:
+    def _description_path(self, name: str) -> Path:
         return self._files.folder / "packs" / f"{name}.json"
 
 
-class _Aside(Catalogue):
+class _StagingCatalogue(Catalogue):
     def write(self, name: str, data: bytes) -> None:
-        """A file of that name. Raises OSError."""
+        """Writes a file of that name. Raises OSError."""
         write_atomically(self._files.folder / name, [data], shared=True)
 
 

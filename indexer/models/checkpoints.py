@@ -1,5 +1,7 @@
-"""PyTorch checkpoints -> networks, and those -> ONNX. The one place that reads a checkpoint, and only as plain tensors:
-nothing in the file is executed."""
+"""Loads PyTorch checkpoints and converts them to ONNX.
+
+Checkpoints are read here only, and only as plain tensors, so that nothing in the file is executed.
+"""
 
 from __future__ import annotations
 
@@ -31,30 +33,29 @@ NETWORKS: dict[Network, Callable[[], nn.Module]] = {
 }
 
 WRAPPERS = ("state_dict", "model")
-"""Where training scripts put the state dict beside other things, as an optimiser's state."""
+"""Keys under which training scripts store the state dict next to, for example, the optimizer's state."""
 PREFIX = "module."
-"""What `DataParallel` puts before every name."""
+"""Added to every name by `DataParallel`."""
 COUNTER = "num_batches_tracked"
-"""Of batch normalisation; older versions of PyTorch did not write it, and only training reads it."""
+"""Counter of batch normalization, used by training only; older versions of PyTorch did not write it."""
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80"
-TOLD = 3
-"""Names that a message lists."""
+MAX_LISTED = 3
+"""How many names a message lists."""
 STRIDE = 32
-"""Sides of the detector's canvases are multiples of this."""
+"""The detector's input sides are multiples of this."""
 
 
 def load_network(data: bytes, file: ModelFile) -> nn.Module:
-    """The network of checkpoint `data`, in float32, ready to run: evaluation mode, no gradients.
+    """Returns the checkpoint's network in float32, in evaluation mode and without gradients.
 
-    Raises ModelUnavailable, which says what was expected: a damaged file, one that holds more than tensors, or the
-    tensors of another network.
+    Raises ModelUnavailable if the file is damaged, holds more than tensors, or holds the tensors of another network.
     """
     state = _state(_load(data, file), file)
     network = _empty(file.network)
     expected = network.state_dict()
-    _check_names(_named(state), _named(expected), file)
-    weights = {name: state[name] for name in _named(expected)}
+    _check_names(_parameter_names(state), _parameter_names(expected), file)
+    weights = {name: state[name] for name in _parameter_names(expected)}
     _check_values(weights, expected, file)
     counters = {name: torch.zeros((), dtype=torch.int64) for name in expected if name not in weights}
     network.load_state_dict({name: _float32(tensor) for name, tensor in weights.items()} | counters, assign=True)
@@ -62,15 +63,15 @@ def load_network(data: bytes, file: ModelFile) -> nn.Module:
 
 
 def convert_to_onnx(data: bytes, file: ModelFile) -> bytes:
-    """The checkpoint's network as an ONNX model. Its batch is free, and a detector's height and width are too, in steps
-    of STRIDE. Raises ModelUnavailable, as `load_network` does, and where what PyTorch exports with is not installed."""
+    """Returns the checkpoint's network as an ONNX model with a dynamic batch and, for a detector, dynamic height and
+    width, multiples of STRIDE. Raises ModelUnavailable like `load_network`, and if the exporter is not installed."""
     network = load_network(data, file)
     detector = file.network is Network.RETINAFACE
     batch = torch.export.Dim("batch")
     free: dict[int, Any] = {0: batch}
     if detector:
         free |= {2: STRIDE * torch.export.Dim("rows"), 3: STRIDE * torch.export.Dim("columns")}
-    # Sides that differ, and none of them 1, so that the exporter takes none for another or for fixed.
+    # The sides differ and none is 1, so that the exporter neither confuses them nor treats one as fixed.
     sides = (3 * STRIDE, 4 * STRIDE) if detector else (CROP_SIZE, CROP_SIZE)
     try:
         with _quiet():
@@ -86,15 +87,15 @@ def convert_to_onnx(data: bytes, file: ModelFile) -> bytes:
             )
     except ImportError as error:
         raise ModelUnavailable(
-            f"{file.name} cannot be made into ONNX: {error}; pip install 'whosthere[torch]'", code=PYTORCH_MISSING
+            f"{file.name} cannot be converted to ONNX: {error}; pip install 'whosthere[torch]'", code=PYTORCH_MISSING
         ) from error
     assert program is not None  # noqa: S101 - it is for dynamo=True
-    return _stripped(program.model_proto)
+    return _without_metadata(program.model_proto)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch's exporter uses what PyTorch itself has deprecated, and tells that torchvision is not installed."""
+    """Hides the exporter's warnings about PyTorch's own deprecations and about missing torchvision."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -106,8 +107,8 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _stripped(model: Any) -> bytes:
-    """The model without the exporter's notes, which hold the paths of the source files on this machine."""
+def _without_metadata(model: Any) -> bytes:
+    """Returns the model without the exporter's metadata, which contains paths of this machine."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -115,12 +116,12 @@ def _stripped(model: Any) -> bytes:
 
 
 def _load(data: bytes, file: ModelFile) -> object:
-    """What the file holds: tensors in plain containers, on the CPU."""
+    """Loads tensors in plain containers, on the CPU."""
     if data.startswith(ZIP):
         _check_archive(data, file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of formats that torch.load still reads
+            warnings.simplefilter("ignore")  # about old formats that torch.load still reads
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
@@ -131,26 +132,26 @@ def _load(data: bytes, file: ModelFile) -> object:
             f"{file.name} holds more than plain tensors ({what}), which is not executed; expected a state dict "
             f"of {file.network}"
         ) from error
-    except Exception as error:  # bytes that are no checkpoint raise nearly anything
+    except Exception as error:  # bytes that are not a checkpoint raise nearly anything
         raise _damaged(file) from error
 
 
 def _damaged(file: ModelFile) -> ModelUnavailable:
     return ModelUnavailable(
-        f"{file.name} is cut off or damaged, or is no PyTorch checkpoint; expected a state dict of {file.network}"
+        f"{file.name} is truncated or damaged, or is not a PyTorch checkpoint; expected a state dict of {file.network}"
     )
 
 
 def _check_archive(data: bytes, file: ModelFile) -> None:
-    """Of the ZIP that `torch.save` writes since 2020: `torch.load` does not look at its checksums."""
+    """Verifies the checksums of the ZIP that `torch.save` writes since 2020, which `torch.load` ignores."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            # `torch.jit.save` writes code beside the tensors.
-            program = any(name.endswith("/constants.pkl") for name in archive.namelist())
+            # `torch.jit.save` adds code to the tensors.
+            is_program = any(name.endswith("/constants.pkl") for name in archive.namelist())
             damaged = archive.testzip()
     except Exception as error:  # a damaged archive raises nearly anything
         raise _damaged(file) from error
-    if program:
+    if is_program:
         raise ModelUnavailable(
             f"{file.name} is a TorchScript archive, a program rather than tensors; expected a state dict of "
             f"{file.network}, as torch.save(model.state_dict()) writes it"
@@ -160,7 +161,7 @@ def _check_archive(data: bytes, file: ModelFile) -> None:
 
 
 def _state(loaded: object, file: ModelFile) -> dict[str, Tensor]:
-    """The state dict, unwrapped, its names without the prefix."""
+    """Returns the state dict without its wrappers and the prefix of its names."""
     for wrapper in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
@@ -180,12 +181,12 @@ def _no_state(file: ModelFile, found: str) -> ModelUnavailable:
 
 
 def _empty(network: Network) -> nn.Module:
-    """The network without weights: names and shapes only."""
+    """Returns the network without weights: names and shapes only."""
     with torch.device("meta"):
         return NETWORKS[network]()
 
 
-def _named(state: Mapping[str, Tensor]) -> list[str]:
+def _parameter_names(state: Mapping[str, Tensor]) -> list[str]:
     return [name for name in state if not name.endswith(COUNTER)]
 
 
@@ -194,19 +195,19 @@ def _check_names(found: Collection[str], expected: Collection[str], file: ModelF
     unknown = [name for name in found if name not in expected]
     if not missing and not unknown:
         return
-    other = next((n for n in NETWORKS if set(_named(_empty(n).state_dict())) == set(found)), None)
+    other = next((n for n in NETWORKS if set(_parameter_names(_empty(n).state_dict())) == set(found)), None)
     if other is not None:
-        raise ModelUnavailable(f"{file.name}: expected {file.network}; its layers are those of {other}")
-    told = [f"lacks {_listed(missing)}"] if missing else []
-    told += [f"has {_listed(unknown)} beside"] if unknown else []
+        raise ModelUnavailable(f"{file.name}: expected {file.network}, but its layers are those of {other}")
+    problems = [f"lacks {_list(missing)}"] if missing else []
+    problems += [f"also has {_list(unknown)}"] if unknown else []
     raise ModelUnavailable(
-        f"{file.name}: expected the {len(expected)} parameters of {file.network}; it {' and '.join(told)}"
+        f"{file.name}: expected the {len(expected)} parameters of {file.network}; it {' and '.join(problems)}"
     )
 
 
-def _listed(names: list[str]) -> str:
-    rest = len(names) - TOLD
-    return ", ".join(names[:TOLD]) + (f" and {rest} more" if rest > 0 else "")
+def _list(names: list[str]) -> str:
+    rest = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _check_values(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: ModelFile) -> None:

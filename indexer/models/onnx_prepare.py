@@ -1,7 +1,7 @@
-"""Makes ONNX files that most runtimes refuse into ones that run everywhere, with the same numbers.
+"""Rewrites ONNX files that some runtimes refuse, so that they run everywhere with the same results.
 
-OpenCV Zoo's `int8bq` files keep their weights as int8 in blocks. Block-wise DequantizeLinear is new (opset 21) and
-not in every runtime; some of these files list initializers among the graph's inputs, and all fix the batch to 1.
+OpenCV Zoo's `int8bq` files store their weights as blocks of int8. Block-wise DequantizeLinear is new (opset 21) and not
+in every runtime; some of these files list initializers among the graph's inputs, and all fix the batch size to 1.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from indexer.types import CROP_SIZE
 
 
 def prepare(model: bytes, free_sides: bool) -> bytes:
-    """Dequantized weights become plain float32, inputs lose the initializers, the batch becomes free.
+    """Returns the model with float32 weights, without initializers among its inputs, and with a dynamic batch.
 
-    `free_sides` frees height and width as well, for networks that are convolutions to the end. Raises ValueError
-    where the input is not one picture: of three channels, and of CROP_SIZE x CROP_SIZE where the sides stay; and where
-    the weights are not in the file.
+    `free_sides` makes height and width dynamic too, for fully convolutional networks. Raises ValueError if the input is
+    not one image of three channels (and of CROP_SIZE x CROP_SIZE without `free_sides`), or if the weights are in
+    another file.
     """
     import onnx
     from onnx import numpy_helper
@@ -27,13 +27,13 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
     proto = onnx.load_model_from_string(model)
     graph = proto.graph
     if any(i.data_location == onnx.TensorProto.EXTERNAL for i in graph.initializer):
-        raise ValueError("its weights are in another file, which no hash would cover; save it as one file")
+        raise ValueError("its weights are in another file, which no hash covers; save it as one file")
     constants: dict[str, NDArray[Any]] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     nodes = [node for node in graph.node if not _fold(node, constants)]
     for node in nodes:
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = constants[node.input[1]]
-            if shape[0] == 1:  # a batch of one; 0 copies the batch from the input
+            if shape[0] == 1:  # a batch of one; 0 copies the input's batch size
                 constants[node.input[1]] = np.concatenate([[0], shape[1:]]).astype(np.int64)
     used = {name for node in nodes for name in node.input}
     inputs = [i for i in graph.input if i.name in used and i.name not in constants]
@@ -52,7 +52,7 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
             dims[2].dim_param, dims[3].dim_param = "height", "width"
     for value in graph.output:
         dims = value.type.tensor_type.shape.dim
-        if free_sides and len(dims) == 2:  # SCRFD's: the cells of all images, one image after the other
+        if free_sides and len(dims) == 2:  # SCRFD: the cells of all images, image by image
             dims[0].dim_param = f"cells_{value.name}"
             continue
         dims[0].dim_param = "batch"
@@ -63,15 +63,15 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
 
 
 def extract_outputs(model: bytes, outputs: slice) -> bytes:
-    """What computes some of a network's outputs, without the rest."""
+    """Returns the part of the network that computes some of its outputs."""
     import onnx
     from onnx.utils import Extractor
 
     proto = onnx.load_model_from_string(model)
     graph = proto.graph
     wanted = [value.name for value in graph.output][outputs]
-    some = Extractor(proto).extract_model([value.name for value in graph.input], wanted)
-    return bytes(some.SerializeToString())
+    extracted = Extractor(proto).extract_model([value.name for value in graph.input], wanted)
+    return bytes(extracted.SerializeToString())
 
 
 def _check(inputs: list[Any], free_sides: bool) -> None:
@@ -86,20 +86,22 @@ def _check(inputs: list[Any], free_sides: bool) -> None:
             isinstance(found, int) and found not in (0, side) for found, side in zip(shapes[0][2:], sides, strict=False)
         )
     ):
-        told = ", ".join(" x ".join(map(str, shape)) for shape in shapes) or "nothing"
-        raise ValueError(f"it takes {told}; expected one input of {expected}")
+        found = ", ".join(" x ".join(map(str, shape)) for shape in shapes) or "nothing"
+        raise ValueError(f"its inputs are {found}; expected one of {expected}")
 
 
 def _put_batch_first(node: Any) -> None:
-    """SCRFD's export moves the batch behind the cells before it flattens both, which leaves the rows of several images
-    mixed. Before the cells it gives the same rows for one image, and image after image for more."""
+    """Moves the batch before the cells, so that the rows are ordered image by image.
+
+    SCRFD's export moves it behind them before flattening both, which mixes the rows of several images.
+    """
     for attribute in node.attribute:
         if node.op_type == "Transpose" and attribute.name == "perm" and list(attribute.ints) == [2, 3, 0, 1]:
             attribute.ints[:] = [0, 2, 3, 1]
 
 
 def _fold(node: Any, constants: dict[str, NDArray[Any]]) -> bool:
-    """Computes a node of constants now. True when that made it superfluous."""
+    """Computes a node whose inputs are constants. Returns whether the node is no longer needed."""
     if any(name not in constants for name in node.input):
         return False
     if node.op_type == "DequantizeLinear":

@@ -1,4 +1,4 @@
-"""Model packs as data: which files, from where, under what licence, and how their networks want to be fed."""
+"""Model packs as data: their files, sources, licences, and the input that their networks expect."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ from indexer.types import ScoreTail
 
 
 class Network(StrEnum):
-    """What a file holds, and so how it is built, fed and read. Said by the pack, never guessed from the file."""
+    """The architecture in a file, as the pack names it; it is never guessed from the file."""
 
     YUNET = "yunet"
     SCRFD = "scrfd"
     RETINAFACE = "retinaface_r50"
-    """A PyTorch checkpoint, as all that follow."""
+    """A PyTorch checkpoint, like the IResNets."""
     IRESNET18 = "iresnet18"
     IRESNET34 = "iresnet34"
     IRESNET50 = "iresnet50"
     IRESNET100 = "iresnet100"
     ONNX = "onnx"
-    """Any embedder that is an ONNX file: one crop in, one embedding out."""
+    """An embedder as an ONNX file: one crop in, one embedding out."""
 
 
 DETECTORS = (Network.YUNET, Network.SCRFD, Network.RETINAFACE)
 EMBEDDERS = (Network.ONNX, Network.IRESNET18, Network.IRESNET34, Network.IRESNET50, Network.IRESNET100)
 CHECKPOINTS = (Network.RETINAFACE, *EMBEDDERS[1:])
-"""Those that come as a PyTorch checkpoint; the others are ONNX files."""
+"""Networks stored as PyTorch checkpoints; the others are ONNX files."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """One file of a pack. It is never run before its SHA-256 was checked."""
+    """One file of a pack. It is never run before its SHA-256 has been verified."""
 
     name: str
-    """In the models folder."""
+    """The file name in the models folder."""
     network: Network
     licence: str
     origin: str
     sha256: str = ""
-    """Empty where it is not known beforehand: it is then recorded at first use and checked ever after."""
+    """Empty if unknown: the first use then records it, and every later use verifies it."""
     size: int = 0
-    """Bytes; 0 where that is not known."""
+    """Size in bytes; 0 if unknown."""
     url: str = ""
-    """Where `models pull` fetches it; empty where it does not."""
+    """Where `models pull` fetches it; empty if it cannot be fetched."""
     member: str = ""
-    """Its name in the ZIP that `url` is; empty where the URL is the file."""
+    """Its name in the ZIP at `url`; empty if the URL is the file itself."""
     package: str = ""
-    """A Python package that ships the file, and where in it; empty when none does."""
+    """A Python package that contains the file at `package_path`; empty if none does."""
     package_path: str = ""
     prepared_sha256: str = ""
-    """Of what `prepare.prepare` makes of it, with the locked version of onnx; empty where that is not known."""
+    """SHA-256 of the result of `onnx_prepare.prepare` with the locked version of onnx; empty if unknown."""
     engines: tuple[str, ...] = ("openvino", "onnxruntime")
-    """Runtimes, the fastest for this network first (`benchmarks/results/runtime.csv`)."""
+    """Runtimes, fastest first for this network (`benchmarks/results/runtime.csv`)."""
 
 
 @dataclass(frozen=True)
 class Center:
-    """The mean embedding of thousands of people, nobody's template, which is taken from every embedding of a pack.
+    """The mean embedding of thousands of people, which is subtracted from every embedding of a pack.
 
-    A JSON file in `indexer/models/data`, whose `center` are the numbers and whose `about` says of what; made by
-    `benchmarks/variants.py --center`.
+    It is the `center` in a JSON file of `indexer/models/data`, whose `about` describes the photos.
+    `benchmarks/variants.py --center` computes it.
     """
 
     name: str
@@ -72,41 +72,41 @@ class Center:
 
 @dataclass(frozen=True)
 class Pack:
-    """A detector and an embedder that belong together. `catalogue.Catalogue` has them, the hashes filled in."""
+    """A detector and an embedder that belong together; `catalogue.Catalogue` fills in the hashes."""
 
     name: str
     detector: ModelFile
     embedder: ModelFile
     dim: int
     mean: float
-    """Crops are fed as (x - mean) * scale, x being RGB, 0..255."""
+    """The embedder's input is (x - mean) * scale, where x is RGB, 0..255."""
     scale: float
     mirror: bool
-    """Whether the mirrored crop's embedding is averaged in."""
+    """Whether the embedding is averaged with that of the mirrored crop."""
     same_threshold: float
-    """Two photos that score this are one person, at a false match rate of 1 in 1,000."""
+    """The score from which two photos count as one person, at a false match rate of 1 in 1,000."""
     tail: ScoreTail
     measured: bool
-    """Whether `same_threshold` and `tail` are of this pack. Else they are the UNMEASURED ones, which err on the safe
-    side for networks trained with ArcFace's loss (`docs/decisions.md`)."""
+    """Whether `same_threshold` and `tail` were measured for this pack. Otherwise they are UNMEASURED_THRESHOLD and
+    UNMEASURED_TAIL, which are on the safe side for networks trained with ArcFace's loss (`docs/decisions.md`)."""
     summary: str
     terms: str = ""
-    """What whoever pulls it must accept; empty where the licences ask for nothing."""
+    """Terms to accept before pulling; empty if the licences require none."""
     center: Center | None = None
-    """None where none was measured."""
+    """None if none was measured."""
     zooms: tuple[float, ...] = (1.0,)
-    """Crops of each face that are embedded and averaged: how much nearer each is than the aligned one."""
+    """Magnifications of the aligned crop; the embeddings of all of them are averaged."""
 
     @property
     def has_known_hashes(self) -> bool:
-        """Whether the hashes of both files are, which they are at the latest once the files were there."""
+        """Whether the hashes of both files are known, which is so once the files have been present."""
         return bool(self.detector.sha256 and self.embedder.sha256)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that embeddings depend on; a gallery remembers the one it was made with.
+        """Returns a hash of everything that embeddings depend on, which galleries record.
 
-        Raises ModelUnavailable while the files' hashes are not known.
+        Raises ModelUnavailable while the files' hashes are unknown.
         """
         if not self.has_known_hashes:
             raise ModelUnavailable(f"model pack {self.name} is not installed; `whosthere models pull {self.name}`")
@@ -120,14 +120,14 @@ class Pack:
 
 
 PIPELINE_VERSION = 2
-"""Raise it when detection or alignment change in a way that moves embeddings."""
+"""Raise it when a change of detection or alignment changes embeddings."""
 
 UNMEASURED_THRESHOLD = 0.3687
-"""`same_threshold` of packs that were not measured: that of `sface` before a center was taken from its embeddings,
-which makes strangers score lower."""
+"""`same_threshold` of packs that were not measured: that of `sface` without its center, which lowers the scores of
+non-mated pairs."""
 
 UNMEASURED_TAIL = ScoreTail(start=0.3687, rate=1.128e-3, scale=0.02221, before=((0.1, 0.2114), (0.01, 0.3022)))
-"""The same of `tail`."""
+"""`tail` of packs that were not measured, from the same measurement."""
 
 _ZOO = "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models"
 
@@ -198,8 +198,7 @@ IR50 = Pack(
     summary="RetinaFace with ResNet-50 and IR-50 ArcFace, 512-d, from ModelScope; non-commercial unless licensed",
     terms="""\
 The weights of pack ir50 are not part of whosthere and are not covered by its licence. They were trained on data that
-was gathered for research, and are for non-commercial use; whoever wants to use them in a business needs a licence of
-their owners.
+was collected for research, and are for non-commercial use; commercial use requires a licence from their owners.
   detector: https://www.modelscope.cn/models/damo/cv_resnet50_face-detection_retinaface
   embedder: https://www.modelscope.cn/models/damo/cv_ir50_face-recognition_arcface""",
 )
@@ -237,17 +236,16 @@ BUFFALO_L = Pack(
     summary="SCRFD-10G and ResNet-50 ArcFace, 512-d, from InsightFace; non-commercial unless licensed",
     terms="""\
 The weights of pack buffalo_l are not part of whosthere and are not covered by its licence. InsightFace offers its
-pretrained models for non-commercial research only; whoever wants to use them in a business needs a licence of
-InsightFace.
+pretrained models for non-commercial research only; commercial use requires a licence from InsightFace.
   https://github.com/deepinsight/insightface#license""",
 )
 
 BUILT_IN = (IR50, BUFFALO_L, SFACE)
-"""The best first: with no `--model`, a new gallery takes the first of them that is installed."""
+"""Best first: without `--model`, a new gallery uses the first one that is installed."""
 
 
 def describe(pack: Pack) -> dict[str, object]:
-    """The pack as `models list` and `GET /v1/models` tell it."""
+    """Returns the pack as `models list` and `GET /v1/models` show it."""
     return {
         "name": pack.name,
         "dim": pack.dim,

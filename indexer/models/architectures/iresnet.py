@@ -1,5 +1,7 @@
-"""The ResNets of ArcFace (Deng et al. 2019, https://arxiv.org/abs/1801.07698), as insightface's `arcface_torch` trains
-them: `iresnet.py` there, whose parameter names these have, so that its checkpoints load as they are."""
+"""The ResNets of ArcFace (Deng et al. 2019, https://arxiv.org/abs/1801.07698).
+
+The parameter names are those of `iresnet.py` in insightface's `arcface_torch`, so that its checkpoints load unchanged.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from torch import Tensor, nn
 DIM = 512
 _CHANNELS = (64, 128, 256, 512)
 _LAST_SIDE = 7
-"""Cells across after four halvings of a crop of 112 pixels."""
+"""Side of the last feature map: 112 pixels halved four times."""
 
 
 class _Block(nn.Module):
-    """Batch normalisation before the first convolution and none of the activations after the sum, as ArcFace's."""
+    """ArcFace's block: batch normalization before the first convolution and no activation after the sum."""
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
@@ -33,10 +35,10 @@ class _Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """(N, 3, 112, 112) float32 RGB as (x / 255 - 0.5) / 0.5 -> (N, DIM) embeddings, not normalised."""
+    """Maps (N, 3, 112, 112) float32 RGB, (x / 255 - 0.5) / 0.5, to (N, DIM) embeddings that are not normalized."""
 
     def __init__(self, blocks: tuple[int, int, int, int]) -> None:
-        """`blocks` is how many of them each of the four layers has."""
+        """Builds four layers of so many blocks."""
         super().__init__()
         self.conv1 = nn.Conv2d(3, _CHANNELS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(_CHANNELS[0])

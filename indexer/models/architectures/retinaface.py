@@ -1,6 +1,8 @@
-"""RetinaFace (Deng et al. 2020, https://arxiv.org/abs/1905.00641) on a ResNet-50, as biubug6's `Pytorch_Retinaface`
-builds it: the parameter names are those, so that its checkpoints, which ModelScope's are, load as they are. Where its
-names stray (`conv7X7_2`, `conv7x7_3`, `ClassHead`), these do."""
+"""RetinaFace (Deng et al. 2020, https://arxiv.org/abs/1905.00641) on a ResNet-50.
+
+The parameter names, inconsistent as they are (`conv7X7_2`, `conv7x7_3`, `ClassHead`), are those of biubug6's
+`Pytorch_Retinaface`, so that its checkpoints, and ModelScope's, load unchanged.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as PyTorch's own documentation
 
 ANCHORS = 2
-"""A cell."""
+"""Anchors in each cell."""
 _WIDTH = 256
-"""Channels of the pyramid."""
+"""Channels of the feature pyramid."""
 
 
 class RetinaFaceNetwork(nn.Module):
-    """(N, 3, H, W) float32 BGR less (104, 117, 123), H and W multiples of 32 -> what each of the K priors says: boxes
-    (N, K, 4), probabilities of no face and of a face (N, K, 2), landmarks (N, K, 10). Boxes and landmarks are offsets
-    from the prior."""
+    """Maps (N, 3, H, W) float32 BGR minus (104, 117, 123), H and W multiples of 32, to predictions for K priors.
+
+    They are boxes (N, K, 4), probabilities of no face and of a face (N, K, 2), and landmarks (N, K, 10). Boxes and
+    landmarks are offsets from the prior.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,8 +63,10 @@ class _Bottleneck(nn.Module):
 
 
 class _Body(nn.Module):
-    """ResNet-50 (He et al. 2015, stride in the 3 x 3 convolution as torchvision has it) up to its last three layers,
-    whose strides are 8, 16 and 32."""
+    """ResNet-50 (He et al. 2015, with torchvision's stride in the 3 x 3 convolution).
+
+    Returns the outputs of its last three layers, whose strides are 8, 16 and 32.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,14 +95,14 @@ class _Pyramid(nn.Module):
 
     def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         coarse = self.output3(coarse)
-        # Sides that are multiples of 32 make each level exactly twice as large as the next.
+        # Each level is exactly twice as large as the next because the sides are multiples of 32.
         middle = self.merge2(self.output2(middle) + F.interpolate(coarse, scale_factor=2.0))
         fine = self.merge1(self.output1(fine) + F.interpolate(middle, scale_factor=2.0))
         return fine, middle, coarse
 
 
 class _Context(nn.Module):
-    """SSH's context module (Najibi et al. 2017): fields of 3, 5 and 7 cells side by side, all by 3 x 3 kernels."""
+    """The context module of SSH (Najibi et al. 2017): receptive fields of 3, 5 and 7 cells from 3 x 3 kernels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,13 +126,13 @@ class _Head(nn.Module):
         self.conv1x1 = nn.Conv2d(_WIDTH, ANCHORS * values, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, rows, columns) -> (N, rows * columns * ANCHORS, values)."""
+        """Maps (N, channels, rows, columns) to (N, rows * columns * ANCHORS, values)."""
         cells: Tensor = self.conv1x1(x).permute(0, 2, 3, 1)
         return cells.reshape(cells.shape[0], -1, self._values)
 
 
 def _heads(values: int) -> nn.ModuleList:
-    """One a level."""
+    """Returns one head for each level."""
     return nn.ModuleList(_Head(values) for _ in range(3))
 
 
@@ -136,6 +142,6 @@ def _layer(inner: int, width: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 def _convolution(inner: int, outer: int, kernel: int = 3, relu: bool = True) -> nn.Sequential:
-    """Upstream's LeakyReLU has a slope of 0 at this width: it is a ReLU."""
+    """Uses ReLU because the original's LeakyReLU has a slope of 0 at this width."""
     parts = [nn.Conv2d(inner, outer, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outer)]
     return nn.Sequential(*parts, nn.ReLU()) if relu else nn.Sequential(*parts)

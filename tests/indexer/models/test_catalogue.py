@@ -1,4 +1,4 @@
-"""Which packs there are, and that what is added is tried before it is believed."""
+"""Listing model packs, and adding them after a test run of their networks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def packs(files: ModelFiles) -> Catalogue:
 
 
 def described(name: str = "mine", detector: str | FileDescription = "sface") -> PackDescription:
-    """SFace under another name, fed as it is in its own pack."""
+    """Returns SFace under another name, with the same input."""
     embedder = FileDescription(file=f"{name}+sface.onnx", network=Network.ONNX, licence="Apache-2.0")
     return PackDescription(detector=detector, embedder=embedder, dim=1, mean=0.0, scale=1.0)
 
@@ -51,7 +51,7 @@ def test_the_best_installed_pack_is_the_default(packs: Catalogue, files: ModelFi
         assert packs.best_installed().name == better.name
 
 
-def test_a_pack_without_its_files(packs: Catalogue) -> None:
+def test_pack_without_files_is_not_installed(packs: Catalogue) -> None:
     pack = packs.find("ir50")
     assert not pack.has_known_hashes
     assert not packs.is_installed(pack)
@@ -67,7 +67,7 @@ def test_a_pack_without_its_files(packs: Catalogue) -> None:
         packs.find("../up")
 
 
-def test_what_a_pack_lacks(packs: Catalogue, files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problem_names_what_is_missing(packs: Catalogue, files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     assert packs.problem(packs.find("ir50"), Precision.NATIVE) == "not installed"
     assert packs.problem(SFACE, Precision.NATIVE) is None
     assert packs.problem(SFACE, Precision.INT8) == "no int8 form (whosthere models quantize sface)"
@@ -83,7 +83,7 @@ def test_what_a_pack_lacks(packs: Catalogue, files: ModelFiles, monkeypatch: pyt
     assert packs.problem(pack, Precision.NATIVE) is None
 
 
-def test_a_pack_that_cannot_be_read_is_told(packs: Catalogue, files: ModelFiles) -> None:
+def test_unreadable_pack_is_listed_with_its_problem(packs: Catalogue, files: ModelFiles) -> None:
     write_atomically(files.folder / "packs" / "bad.json", [b"{"])
     told = packs.describe("bad")
     assert set(told) == {"name", "installed", "problem"}
@@ -92,7 +92,7 @@ def test_a_pack_that_cannot_be_read_is_told(packs: Catalogue, files: ModelFiles)
     assert packs.describe("sface") == describe(SFACE) | {"installed": True}
 
 
-def test_the_hash_of_a_file_that_was_put_there_is_taken_once(packs: Catalogue, files: ModelFiles) -> None:
+def test_hash_of_a_file_copied_by_hand_is_recorded_once(packs: Catalogue, files: ModelFiles) -> None:
     files.folder.mkdir()
     for file in IR50.files:
         (files.folder / file.name).write_bytes(file.name.encode())
@@ -105,8 +105,8 @@ def test_the_hash_of_a_file_that_was_put_there_is_taken_once(packs: Catalogue, f
         files.read(packs.find("ir50").embedder)
 
 
-def test_built_in_packs_have_fingerprints_that_stay() -> None:
-    """A gallery remembers its own: another one makes every gallery of that pack useless."""
+def test_fingerprints_of_built_in_packs_do_not_change() -> None:
+    """Galleries record them, and another one makes every gallery of the pack unusable."""
     assert SFACE.fingerprint == "44c08bcce43f7bb9"
     assert BUFFALO_L.fingerprint == "831cf6ad77119c50"
     assert SFACE.center is not None
@@ -115,7 +115,7 @@ def test_built_in_packs_have_fingerprints_that_stay() -> None:
     assert len({pack.fingerprint for pack in (SFACE, other, nearer, replace(SFACE, center=None))}) == 4
 
 
-def test_adding_a_pack(packs: Catalogue, files: ModelFiles) -> None:
+def test_pack_with_a_shared_detector_is_added(packs: Catalogue, files: ModelFiles) -> None:
     added = packs.add("mine", described(), None, shipped(SFACE.embedder))
     assert added == packs.find("mine")
     assert (added.dim, added.detector, added.measured) == (128, SFACE.detector, False)
@@ -127,11 +127,11 @@ def test_adding_a_pack(packs: Catalogue, files: ModelFiles) -> None:
     assert packs.best_installed() == SFACE
     written = json.loads((files.folder / "packs" / "mine.json").read_text())
     assert (written["dim"], written["detector"], written["embedder"]["file"]) == (128, "sface", "mine+sface.onnx")
-    with pytest.raises(InvalidRequest, match="there is a model pack 'mine' already"):
+    with pytest.raises(InvalidRequest, match="model pack 'mine' exists already"):
         packs.add("mine", described(), None, shipped(SFACE.embedder))
 
 
-def test_adding_both_files(packs: Catalogue, files: ModelFiles) -> None:
+def test_pack_with_both_files_is_added(packs: Catalogue, files: ModelFiles) -> None:
     detector = FileDescription(file="two+yunet.onnx", network=Network.YUNET, licence="MIT", origin="OpenCV Zoo")
     added = packs.add("two", described("two", detector), shipped(SFACE.detector), shipped(SFACE.embedder))
     assert (added.detector.name, added.detector.licence, added.detector.origin) == (
@@ -151,7 +151,7 @@ def test_adding_both_files(packs: Catalogue, files: ModelFiles) -> None:
         (Network.ONNX, SFACE.detector, "is a onnx; expected a detector: yunet, scrfd, retinaface_r50"),
     ],
 )
-def test_a_file_that_is_another_network_is_not_kept(
+def test_file_of_another_network_is_not_kept(
     packs: Catalogue, files: ModelFiles, network: Network, path: ModelFile, says: str
 ) -> None:
     detector = FileDescription(file="wrong+detector.onnx", network=network)
@@ -161,13 +161,13 @@ def test_a_file_that_is_another_network_is_not_kept(
     assert list(files.folder.iterdir()) == []
 
 
-def test_an_embedder_of_another_input_size(packs: Catalogue) -> None:
+def test_embedder_with_another_input_size_is_refused(packs: Catalogue) -> None:
     with pytest.raises(ModelUnavailable, match=r"mine\+sface\.onnx.* 1 x 3 x 640 x 640; expected .*3 x 112 x 112"):
         packs.add("mine", described(), None, shipped(SFACE.detector))
 
 
-def test_a_wrong_file_for_a_built_in_pack_leaves_nothing(packs: Catalogue, files: ModelFiles, tmp_path: Path) -> None:
-    """Its hash is not known beforehand, and must not be recorded as the right one."""
+def test_wrong_file_for_a_built_in_pack_is_not_kept(packs: Catalogue, files: ModelFiles, tmp_path: Path) -> None:
+    """Its hash is unknown and must not be recorded."""
     (tmp_path / "weights.pt").write_bytes(b"no checkpoint")
     with pytest.raises(ModelUnavailable, match="cv_resnet50"):
         packs.install("ir50", tmp_path / "weights.pt", tmp_path / "weights.pt")
@@ -175,50 +175,53 @@ def test_a_wrong_file_for_a_built_in_pack_leaves_nothing(packs: Catalogue, files
     assert packs.best_installed() == SFACE
 
 
-def test_no_pack_names_the_files_of_another(packs: Catalogue, files: ModelFiles) -> None:
+def test_pack_cannot_use_the_files_of_another(packs: Catalogue, files: ModelFiles) -> None:
     (files.folder / "packs").mkdir(parents=True)
     said = {"detector": "sface", "embedder": {"file": IR50.embedder.name, "network": "onnx"}, "dim": 512}
     (files.folder / "packs" / "sly.json").write_text(json.dumps(said))
-    with pytest.raises(ModelUnavailable, match=r"names the file cv_ir50.*expected one called sly\+"):
+    with pytest.raises(ModelUnavailable, match=r"has the file cv_ir50.*expected a name like sly\+"):
         packs.find("sly")
 
 
-def test_packs_that_take_each_others_detector(packs: Catalogue, files: ModelFiles) -> None:
+def test_circular_detectors_are_refused(packs: Catalogue, files: ModelFiles) -> None:
     (files.folder / "packs").mkdir(parents=True)
     for name, other in (("one", "two"), ("two", "one")):
         said = {"detector": other, "embedder": {"file": f"{name}+e.onnx", "network": "onnx"}, "dim": 512}
         (files.folder / "packs" / f"{name}.json").write_text(json.dumps(said))
-    with pytest.raises(ModelUnavailable, match="takes the detector of two, which has none of its own"):
+    with pytest.raises(ModelUnavailable, match="uses the detector of two, which has no detector of its own"):
         packs.find("one")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "Mine", ".hidden", "x" * 65, "sface"])
-def test_names_that_cannot_be(packs: Catalogue, name: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"cannot name a model pack|there is a model pack"):
+def test_invalid_and_used_names_are_refused(packs: Catalogue, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"cannot name a model pack|exists already"):
         packs.add(name, described(), None, shipped(SFACE.embedder))
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "problem"),
     [
-        ("{", "the whole"),
-        ("[]", "the whole"),
+        ("{", "content"),
+        ("[]", "content"),
         ('{"detector": "sface"}', "embedder"),
         ('{"detector": "sface", "embedder": {"file": "a/b", "network": "onnx"}, "dim": 5}', "embedder.file"),
         ('{"detector": "sface", "embedder": {"file": "bad+b", "network": "vit"}, "dim": 5}', "embedder.network"),
         ('{"detector": "sface", "embedder": {"file": "bad+b", "network": "onnx"}, "dim": 0}', "dim"),
         ('{"detector": "sface", "embedder": {"file": "bad+b", "network": "onnx"}, "dim": 5, "fast": 1}', "fast"),
-        ('{"detector": "bad", "embedder": {"file": "bad+b", "network": "onnx"}, "dim": 5}', "has none of its own"),
+        (
+            '{"detector": "bad", "embedder": {"file": "bad+b", "network": "onnx"}, "dim": 5}',
+            "has no detector of its own",
+        ),
     ],
 )
-def test_a_description_that_cannot_be_read(packs: Catalogue, files: ModelFiles, text: str, says: str) -> None:
+def test_invalid_description_is_refused(packs: Catalogue, files: ModelFiles, text: str, problem: str) -> None:
     (files.folder / "packs").mkdir(parents=True)
     (files.folder / "packs" / "bad.json").write_text(text)
-    with pytest.raises(ModelUnavailable, match=rf"bad.*{says}"):
+    with pytest.raises(ModelUnavailable, match=rf"bad.*{problem}"):
         packs.find("bad")
 
 
-def test_taking_the_files_of_a_built_in_pack(packs: Catalogue, files: ModelFiles, tmp_path: Path) -> None:
+def test_local_files_are_installed_as_a_built_in_pack(packs: Catalogue, files: ModelFiles, tmp_path: Path) -> None:
     taken = packs.install("sface", shipped(SFACE.detector), shipped(SFACE.embedder))
     assert taken == SFACE
     assert sorted(path.name for path in files.folder.glob("face_*.onnx")) == sorted(file.name for file in SFACE.files)
@@ -228,7 +231,7 @@ def test_taking_the_files_of_a_built_in_pack(packs: Catalogue, files: ModelFiles
         packs.install("sface", tmp_path / "nothing.onnx", shipped(SFACE.embedder))
 
 
-def test_thresholds_of_ones_own(packs: Catalogue, files: ModelFiles) -> None:
+def test_description_may_have_thresholds(packs: Catalogue, files: ModelFiles) -> None:
     packs.add("mine", described(), None, shipped(SFACE.embedder))
     path = files.folder / "packs" / "mine.json"
     said = json.loads(path.read_text()) | {

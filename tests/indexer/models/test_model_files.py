@@ -1,4 +1,4 @@
-"""Where model files come from, and that no wrong byte is ever run."""
+"""Finding, verifying and preparing model files."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def model(content: bytes = CONTENT, package: str = "") -> ModelFile:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A package that ships the model as its data."""
+    """Returns the name of an installed package that contains the model."""
     name = "ships_a_model"
     folder = tmp_path / "site-packages" / name
     (folder / "models").mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise RuntimeError('it must not be imported')")
+    (folder / "__init__.py").write_text("raise RuntimeError('must not be imported')")
     (folder / "models" / "some.onnx").write_bytes(CONTENT)
     monkeypatch.syspath_prepend(folder.parent)
     return name
 
 
-def test_the_folder_comes_first_then_the_package(tmp_path: Path, package: str) -> None:
+def test_models_folder_has_priority_over_a_package(tmp_path: Path, package: str) -> None:
     folder = tmp_path / "models"
     files = ModelFiles(folder)
     file = model(package=package)
@@ -61,7 +61,7 @@ def test_the_folder_comes_first_then_the_package(tmp_path: Path, package: str) -
         files.read(file)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     files = ModelFiles(tmp_path / "models")
     file = model(package="no_such_package_here")
     assert files.path(file) is None
@@ -72,7 +72,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "package"])
-def test_a_wrong_hash_is_refused_with_both_hashes(tmp_path: Path, package: str, place: str) -> None:
+def test_wrong_content_is_refused_with_both_hashes(tmp_path: Path, package: str, place: str) -> None:
     expected, wrong = b"what the pack asks for", CONTENT
     file = model(expected, package=package if place == "package" else "")
     if place == "folder":
@@ -87,7 +87,7 @@ def test_a_wrong_hash_is_refused_with_both_hashes(tmp_path: Path, package: str, 
         files.location(file)
 
 
-def test_a_hash_that_is_not_known_is_that_of_the_first_use(tmp_path: Path) -> None:
+def test_first_use_records_an_unknown_hash(tmp_path: Path) -> None:
     files = ModelFiles(tmp_path)
     file = replace(model(), sha256="", size=0)
     assert files.with_known_hash(file).sha256 == ""
@@ -103,8 +103,7 @@ def test_a_hash_that_is_not_known_is_that_of_the_first_use(tmp_path: Path) -> No
         ModelFiles(tmp_path).prepared_model(file)
 
 
-def test_a_hash_that_cannot_be_written_down_is_an_error(tmp_path: Path) -> None:
-    """Else the next bytes would be the first again."""
+def test_unwritable_hash_record_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "some.onnx").write_bytes(CONTENT)
     (tmp_path / "some.onnx.sha256").mkdir()
     with pytest.raises(ModelUnavailable, match=r"sha256 cannot be read"):
@@ -112,7 +111,7 @@ def test_a_hash_that_cannot_be_written_down_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", [b"", b"\xff\xfe", b"0123  some.onnx", b"Z" * 64])
-def test_a_recorded_hash_that_cannot_be_read_is_not_replaced(tmp_path: Path, record: bytes) -> None:
+def test_damaged_hash_record_is_not_replaced(tmp_path: Path, record: bytes) -> None:
     (tmp_path / "some.onnx").write_bytes(CONTENT)
     (tmp_path / "some.onnx.sha256").write_bytes(record)
     with pytest.raises(ModelUnavailable, match=r"some\.onnx\.sha256 is damaged: expected a SHA-256"):
@@ -121,7 +120,6 @@ def test_a_recorded_hash_that_cannot_be_read_is_not_replaced(tmp_path: Path, rec
 
 
 def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
-    """No hash would cover them."""
     weights = numpy_helper.from_array(np.zeros((8, 3, 3, 3), np.float32), "w")
     shapes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, c, 112, 112]) for n, c in (("x", 3), ("y", 8))]
     node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
@@ -132,7 +130,7 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
         ModelFiles(tmp_path).prepared_model(model(data))
 
 
-def test_prepared_is_made_once(tmp_path: Path) -> None:
+def test_model_is_prepared_once(tmp_path: Path) -> None:
     files = ModelFiles(tmp_path / "models")
     first = files.prepared_model(SFACE.detector)
     assert first == onnx_prepare.prepare(files.read(SFACE.detector), free_sides=True)
@@ -141,18 +139,18 @@ def test_prepared_is_made_once(tmp_path: Path) -> None:
     assert kept.read_bytes() == first
     before = kept.stat().st_mtime_ns
     nowhere = replace(SFACE.detector, package="")
-    assert files.prepared_model(nowhere) == first  # the original is not even read
+    assert files.prepared_model(nowhere) == first  # without reading the original
     assert kept.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("file", SFACE.files, ids=lambda file: file.name)
-def test_the_packs_know_what_is_prepared(file: ModelFile, tmp_path: Path) -> None:
+def test_packs_name_the_hash_of_the_prepared_model(file: ModelFile, tmp_path: Path) -> None:
     prepared = onnx_prepare.prepare(ModelFiles(tmp_path).read(file), file.network in DETECTORS)
     assert hashlib.sha256(prepared).hexdigest() == file.prepared_sha256
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
-def test_a_damaged_prepared_file_is_made_anew(tmp_path: Path, damage: str) -> None:
+def test_damaged_prepared_model_is_replaced(tmp_path: Path, damage: str) -> None:
     files = ModelFiles(tmp_path / "models")
     good = files.prepared_model(SFACE.detector)
     (target,) = (tmp_path / "models" / "prepared").iterdir()
@@ -171,13 +169,13 @@ def test_a_damaged_prepared_file_is_made_anew(tmp_path: Path, damage: str) -> No
     assert target.read_bytes() == good
 
 
-def test_what_another_onnx_writes_is_used_and_not_kept(tmp_path: Path) -> None:
+def test_prepared_model_with_another_hash_is_used_but_not_stored(tmp_path: Path) -> None:
     other = replace(SFACE.detector, prepared_sha256="0" * 64)
     assert ModelFiles(tmp_path).prepared_model(other) == ModelFiles(tmp_path).prepared_model(SFACE.detector)
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == [f"{SFACE.detector.prepared_sha256}.onnx"]
 
 
-def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+def test_unwritable_folder_only_costs_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     files = ModelFiles(tmp_path / "file" / "models")
     assert files.prepared_model(SFACE.detector) == onnx_prepare.prepare(files.read(SFACE.detector), free_sides=True)
@@ -185,13 +183,13 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+def test_file_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     write_atomically(tmp_path / "some.onnx", [CONTENT])
     with pytest.raises(ModelUnavailable, match=r"some\.onnx"):
         ModelFiles(tmp_path).prepared_model(model())
 
 
-def test_many_prepare_at_once(tmp_path: Path) -> None:
+def test_concurrent_calls_prepare_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(6) as pool:
         answers = set(pool.map(lambda _: ModelFiles(tmp_path).prepared_model(SFACE.detector), range(6)))
     assert len(answers) == 1

@@ -1,4 +1,4 @@
-"""Prepared networks run in every runtime, in any batch, and compute what the original files say."""
+"""Prepared networks run in every runtime, in any batch size, with the results of the original files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batch(count: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)
-def test_the_graph_is_plain(models_folder: Path, file: ModelFile) -> None:
+def test_prepared_graph_is_plain_float32(models_folder: Path, file: ModelFile) -> None:
     original = onnx.load_model_from_string(ModelFiles(models_folder).read(file))
     assert any(node.op_type == "DequantizeLinear" for node in original.graph.node)
     model = onnx.load_model_from_string(ModelFiles(models_folder).prepared_model(file))
@@ -49,7 +49,7 @@ def test_the_graph_is_plain(models_folder: Path, file: ModelFile) -> None:
     assert [o.name for o in model.graph.output] == [o.name for o in original.graph.output]
 
 
-def test_a_part_computes_the_same_with_less(models_folder: Path) -> None:
+def test_extracted_outputs_equal_those_of_the_whole(models_folder: Path) -> None:
     whole = ModelFiles(models_folder).prepared_model(SFACE.detector)
     part = onnx_prepare.extract_outputs(whole, slice(2, None, 3))
     graph = onnx.load_model_from_string(part).graph
@@ -71,7 +71,7 @@ def test_preparing_a_prepared_file_changes_nothing(models_folder: Path, file: Mo
 
 
 def smaller(model: Any, height: int, width: int) -> Any:
-    """The same network told of a smaller input, which the reference implementation computes faster."""
+    """Sets a smaller input size, which the reference implementation computes faster."""
     dims = model.graph.input[0].type.tensor_type.shape.dim
     dims[2].dim_value, dims[3].dim_value = height, width
     return model
@@ -79,8 +79,8 @@ def smaller(model: Any, height: int, width: int) -> Any:
 
 @pytest.mark.parametrize("engine", runtime.engines())
 @pytest.mark.parametrize("file", FILES, ids=IDS)
-def test_computes_what_the_original_says(models_folder: Path, file: ModelFile, engine: str) -> None:
-    """Against ONNX' own reference implementation, which runs the quantized file as it is."""
+def test_prepared_model_equals_the_original(models_folder: Path, file: ModelFile, engine: str) -> None:
+    """Compares with ONNX's reference implementation, which runs the quantized file unchanged."""
     original = onnx.load_model_from_string(ModelFiles(models_folder).read(file))
     height, width = (160, 192) if file.network in DETECTORS else (112, 112)
     blob = batch(1, height, width)
@@ -108,7 +108,7 @@ def test_runtimes_agree(models_folder: Path, file: ModelFile) -> None:
 
 @pytest.mark.parametrize("engine", runtime.engines())
 @pytest.mark.parametrize("file", FILES, ids=IDS)
-def test_a_batch_equals_its_parts(models_folder: Path, file: ModelFile, engine: str) -> None:
+def test_batch_equals_single_images(models_folder: Path, file: ModelFile, engine: str) -> None:
     network = session(models_folder, file, engine)
     blob = batch(5, 96, 160) if file.network in DETECTORS else batch(5, 112, 112)
     together = network.run(blob)
@@ -118,7 +118,7 @@ def test_a_batch_equals_its_parts(models_folder: Path, file: ModelFile, engine: 
     assert np.abs(together[0][0] - together[0][1]).max() > 1e-3
 
 
-def test_an_embedder_of_another_input_size_is_refused(models_folder: Path) -> None:
+def test_wrong_input_size_is_refused(models_folder: Path) -> None:
     detector = ModelFiles(models_folder).read(SFACE.detector)
-    with pytest.raises(ValueError, match=r"1 x 3 x 640 x 640; expected one input of N x 3 x 112 x 112"):
+    with pytest.raises(ValueError, match=r"1 x 3 x 640 x 640; expected one of N x 3 x 112 x 112"):
         onnx_prepare.prepare(detector, free_sides=False)

@@ -159,7 +159,7 @@ def test_one_without_the_other_is_none(copied: ModelFiles) -> None:
 def test_one_of_another_file_is_refused(copied: ModelFiles) -> None:
     """As when the file of a pack was replaced by another of the same name."""
     other = replace(SFACE.embedder, sha256="0" * 64)
-    with pytest.raises(ModelUnavailable, match=rf"made of another .* expected one with SHA-256 {'0' * 64}, found fb14"):
+    with pytest.raises(ModelUnavailable, match=rf"made from another .* expected SHA-256 {'0' * 64}, found fb14"):
         copied.quantized_model(other)
 
 
@@ -221,7 +221,7 @@ def test_a_pack_of_the_users_own_in_an_old_opset(faces: NDArray[np.uint8], tmp_p
     assert opset.version == quantize.PER_CHANNEL_OPSET
     (tmp_path / "made.onnx.sha256").unlink()
     (tmp_path / "made.onnx").write_bytes(network(loud=2))
-    with pytest.raises(ModelUnavailable, match=r"made of another made\.onnx.*quantize PACK"):
+    with pytest.raises(ModelUnavailable, match=r"made from another made\.onnx.*quantize PACK"):
         files.quantized_model(own.embedder)
 
 
