@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; each makes .venv first where it is missing.
-.PHONY: help install demo test check lock clean
+.PHONY: help install install-dev demo test check lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,20 +7,22 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install --require-hashes --no-deps
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 install: .venv/.installed  ## .venv with the locked dependencies and the `whosthere` command
+
+install-dev: .venv/.tests .venv/.torch .venv/.photos  ## .venv with everything that the tests need, too
 
 demo: .venv/.installed .venv/.photos  ## enrols real faces and searches them
 	@$(BIN)/whosthere demo
 
-test: .venv/.tests .venv/.torch .venv/.photos  ## the linters, the types and the tests
+test: install-dev  ## the linters, the types and the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-check: .venv/.tests .venv/.torch  ## the linters and the types alone
+check: install-dev  ## the linters and the types alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

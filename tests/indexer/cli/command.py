@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from indexer.cli import common
 from search_service.cli import main
 from tests.variants import clean_environment
 from tests.waiting import DEADLINE
@@ -38,10 +41,14 @@ class Command:
     home: Path
 
     def __call__(self, *arguments: str | Path) -> Ran:
-        """In this process; what it prints must be UTF-8, as on most terminals."""
+        """In this process; what it prints must be UTF-8, as on most terminals.
+
+        Lines of progress, which come every few seconds of real time, are not printed.
+        """
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
         code: object = 0
-        with redirect_stdout(out), redirect_stderr(err):
+        no_progress = patch.object(common, "PLAIN_LINE_EVERY_SECONDS", math.inf)
+        with redirect_stdout(out), redirect_stderr(err), no_progress:
             try:
                 main(["--home", str(self.home), *map(str, arguments)])
             except SystemExit as end:

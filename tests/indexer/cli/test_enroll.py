@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import zipfile
@@ -557,7 +558,9 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(empty: Command, demo: De
     first.send_signal(signal.SIGINT)
     _, err = first.communicate(timeout=DEADLINE)
     assert first.returncode == 130
-    assert err.strip() == "Interrupted. Everything acknowledged is kept; run the same command again to continue."
+    *progress, last = filter(None, err.splitlines())
+    assert last == "Interrupted. Everything acknowledged is kept; run the same command again to continue."
+    assert all(re.fullmatch(r"\d+ of 300 images(, .*)?", line) for line in progress)
     interrupted = check_acknowledged(empty, tmp_path / "first.csv")
     assert 0 < len(interrupted) < 300
 
