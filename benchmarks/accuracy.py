@@ -1,10 +1,10 @@
-"""The open-set protocol of LFW through the program itself: enrolled by `whosthere enroll`, searched by SearchService.
+"""Measures the open-set protocol of LFW through the program: `whosthere enroll` enrolls, SearchService searches.
 
     python -m benchmarks.accuracy [FOLDER]
 
-Everyone with two photos or more is enrolled with the first, through the default quality gate; their other photos are
-mated probes, everyone with one photo is a non-mated probe. A mated probe is missed unless its own identity is the top
-candidate and above the threshold at which that FPIR is reached; so are the probes of those whose photo was rejected.
+People with at least two photos are enrolled with the first, through the default quality gate; their other photos are
+mated probes. People with one photo are non-mated probes. A mated probe is missed unless its own identity is the top
+candidate and reaches the threshold of that FPIR; probes of people whose photo was rejected are missed as well.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AT_ONCE = 32
 
 @dataclass(frozen=True, eq=False)
 class Searched:
-    """The top candidate of each probe: whose it is, and its score (-1 where there is none)."""
+    """The top candidate of each probe: its identity and its score, or -1 without a candidate."""
 
     right: NDArray[np.bool_]
     score: NDArray[np.float64]
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def enroll(shots: Sequence[Shot], folder: Path) -> dict[str, Any]:
-    """What `whosthere enroll --json` answers."""
+    """Runs `whosthere enroll --json` and returns its output."""
     manifest = folder / "gallery.csv"
     with manifest.open("w", newline="") as file:
         csv.writer(file).writerows([("image", "external_id"), *((shot.path, shot.person) for shot in shots)])

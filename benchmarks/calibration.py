@@ -1,22 +1,22 @@
-"""Thresholds that a gallery's own people give: the FPIR that strangers reach where 10, 3, 1, 0.3 and 0.1 % were asked.
+"""Measures calibrated thresholds: the FPIR observed with strangers for requests of 10, 3, 1, 0.3 and 0.1 %.
 
     python -m benchmarks.calibration [FOLDER]
 
-Writes benchmarks/results/calibration.csv. The people of an LFW folder are halved at random, again for each draw. The
-pack's statistics are fitted on the one half; of the other, one photo each of some people is the gallery, and the others
-are strangers, one photo each. So nobody whom a rate is observed on has a part in any number of that draw; the few
-constants of `search_service/matching/calibration.py` were chosen on other draws of the same people. Kinds of galleries:
+Writes benchmarks/results/calibration.csv. Each draw halves the people of an LFW folder at random. The pack's statistics
+are fitted on one half. Of the other half, some people are enrolled with one photo each, and the rest are strangers with
+one photo each. Nobody on whom a rate is observed contributes to any number of that draw; the constants of
+`search_service/matching` were chosen on other draws of the same people. Kinds of galleries:
 
-- lfw: anyone;
-- poor photos: everybody's photo made 56 pixels wide, and large again;
-- alike: the two fifths of the half that score highest against one person, who is another one in each draw;
-- twice: of 3 % of the people another photo is enrolled under another id;
-- 3 photos, 5 photos: of everyone enrolled, scored together; those of LFW with so many are famous, and look more alike;
-- unmeasured: lfw, by a pack without statistics of its own, which has the borrowed ones.
+- lfw: random people;
+- poor photos: every photo is reduced to 56 pixels and enlarged again;
+- alike: the two fifths of the half that score highest against one person, a different one in each draw;
+- twice: 3 % of the people are also enrolled under a second id, with another photo;
+- 3 photos, 5 photos: of each enrolled person, scored together; such people are famous in LFW, and look more alike;
+- unmeasured: lfw, with a pack that has borrowed statistics.
 
-`pack` is what was observed by the threshold of the pack's statistics alone, `gallery` by the gallery's own curve, means
-over the draws. `within` is the share of draws that lie within half and double of what was asked for: with the 580
-strangers that a gallery of 860 leaves, and a threshold that is right, 1 % is 3 to 11 of them in 91 of 100 draws.
+`pack` is the rate observed at the threshold of the pack's statistics alone, `gallery` at the gallery's own threshold;
+both are means over the draws. `within` is the share of draws within half and double of the request. With the 580
+strangers that a gallery of 860 leaves and a correct threshold, 1 % is 3 to 11 strangers in 91 of 100 draws.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ SIZES = (30, 100, 300, 860)
 UNMEASURED_SIZES = (50, 100, 300, 860)
 LEAST_STRANGERS = 250
 FIT_FMR = (1e-3, 2e-5)
-"""A million pairs, which a half has, tell of no rarer ones."""
+"""A half has a million pairs, which cannot show rarer events."""
 DRAWS = 40
 ALIKE = 0.4
 TWICE = 0.03
 POOR_PIXELS, POOR_QUALITY = 56, 60
-"""Across the photo, whose face is half of it; and of JPEG."""
+"""Width of a poor photo, whose face takes half of it, and its JPEG quality."""
 FIRST_SEED = 5_000
 
 People = NDArray[np.int64]
@@ -61,31 +61,31 @@ Random = np.random.Generator
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """One photo of each person, and further ones; the first one made poor."""
+    """Embeddings of one photo of each person, of that photo made poor, and of further photos."""
 
     first: Vectors
     """(P, D)."""
     others: dict[int, Vectors]
-    """The further photos of those who have some."""
+    """Further photos of the people who have several."""
     poor: Vectors
     """(P, D); zeros where no face was found."""
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """A gallery and strangers; the pack as it was measured on other people."""
+    """A gallery, its strangers, and the pack with statistics of other people."""
 
     gallery: Vectors
     owners: People
-    """(N,) whose face each is, from 1."""
+    """(N,) the person of each face, from 1."""
     strangers: Vectors
     pack: Pack
 
 
 Chosen = tuple[Vectors, People, Vectors]
-"""The faces of a gallery, whose they are, and strangers."""
+"""Returns the faces of a gallery, their people, and strangers."""
 Choose = Callable[[Photos, People, int, Random], Chosen]
-"""Of the people of a half, a gallery of that many."""
+"""Draws a gallery of `people` people from a half."""
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def draw(photos: Photos, people: People, choose: Choose, size: int, seed: int) -
 
 
 def measured_on(vectors: Vectors) -> Pack:
-    """The pack with the statistics of these people, as `benchmarks.thresholds` takes them."""
+    """Returns the pack with the statistics of these people, as `benchmarks.thresholds` measures them."""
     scores = thresholds.impostors(vectors, np.arange(len(vectors)))
     before = tuple((rate, scores.cosine(rate)) for rate in (0.1, 0.01))
     return replace(SFACE, tail=replace(thresholds.fit(scores, FIT_FMR), before=before))
@@ -186,7 +186,7 @@ KINDS: dict[str, Choose] = {
 
 
 def observed(kind: str, size: int, draws: Sequence[Draw]) -> list[dict[str, Cell]]:
-    """One row for each FPIR asked for: what was observed by the pack's threshold, and by the gallery's own."""
+    """Returns a row for each requested FPIR, with the rates observed at the pack's and at the gallery's threshold."""
     if not draws:
         return []
     answers = [answer(one, kind != UNMEASURED) for one in draws]
@@ -205,7 +205,7 @@ def observed(kind: str, size: int, draws: Sequence[Draw]) -> list[dict[str, Cell
 
 @dataclass(frozen=True)
 class Observed:
-    """Of one draw, by FPIR asked for."""
+    """Returns the observed rates of one draw for each requested FPIR."""
 
     pack: list[float]
     gallery: list[float]

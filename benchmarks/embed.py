@@ -1,15 +1,14 @@
-"""Embedding aligned crops: faces a second of each network, device, runtime and precision beside plain PyTorch.
+"""Measures the embedding of aligned crops: faces per second by network, device, runtime and precision.
 
     python -m benchmarks.embed [FOLDER]
 
-The networks are SFace, as it is published, and IR-50 with made weights (those of `tests/vision/golden.py`): its time
-does not depend on them, but its cosines are not those of the published weights. The crops are faces of an LFW folder.
-All ways of running a network take turns; the median counts. `times_as_fast` compares with plain PyTorch as it comes, on
-the same device and at the same batch; for SFace, which is no PyTorch network, with ONNX Runtime. Cosines are those of
-the same faces' embeddings to that way's.
+The networks are the published SFace and IR-50 with random weights, which do not change its speed but its cosines. The
+crops are faces of an LFW folder. All ways of running a network take turns, and the median counts. `times_as_fast` is
+relative to PyTorch's defaults on the same device with the same batch, for SFace to ONNX Runtime; cosines are between
+the embeddings of the same faces.
 
-`threads` says how many batches are computed side by side, on how many threads each. On a GPU, batches go up to 1024.
-The whole path takes JPEG bytes to embeddings, two looks and mirrored crops included: YuNet on the CPU, IR-50 on the
+`threads` is the number of concurrent batches and the threads of each. On a GPU, batches have up to 1024 faces. The
+whole path goes from JPEG bytes to embeddings, second looks and mirrored crops included: YuNet on the CPU, IR-50 on the
 device.
 
 Writes benchmarks/results/embed.csv.
@@ -47,17 +46,17 @@ from tests.indexer.vision import golden
 
 ROUNDS = 5
 PAUSE_SECONDS = 0.05
-"""Before each turn: the threads of another runtime wait for work in a loop for a while."""
+"""Pause before each turn: the threads of the previous runtime busy-wait for a while."""
 FACES = 180
-"""A third of them checks int8, and all ways."""
+"""A third of these faces checks int8, and all ways of running the network."""
 PHOTOS = 256
-"""On the whole path."""
+"""Photos on the whole path."""
 DESCRIBED = 32
 """Photos described at a time."""
 GPU_BATCHES = (1, 16, 64, 256, 1024)
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""(N, 112, 112, 3) RGB uint8 -> (N, D), not normalised."""
+"""(N, 112, 112, 3) RGB uint8 -> (N, D), not normalized."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,12 @@ class Way:
     batch: int = CPU_BATCH
     streams: int = 1
     base: bool = False
-    """The one the others are compared with."""
+    """The way that the others are compared with."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """What a PyTorch program does without thinking about speed, or with the one thing that is often advised."""
+    """PyTorch with its defaults, or with the memory format that is often recommended."""
 
     network: nn.Module
     feed: Feed
@@ -97,34 +96,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as models:
         files = ModelFiles(Path(models))
         crops = faces_of(images[:FACES], files)
-        for pack in (SFACE, made_pack(files)):
+        for pack in (SFACE, random_pack(files)):
             say(f"{pack.name}: quantizing")
             quantize_embedder(pack, files, crops)
             for threads in (Threads(), Threads(streams=usable_cores())):
                 rows += measure(pack.name, "CPU", cpu_ways(pack, files, threads), crops, threads.streams)
             rows += on_gpu(pack, files, crops)
-        rows += whole_paths(made_pack(files), files, images[:PHOTOS])
+        rows += whole_paths(random_pack(files), files, images[:PHOTOS])
     lfw.write_results(lfw.RESULTS / "embed.csv", rows)
 
 
 def faces_of(images: Sequence[bytes], files: ModelFiles) -> NDArray[np.uint8]:
-    """(N, 112, 112, 3) the central face of each photo that has one."""
+    """Returns the aligned central faces, (N, 112, 112, 3), of the photos that have one."""
     seen = lfw.describe_all(FacePipeline(SFACE, files), images, len(images))
     return np.stack([face.crop for answer in seen for face in answer.faces if face.crop is not None])
 
 
-def made_pack(files: ModelFiles) -> Pack:
-    """`ir50` with an embedder of made weights, written to the models folder once."""
-    name = "made.pt"
+def random_pack(files: ModelFiles) -> Pack:
+    """Returns `ir50` with an embedder of random weights, written to the models folder once."""
+    name = "random.pt"
     if not (files.folder / name).exists():
         buffer = io.BytesIO()
         torch.save(golden.fill(iresnet50()).state_dict(), buffer)
         (files.folder / name).write_bytes(buffer.getvalue())
-    return replace(IR50, name="ir50, made weights", embedder=replace(IR50.embedder, name=name))
+    return replace(IR50, name="ir50, random weights", embedder=replace(IR50.embedder, name=name))
 
 
 def cpu_ways(pack: Pack, files: ModelFiles, threads: Threads) -> list[Way]:
-    """Plain PyTorch only with the threads it takes itself."""
+    """Lists the ways; PyTorch runs only with the threads that it chooses itself."""
     feed, streams = networks.feed_of(pack), threads.streams
     exact, int8 = files.prepared_model(pack.embedder), files.quantized_model(pack.embedder)
     ways = [
@@ -179,7 +178,7 @@ def on_gpu(pack: Pack, files: ModelFiles, crops: NDArray[np.uint8]) -> list[dict
 def measure(
     network: str, device: str, ways: Sequence[Way], crops: NDArray[np.uint8], streams: int = 1
 ) -> list[dict[str, Cell]]:
-    """Each way's speed, all of them taking turns, and its agreement with the base."""
+    """Returns each way's speed, measured in turns, and its agreement with the base."""
     seconds: list[list[float]] = [[] for _ in ways]
     batches = {way.batch: np.resize(crops, (way.batch, *crops.shape[1:])) for way in ways}
     with ThreadPoolExecutor(streams) as pool:
@@ -217,7 +216,7 @@ def measure(
 
 
 def compute(way: Way, batch: NDArray[np.uint8], pool: ThreadPoolExecutor) -> None:
-    """One batch, or one in each stream."""
+    """Runs one batch, or one in each stream."""
     if way.streams == 1:
         way.run(batch)
     else:
@@ -225,13 +224,13 @@ def compute(way: Way, batch: NDArray[np.uint8], pool: ThreadPoolExecutor) -> Non
 
 
 def embed(way: Way, crops: NDArray[np.uint8]) -> Vectors:
-    """Of the faces that int8 was not calibrated on."""
+    """Returns the cosines for faces that int8 was not calibrated on."""
     held = crops[2::3]
     return normalize(np.concatenate([way.run(held[i : i + way.batch]) for i in range(0, len(held), way.batch)]))
 
 
 def whole_paths(pack: Pack, files: ModelFiles, images: Sequence[bytes]) -> list[dict[str, Cell]]:
-    """JPEG bytes to embeddings, on the CPU and, where there is one, on a GPU."""
+    """Measures JPEG bytes to embeddings, on the CPU and, if there is one, on a GPU."""
     feed, streams = networks.feed_of(pack), usable_cores()
     model, threads = files.prepared_model(pack.embedder), Threads(streams)
     sessions: list[tuple[str, str, str, Session]] = [
@@ -261,7 +260,7 @@ def whole_paths(pack: Pack, files: ModelFiles, images: Sequence[bytes]) -> list[
 
 
 def describe_rate(pack: Pack, files: ModelFiles, session: Session, images: Sequence[bytes], streams: int) -> float:
-    """Photos a second: the median of ROUNDS, each core with a thread that describes its share."""
+    """Returns photos per second: the median of ROUNDS, with a thread for each core."""
     options = Options(threads=Threads(streams), device=Device.CPU)
     pipeline = FacePipeline(replace(SFACE, zooms=pack.zooms), files, options)
     detector, _ = pipeline._load()

@@ -1,11 +1,10 @@
-"""Enrolling: photos a second beside the plain OpenCV loop, and memory over a long run.
+"""Measures enrollment: photos per second compared with a plain OpenCV loop, and memory over a long run.
 
     python -m benchmarks.enroll [FOLDER]
 
-Speed: the same photos go, in turns, through the whole product (read, decode, two looks, mirrored embedding, commit to
-SQLite) and through plain loops that keep nothing; the ratio is of medians. Memory: resident size of `whosthere
-enroll` over all photos, sampled as it runs.
-"""
+Speed: the same photos go, in turns, through the whole program (read, decode, look twice, embed mirrored crops, commit
+to SQLite) and through plain loops that store nothing; the ratio is of medians. Memory: the resident size of `whosthere
+enroll` over all photos, sampled while it runs."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ PHOTOS = 640
 ROUNDS = 5
 SAMPLE_EVERY_SECONDS = 0.5
 WARM_UP = 0.2
-"""Share of a run after which memory should not grow any more."""
+"""Share of a run after which memory should no longer grow."""
 
 
 def main() -> None:
@@ -75,7 +74,7 @@ _folder = tempfile.TemporaryDirectory()
 
 
 def _enroll(shots: Sequence[Shot], precision: Precision) -> None:
-    """Into a gallery of its own each time; the networks stay loaded, as the plain loops' do."""
+    """Enrolls into a new gallery each time; the networks stay loaded, as in the plain loops."""
     if precision not in _homes:
         _homes[precision] = AppContext(read_settings({}, home=Path(_folder.name) / precision, precision=precision))
     home = _homes[precision]
@@ -89,7 +88,7 @@ def _plain(loop: PlainLoop, images: Sequence[bytes]) -> Callable[[], object]:
 
 
 def memory(shots: Sequence[Shot]) -> list[dict[str, Cell]]:
-    """Resident MiB of the command after its start and at its end, and the most it had."""
+    """Returns the resident MiB of the command after its start, at its end, and at most."""
     whosthere = Path(sys.executable).parent / "whosthere"
     people = shots[0].path.parent.parent
     with tempfile.TemporaryDirectory() as folder:

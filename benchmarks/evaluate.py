@@ -1,9 +1,9 @@
-"""The open-set protocol by `whosthere evaluate`: one and three photos a person, and galleries of fewer people.
+"""Runs the open-set protocol by `whosthere evaluate`: one and three photos per person, and smaller galleries.
 
     python -m benchmarks.evaluate [FOLDER] [--cache FOLDER]
 
 The galleries of 100 and 300 people are drawn at random from those with several photos, DRAWS times; all people with one
-photo are the strangers of each. Nothing is tuned on anybody here: thresholds come from the enrolled people alone.
+photo are the strangers of each. Nothing is tuned on these people: thresholds come from the enrolled people alone.
 
 Writes benchmarks/results/evaluate.csv, a row for each FPIR of each gallery.
 """
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def some(rows: Sequence[Row], people: int, seed: int) -> list[Row]:
-    """All photos of `people` drawn from those with several, and of everybody with one."""
+    """Returns all photos of `people` drawn from those with several, and of all people with one."""
     ids = [row.person.external_id for row in rows]
     names, counts = np.unique(ids, return_counts=True)
     drawn = np.random.default_rng(seed).permutation(names[counts > 1])[:people]

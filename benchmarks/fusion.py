@@ -1,17 +1,17 @@
-"""Several photos a person: ways to make one score of an identity's faces, and what one bad or wrong photo does to them.
+"""Compares ways to score an identity by several photos, and the effect of one bad or wrong photo.
 
     python -m benchmarks.fusion [FOLDER] [--cache FOLDER]
 
-Everyone with two photos of LFW or more is enrolled with K random ones, or with all but one where there are fewer. Those
-with more than K photos are searched with the others, at most PROBES of them; everyone with one photo is a stranger. In
-`wrong` galleries one photo of everyone with K is another enrolled person's, in `blurred` ones it is badly out of focus
-(Gaussian blur of 2.5 pixels sigma in the crop). The mean over DRAWS galleries. Embeddings are the pipeline's
+People with at least two photos in LFW are enrolled with K random ones, or with all but one of fewer. People with more
+than K photos are searched with the others, at most PROBES of them; people with one photo are strangers. In `wrong`
+galleries one of the K photos is another enrolled person's, in `blurred` ones it is out of focus (Gaussian blur with a
+sigma of 2.5 pixels in the crop). Results are means over DRAWS galleries. Embeddings are the pipeline's
 (`benchmarks/variants.py`, which shares its cache); the mean embedding is that of everybody.
 
 `fusion.fused_score` is `search_service/matching/fusion.py`, by which the search scores people.
 
-Then the strangers alone: how many times as often they score above t with all of a person's photos together, or with the
-best of them, as with a single one, where one pair in 1 / FMRS scores above t.
+For the strangers alone: how many times as often they score above t with all of a person's photos together, or with the
+best of them, as with one photo, for the t that one pair in 1 / FMRS exceeds.
 
 Writes benchmarks/results/fusion.csv and fusion_strangers.csv.
 """
@@ -42,11 +42,11 @@ FPIRS = (0.1, 0.03, 0.01)
 FMRS = (1e-3, 1e-4, 1e-5)
 STRANGER_COUNTS = (2, 3, 5, 8)
 NEAR = 0.2
-"""Only identities with a face that scores more are fused by `fusion.fused_score`, which takes its time: no other one is
-anywhere near a threshold."""
+"""Only identities with a face above this score are fused by `fusion.fused_score`, which is slow; all others are far
+below any threshold."""
 
 Scores = NDArray[np.float32]
-"""(P, K) the cosines of P probes to the K faces of one identity."""
+"""(P, K) cosines of P probes to the K faces of one identity."""
 Way = Callable[[Scores, Vectors, NDArray[np.float32]], NDArray[np.floating]]
 """Scores, faces (K, D), and their qualities (K, 4) as `Study.qualities` has them -> (P,) one score a probe."""
 
@@ -80,7 +80,7 @@ def by_yaw(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) -> NDAr
 
 
 def sorted_mean(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) -> NDArray[np.floating]:
-    """The mean of the faces that `consistent_faces` keeps."""
+    """Returns the score of the mean of the faces that `consistent_faces` keeps."""
     similarities = (faces @ faces.T).astype(np.float64)
     kept = np.flatnonzero(consistent_faces(similarities[None], np.ones((1, len(faces)), bool), SFACE.same_threshold))
     is_single = len(kept) == 1 or (len(kept) == 2 and similarities[kept[0], kept[1]] < SFACE.same_threshold)
@@ -88,7 +88,7 @@ def sorted_mean(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) ->
 
 
 def fused(scores: Scores, faces: Vectors, quality: NDArray[np.float32]) -> NDArray[np.floating]:
-    """That of `search_service/matching/fusion.py`."""
+    """Returns the score that searches use, of `search_service/matching/fusion.py`."""
     answer = np.array(scores.max(1))
     near = np.flatnonzero(answer > NEAR)
     if len(faces) > 1 and len(near):
@@ -121,7 +121,7 @@ class Draw:
 
     people: tuple[int, ...]
     faces: tuple[tuple[int, ...], ...]
-    """Of each of `people`."""
+    """Returns the scores of each of `people`."""
     mated: NDArray[np.int64]
     strangers: NDArray[np.int64]
 
@@ -140,7 +140,7 @@ def draw(people: People, count: int, seed: int) -> Draw:
 def templates(
     given: Draw, vectors: Vectors, blurred: Vectors, count: int, spoilt: str, rng: np.random.Generator
 ) -> list[Vectors]:
-    """The embeddings of each person's faces, (K, D), one of them spoilt."""
+    """Returns the embeddings (K, D) of each person's faces, one of them replaced or blurred."""
     found = [vectors[list(rows)] for rows in given.faces]
     for i, rows in enumerate(given.faces):
         if len(rows) == count and spoilt != "clean":
@@ -151,7 +151,7 @@ def templates(
 
 
 def rates(given: Draw, person: NDArray[np.int64], scores: NDArray[np.floating]) -> list[float]:
-    """1 - rank-1 and FNIR at FPIRS of (probes, people) scores, the mated probes first."""
+    """Returns 1 - rank-1 and FNIR at FPIRS for (probes, people) scores, the mated probes first."""
     mated, strangers = scores[: len(given.mated)], np.sort(scores[len(given.mated) :].max(1))[::-1]
     right = np.array(given.people)[mated.argmax(1)] == person[given.mated]
     thresholds = [strangers[int(fpir * len(strangers))] for fpir in FPIRS]
@@ -183,7 +183,7 @@ def _row(name: str, count: int, spoilt: str, probes: int, values: Sequence[Seque
 
 
 def as_often(people: People, vectors: Vectors, count: int) -> list[dict[str, Cell]]:
-    """A row for each of FMRS."""
+    """Returns a row for each of FMRS."""
     ways: dict[str, Way] = {"single": lambda scores, *_: scores[:, 0], "best": best_of, "together": fused}
     qualities = np.empty((count, 4), np.float32)  # which none of these ways asks for
     found: dict[str, list[NDArray[np.floating]]] = {name: [] for name in ways}

@@ -1,6 +1,6 @@
-"""What the benchmarks share: a folder of labelled photos, the open-set protocol over it, and result files.
+"""Shared code of the benchmarks: a folder of labeled photos, the open-set protocol, and result files.
 
-The folder is laid out as LFW is: people/NAME/NAME_0001.jpg, and optionally pairs.csv (image_a, image_b, same).
+The folder has the layout of LFW: people/NAME/NAME_0001.jpg, and optionally pairs.csv (image_a, image_b, same).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Embedded:
 
 @dataclass(frozen=True, eq=False)
 class OpenSet:
-    """Who is enrolled with which photo and who searches, as rows of an `Embedded`."""
+    """The enrolled photos and the probes, as rows of an `Embedded`."""
 
     gallery: NDArray[np.int64]
     mated: NDArray[np.int64]
@@ -78,14 +78,14 @@ class Pair:
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:
-    """A parser that knows the one argument of every benchmark over photos: `folder`."""
+    """Returns a parser with the argument of every benchmark over photos: `folder`."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER, help="an LFW folder")
     return parser
 
 
 def list_shots(folder: Path) -> list[Shot]:
-    """All photos, by person and number."""
+    """Returns all photos, ordered by person and number."""
     shots = [Shot(path.parent.name, path) for path in sorted((folder / "people").glob("*/*.jpg"))]
     if not shots:
         raise SystemExit(f"{folder} holds no people/NAME/*.jpg")
@@ -93,7 +93,7 @@ def list_shots(folder: Path) -> list[Shot]:
 
 
 def list_pairs(folder: Path) -> list[Pair]:
-    """The verification pairs of LFW's View 2 that pairs.csv names."""
+    """Returns the verification pairs of LFW's View 2 from pairs.csv."""
     with (folder / "pairs.csv").open(newline="") as file:
         return [
             Pair(folder / row["image_a"], folder / row["image_b"], row["same"] == "1") for row in csv.DictReader(file)
@@ -101,18 +101,18 @@ def list_pairs(folder: Path) -> list[Pair]:
 
 
 def by_person(shots: Sequence[Shot]) -> dict[str, list[Shot]]:
-    """The photos of each person, in order."""
+    """Returns the photos of each person, in order."""
     return {name: list(group) for name, group in groupby(shots, key=lambda shot: shot.person)}
 
 
 def enrolled(shots: Sequence[Shot]) -> list[Shot]:
-    """The open-set protocol's gallery: the first photo of everyone with two or more."""
+    """Returns the open-set protocol's gallery: the first photo of each person with at least two."""
     return [photos[0] for photos in by_person(shots).values() if len(photos) > 1]
 
 
 def open_set(data: Embedded, shots: Sequence[Shot]) -> OpenSet:
-    """The first photo of everyone with two or more is enrolled, their others are mated probes; everyone with one
-    photo is a non-mated probe. Photos without a face are left out; `shots` are all there are."""
+    """Enrolls the first photo of people with at least two, whose others are mated probes; people with one photo are
+    non-mated probes. Photos without a face are left out; `shots` are all photos."""
     rows = data.rows
     gallery, mated, non_mated = [], [], []
     for photos in by_person(shots).values():
@@ -126,7 +126,7 @@ def open_set(data: Embedded, shots: Sequence[Shot]) -> OpenSet:
 
 
 def load_pipeline(pack: Pack, options: Options = Options()) -> FacePipeline:
-    """A pipeline with its networks in memory. Nothing stays on disk."""
+    """Returns a pipeline whose networks are in memory, with nothing left on disk."""
     with tempfile.TemporaryDirectory() as folder:
         pipeline = FacePipeline(pack, ModelFiles(Path(folder)), options)
         pipeline.load()
@@ -134,12 +134,12 @@ def load_pipeline(pack: Pack, options: Options = Options()) -> FacePipeline:
 
 
 def say(what: str) -> None:
-    """How far a benchmark is, on stderr."""
+    """Prints the progress of a benchmark to stderr."""
     print(time.strftime("%H:%M:%S"), what, file=sys.stderr, flush=True)
 
 
 def describe_all(pipeline: FacePipeline, images: Iterator[bytes] | Sequence[bytes], total: int) -> list[Seen]:
-    """The central face of each image, not gated, with progress on stderr."""
+    """Describes the central face of each image without the quality gate, with progress on stderr."""
     seen: list[Seen] = []
     batch: list[bytes] = []
     begun = time.monotonic()
@@ -154,7 +154,7 @@ def describe_all(pipeline: FacePipeline, images: Iterator[bytes] | Sequence[byte
 
 
 def embed(pipeline: FacePipeline, shots: Sequence[Shot]) -> Embedded:
-    """The central face of each photo; photos without one are left out."""
+    """Embeds the central face of each photo; photos without one are left out."""
     seen = describe_all(pipeline, (shot.path.read_bytes() for shot in shots), len(shots))
     found = [(shot, answer.faces[0]) for shot, answer in zip(shots, seen, strict=True) if answer.faces]
     names = tuple(dict.fromkeys(shot.person for shot, _ in found))
@@ -169,7 +169,7 @@ def embed(pipeline: FacePipeline, shots: Sequence[Shot]) -> Embedded:
 
 
 def hardware() -> str:
-    """CPU model, its number as the vendor counts (some clouds hide the name), and the cores that may be used."""
+    """Returns the CPU's name, its family and model number (some clouds hide the name), and the usable cores."""
     fields: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -186,7 +186,7 @@ def hardware() -> str:
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Cell]]) -> None:
-    """`rows` as CSV under one comment line that names hardware and date; printed as well."""
+    """Writes and prints `rows` as CSV below a comment line with hardware and date."""
     path.parent.mkdir(parents=True, exist_ok=True)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -1,20 +1,19 @@
-"""The service under load: searches, enrolments and deletions mixed, over HTTP on loopback, and what was lost.
+"""Measures the service under load: searches, enrollments and deletions over HTTP on loopback, and lost changes.
 
     python -m benchmarks.load [FOLDER] [--seconds 20]
 
-`whosthere serve --workers 2` answers, over SQLite and over PostgreSQL, both keeping what they acknowledge through a
-power cut. Of 20 requests 18 are searches, one enrols a photo of a new person and one deletes a person who was enrolled
-before. First as fast as CLIENTS connections go, each asking when it was answered: `throughput`. Then at LOAD of that
-rate, whether the service keeps up or not: requests are due at random moments (a Poisson process), and a request's time
-runs from the moment at which it is due, also while all connections are busy.
+`whosthere serve --workers 2` runs with SQLite and with PostgreSQL, both durable across a power failure. Of 20 requests,
+18 search, one enrolls a photo of a new person and one deletes an enrolled person. First, CLIENTS connections send
+requests as fast as they are answered (throughput). Then requests arrive at LOAD of that rate at random moments (a
+Poisson process); a request's time starts when it is due, even while all connections are busy.
 
-The packs are `sface`, and IR-50 with made weights behind the same detector: its time does not depend on them.
+The packs are `sface`, and IR-50 with random weights, which do not change its speed, with the same detector.
 
-Beside them, in the same run, what the machine can do at most: the networks alone (decoding, two looks, aligning,
-embedding) in as many processes, without HTTP, index or database, and the embedder alone on aligned crops.
+The same run measures the limits of the machine: the networks alone (decode, look twice, align, embed) in as many
+processes, without HTTP, index or database, and the embedder alone on aligned crops.
 
-Afterwards everything that was acknowledged is looked for: whoever was enrolled and not deleted must be there, whoever
-was deleted must be gone, `doctor` must find nothing, and every request must have been answered once, with its own id.
+Afterwards, everyone who was enrolled and not deleted must be found, nobody who was deleted, `doctor` must report no
+problem, and every request must have been answered once, with its own id.
 
 Writes benchmarks/results/load.csv.
 """
@@ -57,20 +56,20 @@ from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, told_url
 WORKERS = 2
 CLIENTS = (1, 8, 64)
 LOAD = 0.7
-"""Share of the throughput at which times are taken: a service that is to answer in time is not run at its limit."""
+"""Share of the throughput at which latencies are measured: a service with deadlines is not run at its limit."""
 ENROLMENTS, DELETIONS, ALL = 1, 1, 20
 PATIENCE = 120.0
-MADE = "ir50-made"
+RANDOM = "ir50-random"
 AT_ONCE = 16
 """Photos in one batch of the networks alone."""
 
 
 @dataclass
 class Ledger:
-    """What was acknowledged. Thread-safe."""
+    """The acknowledged changes. Thread-safe."""
 
     spare: queue.Queue[tuple[str, bytes]]
-    """People to enrol, with a photo."""
+    """People to enroll, with a photo."""
     there: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -78,7 +77,7 @@ class Ledger:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def somebody(self) -> str | None:
-        """Whoever is there, to be deleted: nobody else deletes them."""
+        """Takes an enrolled person to delete, so that no other client deletes the same one."""
         with self.lock:
             return self.there.pop() if self.there else None
 
@@ -100,7 +99,7 @@ class Client:
         self._random = random.Random(seed)
 
     def ask(self) -> str:
-        """One request of the mixture; what it was."""
+        """Sends one request of the mixture and returns its kind."""
         what = self._random.randrange(ALL)
         if what < ENROLMENTS and not self._ledger.spare.empty():
             return self._enrol()
@@ -163,8 +162,8 @@ def main() -> None:
     rows: list[dict[str, Cell]] = []
     with tempfile.TemporaryDirectory() as folder, _postgres(Path(folder)) as server:
         models = Path(folder) / "models"
-        _add_made_pack(Path(folder))
-        for pack in ("sface", MADE):
+        _add_random_pack(Path(folder))
+        for pack in ("sface", RANDOM):
             limits = _limits(models, pack, probes, asked.seconds)
             rows += [{"what": f"{pack}, {what}", "requests_a_second": rate} for what, rate in limits.items()]
             for what, url in (("SQLite", ""), ("PostgreSQL", server.empty())):
@@ -227,7 +226,7 @@ def _measure(
 def _load(
     url: str, probes: Sequence[bytes], ledger: Ledger, clients: int, seconds: float, rate: float | None = None
 ) -> list[Timed]:
-    """What was answered within `seconds`: each client asking when it was answered, or all of them `rate` a second."""
+    """Returns the answers within `seconds`: each client sends when answered, or all send `rate` requests per second."""
     begin = time.perf_counter() + 0.2
     due = _moments(begin, seconds, rate) if rate else itertools.repeat(begin)
     lock = threading.Lock()
@@ -266,7 +265,7 @@ def _moments(begin: float, seconds: float, rate: float) -> Iterator[float]:
 
 
 def _lost(url: str, ledger: Ledger) -> list[str]:
-    """What was acknowledged and is not so."""
+    """Returns the acknowledged changes that were lost."""
     to = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
     faces: dict[str, int] = {}
     cursor = ""
@@ -283,7 +282,7 @@ def _lost(url: str, ledger: Ledger) -> list[str]:
 
 
 def _limits(models: Path, pack: str, probes: Sequence[bytes], seconds: float) -> dict[str, float]:
-    """What as many processes as workers compute in a second, each on its share of the cores."""
+    """Returns the images per second of as many processes as workers, each with its share of the cores."""
     rates = {}
     for what in ("networks alone", "embedder alone"):
         context = multiprocessing.get_context("spawn")
@@ -313,11 +312,21 @@ def _compute(what: str, models: Path, pack: str, probes: Sequence[bytes], second
     return done / (time.perf_counter() - begun)
 
 
-def _add_made_pack(home: Path) -> None:
-    """IR-50 with the weights of the golden tests, as a pack of one's own with the detector of `sface`."""
-    file = home / "made.pth"
+def _add_random_pack(home: Path) -> None:
+    """Adds a pack of IR-50 with random weights and the detector of `sface`."""
+    file = home / "random.pth"
     torch.save(golden.fill(iresnet50()).state_dict(), file)
-    command = ["models", "add", MADE, "--embedder", str(file), "--embedder-network", "iresnet50", "--detector", "sface"]
+    command = [
+        "models",
+        "add",
+        RANDOM,
+        "--embedder",
+        str(file),
+        "--embedder-network",
+        "iresnet50",
+        "--detector",
+        "sface",
+    ]
     subprocess.run([WHOSTHERE, *command, "--home", str(home)], env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -332,7 +341,7 @@ def _enrol(home: Path, url: str, pack: str, shots: Sequence[Shot]) -> None:
 @contextmanager
 def _serving(home: Path, url: str) -> Iterator[str]:
     environment = ENVIRONMENT | ({"WHOSTHERE_DATABASE_URL": url} if url else {})
-    environment |= {"WHOSTHERE_LOOKALIKES": "off"}  # by made weights, everybody looks like everybody
+    environment |= {"WHOSTHERE_LOOKALIKES": "off"}  # with random weights, all faces look alike
     log = home / "log"
     with log.open("wb") as file:
         serve = subprocess.Popen(

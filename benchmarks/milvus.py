@@ -1,11 +1,11 @@
-"""What Milvus' types of index cost and find among faces, and what a face takes in PostgreSQL.
+"""Measures the index types of Milvus over faces, and the size of a face in PostgreSQL.
 
     python -m benchmarks.milvus [--faces 1000000] [--dim 512]
 
-Milvus itself is not run: its engine scans with FAISS' indexes, which are timed here on one thread, a query at a time,
-over made-up faces that are spread evenly. Mates are faces turned away to a cosine of 0.4, and count as found among the
-best 8, 40, 64 and 256; those best are what `indexer.vectors.milvus.index` scores from their vectors. PostgreSQL comes
-from its wheel and has the program's own tables. Writes benchmarks/results/milvus.csv.
+Milvus itself is not run: its engine uses FAISS' indexes, which are timed here on one thread, one query at a time, over
+random faces that are spread evenly. Mates are faces rotated to a cosine of 0.4, counted as found among the best 8, 40,
+64 and 256, which `indexer.vectors.milvus` would rescore from their vectors. PostgreSQL comes from its wheel and has the
+program's tables. Writes benchmarks/results/milvus.csv.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ FACTORIES = {
     "rabitq": "IVF1,RaBitQ",
     "rabitq8": "IVF1,RaBitQ,Refine(SQ8)",
 }
-"""FAISS' names of what INDEX_TYPES asks Milvus for."""
+"""FAISS' names of the index types."""
 
 AT_ONCE = 50_000
 COSINE = 0.4
 MATES = 1000
 SLOW_MATES = 100
-"""Of the types that take as long as an exact scan."""
+"""Queries for the types that take as long as an exact scan."""
 BEST = (8, 40, 64, RESCORED)
 ROWS = 100_000
-"""Faces in PostgreSQL, one of each person."""
+"""Faces in PostgreSQL, one for each person."""
 
 
 def faces(count: int, dim: int) -> Iterator[NDArray[np.float32]]:
-    """The same each time, AT_ONCE at a time."""
+    """Generates the same faces each time, AT_ONCE at a time."""
     random = np.random.default_rng(0)
     for start in range(0, count, AT_ONCE):
         part = random.standard_normal((min(AT_ONCE, count - start), dim), dtype=np.float32)
@@ -72,7 +72,7 @@ def build(kind: str, count: int, dim: int) -> Any:
 
 
 def scans(count: int, dim: int) -> list[dict[str, Cell]]:
-    """All types take turns, so that a busy moment of the machine meets all of them."""
+    """Times all types in turns, so that other load affects all of them."""
     indexes = {kind: build(kind, count, dim) for kind in FACTORIES}
     mates = np.random.default_rng(2).choice(count, MATES, replace=False)
     parts = [part[mates[mates // AT_ONCE == n] % AT_ONCE] for n, part in enumerate(faces(count, dim))]
@@ -144,7 +144,7 @@ def fill(connection: Connection, dim: int) -> None:
 
 
 def database(dim: int) -> list[dict[str, Cell]]:
-    """Bytes a face of each table, its indexes and out-of-line values included."""
+    """Returns the bytes per face of each table, including indexes and out-of-line values."""
     with tempfile.TemporaryDirectory() as folder:
         server = Postgres(Path(folder))
         server.start()

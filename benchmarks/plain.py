@@ -1,4 +1,4 @@
-"""The rival: the plain loop that OpenCV's documentation shows, one photo at a time."""
+"""The plain loop of OpenCV's documentation, one photo at a time, for comparison."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ Embed = Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.float32]]
 
 
 class PlainLoop:
-    """`cv2.FaceDetectorYN` on the photo as it is, then SFace on the one crop, without mirroring, batches or a second
-    look. `embed` is OpenCV's own recognizer, or the same network in the runtime and precision that the product uses.
+    """Runs `cv2.FaceDetectorYN` on the photo, then SFace on one crop, without mirroring, batches or a second look.
+
+    `embed` is OpenCV's recognizer, or the same network in the runtime and precision of whosthere.
     """
 
     def __init__(self, detector: cv2.FaceDetectorYN, embed: Embed) -> None:
@@ -33,12 +34,12 @@ class PlainLoop:
         self._embed = embed
 
     def describe(self, data: bytes) -> NDArray[np.float32] | None:
-        """The embedding (D,) of the largest face, or None."""
+        """Returns the embedding (D,) of the largest face, or None."""
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if image is None:
             return None
         self._detector.setInputSize((image.shape[1], image.shape[0]))
-        faces: Any = self._detector.detect(image)[1]  # None where there are none
+        faces: Any = self._detector.detect(image)[1]  # None if there is no face
         if faces is None or len(faces) == 0:
             return None
         largest = max(faces, key=lambda face: face[2] * face[3])
@@ -46,7 +47,7 @@ class PlainLoop:
 
 
 def opencv_loop() -> PlainLoop:
-    """OpenCV's detector and OpenCV's recognizer."""
+    """Returns the loop with OpenCV's detector and recognizer."""
     with tempfile.TemporaryDirectory() as folder:
         files = ModelFiles(Path(folder))
         detector = _detector(files, Path(folder))
@@ -62,7 +63,7 @@ def opencv_loop() -> PlainLoop:
 
 
 def same_embedder_loop(precision: Precision) -> PlainLoop:
-    """OpenCV's detector and the product's embedder, one crop at a time."""
+    """Returns the loop with OpenCV's detector and whosthere's embedder, one crop at a time."""
     with tempfile.TemporaryDirectory() as folder:
         files = ModelFiles(Path(folder))
         detector = _detector(files, Path(folder))
@@ -83,7 +84,7 @@ def _detector(files: ModelFiles, folder: Path) -> cv2.FaceDetectorYN:
 
 
 class PlainGallery:
-    """Embeddings in one array; the answer is the best inner product."""
+    """Embeddings in one array; the best inner product is the answer."""
 
     def __init__(self, vectors: Vectors) -> None:
         self._vectors = vectors

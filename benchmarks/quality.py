@@ -1,15 +1,15 @@
-"""Where a face becomes too poor to be enrolled: the bounds of `indexer/vision/quality.py`.
+"""Measures the limits of the quality gate in `indexer/vision/quality.py`.
 
     python -m benchmarks.quality [FOLDER]
 
-Of everyone with two photos or more the first is left as it is and the second is made worse, step by step: smaller,
-out of focus, shaken, noisy, darker, brighter, flatter. A pair under the threshold of FMR 1e-4 counts as missed.
-Pose cannot be made worse in a photo; for it all further photos of LFW are taken as they are.
+For people with at least two photos, the first stays as it is and the second is degraded step by step: smaller, out of
+focus, shaken, noisy, darker, brighter, flatter. A pair below the threshold of FMR 1e-4 counts as missed. Pose cannot be
+changed in a photo; for it, all further photos of LFW are used as they are.
 
-Written to benchmarks/results:
-- quality_steps.csv: each step, what the measures read, how many faces are still found, and the miss rate;
-- quality.csv: the miss rate by what a measure reads, over the steps that this measure is there for;
-- quality_gate.csv: what the gate rejects of the photos that LFW's open-set protocol enrols.
+Writes to benchmarks/results:
+- quality_steps.csv: each step with the measures, the faces still found, and the miss rate;
+- quality.csv: the miss rate by the value of a measure, over the degradations that it should detect;
+- quality_gate.csv: the photos of LFW's open-set protocol that the gate rejects.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Record:
     strength: float
     face: Face
     score: float
-    """Against the same person's undegraded photo."""
+    """Cosine to the same person's undegraded photo."""
     rivals: Mapping[str, float]
-    """Other ways to measure sharpness, for the families in BLURS."""
+    """Other measures of sharpness, for the families in BLURS."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What one bound looks at, the degradations it is there for, and the edges between which misses are counted."""
+    """The measure of one limit, the degradations that it should detect, and the edges of the bins of misses."""
 
     name: str
     read: Callable[[Face], float]
@@ -76,7 +76,7 @@ class Measure:
 
 
 def smaller(side: float) -> Degrade:
-    """A photo `side` pixels wide; the face is about 0.44 of that across."""
+    """Resizes to `side` pixels; the face takes about 0.44 of the width."""
     return lambda pixels: _image(cv2.resize(pixels, (int(side), int(side)), interpolation=cv2.INTER_AREA))
 
 
@@ -85,7 +85,7 @@ def defocus(sigma: float) -> Degrade:
 
 
 def shaken(length: float) -> Degrade:
-    """A camera moved by `length` pixels, sloping 30 degrees."""
+    """Simulates a camera moved by `length` pixels, at an angle of 30 degrees."""
     kernel = np.zeros((int(length), int(length)), dtype=np.float32)
     middle = (length - 1) / 2
     dx, dy = middle * np.cos(np.pi / 6), middle * np.sin(np.pi / 6)
@@ -96,18 +96,18 @@ def shaken(length: float) -> Degrade:
 
 
 def noisy_defocus(sigma: float) -> Degrade:
-    """Out of focus, then the grain of a dim room (sd 6 of 255), which a naive measure takes for detail."""
+    """Blurs, then adds the noise of a dim room (sd 6 of 255), which a naive measure takes for detail."""
     random = np.random.default_rng(0)
     return lambda pixels: _image(defocus(sigma)(pixels) + random.normal(0, 6, (*pixels.shape[:2], 1)))
 
 
 def exposed(factor: float) -> Degrade:
-    """Exposed `factor` times as long; what leaves 0..255 is lost."""
+    """Multiplies the exposure by `factor`; values outside 0..255 are clipped."""
     return lambda pixels: _image(pixels.astype(np.float32) * factor)
 
 
 def flatter(share: float) -> Degrade:
-    """Only `share` of the contrast around the photo's mean is left."""
+    """Reduces the contrast around the photo's mean to `share`."""
     return lambda pixels: _image(pixels.mean() + (pixels - pixels.mean()) * share)
 
 
@@ -179,7 +179,7 @@ def degraded(shot: Shot, step: Step) -> bytes:
 
 
 def measure_step(pipeline: FacePipeline, data: Embedded, pairs: Sequence[tuple[int, Shot]], step: Step) -> list[Record]:
-    """`pairs`: a row of `data`, and the other photo that is made worse."""
+    """Degrades the second photo of each of `pairs`: a row of `data`, and another photo."""
     photos = [degraded(shot, step) for _, shot in pairs]
     answers = lfw.describe_all(pipeline, photos, len(pairs))
     records = []
@@ -192,7 +192,7 @@ def measure_step(pipeline: FacePipeline, data: Embedded, pairs: Sequence[tuple[i
 
 
 def rival_sharpness(photo: bytes, face: Face) -> dict[str, float]:
-    """The crop's relative Laplacian, and its sharpness with other strengths of smoothing."""
+    """Returns the crop's relative Laplacian, and its sharpness with other strengths of smoothing."""
     grey = cv2.cvtColor(align(decode(photo).pixels, face.detection.landmarks), cv2.COLOR_RGB2GRAY)
     wide = grey.astype(np.float32)
     found = {"Laplacian": float(cv2.Laplacian(wide[INNER], cv2.CV_32F).var() / max(wide[INNER].var(), 1e-6))}
@@ -203,7 +203,7 @@ def rival_sharpness(photo: bytes, face: Face) -> dict[str, float]:
 
 
 def roc_area(values: NDArray[np.float64], missed: NDArray[np.bool_]) -> float:
-    """How often a missed face reads lower than a found one: 0.5 is chance, 1 a perfect measure."""
+    """Returns how often a missed face has a lower value than a found one: 0.5 is chance, 1 perfect."""
     poor, good = values[missed], np.sort(values[~missed])
     return 1 - float(np.searchsorted(good, poor, side="right").mean()) / len(good)
 
@@ -220,7 +220,7 @@ def sharpness_rows(records: Sequence[Record], limit: float) -> list[dict[str, Ce
 
 
 def step_row(step: Step, records: Sequence[Record], photos: int, limit: float) -> dict[str, Cell]:
-    """Medians of the measures over the faces that are still found."""
+    """Returns medians of the measures over the faces that are still found."""
     row: dict[str, Cell] = {
         "family": step.family,
         "strength": step.strength,
@@ -238,7 +238,7 @@ def step_row(step: Step, records: Sequence[Record], photos: int, limit: float) -
 def curve(
     name: str, values: NDArray[np.float64], missed: NDArray[np.bool_], edges: Sequence[float], usual: float
 ) -> list[dict[str, Cell]]:
-    """The miss rate between each two edges, and how many times the usual one that is."""
+    """Returns the miss rate of each bin, also relative to undegraded photos."""
     rows: list[dict[str, Cell]] = []
     for low, high in pairwise(edges):
         inside = (values >= low) & (values < high)
@@ -268,7 +268,7 @@ def curves(records: Sequence[Record], limit: float) -> list[dict[str, Cell]]:
 
 
 def natural_curves(data: Embedded, shots: Sequence[Shot], limit: float) -> list[dict[str, Cell]]:
-    """Yaw and detection score of the mated probes of the open-set protocol, as they are."""
+    """Returns yaw and detection score of the mated probes of the open-set protocol."""
     people = lfw.open_set(data, shots)
     row_of = dict(zip(data.person[people.gallery].tolist(), people.gallery.tolist(), strict=True))
     mates = np.array([row_of[person] for person in data.person[people.mated].tolist()])
@@ -284,7 +284,7 @@ def natural_curves(data: Embedded, shots: Sequence[Shot], limit: float) -> list[
 
 
 def gate_rows(data: Embedded, shots: Sequence[Shot]) -> list[dict[str, Cell]]:
-    """What is rejected of the open-set protocol's gallery, and for which first reason; then the same of all."""
+    """Returns the rejected photos of the open-set gallery by first reason, then of all photos."""
     rows: list[dict[str, Cell]] = []
     row_of = data.rows
     for name, part in (("gallery", lfw.enrolled(shots)), ("all photos", list(shots))):

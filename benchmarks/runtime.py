@@ -1,15 +1,14 @@
-"""What the two networks of the `sface` pack cost on each runtime, and what the CPU's own precision changes.
+"""Measures the networks of the `sface` pack on each runtime, and the effect of the CPU's native precision.
 
     python -m benchmarks.runtime [FOLDER]
 
 Times YuNet on 160 x 160 and 320 x 320 pixels (first and second look) and SFace on 112 x 112, at batches of 1, 4 and 16,
-with one thread, as each stream of an enrolment has, and with one for each core, as the service has. The runtimes take
-turns, a few calls each, so that a busy moment of the machine meets all of them; the median counts. A pause before each
-turn, and a first call that does not count, let the other runtime's threads come to rest: they wait for work in a loop
-for a while.
+with one thread, as in each stream of an enrollment, and with one for each core, as in the service. The runtimes take
+turns of a few calls, so that other load affects all of them; the median counts. A pause before each turn, and a first
+call that does not count, let the other runtime's threads stop busy-waiting.
 
-At the second look YuNet is asked for its coarsest stride alone ("coarsest"). How many second looks over the whole
-folder are surest there is counted.
+At the second look only YuNet's coarsest stride is computed ("coarsest"). The number of second looks whose most
+confident detection is at that stride is counted over the whole folder.
 
 Embeddings in native precision are compared with those in float32 on faces of an LFW folder. Writes
 benchmarks/results/runtime.csv.
@@ -42,14 +41,14 @@ WAYS = (("openvino", Precision.FLOAT32), ("openvino", Precision.NATIVE), BASE)
 BATCHES = (1, 4, 16)
 ROUNDS = 10
 CALLS = 4
-"""Calls a turn that count."""
+"""Measured calls in each turn."""
 PAUSE_SECONDS = 0.05
 WARM_UP = 3
 FACES = 200
 
 
 def median_ms(calls: list[Callable[[], object]]) -> list[float]:
-    """The median time of each call, all of them taking turns for ROUNDS rounds."""
+    """Returns the median time of each call, measured in turns for ROUNDS rounds."""
     for call in calls:
         for _ in range(WARM_UP):
             call()
@@ -66,7 +65,7 @@ def median_ms(calls: list[Callable[[], object]]) -> list[float]:
 
 
 def time_network(name: str, model: bytes, feed: Feed, side: int, threads: Threads) -> list[dict[str, Cell]]:
-    """Each runtime and batch, on noise: the time does not depend on what is seen."""
+    """Measures each runtime and batch on noise; the time does not depend on the image."""
     installed = runtime.engines()
     ways = [way for way in WAYS if way[0] in installed]
     sessions = [runtime.load(model, feed, precision, threads, engine) for engine, precision in ways]
@@ -97,7 +96,7 @@ def _call(session: Session, batch: NDArray[np.uint8]) -> Callable[[], object]:
 
 
 def compare_precisions(folder: Path) -> list[dict[str, Cell]]:
-    """Cosines between the embeddings of the same faces in native precision and in float32, whole pipeline."""
+    """Returns the cosines between embeddings of the same faces in native precision and in float32, whole pipeline."""
     shots = lfw.list_shots(folder)
     shots = shots[:: max(1, len(shots) // FACES)][:FACES]
     exact, native = (
@@ -115,8 +114,8 @@ def compare_precisions(folder: Path) -> list[dict[str, Cell]]:
 
 
 def count_strides(folder: Path) -> list[dict[str, Cell]]:
-    """How many second looks at the central faces of all photos there are, as they are and mirrored, and how many of
-    them find the face at another stride than the coarsest or surer than there."""
+    """Counts the second looks at the central faces of all photos, upright and mirrored, and those that find the face
+    only at another stride than the coarsest, or with more confidence there."""
     pipeline = lfw.load_pipeline(SFACE)
     detector, _ = pipeline._load()
     looks: list[NDArray[np.uint8]] = []

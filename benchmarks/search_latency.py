@@ -1,8 +1,8 @@
-"""Searching: milliseconds from a probe's bytes to the answer, beside the plain OpenCV loop.
+"""Measures searches: milliseconds from a probe's bytes to the answer, compared with a plain OpenCV loop.
 
     python -m benchmarks.search_latency [FOLDER]
 
-One probe at a time, in turns: SearchService (decode, two looks, mirrored embedding, index, SQL, decision), the same
+One probe at a time, in turns: SearchService (decode, look twice, embed mirrored crops, index, SQL, decision), the same
 over HTTP on loopback, and plain loops with a NumPy inner product. Medians; ratios are to the first row.
 """
 
@@ -85,7 +85,7 @@ def _time(ways: dict[str, Callable[[bytes], object]], probes: list[bytes], faces
 
 
 def _plain(loop: PlainLoop, faces: int) -> Callable[[bytes], object]:
-    """The plain loop against as many made-up embeddings as are enrolled: an inner product takes as long with any."""
+    """The plain loop with as many random embeddings as are enrolled; the inner product takes as long with any."""
     rng = np.random.default_rng(0)
     gallery = PlainGallery(rng.standard_normal((faces, 128)).astype(np.float32))
 
@@ -97,7 +97,7 @@ def _plain(loop: PlainLoop, faces: int) -> Callable[[bytes], object]:
 
 
 def _serve(home: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A server on a free port, ready."""
+    """Starts a server on a free port and waits until it is ready."""
     log = home / "log"
     with log.open("wb") as file:
         command = [WHOSTHERE, "serve", "--port", "0", "--home", str(home)]

@@ -14,45 +14,45 @@ from benchmarks.lfw import Cell, Embedded
 from indexer.types import Vectors, normalize
 
 PHOTOS = 2
-"""Faces of each person in a made gallery."""
+"""Faces of each person in a synthetic gallery."""
 
 CHUNK = 20_000
-"""People made at a time."""
+"""People generated at a time."""
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What the scores of real embeddings are like."""
+    """Real embeddings and the distribution of their scores."""
 
     people: Vectors
     """(M, D) one face of each person."""
     mates: NDArray[np.float64]
-    """Ascending: each other photo's cosine with its person's first."""
+    """Cosines of each further photo with its person's first photo, ascending."""
     strangers: thresholds.Impostors
     data: Embedded
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """People who look alike: their mean (D,), and what turns white noise into them (D, D)."""
+    """People who look alike, as a normal distribution: its mean (D,), and the factor (D, D) of its covariance."""
 
     mean: NDArray[np.float32]
     spread: NDArray[np.float32]
 
 
 class Population:
-    """Makes people whose scores are spread as those of real ones.
+    """Generates people whose scores are distributed as those of real people.
 
-    Real people are parted into GROUPS of lookalikes by k-means, and each group is a normal distribution with its mean
-    and covariance (shrunk to the common one by SHRINK, for want of people), projected to the sphere. The parting gives
-    strangers the heavy tail that even spread has not. In more dimensions than were measured the same groups are put
-    into a random subspace, and a share of the variance, FLOOR, is spread evenly over all dimensions. That alone would
-    make strangers score too evenly, so the eigenvalues of each group are raised to the power at which the cosine that
-    one pair of strangers in a thousand reaches is that of the real ones.
+    k-means divides real people into GROUPS of lookalikes. Each group is a normal distribution with its mean and
+    covariance (shrunk towards the common one by SHRINK, because groups are small), projected to the sphere. The groups
+    give strangers the heavy tail that a uniform distribution lacks. For more dimensions than were measured, the groups
+    are embedded in a random subspace, and a share FLOOR of the variance is distributed evenly over all dimensions.
+    Strangers would then score too evenly, so the eigenvalues of each group are raised to a power such that one pair of
+    strangers in a thousand reaches the same cosine as among real people.
 
-    A mate is its person's face turned away, to a cosine drawn from the measured ones, towards someone of its group.
+    A mate is its person's face rotated towards another face of the group, to a cosine drawn from the measured ones.
     """
 
     GROUPS = 8
@@ -78,30 +78,30 @@ class Population:
         self._groups = self._make_groups(self.power)
 
     def groups_of(self, faces: Vectors) -> Ids:
-        """(N, D) in as many dimensions as were measured -> (N,)."""
+        """Returns the groups (N,) of faces (N, D) in the measured dimension."""
         groups: Ids = self._nearest.search(faces, 1)[1][:, 0]
         return groups
 
     def people(self, count: int, rng: np.random.Generator) -> tuple[Vectors, Ids]:
-        """(N, D) one face each, and (N,) their groups."""
+        """Returns one face each (N, D) of `count` people, and their groups (N,)."""
         groups = rng.choice(self.GROUPS, count, p=self._shares)
         return self._draw(groups, np.ones(count, np.float32), rng), groups
 
     def photos(
         self, faces: Vectors, groups: Ids, rng: np.random.Generator, cosines: NDArray[np.float64] | None = None
     ) -> Vectors:
-        """(N, D) another photo of each of these (N, D) faces, at (N,) `cosines` or such as mates have."""
+        """Returns another photo of each face, both (N, D), at `cosines` (N,) or at measured ones."""
         if cosines is None:
             cosines = np.interp(rng.random(len(faces)), np.linspace(0, 1, len(self._mates)), self._mates)
         near = cosines.astype(np.float32)
-        # With this share of the mean in the other direction, the photo has as much of it as any face.
+        # With this share of the mean in the orthogonal part, the photo has as much of the mean as any face.
         aside = self._draw(groups, np.sqrt((1 - near) / (1 + near)), rng)
         aside -= np.einsum("nd,nd->n", aside, faces)[:, None] * faces
         photos = near[:, None] * faces + np.sqrt(1 - near**2)[:, None] * normalize(aside)
         return normalize(photos.astype(np.float32))
 
     def _draw(self, groups: Ids, means: NDArray[np.float32], rng: np.random.Generator) -> Vectors:
-        """One of each of these (N,) groups, with (N,) `means` times its mean."""
+        """Draws a face from each group (N,), with `means` (N,) times the mean of the group."""
         drawn = np.empty((len(groups), self.dim), np.float32)
         for number, group in enumerate(self._groups):
             rows = np.flatnonzero(groups == number)
@@ -149,7 +149,7 @@ def measure(data: Embedded) -> Measured:
 
 
 def make_vectors(population: Population, faces: int) -> tuple[Vectors, Ids]:
-    """(N, D) PHOTOS faces a person side by side, and (N,) their people's groups."""
+    """Returns PHOTOS adjacent faces of each person, (N, D), and their groups (N,)."""
     rng = np.random.default_rng(population.dim)
     vectors = np.empty((faces, population.dim), np.float32)
     groups = np.empty(faces, np.int64)
@@ -164,9 +164,10 @@ def make_vectors(population: Population, faces: int) -> tuple[Vectors, Ids]:
 
 
 def spread_rows(measured: Measured, populations: Sequence[Population]) -> list[dict[str, Cell]]:
-    """The same quantiles of real and made embeddings."""
+    """Returns the same quantiles for real and synthetic embeddings."""
     columns = {"measured": _spread_of_real(measured)} | {
-        f"made_{population.dim}": _spread_of_made(population, len(measured.people)) for population in populations
+        f"synthetic_{population.dim}": _spread_of_synthetic(population, len(measured.people))
+        for population in populations
     }
     return [
         {"table": "spread", "what": what, **{name: column[what] for name, column in columns.items()}}
@@ -178,12 +179,12 @@ def _spread_of_real(measured: Measured) -> dict[str, float]:
     return _stranger_quantiles("faces of strangers", measured.strangers) | _mate_quantiles(measured.mates)
 
 
-def _spread_of_made(population: Population, people: int) -> dict[str, float]:
+def _spread_of_synthetic(population: Population, people: int) -> dict[str, float]:
     rng = np.random.default_rng(11)
     faces, groups = population.people(2 * people, rng)
     photos = population.photos(faces, groups, rng)
     mates = np.sort(np.einsum("nd,nd->n", faces, photos)).astype(np.float64)
-    # Half of them are photos made from others, as probes are: those must score with strangers as faces do.
+    # Half of them are derived photos, as probes are: they must score with strangers as faces do.
     both = np.concatenate([faces[::2], photos[1::2]])
     return _stranger_quantiles(
         "faces of strangers", thresholds.impostors(both, np.arange(len(both), dtype=np.int64))

@@ -1,16 +1,16 @@
-"""Scores of photos of different people, and the thresholds that follow from them.
+"""Measures the scores of photos of different people, and the thresholds that follow from them.
 
     python -m benchmarks.thresholds [FOLDER]
 
 Embeds every photo of an LFW folder and writes to benchmarks/results:
 - thresholds_fmr.csv: the false match rate as a function of cosine over all pairs of photos of different people,
-  beside the exponential tail fitted to it (`packs.ScoreTail`), and the verification pairs at FMR 1e-3;
-- thresholds_fpir.csv: the FPIR that such a tail gives where 10, 3 and 1 % were asked, and the FNIR. The tail is
+  with the exponential tail fitted to it (`packs.ScoreTail`), and the verification pairs at FMR 1e-3;
+- thresholds_fpir.csv: the FPIR at thresholds of such a tail for 10, 3 and 1 %, and the FNIR. The tail is
   fitted on one half of the people and the rates are observed on the other, over SPLITS random halvings;
-- thresholds_margin.csv: what a smallest margin between the best and the second-best identity would send to review.
+- thresholds_margin.csv: the answers that a minimum margin between the two best identities would send to review.
 
-LFW has wrong labels, some of them the same person under two names. Two people of whom any photos score where the
-tail expects less than one pair among all are taken for one and left out of every pair; `two_names` lists them.
+LFW has wrong labels, some of them one person under two names. Two people with photos whose score the tail expects for
+less than one pair in total count as one person and are left out of every pair; `two_names` lists them.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from indexer.models.packs import SFACE
 from indexer.types import ScoreTail, Vectors
 
 BIN = 1e-4
-"""Width of a histogram's bin, as a cosine."""
+"""Width of a histogram bin, as a cosine."""
 EDGES = np.arange(-1.0, 1.0 + 2 * BIN, BIN)
 BLOCK = 512
 """Photos compared with all others at a time."""
 SAME_FMR = 1e-3
-"""The false match rate that `Pack.same_threshold` stands for."""
+"""The false match rate at `Pack.same_threshold`."""
 FIT_FMR = (1e-3, 1e-5)
-"""The tail is fitted between these rates. A gallery of 10 asks for FMR 1e-3 where FPIR 1 % is wanted, one of 1,000
-for 1e-5. Over 1e-3 the fall is slower, so that a wider fit would promise too much further out."""
+"""The tail is fitted between these rates. For an FPIR of 1 %, a gallery of 10 needs an FMR of 1e-3, one of 1,000 needs
+1e-5. Above 1e-3 the tail falls more slowly, so a wider fit would underestimate rare scores."""
 FPIRS = (0.1, 0.03, 0.01)
 SPLITS = 20
 DRAWS = 20
-"""Galleries drawn for the margin, each enrolling a random photo of everyone with two or more."""
+"""Galleries drawn for the margin, each with a random photo of all people who have at least two."""
 MARGINS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15)
 
 Names = frozenset[tuple[int, int]]
-"""Pairs of numbers of people, the smaller first."""
+"""Pairs of person numbers, the smaller first."""
 Flags = NDArray[np.bool_]
 
 
@@ -51,7 +51,7 @@ class Impostors:
     """The scores of all pairs of photos of different people."""
 
     above: NDArray[np.int64]
-    """How many score EDGES[i] or more."""
+    """Number of pairs that score EDGES[i] or more."""
 
     @property
     def pairs(self) -> int:
@@ -61,7 +61,7 @@ class Impostors:
         return float(self.above[int(np.searchsorted(EDGES, cosine - BIN / 2))]) / self.pairs
 
     def cosine(self, fmr: float) -> float:
-        """The lowest cosine at which no larger share is above."""
+        """Returns the lowest cosine that no larger share exceeds."""
         return float(EDGES[int(np.argmax(self.above <= fmr * self.pairs))])
 
 
@@ -79,7 +79,7 @@ def impostors(vectors: Vectors, person: NDArray[np.int64], two_names: Names = fr
 
 
 def _same(a: NDArray[np.int64], b: NDArray[np.int64], two_names: Names) -> Flags:
-    """(len(a), len(b)): whether two photos show one person, whatever the name."""
+    """Returns (len(a), len(b)): whether two photos show one person, under either name."""
     same = a[:, None] == b[None, :]
     for one, other in two_names:
         for p, q in ((one, other), (other, one)):
@@ -89,7 +89,7 @@ def _same(a: NDArray[np.int64], b: NDArray[np.int64], two_names: Names) -> Flags
 
 
 def find_two_names(data: Embedded, tail: ScoreTail, pairs: int) -> Names:
-    """People of whom some photos score where `tail` expects less than one of `pairs` pairs of strangers."""
+    """Returns people with photos whose score `tail` expects for less than one of `pairs` pairs of strangers."""
     limit = tail.cosine(1 / pairs)
     found: set[tuple[int, int]] = set()
     for start in range(0, len(data.vectors), BLOCK):
@@ -100,7 +100,7 @@ def find_two_names(data: Embedded, tail: ScoreTail, pairs: int) -> Names:
 
 
 def fit(scores: Impostors, between: tuple[float, float] = FIT_FMR) -> ScoreTail:
-    """Least squares of log FMR over cosine, at rates evenly spread between the two in the logarithm."""
+    """Fits log FMR over cosine by least squares, at rates evenly spaced in the logarithm."""
     rates = np.geomspace(*between, 50)
     cosines = np.array([scores.cosine(float(rate)) for rate in rates])
     slope, offset = np.polyfit(cosines, np.log(rates), 1)
@@ -113,7 +113,7 @@ def rate_at(tail: ScoreTail, cosine: float) -> float:
 
 
 def threshold(tail: ScoreTail, fpir: float, identities: int) -> float:
-    """The score that the best of `identities` strangers reaches with probability `fpir`."""
+    """Returns the score that the best of `identities` strangers reaches with probability `fpir`."""
     return tail.cosine(-float(np.expm1(np.log1p(-fpir) / identities)))
 
 
@@ -124,11 +124,11 @@ class Ranked:
     best: NDArray[np.float32]
     second: NDArray[np.float32]
     right: Flags
-    """Whether the best one is the probe's person."""
+    """Whether the best identity is the probe's person."""
 
 
 def rank(data: Embedded, gallery: NDArray[np.int64], probes: NDArray[np.int64], two_names: Names) -> Ranked:
-    """A gallery's entry of the probe's person under another name is taken out."""
+    """Removes the probe's person under another name from the gallery."""
     scores = data.vectors[probes] @ data.vectors[gallery].T
     mine = data.person[probes][:, None] == data.person[gallery][None, :]
     scores[_same(data.person[probes], data.person[gallery], two_names) & ~mine] = -1
@@ -185,7 +185,7 @@ def best_score(data: Embedded, a: int, b: int) -> float:
 
 
 def fpir_rows(data: Embedded, everybody: OpenSet, two_names: Names) -> list[dict[str, Cell]]:
-    """The tail of one half of the people, observed on the other half; then the pack's own on everybody."""
+    """Returns rates for the tail of one half on the other half, then for the pack's tail on all people."""
     observed: dict[float, list[tuple[float, ...]]] = {fpir: [] for fpir in FPIRS}
     for split in range(SPLITS):
         fitted = np.random.default_rng(split).permutation(len(data.names)) < len(data.names) // 2
@@ -208,7 +208,7 @@ def fpir_rows(data: Embedded, everybody: OpenSet, two_names: Names) -> list[dict
 
 
 def observe(data: Embedded, people: OpenSet, cosine: float, two_names: Names) -> tuple[float, ...]:
-    """Threshold, FPIR, FPIR as labelled, FNIR, rank-1."""
+    """Returns threshold, FPIR, FPIR as labeled, FNIR and rank-1."""
     strangers = rank(data, people.gallery, people.non_mated, two_names)
     labelled = rank(data, people.gallery, people.non_mated, frozenset())
     mated = rank(data, people.gallery, people.mated, two_names)
@@ -228,7 +228,7 @@ def _fpir_row(tail: str, fpir: float, identities: int, values: NDArray[np.float6
 
 
 def margin_rows(data: Embedded, two_names: Names, fpir: float) -> list[dict[str, Cell]]:
-    """Of the answers above the threshold for `fpir`, in DRAWS galleries, the share that lies within each margin."""
+    """Returns the share of answers above the threshold for `fpir` within each margin, over DRAWS galleries."""
     draws = [answers_above(data, two_names, fpir, draw) for draw in range(DRAWS)]
     found = {kind: np.concatenate([draw[kind] for draw in draws]) for kind in draws[0]}
     rows: list[dict[str, Cell]] = []
@@ -240,7 +240,7 @@ def margin_rows(data: Embedded, two_names: Names, fpir: float) -> list[dict[str,
 
 
 def answers_above(data: Embedded, two_names: Names, fpir: float, draw: int) -> dict[str, NDArray[np.float32]]:
-    """The margins of one random gallery's right answers, of its wrong ones to mated probes, and to strangers."""
+    """Returns the margins of a random gallery's correct answers, of wrong ones to mated probes, and to strangers."""
     counts = np.bincount(data.person)
     order = np.random.default_rng(draw).permutation(len(data.person))
     _, first = np.unique(data.person[order], return_index=True)

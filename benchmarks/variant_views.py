@@ -32,20 +32,20 @@ Points = NDArray[np.float32]
 """(M, 5, 2) landmarks in pixels of the photos."""
 
 Raw = NDArray[np.float32]
-"""(M, 2, D): what the network answers for a crop and for its mirror image."""
+"""(M, 2, D) embeddings of a crop and of its mirror image."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """A way to look at a face again."""
+    """A way to detect landmarks at a second look."""
 
     face: int = detection.LOOK_FACE
-    """Pixels across, in a square of `side`."""
+    """Width of the face in pixels, in a square of `side`."""
     side: int = detection.LOOK_SIDE
     mirror: bool = False
-    """At the mirrored face."""
+    """Looks at the mirrored face."""
     upright: bool = False
-    """The face turned upright and scaled by its landmarks, not cut out by its box."""
+    """Turns the face upright and scales it by its landmarks, instead of by its box."""
 
 
 LOOKS: Mapping[str, Look] = {
@@ -71,12 +71,12 @@ def plain(crop: Pixels) -> Pixels:
 
 
 def blurred(crop: Pixels) -> Pixels:
-    """As badly focused as the quality gate just lets pass."""
+    """Blurs as much as the quality gate just accepts."""
     return np.asarray(cv2.GaussianBlur(crop, (0, 0), 2.5), np.uint8)
 
 
 def zoomed(zoom: float) -> Callable[[Pixels], Pixels]:
-    """Of the crop itself; what lies outside it is as its edge."""
+    """Returns a function that zooms a crop and repeats its edge outside."""
     matrix = cv2.getRotationMatrix2D(((CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2), 0, zoom)
     return lambda crop: np.asarray(
         cv2.warpAffine(crop, matrix, (CROP_SIZE, CROP_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE),
@@ -89,9 +89,9 @@ class View:
     """A way to cut a crop and to run it."""
 
     looks: tuple[str, ...] = ("200",)
-    """Whose landmarks are averaged."""
+    """Names of the looks whose landmarks are averaged."""
     move: tuple[float, float] = (0.0, 0.0)
-    """Of the face within the crop, in its pixels."""
+    """Shift of the face within the crop, in pixels."""
     zoom: float = 1.0
     paint: Callable[[Pixels], Pixels] = plain
 
@@ -126,7 +126,7 @@ VIEWS: Mapping[str, View] = {
 
 
 class Study:
-    """Landmarks and embeddings of all photos, made when they are asked for and kept in `cache`."""
+    """Landmarks and embeddings of all photos, computed when needed and stored in `cache`."""
 
     def __init__(self, shots: Sequence[Shot], cache: Path) -> None:
         self._cache = cache
@@ -141,7 +141,7 @@ class Study:
         return self._kept(f"points {name}", lambda: self._look(LOOKS[name]))
 
     def qualities(self) -> NDArray[np.float32]:
-        """(M, 4) detection score, size, sharpness and yaw at the first look."""
+        """Returns (M, 4) detection score, size, sharpness and yaw at the first look."""
         return self._kept("quality", self._measure)
 
     def _kept(self, name: str, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -157,7 +157,7 @@ class Study:
         return self._photos
 
     def _first(self) -> list[Detection]:
-        """The central face as the first look shows it."""
+        """Returns the central face of each photo at the first look."""
         stored = self._cache / "first.npz"
         if not stored.exists():
             found: list[Detection] = []
@@ -196,7 +196,7 @@ class Study:
 
 
 def look_again(detector: Detector, look: Look, faces: Sequence[tuple[Photo, Detection]]) -> list[NDArray[np.float32]]:
-    """The landmarks (5, 2) of each face in its photo."""
+    """Returns the landmarks (5, 2) of each face in its photo."""
     side = look.side
     matrices = [to_canvas(look, face) for _, face in faces]
     squares = np.stack(
@@ -218,7 +218,7 @@ def look_again(detector: Detector, look: Look, faces: Sequence[tuple[Photo, Dete
 
 
 def to_canvas(look: Look, face: Detection) -> NDArray[np.float64]:
-    """The (2, 3) matrix from the photo's pixels to those of the square."""
+    """Returns the (2, 3) matrix from the photo's pixels to those of the square."""
     side = look.side
     if look.upright:
         factor = look.face / detection.TEMPLATE_FACE
@@ -233,8 +233,8 @@ def cut(photo: Photo, points: NDArray[np.float32], view: View) -> Pixels:
     where = points
     if (view.move, view.zoom) != ((0.0, 0.0), 1.0):
         onto = similarity(points)
-        centre = (CROP_SIZE - 1) / 2
-        turn = cv2.getRotationMatrix2D((centre, centre), 0, view.zoom)
+        center = (CROP_SIZE - 1) / 2
+        turn = cv2.getRotationMatrix2D((center, center), 0, view.zoom)
         turn[:, 2] += np.array(view.move)
         # Landmarks that `align` brings to where `turn` moves the template from.
         whole = np.vstack([turn, (0, 0, 1)]) @ np.vstack([onto, (0, 0, 1)])

@@ -1,17 +1,16 @@
-"""What other ways to place landmarks, cut crops, average and centre embeddings are worth, all over the same photos.
+"""Compares ways to place landmarks, cut crops, average and center embeddings, all over the same photos.
 
     python -m benchmarks.variants [FOLDER] [--cache FOLDER] [--center FILE]
 
-The open-set protocol of LFW over embeddings, without the quality gate. What is learned (a mean embedding, a
-covariance) is learned on one half of the people and measured on the other, both ways, over HALVINGS random halvings.
-`half_` columns are the mean over the halves, in galleries of 430 people that enrol a random photo of each, DRAWS of
-them a half; `change_` is the mean difference to `as it was` in the same galleries, `sd` how much that scatters over the
-halvings. `whole_` columns are over everybody at once as the protocol says (860 enrolled with their first photo), with
-what was learned of everybody: compare them with `accuracy.csv`. FNMR is over all pairs of photos of one half, a
-person's pairs counting as one. `detections` and `embeddings` are runs of the networks a face: squares at a second look,
-of 320 pixels where nothing else is said, and crops.
+The open-set protocol of LFW over embeddings, without the quality gate. A mean embedding or covariance is learned on one
+half of the people and measured on the other, both ways, over HALVINGS random halvings. `half_` columns are means over
+the halves, with DRAWS galleries each of 430 people and a random photo of each; `change_` is the mean difference to
+`as it was` in the same galleries, `sd` its standard deviation over the halvings. `whole_` columns use all people at
+once (860 enrolled with their first photo) for learning and measuring: compare them with `accuracy.csv`. FNMR is over
+all pairs of photos of one half, the pairs of a person counting as one. `detections` and `embeddings` are runs of the
+networks for each face: squares at a second look, of 320 pixels by default, and crops.
 
-`--center` writes the file that `packs.Center` describes. `--cache` keeps landmarks and embeddings for the next run.
+`--center` writes the file that `packs.Center` describes. `--cache` stores landmarks and embeddings for the next run.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ FMRS = (1e-4, 1e-5)
 BINS = 20_000
 
 Learn = Callable[[Vectors, NDArray[np.int64], NDArray[np.int64]], Vectors]
-"""All embeddings (M, D), the person of each, and the rows that may be learned from -> all embeddings, changed."""
+"""Maps embeddings (M, D), their people (M,) and the rows to learn from to changed embeddings."""
 
 
 class People:
-    """Who is on the photos, and the protocol over some of them."""
+    """The people of the photos, and the protocol over some of them."""
 
     def __init__(self, shots: Sequence[Shot]) -> None:
         self.names, self.person = np.unique([shot.person for shot in shots], return_inverse=True)
@@ -55,24 +54,24 @@ class People:
         self.first = np.unique(self.person, return_index=True)[1]
 
     def halves(self, number: int) -> Iterator[NDArray[np.bool_]]:
-        """Both halves of the people, (P,) each."""
+        """Returns both halves of the people, (P,) each."""
         some = np.random.default_rng(number).permutation(len(self.names)) < len(self.names) // 2
         yield from (some, ~some)
 
     def any_photos(self, draw: int) -> NDArray[np.int64]:
-        """(P,) a random photo of each person."""
+        """Returns a random photo of each person, (P,)."""
         order = np.random.default_rng(1000 + draw).permutation(len(self.person))
         return np.asarray(order[np.unique(self.person[order], return_index=True)[1]])
 
     def open_set(self, some: NDArray[np.bool_], chosen: NDArray[np.int64]) -> OpenSet:
-        """Of `some` of the people (P,), enrolled with or searched by their `chosen` photo (P,)."""
+        """Returns the protocol for `some` people (P,), enrolled or searched with their `chosen` photos (P,)."""
         gallery, non_mated = chosen[(self.photos > 1) & some], chosen[(self.photos == 1) & some]
         theirs = np.flatnonzero((self.photos > 1)[self.person] & some[self.person])
         return OpenSet(gallery, np.setdiff1d(theirs, chosen), non_mated)
 
 
 def mean_embedding(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(D,) the mean over people of the mean of their photos."""
+    """Returns the mean over people of the mean of their photos, (D,)."""
     weights = 1 / np.bincount(person[rows], minlength=person.max() + 1)[person[rows]]
     return np.asarray((vectors[rows] * weights[:, None]).sum(0) / weights.sum(), np.float32)
 
@@ -90,13 +89,13 @@ def half_centered(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[np.
 
 
 def total_whitened(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[np.int64]) -> Vectors:
-    """What all embeddings vary most in counts less; the covariance shrunk towards its mean."""
+    """Scales down the directions of large variance; the covariance is shrunk towards its mean."""
     found = centered(vectors, person, rows)
     return _whiten(found, np.cov(found[rows].T), 1.0)
 
 
 def within_whitened(vectors: Vectors, person: NDArray[np.int64], rows: NDArray[np.int64]) -> Vectors:
-    """What one person's embeddings vary most in counts less (within-class covariance normalisation)."""
+    """Scales down the directions in which a person's photos vary (within-class covariance normalization)."""
     found = centered(vectors, person, rows)
     several = rows[np.bincount(person[rows])[person[rows]] > 1]
     people = np.unique(person[several])
@@ -113,11 +112,11 @@ def _whiten(vectors: Vectors, covariance: NDArray[np.float64], shrink: float) ->
 class Variant:
     name: str
     views: tuple[str, ...]
-    """Whose embeddings are averaged."""
+    """Names of the views whose embeddings are averaged."""
     learn: Learn = centered
     mirror: bool = True
     detections: int = 1
-    """At the second look."""
+    """Detector runs at the second look."""
 
     @property
     def embeddings(self) -> int:
@@ -181,7 +180,7 @@ def embeddings(study: Study, variant: Variant) -> Vectors:
 
 
 def measure(vectors: Vectors, learn: Learn, people: People) -> dict[str, NDArray[np.float64]]:
-    """`whole` (4,): 1 - rank-1 and FNIR at FPIRS; `half` (HALVINGS, 4) the same; `fnmr` (2,)."""
+    """Returns `whole` (4,): 1 - rank-1 and FNIR at FPIRS; `half` (HALVINGS, 4): the same; `fnmr` (2,)."""
     everything = np.arange(len(vectors))
     whole = errors(learn(vectors, people.person, everything), people, people.everybody, people.first)
     halves, fnmr = [], []
@@ -204,7 +203,7 @@ def errors(vectors: Vectors, people: People, some: NDArray[np.bool_], chosen: ND
 
 
 def non_match(vectors: Vectors, people: People, rows: NDArray[np.int64]) -> list[float]:
-    """FNMR at FMRS; the pairs of one person count as one."""
+    """Returns FNMR at FMRS; the pairs of a person count as one."""
     mine, person = vectors[rows], people.person[rows]
     mated, strangers = np.zeros(BINS + 1), np.zeros(BINS + 1, np.int64)
     for start in range(0, len(mine), AT_ONCE):

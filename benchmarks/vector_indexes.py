@@ -25,12 +25,12 @@ MOST_OF_A_GRAPH = 100_000
 TOP = 10
 
 Search = Callable[[Vectors, int], Ids]
-"""(Q, D) and a number of threads -> (Q,) the nearest identity of each; -1 where there is none."""
+"""Maps queries (Q, D) and a number of threads to the nearest identity of each (Q,), or -1."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """(N, D) vectors, (N,) whose they are, ascending; probes with the identity that is right, or -1."""
+    """Vectors (N, D) with their identities (N,), ascending; probes with their correct identity, or -1."""
 
     name: str
     vectors: Vectors
@@ -45,7 +45,7 @@ class Gallery:
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """An index, ready. `note` says what a reader must know of it."""
+    """An index that is ready to search. `note` describes its parameters."""
 
     search: Search
     note: str = ""
@@ -55,13 +55,13 @@ class Built:
 class Rival:
     name: str
     build: Callable[[Gallery, Path], Built]
-    """The folder is for its files."""
+    """Receives a folder for its files."""
     most: int = 10**9
-    """Faces up to which it is built."""
+    """Largest gallery for which it is built."""
 
 
 def build_whosthere(gallery: Gallery, folder: Path, tier: Tier = Tier.AUTO) -> Built:
-    """As the service does, from 10,000 faces of SQL at a time."""
+    """Builds the index as the service does, from 10,000 faces of SQL at a time."""
     index = _engine_build(gallery, folder, tier)
     note = index.kind
     if isinstance(index.checked, compressed.Checked):
@@ -104,7 +104,7 @@ def build_hnsw(gallery: Gallery, folder: Path) -> Built:
 
 
 def build_ivf(gallery: Gallery, folder: Path) -> Built:
-    """As FAISS' guidelines have it: 4 sqrt(N) lists, trained on 40 faces each; an eighth of them is probed."""
+    """Follows FAISS' guidelines: 4 sqrt(N) lists, trained on 40 faces each; an eighth of them is probed."""
     lists = int(4 * np.sqrt(len(gallery.vectors)))
     dim = gallery.vectors.shape[1]
     flat = faiss.IndexFlatIP(dim)
@@ -138,7 +138,7 @@ def build_hnswlib(gallery: Gallery, folder: Path) -> Built:
 
 
 def build_usearch(gallery: Gallery, folder: Path) -> Built:
-    """In the precision that it chooses by itself for this CPU."""
+    """Uses the precision that usearch chooses for this CPU."""
     index = usearch.index.Index(
         ndim=gallery.vectors.shape[1], metric="ip", connectivity=32, expansion_add=100, expansion_search=256
     )
@@ -152,8 +152,8 @@ def build_usearch(gallery: Gallery, folder: Path) -> Built:
 
 
 def build_faceflash(gallery: Gallery, folder: Path) -> Built:
-    """Its codes are fitted to the first 5,000 faces, as it does itself; the others are encoded in parts, because its
-    `add_batch` copies everything at each call. Vectors are mapped, as after its `load`."""
+    """Fits the codes to the first 5,000 faces, as faceflash does; the others are encoded in parts, because `add_batch`
+    copies everything at each call. Vectors are memory-mapped, as after its `load`."""
     dim, fitted = gallery.vectors.shape[1], 5_000
     index = FaceIndex(dim)
     labels = [str(identity) for identity in gallery.identities.tolist()]
@@ -192,7 +192,7 @@ RIVALS = (
 EXACT = "FAISS IndexFlatIP"
 
 OTHER_GRAPHS = ("hnswlib", "usearch")
-"""Left out over real embeddings, where one graph is enough."""
+"""Skipped for real embeddings, where one graph is enough."""
 
 
 def _owners(rows: Ids, identities: Ids) -> Ids:

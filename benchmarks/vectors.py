@@ -1,4 +1,4 @@
-"""Vector search beside its rivals: milliseconds, queries a second, bytes a face, and mates found.
+"""Compares vector indexes: milliseconds, queries per second, bytes per face, and recall.
 
     python -m benchmarks.vectors [FOLDER] [--quick] [--embeddings FILE.npz]
 
@@ -6,17 +6,16 @@ Writes benchmarks/results/vectors.csv, from which `benchmarks.charts` draws docs
 100,000 and 1,000,000 faces, two of each person, in 128 and in 512 dimensions, are synthetic (`Population`): strangers
 and mates score as they do with SFace on an LFW folder. The CSV has one `table` after another:
 
-- `spread`: the cosines of real and of made embeddings at the same quantiles, so that the claim can be checked;
-- `rivals`: one query on one thread, all rivals in turns (medians; every answer ends in an identity); a batch of 256 on
-  every core; seconds to build; bytes a face in memory that is the process's own, so without what is mapped from a file;
-  of the mated probes the share that exact search finds (rank 1), the share of those that the rival finds, and the share
-  of strangers whose nearest identity is the one that exact search names. `lfw` galleries are real embeddings, with
-  copies of them as further photos of the same people up to 100,000, searched with other real photos;
-- `codes`: sub-quantizers and rows re-scored (`compressed.PARTS`, `FIRST_RESCORED`), with mates that score 0.4 to 0.6;
-- `tiers`: exact and compressed at the sizes between which `tiers.EXACT_NUMBERS` chooses.
+- `spread`: cosines of real and of synthetic embeddings at the same quantiles;
+- `rivals`: one query on one thread, all indexes in turns (medians; every answer ends in an identity); a batch of 256 on
+  every core; seconds to build; private memory in bytes per face, without memory-mapped files; the share of mated probes
+  that exact search finds (rank 1), the recall among those, and the share of strangers with the same nearest identity as
+  in exact search. `lfw` galleries are real embeddings, extended to 100,000 by synthetic photos of the same people, and
+  searched with other real photos;
+- `codes`: sub-quantizers and rescored rows (`compressed.PARTS`, `FIRST_RESCORED`), with mates that score 0.4 to 0.6;
+- `tiers`: exact and compressed search at the sizes between which `engines.EXACT_NUMBERS` chooses.
 
-`faceflash`, which keeps vectors in a file, is given a mapped array. Graphs stop at 100,000 faces: building one of those
-takes minutes, of a million it takes too long to be worth a row.
+Graphs stop at 100,000 faces: building one of that size takes minutes, and one of a million would take too long.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ MATED, STRANGERS = 1_000, 500
 """Probes whose answers are compared with those of exact search."""
 
 TIMED = 200
-"""Probes that are searched one by one, half of them mated."""
+"""Probes searched one by one, half of them mated."""
 
 BATCH, BATCHES = 256, 3
 
@@ -87,7 +86,7 @@ TIER_SIZES = (5_000, 10_000, 20_000, 50_000, 100_000)
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """A rival over a gallery, and what building it took."""
+    """An index over a gallery, with the time and memory of building it."""
 
     name: str
     built: Built
@@ -97,7 +96,7 @@ class Contender:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """FAISS' own threads, and those of the BLAS libraries of FAISS and NumPy."""
+    """Limits the threads of FAISS and of the BLAS libraries of FAISS and NumPy."""
     before = faiss.omp_get_max_threads()
     with threadpool_limits(count):
         faiss.omp_set_num_threads(count)
@@ -106,19 +105,19 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def make_gallery(population: Population, vectors: Vectors, groups: Ids) -> Gallery:
-    """With mated probes of any of the faces, and strangers."""
+    """Returns a gallery with mated probes of random faces, and strangers."""
     rng = np.random.default_rng(len(vectors))
     rows = rng.choice(len(vectors), MATED, replace=False)
     mated = population.photos(vectors[rows], groups[rows], rng)
     strangers, _ = population.people(STRANGERS, rng)
     identities = np.arange(len(vectors), dtype=np.int64) // PHOTOS
     right = np.concatenate([identities[rows], np.full(STRANGERS, -1)])
-    return Gallery("made", vectors, identities, np.concatenate([mated, strangers]), right)
+    return Gallery("synthetic", vectors, identities, np.concatenate([mated, strangers]), right)
 
 
 def real_gallery(measured: Measured, population: Population, faces: int) -> Gallery:
-    """The first photo of everyone but of each second one who has no other, and copies of those, which are further
-    photos of the same people. Probes are the other photos, all real, and the people left out."""
+    """Returns a gallery of real first photos, extended by synthetic photos of the same people. Every second person with
+    one photo is left out. Probes are the other photos and the people left out, all real."""
     data = measured.data
     counts = np.bincount(data.person)
     first = np.unique(data.person, return_index=True)[1]
@@ -138,7 +137,7 @@ def real_gallery(measured: Measured, population: Population, faces: int) -> Gall
 
 
 def contend(gallery: Gallery, rivals: Sequence[Rival], folder: Path) -> list[Contender]:
-    """Builds them one after the other, with every core."""
+    """Builds the indexes one after the other, with every core."""
     contenders = []
     for rival in rivals:
         if len(gallery.vectors) > rival.most:
@@ -153,18 +152,18 @@ def contend(gallery: Gallery, rivals: Sequence[Rival], folder: Path) -> list[Con
 
 
 def _own_bytes() -> int:
-    """Memory of this process that no file stands behind, after what was freed has been given back; Linux only."""
+    """Returns the anonymous memory of this process, after freed memory was returned; Linux only."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])
-    raise SystemExit("/proc/self/status does not tell RssAnon")
+    raise SystemExit("/proc/self/status has no RssAnon")
 
 
 def time_one_by_one(searches: Mapping[str, Search], probes: Vectors) -> dict[str, float]:
-    """The median of each, in milliseconds, on one thread, in turns of A_TURN queries. The first ones of a turn do not
-    count: another one's turn has left its own data in the caches, as no service that is in use finds them."""
+    """Returns the median milliseconds of each, on one thread, in turns of A_TURN queries. The first queries of a turn
+    do not count, because the caches hold the data of another index, unlike in a service in use."""
     taken: dict[str, list[float]] = {name: [] for name in searches}
     with _threads(1):
         for start in range(0, len(probes), A_TURN):
@@ -179,7 +178,7 @@ def time_one_by_one(searches: Mapping[str, Search], probes: Vectors) -> dict[str
 
 
 def time_batches(searches: Mapping[str, Search], probes: Vectors) -> dict[str, float]:
-    """The median of each, in milliseconds, on every core and in turns."""
+    """Returns the median milliseconds of each, on every core and in turns."""
     batch = np.resize(np.arange(len(probes)), BATCH)
     taken: dict[str, list[float]] = {name: [] for name in searches}
     with _threads(usable_cores()):
@@ -198,7 +197,7 @@ def answers_to(search: Search, probes: Vectors) -> Ids:
 
 
 def timed_probes(gallery: Gallery) -> Vectors:
-    """TIMED of them, half of them mated."""
+    """Returns TIMED probes, half of them mated."""
     mated, strangers = gallery.probes[gallery.right >= 0], gallery.probes[gallery.right < 0]
     return np.concatenate([mated[: TIMED // 2], strangers[: TIMED // 2]])
 
@@ -223,7 +222,7 @@ def rival_rows(gallery: Gallery, contenders: Sequence[Contender]) -> list[dict[s
             "batch_256_ms": batch[it.name],
             "queries_a_second": 1000 * BATCH / batch[it.name],
             "build_s": it.build_s,
-            # of smaller galleries it is less than what the process takes and gives back anyway
+            # smaller galleries take less than the normal variation of the process
             "bytes_a_face": it.bytes_a_face if len(gallery.vectors) >= 100_000 else "",
             "mates_exact_finds": float(findable.sum() / mated.sum()),
             "of_those_found": float((answers[it.name] == exact)[findable].mean()),
@@ -231,13 +230,13 @@ def rival_rows(gallery: Gallery, contenders: Sequence[Contender]) -> list[dict[s
             "strangers_same_nearest": float((answers[it.name] == exact)[stranger].mean()),
             "note": it.built.note,
         }
-        say(f"{gallery.label}: {it.name} {row['query_ms']:.3g} ms, {row['of_those_found']:.4%} of the mates found")
+        say(f"{gallery.label}: {it.name} {row['query_ms']:.3g} ms, {row['of_those_found']:.4%} recall")
         rows.append(row)
     return rows
 
 
 def _best_missed(gallery: Gallery, missed: NDArray[np.bool_]) -> Cell:
-    """The highest cosine at which a mate was missed; empty where none was."""
+    """Returns the highest cosine at which a mate was missed, or an empty cell."""
     scores = [
         float((gallery.vectors[gallery.identities == gallery.right[i]] @ gallery.probes[i]).max())
         for i in np.flatnonzero(missed)
@@ -246,7 +245,7 @@ def _best_missed(gallery: Gallery, missed: NDArray[np.bool_]) -> Cell:
 
 
 def code_rows(population: Population, vectors: Vectors, groups: Ids, folder: Path) -> list[dict[str, Cell]]:
-    """Sub-quantizers and rows re-scored. The row that says `chosen` is what the index settles on by itself."""
+    """Returns rows for sub-quantizers and rescored rows; the index itself settles on the one marked `chosen`."""
     gallery, hard = hard_gallery(population, vectors, groups)
     flat = build_flat(gallery, folder).search
     findable = answers_to(flat, gallery.probes) == gallery.right
@@ -263,7 +262,7 @@ def code_rows(population: Population, vectors: Vectors, groups: Ids, folder: Pat
                 rows.append(
                     {
                         "table": "codes",
-                        "gallery": f"made, mates at {hard}",
+                        "gallery": f"synthetic, mates at {hard}",
                         "dim": gallery.vectors.shape[1],
                         "faces": len(gallery.vectors),
                         "parts": parts,
@@ -280,17 +279,17 @@ def code_rows(population: Population, vectors: Vectors, groups: Ids, folder: Pat
 
 
 def hard_gallery(population: Population, vectors: Vectors, groups: Ids) -> tuple[Gallery, str]:
-    """With mated probes near the threshold only, and what their cosines are."""
+    """Returns a gallery with mated probes near the threshold only, and the range of their cosines."""
     rng = np.random.default_rng(7)
     rows = rng.choice(len(vectors), HARD_PROBES, replace=False)
     cosines = rng.uniform(*HARD, len(rows))
     probes = population.photos(vectors[rows], groups[rows], rng, cosines)
     identities = np.arange(len(vectors), dtype=np.int64) // PHOTOS
-    return Gallery("made", vectors, identities, probes, identities[rows]), f"{HARD[0]} to {HARD[1]}"
+    return Gallery("synthetic", vectors, identities, probes, identities[rows]), f"{HARD[0]} to {HARD[1]}"
 
 
 def tier_rows(population: Population, vectors: Vectors, groups: Ids, folder: Path) -> list[dict[str, Cell]]:
-    """Exact and compressed, as the service runs them, at growing sizes."""
+    """Returns rows for exact and compressed search at growing sizes."""
     rows: list[dict[str, Cell]] = []
     for faces in TIER_SIZES:
         if faces > len(vectors):
@@ -302,7 +301,7 @@ def tier_rows(population: Population, vectors: Vectors, groups: Ids, folder: Pat
         rows += [
             {
                 "table": "tiers",
-                "gallery": "made",
+                "gallery": "synthetic",
                 "dim": population.dim,
                 "faces": faces,
                 "rival": f"whosthere, {tier}",
@@ -318,7 +317,7 @@ def tier_rows(population: Population, vectors: Vectors, groups: Ids, folder: Pat
 
 
 def read_embeddings(folder: Path, kept: Path | None) -> Embedded:
-    """Of the central face of each photo; from `kept` where that is, else it is written for the next time."""
+    """Embeds the central face of each photo, or reads `kept`; writes `kept` if it does not exist."""
     if kept is not None and kept.exists():
         with np.load(kept) as file:
             return Embedded((), (), file["vectors"], file["person"], tuple(file["names"].tolist()))
@@ -338,7 +337,7 @@ def run(measured: Measured, sizes: Sequence[int], graphs: int, folder: Path) -> 
     real = real_gallery(measured, populations[0], middle)
     yield from rival_rows(real, contend(real, [rival for rival in rivals if rival.name not in OTHER_GRAPHS], folder))
     for population in populations:
-        say(f"making {sizes[-1]:,} faces in {population.dim} dimensions")
+        say(f"generating {sizes[-1]:,} faces in {population.dim} dimensions")
         vectors, groups = make_vectors(population, sizes[-1])
         for faces in sizes:
             gallery = make_gallery(population, vectors[:faces], groups[:faces])
