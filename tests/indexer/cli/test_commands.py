@@ -350,7 +350,7 @@ def test_the_installed_script(staff: Command) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="pipes that close are POSIX")
 def test_a_reader_that_goes_away_is_no_crash(staff: Command) -> None:
     process = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} -m tests.indexer_cli.command identity list -g staff --json | head -c 1"],
+        ["/bin/sh", "-c", f"{sys.executable} -m tests.indexer.cli.command identity list -g staff --json | head -c 1"],
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,

@@ -233,7 +233,7 @@ def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path, monke
         (["mine", "--embedder", "NOTHING", "--detector", "sface"], "does not exist"),
         (
             ["mine", "--embedder", "MODEL", "--detector", "NOTHING"],
-            "is no file; expected one, or ir50, buffalo_l, sface",
+            "is not a file; expected a file or one of ir50, buffalo_l, sface",
         ),
         (["sface", "--embedder", "MODEL", "--detector", "sface"], "sface has its own detector"),
         (["Mine", "--embedder", "MODEL", "--detector", "sface"], "cannot name a model pack"),
