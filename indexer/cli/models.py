@@ -233,7 +233,7 @@ def _described(name: str, what: str, path: Path, network: str, licence: str) -> 
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help=f"Photos of faces, or folders or ZIP files of them; best one each of {quantize.MOST_FACES} or more people.",
+    help=f"Photos of faces, or folders or ZIP files of them; best one each of {quantize.MAX_FACES} or more people.",
 )
 @json_option
 @with_context
@@ -266,12 +266,12 @@ def models_quantize(context: AppContext, name: str, folders: tuple[Path, ...], a
 
 def _spread(rows: Sequence[Row]) -> list[Row]:
     """Reorders the rows so that the first ones are spread over all of them."""
-    step = max(1, len(rows) // quantize.MOST_FACES)
+    step = max(1, len(rows) // quantize.MAX_FACES)
     return [row for start in range(step) for row in rows[start::step]]
 
 
 def _crops(context: AppContext, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int, str], None]) -> list[Pixels]:
-    """Returns the aligned crop of the largest face of each photo with a face, at most MOST_FACES."""
+    """Returns the aligned crop of the largest face of each photo with a face, at most MAX_FACES."""
     settings = context.settings
     limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
     # Not the pipeline of the settings: their precision may be int8, which does not exist yet.
@@ -285,10 +285,10 @@ def _crops(context: AppContext, pack: Pack, rows: Sequence[Row], tell: Callable[
         for seen in pipeline.detect(images, Pick.LARGEST):
             faces += [face.crop for face in seen.faces if face.crop is not None]
         looked = min(start + PHOTOS_AT_ONCE, len(rows))
-        tell(min(len(faces), quantize.MOST_FACES), min(len(rows), quantize.MOST_FACES), f"in {looked} photos")
-        if len(faces) >= quantize.MOST_FACES:
+        tell(min(len(faces), quantize.MAX_FACES), min(len(rows), quantize.MAX_FACES), f"in {looked} photos")
+        if len(faces) >= quantize.MAX_FACES:
             break
-    return faces[: quantize.MOST_FACES]
+    return faces[: quantize.MAX_FACES]
 
 
 @models_group.command("verify", epilog=examples("whosthere models verify sface"))

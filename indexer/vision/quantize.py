@@ -1,10 +1,11 @@
-"""A pack's embedder in int8, for CPUs: made by NNCF's post-training quantization, calibrated on real faces, checked
-against float32 on others, and kept only where it agrees.
+"""Quantizes a pack's embedder to int8 for CPUs with NNCF's post-training quantization.
 
-NNCF quantizes the ONNX form, activations symmetrically. Run by OpenVINO on two cores, that is as close to float32 as
-what NNCF makes of OpenVINO's form, and no slower: SFace 2.4 ms a face and mean cosine 0.997, as against 5.8 ms and
-0.994; IR-50 of made weights 7.0 ms, as against 7.9 ms. Activations quantized asymmetrically, in the ONNX form, take 5
-to 9 times as long.
+The result is calibrated on real faces, compared with float32 on other faces, and stored only if both agree.
+
+NNCF quantizes the ONNX model, with symmetric activations. In OpenVINO on two cores this is at least as accurate and
+fast as quantizing OpenVINO's own model: SFace takes 2.4 ms per face with a mean cosine of 0.997 to float32, instead of
+5.8 ms and 0.994; IR-50 with random weights takes 7.0 ms instead of 7.9 ms. Asymmetric activations in the ONNX model
+take 5 to 9 times as long.
 """
 
 from __future__ import annotations
@@ -31,43 +32,43 @@ from indexer.types import Pixels, Precision, Vectors, sha256
 from indexer.vision import networks
 from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, no_telemetry, to_blob
 
-LEAST_FACES = 50
-MOST_FACES = 300
+MIN_FACES = 50
+MAX_FACES = 300
 HELD_OUT = 3
-"""One face in so many is not calibrated on: it checks the result."""
+"""One in this many faces is not used for calibration but to check the result."""
 
-LEAST_COSINE = 0.99
-"""Mean, to float32."""
+MIN_COSINE = 0.99
+"""Lowest accepted mean cosine to the float32 embeddings."""
 
 ROUNDS = 5
-"""Turns of each precision when the speed is measured; the median counts."""
+"""How often the speed of each precision is measured; the median counts."""
 
 PER_CHANNEL_OPSET = 13
-"""Of ONNX: before it, all channels of a convolution share one scale."""
+"""In older ONNX opsets, all channels of a convolution share one scale."""
 
-Progress = Callable[[int, int], None]
-"""Faces calibrated on, of how many."""
+ProgressListener = Callable[[int, int], None]
+"""Receives the number of faces used for calibration so far, and of all."""
 
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What quantizing an embedder gave. It lies beside the model as JSON."""
+    """The result of quantizing an embedder, stored as JSON with the model."""
 
     pack: str
     file: str
     source_sha256: str
-    """Of the file that was quantized."""
+    """Hash of the file that was quantized."""
     sha256: str
-    """Of the int8 model."""
+    """Hash of the int8 model."""
     calibrated_on: int
-    """Faces."""
+    """Number of faces."""
     checked_on: int
-    """Other faces."""
+    """Number of other faces."""
     cosine_mean: float
-    """Of the checked faces' embeddings to those in float32."""
+    """Of the checked faces' embeddings, to those in float32."""
     cosine_min: float
     float32_ms: float
-    """A face, in batches of CPU_BATCH: the median, the three precisions taking turns."""
+    """Median time per face in batches of CPU_BATCH, the three precisions measured in turns."""
     native_ms: float
     int8_ms: float
     seconds: float
@@ -75,7 +76,7 @@ class QuantizationReport:
 
     @property
     def times_as_fast(self) -> float:
-        """As float32."""
+        """Speed relative to float32."""
         return self.float32_ms / self.int8_ms
 
 
@@ -83,70 +84,70 @@ def quantize_embedder(
     pack: Pack,
     files: ModelFiles,
     crops: Sequence[Pixels] | NDArray[np.uint8],
-    progress: Progress = lambda done, of: None,
+    progress: ProgressListener = lambda done, of: None,
 ) -> QuantizationReport:
-    """Makes the pack's embedder in int8 and keeps it in the models folder, where `ModelFiles.quantized` finds it.
+    """Quantizes the pack's embedder to int8 and stores it in the models folder for `ModelFiles.quantized_model`.
 
-    `crops` are aligned faces, (112, 112, 3) uint8 RGB, at best MOST_FACES. Raises InvalidRequest for fewer than
-    LEAST_FACES, and ModelUnavailable where NNCF is not installed, the network cannot be quantized, or the result strays
-    too far from float32. Nothing is kept then.
+    `crops` are aligned faces, (112, 112, 3) uint8 RGB, ideally MAX_FACES. Raises InvalidRequest for fewer than
+    MIN_FACES, and ModelUnavailable if NNCF is not installed, the network cannot be quantized, or the result differs too
+    much from float32. Nothing is stored then.
     """
-    begun = time.perf_counter()
-    if len(crops) < LEAST_FACES:
-        raise InvalidRequest(f"quantizing needs {LEAST_FACES} faces or more; found {len(crops)}")
+    started = time.perf_counter()
+    if len(crops) < MIN_FACES:
+        raise InvalidRequest(f"quantizing needs {MIN_FACES} faces or more; found {len(crops)}")
     faces = np.asarray(crops, np.uint8)
     exact = files.prepared_model(pack.embedder)
     file = files.with_known_hash(pack.embedder)
-    held = np.arange(len(faces)) % HELD_OUT == HELD_OUT - 1
+    is_held_out = np.arange(len(faces)) % HELD_OUT == HELD_OUT - 1
     feed = networks.feed_of(pack)
-    model = _quantized(exact, file, feed, faces[~held], progress)
+    model = _quantize(exact, file, feed, faces[~is_held_out], progress)
     sessions = _sessions(exact, model, feed, file)
     try:
-        cosines = _cosines(pack, sessions, faces[held])
+        cosines = _cosines(pack, sessions, faces[is_held_out])
     except InvalidVector as error:
-        raise ModelUnavailable(f"{file.name} does not survive int8: {error}; nothing was kept") from error
-    if cosines.mean() < LEAST_COSINE:
+        raise ModelUnavailable(f"{file.name} has no valid embeddings in int8: {error}; nothing was stored") from error
+    if cosines.mean() < MIN_COSINE:
         raise ModelUnavailable(
-            f"{file.name} in int8 strays too far from float32: mean cosine {cosines.mean():.4f} over {len(cosines)} "
-            f"faces, expected {LEAST_COSINE} or more; nothing was kept"
+            f"{file.name} in int8 differs too much from float32: mean cosine {cosines.mean():.4f} over {len(cosines)} "
+            f"faces, expected {MIN_COSINE} or more; nothing was stored"
         )
-    float32_ms, native_ms, int8_ms = _speeds(sessions, faces[held])
+    float32_ms, native_ms, int8_ms = _speeds(sessions, faces[is_held_out])
     report = QuantizationReport(
         pack=pack.name,
         file=file.name,
         source_sha256=file.sha256,
         sha256=sha256(model),
-        calibrated_on=int((~held).sum()),
+        calibrated_on=int((~is_held_out).sum()),
         checked_on=len(cosines),
         cosine_mean=float(cosines.mean()),
         cosine_min=float(cosines.min()),
         float32_ms=float32_ms,
         native_ms=native_ms,
         int8_ms=int8_ms,
-        seconds=time.perf_counter() - begun,
+        seconds=time.perf_counter() - started,
         versions=_versions(),
     )
-    _keep(files, file, model, report)
+    _store(files, file, model, report)
     return report
 
 
-def _quantized(model: bytes, file: ModelFile, feed: Feed, faces: NDArray[np.uint8], progress: Progress) -> bytes:
+def _quantize(model: bytes, file: ModelFile, feed: Feed, faces: NDArray[np.uint8], progress: ProgressListener) -> bytes:
     import onnx
 
     proto = onnx.load_model_from_string(model)
     name = proto.graph.input[0].name
-    fed = 0
+    count = 0
 
     def blob(crop: Pixels) -> dict[str, NDArray[np.float32]]:
-        nonlocal fed
-        fed += 1
-        progress(fed, len(faces))
+        nonlocal count
+        count += 1
+        progress(count, len(faces))
         return {name: to_blob(crop[None], feed)}
 
-    with _quietly() as nncf:
+    with _quiet_nncf() as nncf:
         try:
             quantized = nncf.quantize(
-                _with_channels(proto),
+                _with_channel_scales(proto),
                 nncf.Dataset(faces, blob),
                 preset=nncf.QuantizationPreset.PERFORMANCE,
                 subset_size=len(faces),
@@ -156,8 +157,8 @@ def _quantized(model: bytes, file: ModelFile, feed: Feed, faces: NDArray[np.uint
     return bytes(quantized.SerializeToString())
 
 
-def _with_channels(proto: Any) -> Any:
-    """The model in an opset that has a scale for each channel."""
+def _with_channel_scales(proto: Any) -> Any:
+    """Returns the model in an opset with a scale for each channel."""
     from onnx import version_converter
 
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
@@ -165,9 +166,9 @@ def _with_channels(proto: Any) -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[Any]:
-    """NNCF, without its log, its progress bars on stdout and its telemetry. Raises ModelUnavailable where it is not
-    installed."""
+def _quiet_nncf() -> Iterator[Any]:
+    """Imports NNCF and silences its log, its progress bars on stdout and its telemetry. Raises ModelUnavailable if it
+    is not installed."""
     with no_telemetry(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -177,7 +178,7 @@ def _quietly() -> Iterator[Any]:
         import rich
 
         nncf.set_log_level(logging.ERROR)
-        console = rich.get_console()  # the one that NNCF's progress bars are drawn on
+        console = rich.get_console()  # NNCF draws its progress bars on it
         was_quiet, console.quiet = console.quiet, True
         try:
             yield nncf
@@ -186,7 +187,7 @@ def _quietly() -> Iterator[Any]:
 
 
 def _sessions(exact: bytes, int8: bytes, feed: Feed, file: ModelFile) -> dict[Precision, Session]:
-    """Run as the pipeline runs them. Raises ModelUnavailable."""
+    """Loads the model in each precision as the pipeline does. Raises ModelUnavailable."""
     return {
         precision: networks.on_cpu(int8 if precision is Precision.INT8 else exact, file, feed, precision, Threads())
         for precision in (Precision.FLOAT32, Precision.NATIVE, Precision.INT8)
@@ -194,7 +195,7 @@ def _sessions(exact: bytes, int8: bytes, feed: Feed, file: ModelFile) -> dict[Pr
 
 
 def _cosines(pack: Pack, sessions: dict[Precision, Session], faces: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N,) of each face's embedding in int8, as galleries hold it, to that in float32."""
+    """Returns the cosines (N,) between each face's embeddings in int8 and float32, as galleries store them."""
 
     def embed(precision: Precision) -> Vectors:
         return networks.embedder_of(pack, sessions[precision]).embed(faces)
@@ -203,16 +204,16 @@ def _cosines(pack: Pack, sessions: dict[Precision, Session], faces: NDArray[np.u
 
 
 def _speeds(sessions: dict[Precision, Session], faces: NDArray[np.uint8]) -> list[float]:
-    """Milliseconds a face, in the order of `sessions`."""
+    """Returns milliseconds per face, in the order of `sessions`."""
     batch = faces[:CPU_BATCH]
-    taken: dict[Precision, list[float]] = {precision: [] for precision in sessions}
+    durations: dict[Precision, list[float]] = {precision: [] for precision in sessions}
     for _ in range(ROUNDS):
         for precision, session in sessions.items():
-            session.run(batch)  # after another's turn, which may have left its threads spinning
-            begun = time.perf_counter()
+            session.run(batch)  # warm up: the previous session's threads may still be spinning
+            started = time.perf_counter()
             session.run(batch)
-            taken[precision].append(1000 * (time.perf_counter() - begun) / len(batch))
-    return [statistics.median(times) for times in taken.values()]
+            durations[precision].append(1000 * (time.perf_counter() - started) / len(batch))
+    return [statistics.median(times) for times in durations.values()]
 
 
 def _versions() -> dict[str, str]:
@@ -223,8 +224,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _keep(files: ModelFiles, file: ModelFile, model: bytes, report: QuantizationReport) -> None:
-    """The model first: one that its report does not describe is refused."""
+def _store(files: ModelFiles, file: ModelFile, model: bytes, report: QuantizationReport) -> None:
+    """Writes the model first, because a model that its report does not describe is refused."""
     target = files.quantized_path(file)
     try:
         write_atomically(target, [model], shared=True)

@@ -16,7 +16,7 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, Pack
 from indexer.types import Pixels
 from indexer.vision import quantize
-from indexer.vision.quantize import LEAST_COSINE, QuantizationReport
+from indexer.vision.quantize import MIN_COSINE, QuantizationReport
 from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
 from tests.photos import encode
@@ -49,7 +49,7 @@ def made(prepared_models: Path, many: Path, tmp_path_factory: pytest.TempPathFac
         (models / name).symlink_to(prepared_models / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WHOSTHERE_PRECISION", "int8")  # asked for before it is there: quantizing makes it all the same
-        patch.setattr(quantize, "MOST_FACES", 50)
+        patch.setattr(quantize, "MAX_FACES", 50)
         ran = Command(models.parent).ok("models", "quantize", "sface", "--calibrate", many, "--json")
     return models, ran.json
 
@@ -66,7 +66,7 @@ def test_the_report(made: tuple[Path, dict[str, Any]]) -> None:
     models, report = made
     assert (report["pack"], report["file"]) == ("sface", SFACE.embedder.name)
     assert (report["calibrated_on"], report["checked_on"]) == (34, 16)
-    assert LEAST_COSINE < report["cosine_min"] <= report["cosine_mean"] < 1
+    assert MIN_COSINE < report["cosine_min"] <= report["cosine_mean"] < 1
     assert min(report[f"{precision}_ms"] for precision in ("float32", "native", "int8")) > 0
     assert (models / INT8).is_file()
 
@@ -84,7 +84,7 @@ def test_enrolling_and_searching(command: Command, demo: Demo, monkeypatch: pyte
         assert (best["external_id"], answer["faces"][0]["decision"]) == ("left-3", "match")
         scores[precision] = best["score"]
     assert scores["int8"] == pytest.approx(1, abs=1e-4)
-    assert LEAST_COSINE < scores["float32"] < 0.9999
+    assert MIN_COSINE < scores["float32"] < 0.9999
 
 
 def test_one_that_is_damaged_is_told_and_not_run(command: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_faces_are_spread_over_all_photos_and_the_figures_shown(
         return report
 
     monkeypatch.setattr(quantize, "quantize_embedder", quantize_embedder)
-    monkeypatch.setattr(quantize, "MOST_FACES", 7)
+    monkeypatch.setattr(quantize, "MAX_FACES", 7)
     monkeypatch.setattr("indexer.cli.models.PHOTOS_AT_ONCE", 4)
     told = empty.ok("models", "quantize", "sface", "--calibrate", many).out
     assert np.stack(given).shape == (7, 112, 112, 3)
@@ -169,4 +169,4 @@ def test_faces_are_spread_over_all_photos_and_the_figures_shown(
         ["native", "3.0", "2.0"],
         ["int8", "1.5", "4.0"],
     ]
-    assert "calibrated on 34 others. WHOSTHERE_PRECISION=int8 takes it from now on." in told
+    assert "calibrated on 34 others. WHOSTHERE_PRECISION=int8 uses it." in told

@@ -1,4 +1,4 @@
-"""Embedders in int8: made of real networks with real faces, or refused."""
+"""Quantizing embedders to int8 with real networks and faces, and refusing bad results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from indexer.types import Device, Pixels, Precision, sha256
 from indexer.vision import quantize, runtime
 from indexer.vision.embedders.base import Embedder
 from indexer.vision.pipeline import FacePipeline, Options
-from indexer.vision.quantize import LEAST_COSINE, LEAST_FACES, QuantizationReport, quantize_embedder
+from indexer.vision.quantize import MIN_COSINE, MIN_FACES, QuantizationReport, quantize_embedder
 from indexer.vision.runtime import Feed, Threads, no_telemetry
 from tests import photos
 from tests.conftest import calibration_faces
@@ -41,18 +41,18 @@ def faces(pipeline: FacePipeline) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def made(faces: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFiles, QuantizationReport]:
-    """SFace in int8, made once, and what was told of it."""
+    """SFace in int8 and the report about it."""
     files = ModelFiles(tmp_path_factory.mktemp("models"))
-    told: list[tuple[int, int]] = []
-    report = quantize_embedder(SFACE, files, faces, lambda done, of: told.append((done, of)))
-    assert [done for done, _ in told] == list(range(1, report.calibrated_on + 1))
-    assert {of for _, of in told} == {report.calibrated_on}
+    reported: list[tuple[int, int]] = []
+    report = quantize_embedder(SFACE, files, faces, lambda done, of: reported.append((done, of)))
+    assert [done for done, _ in reported] == list(range(1, report.calibrated_on + 1))
+    assert {of for _, of in reported} == {report.calibrated_on}
     return files, report
 
 
 @pytest.fixture
 def copied(made: tuple[ModelFiles, QuantizationReport], tmp_path: Path) -> ModelFiles:
-    """A models folder with it, that may be damaged."""
+    """A copy of the models folder that tests may damage."""
     files = ModelFiles(tmp_path)
     target = files.quantized_path(SFACE.embedder)
     target.parent.mkdir()
@@ -61,11 +61,11 @@ def copied(made: tuple[ModelFiles, QuantizationReport], tmp_path: Path) -> Model
     return files
 
 
-def test_it_agrees_with_float32_and_says_how_much(made: tuple[ModelFiles, QuantizationReport]) -> None:
+def test_int8_agrees_with_float32_as_reported(made: tuple[ModelFiles, QuantizationReport]) -> None:
     files, report = made
     assert report.pack == "sface"
     assert (report.calibrated_on, report.checked_on) == (47, 23)
-    assert LEAST_COSINE < report.cosine_min <= report.cosine_mean < 1
+    assert MIN_COSINE < report.cosine_min <= report.cosine_mean < 1
     assert min(report.float32_ms, report.native_ms, report.int8_ms) > 0
     assert report.times_as_fast == report.float32_ms / report.int8_ms > 1
     folder = files.quantized_path(SFACE.embedder).parent
@@ -78,10 +78,10 @@ def test_it_agrees_with_float32_and_says_how_much(made: tuple[ModelFiles, Quanti
     assert len((folder / MODEL).read_bytes()) < len(files.prepared_model(SFACE.embedder)) / 3
 
 
-def test_the_cosines_are_of_what_galleries_hold(
+def test_cosines_are_of_stored_embeddings(
     made: tuple[ModelFiles, QuantizationReport], faces: NDArray[np.uint8]
 ) -> None:
-    """The center taken from them."""
+    """Their center is subtracted."""
     files, report = made
     held = faces[2::3]
     exact, int8 = (
@@ -92,7 +92,7 @@ def test_the_cosines_are_of_what_galleries_hold(
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_both_engines_run_it(
+def test_both_engines_run_int8(
     engine: str, made: tuple[ModelFiles, QuantizationReport], faces: NDArray[np.uint8]
 ) -> None:
     files = made[0]
@@ -103,21 +103,21 @@ def test_both_engines_run_it(
             (files.quantized_model(SFACE.embedder), Precision.INT8),
         )
     )
-    assert (exact * int8).sum(1).mean() > LEAST_COSINE
+    assert (exact * int8).sum(1).mean() > MIN_COSINE
     assert not np.allclose(exact, int8, atol=1e-3)
 
 
-def test_the_pipeline_answers_with_it(made: tuple[ModelFiles, QuantizationReport]) -> None:
+def test_pipeline_uses_int8(made: tuple[ModelFiles, QuantizationReport]) -> None:
     float32, int8 = (
         FacePipeline(SFACE, made[0], Options(precision=one)) for one in (Precision.FLOAT32, Precision.INT8)
     )
     images = [photos.astronaut(), photos.six_people()]
     for a, b in zip(int8.describe(images, None), float32.describe(images, None), strict=True):
         for x, y in zip(a.faces, b.faces, strict=True):
-            assert LEAST_COSINE < float(x.embedding @ y.embedding) < 0.99999
+            assert MIN_COSINE < float(x.embedding @ y.embedding) < 0.99999
 
 
-def test_none_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
+def test_missing_int8_model_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable) as caught:
         FacePipeline(SFACE, ModelFiles(tmp_path), Options(precision=Precision.INT8)).load()
     assert caught.value.message == (
@@ -125,13 +125,13 @@ def test_none_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
     )
 
 
-def test_none_of_a_pack_of_ones_own(tmp_path: Path) -> None:
+def test_missing_int8_model_of_a_user_pack_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="`whosthere models quantize mine --calibrate FOLDER` makes it"):
         ModelFiles(tmp_path).quantized_model(ModelFile("mine+made.onnx", Network.ONNX, "MIT", "this test"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_model_is_refused(copied: ModelFiles, damage: str) -> None:
+def test_damaged_model_is_refused(copied: ModelFiles, damage: str) -> None:
     target = copied.quantized_path(SFACE.embedder)
     good = target.read_bytes()
     flipped = bytearray(good)
@@ -144,29 +144,29 @@ def test_a_damaged_model_is_refused(copied: ModelFiles, damage: str) -> None:
 
 
 @pytest.mark.parametrize("about", [b"", b"{", b"[]", b'{"sha256": "0"}', b"\xff"])
-def test_a_damaged_report_is_refused(copied: ModelFiles, about: bytes) -> None:
+def test_damaged_report_is_refused(copied: ModelFiles, about: bytes) -> None:
     (copied.folder / "int8" / ABOUT).write_bytes(about)
     with pytest.raises(ModelUnavailable, match=rf"{ABOUT} is damaged; `whosthere models quantize sface"):
         copied.quantized_model(SFACE.embedder)
 
 
-def test_one_without_the_other_is_none(copied: ModelFiles) -> None:
+def test_model_and_report_need_each_other(copied: ModelFiles) -> None:
     (copied.folder / "int8" / ABOUT).unlink()
     with pytest.raises(ModelUnavailable, match="has no int8 form here"):
         copied.quantized_model(SFACE.embedder)
 
 
-def test_one_of_another_file_is_refused(copied: ModelFiles) -> None:
-    """As when the file of a pack was replaced by another of the same name."""
+def test_int8_model_of_another_file_is_refused(copied: ModelFiles) -> None:
+    """The file of a pack may have been replaced."""
     other = replace(SFACE.embedder, sha256="0" * 64)
     with pytest.raises(ModelUnavailable, match=rf"made from another .* expected SHA-256 {'0' * 64}, found fb14"):
         copied.quantized_model(other)
 
 
-@pytest.mark.parametrize("count", [0, 1, LEAST_FACES - 1])
-def test_too_few_faces(count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [0, 1, MIN_FACES - 1])
+def test_too_few_faces_are_refused(count: int, tmp_path: Path) -> None:
     blank: Pixels = np.zeros((112, 112, 3), np.uint8)
-    with pytest.raises(InvalidRequest, match=rf"quantizing needs {LEAST_FACES} faces or more; found {count}"):
+    with pytest.raises(InvalidRequest, match=rf"quantizing needs {MIN_FACES} faces or more; found {count}"):
         quantize_embedder(SFACE, ModelFiles(tmp_path), [blank] * count)
     assert list(tmp_path.iterdir()) == []
 
@@ -206,13 +206,13 @@ def network(loud: float, opset: int = 11) -> bytes:
 
 
 def pack(folder: Path, model: bytes) -> Pack:
-    """A pack of a user, whose hash is not known beforehand."""
+    """Returns a user's pack of unknown hash."""
     (folder / "made.onnx").write_bytes(model)
     embedder = ModelFile("made.onnx", Network.ONNX, "MIT", "this test")
     return replace(SFACE, name="made", embedder=embedder, dim=32, center=None)
 
 
-def test_a_pack_of_the_users_own_in_an_old_opset(faces: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_user_pack_with_an_old_opset_is_quantized(faces: NDArray[np.uint8], tmp_path: Path) -> None:
     files = ModelFiles(tmp_path)
     own = pack(tmp_path, network(loud=1))
     report = quantize_embedder(own, files, list(faces))
@@ -228,11 +228,11 @@ def test_a_pack_of_the_users_own_in_an_old_opset(faces: NDArray[np.uint8], tmp_p
 @pytest.mark.parametrize(
     ("loud", "message"),
     [
-        (200, r"made\.onnx in int8 .* mean cosine 0\.\d{4} over 23 faces, expected 0\.99 or more; nothing was kept"),
-        (10_000, r"made\.onnx does not survive int8: .* no direction; nothing was kept"),
+        (200, r"made\.onnx in int8 .* mean cosine 0\.\d{4} over 23 faces, expected 0\.99 or more; nothing was stored"),
+        (10_000, r"made\.onnx has no valid embeddings in int8: .* no direction; nothing was stored"),
     ],
 )
-def test_what_strays_from_float32_is_refused(
+def test_result_that_differs_from_float32_is_refused(
     loud: float, message: str, faces: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     files = ModelFiles(tmp_path)
@@ -244,20 +244,20 @@ def test_what_strays_from_float32_is_refused(
         files.quantized_model(own.embedder)
 
 
-def test_a_folder_that_cannot_be_written(faces: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(faces: NDArray[np.uint8], tmp_path: Path) -> None:
     own = pack(tmp_path, network(loud=1))
     (tmp_path / "int8").write_text("not a folder")
     with pytest.raises(ModelUnavailable, match=r"made\.onnx\.int8\.onnx cannot be written"):
         quantize_embedder(own, ModelFiles(tmp_path), faces)
 
 
-def test_without_nncf(faces: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nncf_is_reported(faces: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ModelUnavailable, match=r"NNCF is not installed .*: pip install 'whosthere\[quantize\]'"):
         quantize_embedder(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
 
 
-def test_it_is_quiet_and_tells_nobody(
+def test_quantizing_is_quiet_and_sends_no_telemetry(
     faces: NDArray[np.uint8], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     quantize_embedder(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
