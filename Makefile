@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all a newcomer needs; each makes .venv first where it is missing.
+# `make demo` and `make test` are all a newcomer needs; each creates .venv first if it is missing.
 .PHONY: help install install-dev demo test check lock clean
 .DEFAULT_GOAL := help
 
@@ -6,28 +6,28 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq install --require-hashes --no-deps
 
-help:  ## what there is
+help:  ## lists the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-install: .venv/.installed  ## .venv with the locked dependencies and the `whosthere` command
+install: .venv/.installed  ## creates .venv with the locked dependencies and the `whosthere` command
 
-install-dev: .venv/.tests .venv/.torch .venv/.photos  ## .venv with everything that the tests need, too
+install-dev: .venv/.tests .venv/.torch .venv/.photos  ## adds everything that the tests need to .venv
 
-demo: .venv/.installed .venv/.photos  ## enrols real faces and searches them
+demo: .venv/.installed .venv/.photos  ## enrolls real faces and searches them
 	@$(BIN)/whosthere demo
 
-test: install-dev  ## the linters, the types and the tests
+test: install-dev  ## runs the linters, the type checker and the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-check: install-dev  ## the linters and the types alone
+check: install-dev  ## runs the linters and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: .venv/.tests  ## resolves the lock files anew from pyproject.toml
+lock: .venv/.tests  ## updates the lock files from pyproject.toml
 	$(BIN)/uv pip compile $(LOCK) --group build pyproject.toml -o docker/requirements.txt
 	$(BIN)/uv pip compile $(LOCK) --group dev -c docker/requirements.txt -o tests/requirements.txt
 	$(BIN)/uv pip compile $(LOCK) --no-deps --group photos -o tests/photos.txt
@@ -37,11 +37,11 @@ LOCK := --quiet --universal --generate-hashes --python-version 3.11 --no-header 
 clean:
 	rm -rf .venv
 
-# Each stamp is made anew when its lock file changes, and only then.
+# Each stamp file is renewed when its lock file changes.
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and neither python3.11 nor python3 was found." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed. Say which: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "Making .venv with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed. Use: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Creating .venv with $(PYTHON)"
 	@$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/python docker/requirements.txt pyproject.toml
@@ -56,12 +56,12 @@ clean:
 	@touch $@
 
 .venv/.tests: .venv/.installed tests/requirements.txt
-	@echo "Installing what the tests need ..."
+	@echo "Installing the test dependencies ..."
 	@$(PIP) -r tests/requirements.txt
 	@touch $@
 
-# Not in the locks: PyTorch has other files for every kind of GPU. On Linux its default is the build for CUDA, some
-# gigabytes; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes pip prefer the one for the CPU.
+# PyTorch is not locked, because its builds differ by GPU. On Linux the default is the CUDA build of some gigabytes;
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes pip prefer the CPU build.
 .venv/.torch: .venv/.tests
 	@echo "Installing PyTorch ..."
 	@$(BIN)/python -m pip --disable-pip-version-check -qq install torch==$(TORCH)
