@@ -35,7 +35,7 @@ def test_one_worker_is_killed(place: Place, enrol: Ask) -> None:
         with calling(str(serve.client.base_url), enrol, count=6) as callers:
             callers.wait(8, 201)
             os.kill(min(workers), signal.SIGKILL)
-            wait_for(lambda: serve.log().count(STARTED) == 3, "another worker took its place")
+            wait_for(lambda: serve.log().count(STARTED) >= 3, "another worker took its place")
             callers.wait(8, 201)
         serve.process.send_signal(signal.SIGTERM)
         assert serve.process.wait(DEADLINE) == 0
