@@ -47,7 +47,7 @@ class InvalidVector(InvalidRequest):
 class RejectedImage(InvalidRequest):
     """An image, or the face in it, that cannot be used; `code` is one of `types.Reason`."""
 
-    def kept(self) -> RejectedImage:
+    def without_traceback(self) -> RejectedImage:
         """Itself, to be kept as an answer: without traceback and cause, whose frames hold the decoded image."""
         self.__cause__ = self.__context__ = None
         return self.with_traceback(None)

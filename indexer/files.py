@@ -17,14 +17,14 @@ else:
 
 
 def write_atomically(target: Path, parts: Iterable[bytes | memoryview], shared: bool = False) -> None:
-    """Replaces `target`, as `replacing` does."""
-    with replacing(target, shared) as (file, _):
+    """Replaces `target`, as `atomic_file` does."""
+    with atomic_file(target, shared) as (file, _):
         for part in parts:
             file.write(part)
 
 
 @contextmanager
-def replacing(path: Path, shared: bool = False) -> Iterator[tuple[BinaryIO, Path]]:
+def atomic_file(path: Path, shared: bool = False) -> Iterator[tuple[BinaryIO, Path]]:
     """A new file, and the name it has for now: it takes the place of `path`, whole, when the block ends.
 
     Nothing is left of it when the block raises. Only its owner may read it; with `shared`, whoever the umask lets.
@@ -49,7 +49,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[tuple[BinaryIO, Path
     sync_folder(path.parent)
 
 
-def clear(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Deletes what killed processes left of files that were to replace `path`: those that nobody holds a lock on.
 
     Raises OSError.
@@ -78,7 +78,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[bool]:
+def exclusive_lock(path: Path) -> Iterator[bool]:
     """Whether nobody else holds the lock on the file of that name, which is held then. Makes its folder where needed.
     Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ Stage = Callable[[str], AbstractContextManager[None]]
 """`with stage("decode"): ...`"""
 
 
-def unwatched(_: str) -> AbstractContextManager[None]:
+def untimed(_: str) -> AbstractContextManager[None]:
     """The Stage that nobody listens to."""
     return nullcontext()
 
@@ -24,7 +24,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self._listeners: tuple[Listener, ...] = ()
 
-    def listen(self, listener: Listener) -> None:
+    def add_listener(self, listener: Listener) -> None:
         self._listeners = (*self._listeners, listener)
 
     def stage(self, name: str) -> AbstractContextManager[None]:

@@ -100,7 +100,7 @@ def _keys(context: ServiceContext) -> Iterator[Finding]:
     if not _up_to_date(context):
         return
     keys = context.keys.list()
-    usable = [key for key in keys if key.revoked_at is None and not key.expired(now())]
+    usable = [key for key in keys if key.revoked_at is None and not key.is_expired(now())]
     found = f"{len(usable)} usable, {len(keys) - len(usable)} revoked or expired"
     closed = bool(keys) and not usable
     yield Finding("API keys", not closed, found if keys else "none: serve answers this machine alone", _NO_KEY)
@@ -112,7 +112,7 @@ _NO_KEY = "nobody can ask the service anything: whosthere keys create --name NAM
 def _jobs(context: ServiceContext) -> Iterator[Finding]:
     if not _up_to_date(context):
         return
-    jobs = context.jobs.waiting()
+    jobs = context.jobs.list_unfinished()
     yield Finding("jobs", True, f"{len(jobs)} wait or run")
     for job in jobs:
         if job.problem is not None:
@@ -122,7 +122,7 @@ def _jobs(context: ServiceContext) -> Iterator[Finding]:
 def _webhooks(context: ServiceContext) -> Iterator[Finding]:
     if not _up_to_date(context):
         return
-    for webhook in context.webhooks.webhooks():
+    for webhook in context.webhooks.list():
         found = f"{webhook.waiting} events on their way, {webhook.dead} given up"
         advice = f"whosthere webhooks dead {webhook.id} says why; once mended, whosthere webhooks replay {webhook.id}"
         yield Finding(f"webhook {webhook.id}", not webhook.dead, found, advice)

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from indexer.serializers import SCORE_DECIMALS, utc
-from search_service.store.api_keys import Key
+from search_service.store.api_keys import ApiKey
 from search_service.store.events import Event
 from search_service.store.webhooks import Delivery, Webhook
 
 
-def key_object(key: Key) -> dict[str, Any]:
+def key_object(key: ApiKey) -> dict[str, Any]:
     """The key, without its secret."""
     return {
         "id": key.id,

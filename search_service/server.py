@@ -32,7 +32,7 @@ def run(settings: Settings) -> None:
 
     logs.set_up(settings.log_format)
     context = ServiceContext(settings)
-    check_address(settings, context.keys.any_key())  # which also tells whether the database answers, in one line
+    check_address(settings, context.keys.has_any())  # which also tells whether the database answers, in one line
     how: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,

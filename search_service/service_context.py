@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from indexer.app_context import AppContext, locked_property
-from search_service.store.api_keys import Keys
-from search_service.store.events import Events
-from search_service.store.idempotency import Answers
-from search_service.store.jobs import Jobs
-from search_service.store.webhooks import Webhooks
+from search_service.store.api_keys import ApiKeyRepository
+from search_service.store.events import EventRepository
+from search_service.store.idempotency import IdempotencyStore
+from search_service.store.jobs import JobRepository
+from search_service.store.webhooks import WebhookRepository
 
 
 class ServiceContext(AppContext):
     """An AppContext with the repositories of the service's own tables. Thread-safe."""
 
     @locked_property
-    def keys(self) -> Keys:
+    def keys(self) -> ApiKeyRepository:
         """The API keys."""
-        return Keys(self.migrated_engine)
+        return ApiKeyRepository(self.migrated_engine)
 
     @locked_property
-    def events(self) -> Events:
+    def events(self) -> EventRepository:
         """The recorded events."""
-        return Events(self.migrated_engine)
+        return EventRepository(self.migrated_engine)
 
     @locked_property
-    def webhooks(self) -> Webhooks:
+    def webhooks(self) -> WebhookRepository:
         """The webhooks and the deliveries to them."""
-        return Webhooks(self.migrated_engine)
+        return WebhookRepository(self.migrated_engine)
 
     @locked_property
-    def jobs(self) -> Jobs:
+    def jobs(self) -> JobRepository:
         """The bulk enrollments."""
-        return Jobs(self.migrated_engine)
+        return JobRepository(self.migrated_engine)
 
     @locked_property
-    def answers(self) -> Answers:
+    def idempotency(self) -> IdempotencyStore:
         """The answers stored for repeated requests."""
-        return Answers(self.migrated_engine)
+        return IdempotencyStore(self.migrated_engine)

@@ -167,7 +167,7 @@ class Enroller:
         try:
             return row.read(self._max_bytes)
         except RejectedImage as rejection:
-            return rejection.kept()
+            return rejection.without_traceback()
 
     def _commit(self, prepared: Sequence[_Prepared], record: Record | None) -> list[Result]:
         prepared = self._compared(prepared)

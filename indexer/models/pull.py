@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.errors import ModelUnavailable
-from indexer.files import alone
+from indexer.files import exclusive_lock
 from indexer.models.download import RetryPolicy, download
 from indexer.models.model_files import ModelFiles, UnusableFile
 from indexer.models.model_sources import Source, SourceNotFound, find_sources, read_local
@@ -51,7 +51,7 @@ def pull(
     has_reported = False
     try:
         while True:
-            with alone(files.folder / LOCK_NAME) as has_lock:
+            with exclusive_lock(files.folder / LOCK_NAME) as has_lock:
                 if has_lock:
                     return work.run(present)
             if not has_reported:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from indexer.errors import InvalidSetting
-from indexer.files import clear
+from indexer.files import remove_leftovers
 from indexer.types import Tier
 from indexer.vectors import compressed, gpu, mapped_file, snapshot
 from indexer.vectors.base import DamagedIndex, Faces, Header, VectorIndex
@@ -29,7 +29,7 @@ class FaissEngine:
 
     def load(self, path: Path) -> tuple[Header, VectorIndex]:
         with suppress(OSError):  # a folder that cannot be written to
-            clear(path)
+            remove_leftovers(path)
         with path.open("rb") as file:
             exact = file.read(len(snapshot.MAGIC)) == snapshot.MAGIC
         if self._tier not in (Tier.AUTO, Tier.EXACT) if exact else self._tier is Tier.EXACT:
@@ -68,7 +68,7 @@ class FaissEngine:
 
     def delete(self, path: Path) -> None:
         path.unlink(missing_ok=True)
-        clear(path)
+        remove_leftovers(path)
 
     def _most(self, dim: int) -> int | None:
         """The faces that an exact index may have."""

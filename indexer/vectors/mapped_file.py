@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.files import clear, replacing
+from indexer.files import atomic_file, remove_leftovers
 from indexer.vectors.base import DamagedIndex
 
 MAGIC = b"whosthere-faces-2\n"
@@ -200,8 +200,8 @@ class Writer:
 def writing(path: Path, dim: int) -> Iterator[Writer]:
     """The file gets its name when the block ends, finished. What a killed process left goes first. Raises OSError when
     the disk is full, and leaves nothing then."""
-    clear(path)
-    with replacing(path) as (file, temporary):
+    remove_leftovers(path)
+    with atomic_file(path) as (file, temporary):
         yield Writer(file, temporary, dim)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.files import clear, replacing
+from indexer.files import atomic_file, remove_leftovers
 from indexer.types import Vectors
 from indexer.vectors.base import DamagedIndex, Header, VectorIndex
 
@@ -24,8 +24,8 @@ def write(path: Path, header: Header, index: VectorIndex) -> None:
     arrays = [memoryview(array.tobytes()) for array in index.contents() if len(array)]
     parts: list[bytes | memoryview] = [MAGIC, len(head).to_bytes(4, "little"), head, *arrays]
     digest = hashlib.sha256()
-    clear(path)
-    with replacing(path) as (file, _):
+    remove_leftovers(path)
+    with atomic_file(path) as (file, _):
         for part in parts:
             digest.update(part)
             file.write(part)

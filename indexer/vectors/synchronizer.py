@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from indexer.errors import Conflict, NotFound, StorageUnavailable, WhosthereError
-from indexer.files import alone
+from indexer.files import exclusive_lock
 from indexer.gallery.change_log import Change, ChangeKind, LogPosition, check_pack_unchanged
 from indexer.gallery.embeddings import FaceVectors
 from indexer.gallery.store import Store
@@ -302,7 +302,7 @@ class SynchronizedIndex:
         """One process builds; the others take what it has built."""
         path = self._path.with_name(f"{self._path.name}.lock")
         try:
-            with alone(path) as builds:
+            with exclusive_lock(path) as builds:
                 if not builds:
                     self._renew_after = time.monotonic() + LOOK_AGAIN_S
                     return

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from indexer.errors import RejectedImage
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import Pack
-from indexer.timing import Stage, unwatched
+from indexer.timing import Stage, untimed
 from indexer.types import CROP_SIZE, Detection, Device, Face, Pick, Pixels, Precision, Quality, Reason, Vectors
 from indexer.vision import detection, networks, quality
 from indexer.vision.align import align, similarity
@@ -49,7 +49,7 @@ class Options:
     thorough: bool = True
     """Whether all of a pack's `zooms` are embedded, or the aligned crop alone, in the embedder's time for one crop. The
     embeddings of either may be compared with the other's."""
-    stage: Stage = unwatched
+    stage: Stage = untimed
     """Times `decode`, `detect`, `look` (the second look, aligning and measuring) and `embed`, of all images at once."""
 
 
@@ -155,7 +155,7 @@ class FacePipeline:
             with self._options.stage("decode"):
                 return _Image(data, decode(data, self._options.limits, side), [], [])
         except RejectedImage as rejection:
-            return rejection.kept()
+            return rejection.without_traceback()
 
     def _find(self, group: list[_Image | RejectedImage], seek: Seek) -> None:
         detector, _ = self._load()
@@ -167,7 +167,7 @@ class FacePipeline:
                 try:
                     item.photo = decode(item.data, self._options.limits, max(detection.LEVELS))
                 except RejectedImage as rejection:
-                    item.rejection = rejection.kept()
+                    item.rejection = rejection.without_traceback()
                     continue
                 (item.detections,) = detection.find(detector, [item.photo])
 
@@ -200,7 +200,7 @@ class FacePipeline:
                 if photo.reduced and _too_coarse(item):
                     photo = decode(item.data, self._options.limits)
             except RejectedImage as rejection:
-                item.rejection, item.chosen = rejection.kept(), []
+                item.rejection, item.chosen = rejection.without_traceback(), []
                 continue
             size = photo.pixels.size // 3
             if ready and pixels + size > PIXELS_AT_ONCE:

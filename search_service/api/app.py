@@ -46,7 +46,7 @@ def create_app(context: ServiceContext) -> FastAPI:
     and `/readyz` tells when they are there."""
     settings = context.settings
     metrics = Metrics(context)
-    context.stopwatch.listen(metrics.stage)
+    context.stopwatch.add_listener(metrics.stage)
     service = SearchService(context, Thresholds(context), metrics.decided)
     limits = settings.max_batch, settings.max_waiting, settings.max_waiting_bytes
     queue = InferenceQueue(service.search_seen, *limits, metrics)

@@ -26,7 +26,7 @@ from indexer.errors import InvalidRequest, WhosthereError
 from indexer.gallery.schema import MAX_NAME_LENGTH
 from search_service.api.errors import KeyReused, RequestInProgress, domain_error
 from search_service.service_context import ServiceContext
-from search_service.store.idempotency import LOCKED_SECONDS, Claim, Pending, Stored
+from search_service.store.idempotency import LEASE_SECONDS, Claim, Pending, StoredAnswer
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ NOT_KEPT = frozenset({401, 403, 408, 413, 429})
 KEPT_HEADERS = ("content-type", "etag", "location")
 """What of an answer's headers is given again: the rest belongs to one connection, or one moment."""
 
-ALIVE_SECONDS = LOCKED_SECONDS / 5
+ALIVE_SECONDS = LEASE_SECONDS / 5
 """How often whoever answers requests says so: four times before they are taken over."""
 
 BOUNDARY = re.compile(r'boundary="?([^";]+)', re.IGNORECASE)
@@ -82,7 +82,7 @@ class Idempotency:
             claim = await run_in_threadpool(self._claim, _owner(scope), _checked(given))
             if isinstance(claim, Pending):
                 raise RequestInProgress(f"a request with this {HEADER} is being answered; try again soon")
-            if isinstance(claim, Stored):
+            if isinstance(claim, StoredAnswer):
                 messages = await self._again(claim, scope, body)
             else:
                 messages = await self._first(claim, scope, body)
@@ -106,7 +106,7 @@ class Idempotency:
             raise RequestInProgress(f"another worker answers this {HEADER} meanwhile; try again soon")
         return messages
 
-    async def _again(self, stored: Stored, scope: Scope, body: _Hashed) -> list[Message]:
+    async def _again(self, stored: StoredAnswer, scope: Scope, body: _Hashed) -> list[Message]:
         """Raises KeyReused. A request that is answered anew is known by its head to be for the same route, which
         changes nothing, before it is known by its body to be the same."""
         anew = stored.headers is None and stored.body.startswith(body.head)
@@ -129,16 +129,16 @@ class Idempotency:
         await self._app(scope, body.receive, take)
         return messages
 
-    def _claim(self, owner: str, key: str) -> Claim | Pending | Stored:
-        return self._context.answers.claim(owner, key)
+    def _claim(self, owner: str, key: str) -> Claim | Pending | StoredAnswer:
+        return self._context.idempotency.claim(owner, key)
 
-    def _end(self, claim: Claim, answer: Stored | None) -> bool:
+    def _end(self, claim: Claim, answer: StoredAnswer | None) -> bool:
         """Keeps the answer, or lets the key go; False where another one has it. A request that was answered is not
         failed because that cannot be written: its key goes when nobody says any more that they are alive."""
         try:
             if answer is not None:
-                return self._context.answers.put(claim, answer)
-            self._context.answers.give_up(claim)
+                return self._context.idempotency.put(claim, answer)
+            self._context.idempotency.release(claim)
         except WhosthereError as error:
             log.warning("the answer to an Idempotency-Key could not be kept: %s", error.message)
         return True
@@ -176,7 +176,7 @@ class _Alive:
             if not held:
                 return
             try:
-                self._context.answers.renew(held)
+                self._context.idempotency.renew(held)
             except WhosthereError as error:
                 log.warning("held Idempotency-Keys could not be renewed: %s", error.message)
             except Exception:
@@ -237,7 +237,7 @@ class _Hashed:
         self._tail = rest[at:]
 
 
-async def _to_keep(messages: list[Message], body: _Hashed, memory: Memory) -> Stored | None:
+async def _to_keep(messages: list[Message], body: _Hashed, memory: Memory) -> StoredAnswer | None:
     """The answer as it is to be given again, or what it is to be made from; None where the request is to be tried
     again."""
     if not messages:
@@ -251,12 +251,12 @@ async def _to_keep(messages: list[Message], body: _Hashed, memory: Memory) -> St
     if not body.complete:  # refused before it was read
         return None
     if status < 400 and memory.keep is not None:
-        return Stored(body.sha256(), status, None, body.head + memory.keep)
+        return StoredAnswer(body.sha256(), status, None, body.head + memory.keep)
     kept = {name: headers[name] for name in KEPT_HEADERS if name in headers}
-    return Stored(body.sha256(), status, kept, b"".join(message.get("body", b"") for message in messages[1:]))
+    return StoredAnswer(body.sha256(), status, kept, b"".join(message.get("body", b"") for message in messages[1:]))
 
 
-def _messages(stored: Stored) -> list[Message]:
+def _messages(stored: StoredAnswer) -> list[Message]:
     """The answer that was kept."""
     answer = Response(stored.body, stored.status, stored.headers)
     return [

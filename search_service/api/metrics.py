@@ -22,7 +22,7 @@ from indexer.types import Gallery
 from search_service.api.metrics_files import join
 from search_service.search import FaceAnswer
 from search_service.service_context import ServiceContext
-from search_service.store.jobs import GOING_ON
+from search_service.store.jobs import UNFINISHED
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -131,11 +131,11 @@ class _LookedUp(Collector):
 
     def _waiting(self) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("whosthere_jobs", "Bulk enrolments that have not ended.", labels=["state"])
-        states = Counted(job.state for job in self._context.jobs.waiting())
-        for state in GOING_ON:
+        states = Counted(job.state for job in self._context.jobs.list_unfinished())
+        for state in UNFINISHED:
             jobs.add_metric([state], states[state])
         yield jobs
-        webhooks = self._context.webhooks.webhooks()
+        webhooks = self._context.webhooks.list()
         for name, told, counts in (
             ("waiting", "Events on their way to a webhook.", [webhook.waiting for webhook in webhooks]),
             ("dead", "Events that a webhook was tried with too often.", [webhook.dead for webhook in webhooks]),

@@ -28,7 +28,7 @@ from search_service.api.hosts import is_loopback
 from search_service.api.permissions import DeclaredRoutes, Permission
 from search_service.service_context import ServiceContext
 from search_service.store import api_keys
-from search_service.store.api_keys import Key
+from search_service.store.api_keys import ApiKey
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ KEY_HEADERS = (
 """Dependencies that describe in OpenAPI how keys are sent; the guard is what checks them."""
 
 
-def key_of(request: Request) -> Key | None:
+def key_of(request: Request) -> ApiKey | None:
     """Returns the API key that the request was sent with, or None where the service has no keys."""
-    key: Key | None = getattr(request.state, "key", None)
+    key: ApiKey | None = getattr(request.state, "key", None)
     return key
 
 
@@ -83,7 +83,7 @@ class Guard:
             who = "everybody" if self._context.settings.open else "this machine alone"
             log.warning("there are no API keys: %s is answered. `whosthere keys create` creates the first one", who)
 
-    async def admit(self, scope: Scope) -> Key | None:
+    async def admit(self, scope: Scope) -> ApiKey | None:
         """Returns the key of a request that may be answered, None where no key is needed.
 
         Raises:
@@ -109,9 +109,9 @@ class Guard:
             return not self._has_keys and self._is_local(request.scope)
         except WhosthereError:
             return False
-        return key is None or (key.opens(api_keys.Scope.ADMIN) and key.galleries is None)
+        return key is None or (key.allows(api_keys.Scope.ADMIN) and key.galleries is None)
 
-    async def _key(self, scope: Scope) -> Key | None:
+    async def _key(self, scope: Scope) -> ApiKey | None:
         """Returns the valid key that was sent and counts one use of it; None where there are no keys and the caller is
         answered without. Raises Unauthorized, RateLimited."""
         sent = _sent_key(Headers(scope=scope))
@@ -123,12 +123,12 @@ class Guard:
             )
         if sent is None:
             raise Unauthorized("expected an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        key = await run_in_threadpool(lambda: self._context.keys.genuine(sent))
+        key = await run_in_threadpool(lambda: self._context.keys.authenticate(sent))
         if key is None:
             raise Unauthorized("the API key is not known here")
         if key.revoked_at is not None:
             raise Unauthorized(f"the API key {key.name!r} was revoked")
-        if key.expired(now()):
+        if key.is_expired(now()):
             raise Unauthorized(f"the API key {key.name!r} has expired")
         if wait := self._buckets.take(key):
             raise RateLimited(f"the API key {key.name!r} may make {key.per_minute} requests a minute", wait)
@@ -136,7 +136,7 @@ class Guard:
 
     async def _any_key(self) -> bool:
         if not self._has_keys:
-            self._has_keys = await run_in_threadpool(lambda: self._context.keys.any_key())
+            self._has_keys = await run_in_threadpool(lambda: self._context.keys.has_any())
         return self._has_keys
 
     def _is_local(self, scope: Scope) -> bool:
@@ -182,7 +182,7 @@ class Buckets:
         self._left: dict[str, tuple[float, float]] = {}
         """By key: how many requests it had left, and when."""
 
-    def take(self, key: Key) -> int:
+    def take(self, key: ApiKey) -> int:
         """Counts one use and returns 0; or returns the whole seconds until the key may be used again."""
         if key.per_minute is None:
             return 0
@@ -201,12 +201,12 @@ def _sent_key(headers: Headers) -> str | None:
     return headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else None)
 
 
-def _check(key: Key | None, needed: Permission, params: Mapping[str, Any]) -> None:
+def _check(key: ApiKey | None, needed: Permission, params: Mapping[str, Any]) -> None:
     """Raises Forbidden unless the key opens what is needed. Nothing is looked up before, so that a caller without
     access to a gallery does not learn whether it exists."""
     if key is None or needed.scope is None:
         return
-    if not key.opens(needed.scope):
+    if not key.allows(needed.scope):
         message = f"the API key {key.name!r} has the scope {' and '.join(sorted(key.scopes))}; expected {needed.scope}"
         raise Forbidden(message, code="forbidden_scope")
     if needed.every_gallery and key.galleries is not None:
@@ -215,6 +215,6 @@ def _check(key: Key | None, needed: Permission, params: Mapping[str, Any]) -> No
         _check_gallery(key, params["gallery"])
 
 
-def _check_gallery(key: Key | None, name: str) -> None:
-    if key is not None and not key.opens_gallery(name):
+def _check_gallery(key: ApiKey | None, name: str) -> None:
+    if key is not None and not key.allows_gallery(name):
         raise Forbidden(f"the API key {key.name!r} does not open the gallery {name!r}", code="forbidden_gallery")

@@ -26,7 +26,7 @@ from indexer.types import Gallery, Pick
 from indexer.vision.pipeline import Seen
 from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
-from search_service.store.jobs import Held, JobResult, Jobs, JobState
+from search_service.store.jobs import ClaimedJob, JobRepository, JobResult, JobState
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +109,9 @@ class Runner:
         if time.monotonic() >= self._sweep_at:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
             self._jobs.sweep(now() - timedelta(days=self._context.settings.job_days))
-            self._context.answers.sweep()
+            self._context.idempotency.sweep()
 
-    def _run(self, held: Held) -> None:
+    def _run(self, held: ClaimedJob) -> None:
         """Ends the job, or leaves it to whoever claims it next. Raises StorageUnavailable where not even that can be
         written: then it is claimed when its time has run out."""
         if held.attempts > MOST_ATTEMPTS:
@@ -125,7 +125,7 @@ class Runner:
                 if lease.state is JobState.CANCELLING:
                     self._jobs.finish(held, JobState.CANCELLED)
                 elif lease.state is not None:
-                    self._jobs.give_back(held)
+                    self._jobs.release(held)
             except (StorageUnavailable, ModelUnavailable, OSError) as error:
                 message = error.message if isinstance(error, WhosthereError) else str(error)
                 log.warning("job %s waits: %s", held.id, message)
@@ -138,7 +138,7 @@ class Runner:
                 log.exception("job %s failed", held.id)
                 self._jobs.finish(held, JobState.FAILED, "it failed; the service's log has the details")
 
-    def _enroll(self, held: Held, lease: _Lease) -> None:
+    def _enroll(self, held: ClaimedJob, lease: _Lease) -> None:
         """Raises _Interrupted, and whatever goes wrong."""
         lease.check()
         with spool(self._context.settings) as file:
@@ -155,9 +155,9 @@ class Runner:
                     if error.code != "model_mismatch" or self._gallery(held).fingerprint == gallery.fingerprint:
                         raise
 
-    def _enroll_rows(self, held: Held, lease: _Lease, gallery: Gallery, rows: Sequence[Row]) -> None:
+    def _enroll_rows(self, held: ClaimedJob, lease: _Lease, gallery: Gallery, rows: Sequence[Row]) -> None:
         """Those that have no result yet."""
-        done = self._jobs.places(held)
+        done = self._jobs.finished_places(held)
         left = [(place, row) for place, row in enumerate(rows, 1) if place not in done]
         places = iter([place for place, _ in left])
 
@@ -173,7 +173,7 @@ class Runner:
         finally:
             enrolling.close()
 
-    def _gallery(self, held: Held) -> Gallery:
+    def _gallery(self, held: ClaimedJob) -> Gallery:
         """As it is now. Raises NotFound when it was deleted, whatever has its name by now."""
         gallery = self._context.store.galleries.get(held.gallery)
         if gallery.id != held.gallery_id:
@@ -223,7 +223,7 @@ class _Interrupted(WhosthereError):
 class _Lease:
     """Holds a job while one works on it, by a thread of its own: a photo may take longer than it is held for."""
 
-    def __init__(self, jobs: Jobs, held: Held, stopping: threading.Event) -> None:
+    def __init__(self, jobs: JobRepository, held: ClaimedJob, stopping: threading.Event) -> None:
         self._jobs = jobs
         self._held = held
         self._stopping = stopping

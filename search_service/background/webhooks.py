@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from indexer.errors import WhosthereError
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
-from search_service.store.webhooks import LONGEST_WAIT, Claimed, Webhooks
+from search_service.store.webhooks import MAX_WAIT, ClaimedDelivery, WebhookRepository
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Schedule:
     lease_seconds: float = 15.0
     """How long a try is nobody else's; longer than it may take."""
     first_seconds: float = 5.0
-    longest_seconds: float = LONGEST_WAIT.total_seconds()
+    longest_seconds: float = MAX_WAIT.total_seconds()
     tries: int = 35
     """A day: ten waits that grow and 24 of an hour. Who repairs a receiver within it has lost nothing."""
 
@@ -123,14 +123,14 @@ class Deliverer:
                     self._busy.add(claimed.webhook_id)
                 pool.submit(self._deliver, webhooks, claimed)
 
-    def _deliver(self, webhooks: Webhooks, claimed: Claimed) -> None:
+    def _deliver(self, webhooks: WebhookRepository, claimed: ClaimedDelivery) -> None:
         try:
             problem = send(claimed, self._schedule.timeout_seconds, self._tls)
             if problem is None:
-                webhooks.arrived(claimed)
+                webhooks.mark_delivered(claimed)
                 return
             again, pause = self._schedule.waits(claimed.attempts, claimed.failures + 1)
-            webhooks.failed(claimed, problem, again, pause)
+            webhooks.mark_failed(claimed, problem, again, pause)
             then = f"again in {again.total_seconds():.0f} s" if again else "that was the last try"
             log.warning(
                 "webhook %s: event %d, try %d: %s; %s",
@@ -150,13 +150,13 @@ class Deliverer:
             self._wake.set()
 
 
-def body_of(claimed: Claimed) -> bytes:
+def body_of(claimed: ClaimedDelivery) -> bytes:
     """The same bytes at every try."""
     told = {"webhook": claimed.webhook_id, "event": event_object(claimed.event)}
     return json.dumps(told, ensure_ascii=False).encode()
 
 
-def signed(claimed: Claimed, body: bytes, at: int) -> Mapping[str, str]:
+def signed(claimed: ClaimedDelivery, body: bytes, at: int) -> Mapping[str, str]:
     """The headers of a try at a time in whole seconds since 1970."""
     mac = hmac.new(claimed.secret.encode(), f"{at}.".encode() + body, hashlib.sha256).hexdigest()
     return {
@@ -168,7 +168,7 @@ def signed(claimed: Claimed, body: bytes, at: int) -> Mapping[str, str]:
     }
 
 
-def send(claimed: Claimed, timeout_seconds: float, tls: ssl.SSLContext) -> str | None:
+def send(claimed: ClaimedDelivery, timeout_seconds: float, tls: ssl.SSLContext) -> str | None:
     """Posts it once: what went wrong, None when a 2xx came back. Redirects are not followed, proxies not asked, and of
     the answer nothing but its status is read. The time is that of the whole: name, connection, TLS and answer."""
     until = time.monotonic() + timeout_seconds

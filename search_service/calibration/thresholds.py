@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexer.app_context import AppContext
 from indexer.clock import now
 from indexer.errors import WhosthereError
-from indexer.files import alone
+from indexer.files import exclusive_lock
 from indexer.gallery.calibrations import Calibration
 from indexer.models.packs import Pack
 from indexer.types import Gallery, Hit, ScoreTail, Vectors
@@ -161,7 +161,7 @@ class Thresholds:
         """Computes in one process only; the others use the stored result."""
         try:
             path = self._context.settings.indexes_folder / f"{gallery.id}.calibration.lock"
-            with alone(path) as is_alone:
+            with exclusive_lock(path) as is_alone:
                 stored = self._context.store.calibrations.find(gallery)
                 if is_alone and (stored is None or _is_due(stored, gallery.seq, faces)):
                     self.calibrate(gallery, pace=1.0)

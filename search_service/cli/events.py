@@ -18,7 +18,7 @@ from search_service.events.attendance import LONGEST_SHIFT, Mark, Row, days_of, 
 from search_service.matching.decision import Decision
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
-from search_service.store.events import Direction, Events, Filter
+from search_service.store.events import Direction, EventFilter, EventRepository
 
 PAGE = 1000
 """Events read from the database at a time."""
@@ -59,7 +59,7 @@ def events_list(
     as_json: bool,
 ) -> None:
     """List the latest events, the newest last."""
-    wanted = Filter(
+    wanted = EventFilter(
         None if gallery is None else [context.store.galleries.get(gallery).name],
         _time("--since", since),
         _time("--until", until),
@@ -160,7 +160,7 @@ def events_forget(
     question = f"Delete the events {whose}{f' before {time.isoformat()}' if time else ''} permanently?"
     if not yes and not click.confirm(question, err=as_json):
         raise click.ClickException("nothing was deleted")
-    forgotten = context.events.forget(found, external_id, time)
+    forgotten = context.events.delete(found, external_id, time)
     if as_json:
         print_json({"forgotten": forgotten})
     else:
@@ -168,11 +168,11 @@ def events_forget(
 
 
 def attendance(
-    events: Events, gallery: str, days: tuple[date, date], zone: ZoneInfo, longest: timedelta = LONGEST_SHIFT
+    events: EventRepository, gallery: str, days: tuple[date, date], zone: ZoneInfo, longest: timedelta = LONGEST_SHIFT
 ) -> list[Row]:
     """Returns the rows from the first day up to the second, exclusive, by day and person (`external_id`)."""
     since, until = span(*days, zone, longest)
-    wanted = Filter([gallery], since, until, decision=Decision.MATCH)
+    wanted = EventFilter([gallery], since, until, decision=Decision.MATCH)
     marks: dict[str, list[Mark]] = {}
     after = 0
     while page := events.find(wanted, after, PAGE):

@@ -14,7 +14,7 @@ from indexer.errors import InvalidRequest
 from search_service.cli.common import with_context
 from search_service.serializers import key_object
 from search_service.service_context import ServiceContext
-from search_service.store.api_keys import Key, Scope
+from search_service.store.api_keys import ApiKey, Scope
 
 
 @click.group("keys")
@@ -112,12 +112,12 @@ def _expiry(text: str | None) -> datetime | None:
         raise InvalidRequest(f"{error.message}, or 90d for days from now") from error
 
 
-def _state(key: Key) -> str:
+def _state(key: ApiKey) -> str:
     if key.revoked_at is not None:
         return f"revoked {_minute(key.revoked_at)}"
     if key.expires_at is None:
         return "valid"
-    return f"{'expired' if key.expired(now()) else 'valid until'} {_minute(key.expires_at)}"
+    return f"{'expired' if key.is_expired(now()) else 'valid until'} {_minute(key.expires_at)}"
 
 
 def _minute(time: datetime) -> str:

@@ -56,7 +56,7 @@ def webhooks_create(
 @with_context
 def webhooks_list(context: ServiceContext, as_json: bool) -> None:
     """List the webhooks and the number of deliveries waiting for each."""
-    hooks = context.webhooks.webhooks()
+    hooks = context.webhooks.list()
     if as_json:
         print_json([webhook_object(hook) for hook in hooks])
         return

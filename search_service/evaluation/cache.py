@@ -23,7 +23,7 @@ import numpy as np
 from indexer import vision
 from indexer.app_context import AppContext
 from indexer.errors import RejectedImage
-from indexer.files import clear, write_atomically
+from indexer.files import remove_leftovers, write_atomically
 from indexer.models.packs import Pack
 from indexer.types import Box, Detection, Face, Pick, Quality, Reason, Vectors, sha256
 from indexer.vision.decode import Limits
@@ -69,7 +69,7 @@ class Cache:
         """Those that were there."""
         self.failure: OSError | None = None
         """Why nothing more is kept."""
-        clear(self._own / "photos")
+        remove_leftovers(self._own / "photos")
         for path in sorted(self._own.glob(f"photos-*{ENDING}")):
             self._places |= {key: (path, row) for row, key in enumerate(_keys(path))}
 

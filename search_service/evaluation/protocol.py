@@ -369,7 +369,7 @@ class _Run:
                 batch.append((row, row.read(limit)))
             except RejectedImage as rejection:
                 looked += self._describe(batch)
-                looked.append(_Looked(row, "", Seen(rejection=rejection.kept())))
+                looked.append(_Looked(row, "", Seen(rejection=rejection.without_traceback())))
                 batch = []
             if sum(len(image) for _, image in batch) + limit > BYTES_AT_ONCE:
                 looked += self._describe(batch)

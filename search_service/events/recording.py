@@ -13,7 +13,7 @@ from indexer.gallery.validation import check_name
 from indexer.types import Gallery
 from search_service.matching.decision import Decision
 from search_service.search import Answer, FaceAnswer
-from search_service.store.events import Direction, Event, Events, Recorded, Sighting
+from search_service.store.events import Direction, Event, EventRepository, Recorded, Sighting
 
 LONGEST_COOLDOWN_SECONDS = 86_400
 """A day: who comes once a day is to be seen once a day."""
@@ -40,7 +40,7 @@ class Recording:
         return timedelta(seconds=self.cooldown_seconds)
 
 
-def record(events: Events, gallery: Gallery, answer: Answer, recording: Recording) -> Answer:
+def record(events: EventRepository, gallery: Gallery, answer: Answer, recording: Recording) -> Answer:
     """The answer with the event of each face: a transaction a face, so asked again after a failure none is doubled."""
     faces = (
         replace(face, event=events.record(gallery, sighting(face, recording), recording.cooldown))
@@ -55,7 +55,7 @@ def remembered(answers: Sequence[Answer]) -> bytes:
     return json.dumps([(face.event.event.id, face.event.recorded) if face.event else None for face in faces]).encode()
 
 
-def told_again(events: Events, answers: Sequence[Answer], recording: Recording, then: bytes) -> list[Answer]:
+def told_again(events: EventRepository, answers: Sequence[Answer], recording: Recording, then: bytes) -> list[Answer]:
     """The answers to the same probes with the events that were told `then`; nothing is recorded.
 
     A face has no event where that was deleted, and where it is not the same person any more whom the search finds: an
@@ -68,7 +68,7 @@ def told_again(events: Events, answers: Sequence[Answer], recording: Recording, 
     ]
 
 
-def _with_event(events: Events, face: FaceAnswer, recording: Recording, told: list[int] | None) -> FaceAnswer:
+def _with_event(events: EventRepository, face: FaceAnswer, recording: Recording, told: list[int] | None) -> FaceAnswer:
     event = _event(events, told[0]) if told else None
     seen = sighting(face, recording).identity
     if told is None or event is None or event.identity_id != (seen.id if seen else None):
@@ -76,9 +76,9 @@ def _with_event(events: Events, face: FaceAnswer, recording: Recording, told: li
     return replace(face, event=Recorded(event, recorded=bool(told[1])))
 
 
-def _event(events: Events, event_id: int) -> Event | None:
+def _event(events: EventRepository, event_id: int) -> Event | None:
     try:
-        return events.event(event_id)
+        return events.get(event_id)
     except NotFound:
         return None
 

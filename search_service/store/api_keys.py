@@ -24,7 +24,7 @@ from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery.database import Repository
 from indexer.gallery.schema import MAX_QUERY_VALUES
 from indexer.gallery.validation import check_name
-from search_service.store.schema import KeyRow
+from search_service.store.schema import ApiKeyRow
 
 ID_BYTES = 8
 SECRET_BYTES = 32
@@ -32,13 +32,13 @@ SECRET_BYTES = 32
 TEXT = re.compile(r"wt_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 """ID_BYTES in hexadecimal, SECRET_BYTES in URL-safe base64 without its padding."""
 
-NOBODYS = "0" * 64
+NO_KEY_SHA256 = "0" * 64
 """Compared with where there is no key of that id. No secret is known that has this hash."""
 
-MOST_GALLERIES = MAX_QUERY_VALUES
+MAX_GALLERIES = MAX_QUERY_VALUES
 """That one key may be limited to: they are looked for in one query."""
 
-MOST_PER_MINUTE = 1_000_000
+MAX_PER_MINUTE = 1_000_000
 """Far beyond what a machine answers; the column takes a little more."""
 
 
@@ -54,7 +54,7 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """An API key, without its secret."""
 
     id: str
@@ -68,18 +68,18 @@ class Key:
     expires_at: datetime | None
     revoked_at: datetime | None
 
-    def opens(self, scope: Scope) -> bool:
+    def allows(self, scope: Scope) -> bool:
         ranks = list(Scope)
         return any(ranks.index(own) >= ranks.index(scope) for own in self.scopes)
 
-    def opens_gallery(self, name: str) -> bool:
+    def allows_gallery(self, name: str) -> bool:
         return self.galleries is None or name in self.galleries
 
-    def expired(self, time: datetime) -> bool:
+    def is_expired(self, time: datetime) -> bool:
         return self.expires_at is not None and time >= self.expires_at
 
 
-class Keys(Repository):
+class ApiKeyRepository(Repository):
     """The keys of one database. Thread-safe."""
 
     def create(
@@ -89,14 +89,14 @@ class Keys(Repository):
         galleries: Collection[str] | None = None,
         expires_at: datetime | None = None,
         per_minute: int | None = None,
-    ) -> tuple[Key, str]:
+    ) -> tuple[ApiKey, str]:
         """The key and its text, which nobody can be told again. The galleries need not be there yet.
 
         Raises InvalidRequest, and Conflict when there is or was a key of that name.
         """
         _check(name, scopes, galleries, expires_at, per_minute)
         key_id, secret = secrets.token_hex(ID_BYTES), secrets.token_urlsafe(SECRET_BYTES)
-        row = KeyRow(
+        row = ApiKeyRow(
             id=key_id,
             name=name,
             secret_sha256=_hashed(secret),
@@ -116,7 +116,7 @@ class Keys(Repository):
             message = f"there is a key {name!r} already; one that was revoked keeps its name"
             raise Conflict(message, code="key_exists") from error
 
-    def genuine(self, text: str) -> Key | None:
+    def authenticate(self, text: str) -> ApiKey | None:
         """The key that `text` is, be it expired or revoked; None where there is none. Takes as long for a wrong secret
         as for an unknown id."""
         parts = TEXT.fullmatch(text)
@@ -124,22 +124,22 @@ class Keys(Repository):
             return None
         key_id, secret = parts.groups()
         with self._read() as session:
-            row = session.get(KeyRow, key_id)
-            right = hmac.compare_digest(_hashed(secret), NOBODYS if row is None else row.secret_sha256)
+            row = session.get(ApiKeyRow, key_id)
+            right = hmac.compare_digest(_hashed(secret), NO_KEY_SHA256 if row is None else row.secret_sha256)
             return _key(row) if row is not None and right else None
 
-    def find(self, key_id: str) -> Key:
+    def get(self, key_id: str) -> ApiKey:
         """Raises NotFound."""
         with self._read() as session:
             return _key(_row(session, key_id))
 
-    def list(self, after: str = "", limit: int | None = None) -> Sequence[Key]:
+    def list(self, after: str = "", limit: int | None = None) -> Sequence[ApiKey]:
         """Those with a name after `after`, by name, the revoked ones too."""
-        query = select(KeyRow).where(KeyRow.name > after).order_by(KeyRow.name).limit(limit)
+        query = select(ApiKeyRow).where(ApiKeyRow.name > after).order_by(ApiKeyRow.name).limit(limit)
         with self._read() as session:
             return [_key(row) for row in session.scalars(query)]
 
-    def revoke(self, key_id: str) -> Key:
+    def revoke(self, key_id: str) -> ApiKey:
         """From now on it opens nothing, in any process. One that was revoked stays so since then. Raises NotFound."""
         with self._write() as session:
             row = _row(session, key_id)
@@ -147,10 +147,10 @@ class Keys(Repository):
             session.flush()
             return _key(row)
 
-    def any_key(self) -> bool:
+    def has_any(self) -> bool:
         """Whether a key was ever made. Revoked and expired ones count, so that a service never opens again."""
         with self._read() as session:
-            return session.scalar(select(KeyRow.id).limit(1)) is not None
+            return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
 
 
 def _check(
@@ -165,9 +165,9 @@ def _check(
     if not scopes:
         raise InvalidRequest(f"a key without a scope opens nothing; expected {', '.join(Scope)}")
     if galleries is not None:
-        if not 0 < len(galleries) <= MOST_GALLERIES:
+        if not 0 < len(galleries) <= MAX_GALLERIES:
             raise InvalidRequest(
-                f"a key may be limited to 1 to {MOST_GALLERIES} galleries; got {len(galleries)} (name none for all)"
+                f"a key may be limited to 1 to {MAX_GALLERIES} galleries; got {len(galleries)} (name none for all)"
             )
         for gallery in galleries:
             check_name("a gallery's name", gallery)
@@ -175,23 +175,23 @@ def _check(
         raise InvalidRequest(f"expires_at ({expires_at.isoformat()}) must have a time zone")
     if expires_at is not None and expires_at <= now():
         raise InvalidRequest(f"expires_at is {expires_at.isoformat()}; expected a time in the future")
-    if per_minute is not None and not 1 <= per_minute <= MOST_PER_MINUTE:
-        raise InvalidRequest(f"per_minute is {per_minute}; expected 1 to {MOST_PER_MINUTE}")
+    if per_minute is not None and not 1 <= per_minute <= MAX_PER_MINUTE:
+        raise InvalidRequest(f"per_minute is {per_minute}; expected 1 to {MAX_PER_MINUTE}")
 
 
 def _hashed(secret: str) -> str:
     return hashlib.sha256(secret.encode("ascii")).hexdigest()
 
 
-def _row(session: Session, key_id: str) -> KeyRow:
-    row = session.get(KeyRow, key_id) if key_id.isprintable() else None  # PostgreSQL takes no NUL
+def _row(session: Session, key_id: str) -> ApiKeyRow:
+    row = session.get(ApiKeyRow, key_id) if key_id.isprintable() else None  # PostgreSQL takes no NUL
     if row is None:
         raise NotFound(f"there is no key {key_id!r}", code="key_not_found")
     return row
 
 
-def _key(row: KeyRow) -> Key:
-    return Key(
+def _key(row: ApiKeyRow) -> ApiKey:
+    return ApiKey(
         id=row.id,
         name=row.name,
         scopes=frozenset(map(Scope, row.scopes)),

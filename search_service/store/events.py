@@ -80,7 +80,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Filter:
+class EventFilter:
     """Which events are asked for: those to which everything applies that is said."""
 
     galleries: Sequence[str] | None = None
@@ -94,7 +94,7 @@ class Filter:
     direction: Direction | None = None
 
 
-class Events(Repository):
+class EventRepository(Repository):
     """The events of one database. Thread-safe; each call is one transaction, `record` one or two."""
 
     def __init__(self, engine: Engine) -> None:
@@ -134,25 +134,25 @@ class Events(Repository):
         except IntegrityError as error:
             raise _gone() from error
 
-    def find(self, wanted: Filter, after: int = 0, limit: int | None = None) -> list[Event]:
+    def find(self, wanted: EventFilter, after: int = 0, limit: int | None = None) -> list[Event]:
         """Those with an id above `after`, in the order of their recording: whoever has seen an event could have seen
         all with lower ids."""
         query = _events().where(EventRow.id > after, *_conditions(wanted)).order_by(EventRow.id).limit(limit)
         with self._read() as session:
             return [_event(*row) for row in session.execute(query)]
 
-    def latest(self, wanted: Filter, limit: int) -> list[Event]:
+    def latest(self, wanted: EventFilter, limit: int) -> list[Event]:
         """The last ones recorded, in the order of their recording."""
         query = _events().where(*_conditions(wanted)).order_by(EventRow.id.desc()).limit(limit)
         with self._read() as session:
             return [_event(*row) for row in session.execute(query)][::-1]
 
-    def event(self, event_id: int) -> Event:
+    def get(self, event_id: int) -> Event:
         """Raises NotFound."""
         with self._read() as session:
             return _required(session, event_id)
 
-    def forget(self, gallery: Gallery, external_id: str | None = None, before: datetime | None = None) -> int:
+    def delete(self, gallery: Gallery, external_id: str | None = None, before: datetime | None = None) -> int:
         """Deletes a person's events, or those `before` a time, or a person's before a time, with what was still to be
         sent of them; how many events. Raises InvalidRequest when neither is said."""
         if external_id is None and before is None:
@@ -284,7 +284,7 @@ def _events() -> Select[EventRow, str]:
     return select(EventRow, GalleryRow.name).join(GalleryRow, GalleryRow.id == EventRow.gallery_id)
 
 
-def _conditions(wanted: Filter) -> Iterator[ColumnElement[bool]]:
+def _conditions(wanted: EventFilter) -> Iterator[ColumnElement[bool]]:
     if wanted.galleries is not None:
         yield GalleryRow.name.in_(wanted.galleries)
     if wanted.since is not None:

@@ -19,10 +19,10 @@ from indexer.clock import now
 from indexer.gallery.database import Repository
 from search_service.store.schema import AnswerRow
 
-KEPT = timedelta(hours=24)
+RETENTION = timedelta(hours=24)
 """How long an answer is given again: as long as Stripe gives its own, whom callers know keys from."""
 
-LOCKED_SECONDS = 15.0
+LEASE_SECONDS = 15.0
 """How long a key is held by whoever does not say that it is alive, as a job is. It says so several times in between. A
 caller tries again for longer than twice that, which it may be where the clock was set back."""
 
@@ -46,7 +46,7 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredAnswer:
     """The answer that was given to the first request, or what it is made from once more."""
 
     request_sha256: str
@@ -57,10 +57,10 @@ class Stored:
     body: bytes
 
 
-class Answers(Repository):
+class IdempotencyStore(Repository):
     """The answers of one database. Thread-safe."""
 
-    def claim(self, owner: str, key: str) -> Claim | Pending | Stored:
+    def claim(self, owner: str, key: str) -> Claim | Pending | StoredAnswer:
         """The right to answer, or what became of the one who has it. Of several at once one gets it."""
         claim = Claim(owner, key, secrets.token_hex(16))
         while True:
@@ -77,13 +77,13 @@ class Answers(Repository):
 
     def renew(self, claims: Collection[Claim]) -> None:
         """Whoever holds them is alive. Those that another one has taken meanwhile stay the other one's."""
-        until = now() + timedelta(seconds=LOCKED_SECONDS)
+        until = now() + timedelta(seconds=LEASE_SECONDS)
         with self._write() as session:
             for claim in claims:
                 held = update(AnswerRow).where(_held(claim)).values(locked_until=until)
                 session.execute(held.execution_options(synchronize_session=False))
 
-    def put(self, claim: Claim, answer: Stored) -> bool:
+    def put(self, claim: Claim, answer: StoredAnswer) -> bool:
         """Keeps the answer; False where another one has taken the claim meanwhile."""
         headers = null() if answer.headers is None else dict(answer.headers)
         said = {"request_sha256": answer.request_sha256, "status": answer.status, "headers": headers}
@@ -91,7 +91,7 @@ class Answers(Repository):
         with self._write() as session:
             return session.execute(kept.execution_options(synchronize_session=False)).one_or_none() is not None
 
-    def give_up(self, claim: Claim) -> None:
+    def release(self, claim: Claim) -> None:
         """The next request with the key is the first again."""
         with self._write() as session:
             session.execute(delete(AnswerRow).where(_held(claim)))
@@ -103,7 +103,7 @@ class Answers(Repository):
             with self._write() as session:
                 old = session.execute(
                     select(AnswerRow.owner, AnswerRow.key)
-                    .where(or_(AnswerRow.expires_at <= now(), AnswerRow.expires_at > now() + 2 * KEPT))
+                    .where(or_(AnswerRow.expires_at <= now(), AnswerRow.expires_at > now() + 2 * RETENTION))
                     .limit(SWEPT_AT_ONCE)
                     .with_for_update(skip_locked=True)  # another one sweeps as well
                 ).all()
@@ -113,14 +113,14 @@ class Answers(Repository):
             if len(names) < SWEPT_AT_ONCE:
                 return swept
 
-    def _find(self, claim: Claim) -> Pending | Stored | None:
+    def _find(self, claim: Claim) -> Pending | StoredAnswer | None:
         with self._read() as session:
             row = session.scalar(select(AnswerRow).where(_is(claim)))
             if row is None:
                 return None
             if row.status is None:
                 return Pending()
-            return Stored(row.request_sha256, row.status, row.headers, row.body or b"")
+            return StoredAnswer(row.request_sha256, row.status, row.headers, row.body or b"")
 
 
 def _is(claim: Claim) -> ColumnElement[bool]:
@@ -130,7 +130,7 @@ def _is(claim: Claim) -> ColumnElement[bool]:
 def _over(at: datetime) -> ColumnElement[bool]:
     """The answer is too old, or whoever was to give it is taken for dead. A key that is held for longer than is ever
     asked for was taken before the clock was set back."""
-    ahead = at + timedelta(seconds=2 * LOCKED_SECONDS)  # and not by a machine whose clock is a little ahead
+    ahead = at + timedelta(seconds=2 * LEASE_SECONDS)  # and not by a machine whose clock is a little ahead
     dead = or_(AnswerRow.locked_until <= at, AnswerRow.locked_until > ahead)
     return or_(AnswerRow.expires_at <= at, and_(AnswerRow.status.is_(None), dead))
 
@@ -144,6 +144,6 @@ def _unanswered(claim: Claim, at: datetime) -> dict[str, object]:
         "owner": claim.owner,
         "key": claim.key,
         "request_sha256": claim.holder,
-        "locked_until": at + timedelta(seconds=LOCKED_SECONDS),
-        "expires_at": at + KEPT,
+        "locked_until": at + timedelta(seconds=LEASE_SECONDS),
+        "expires_at": at + RETENTION,
     }

@@ -22,7 +22,7 @@ from indexer.gallery.database import Repository, lock_until_commit
 from indexer.gallery.schema import GalleryRow, batches
 from search_service.store.schema import JobPartRow, JobResultRow, JobRow
 
-PART = 2**20
+PART_BYTES = 2**20
 """Bytes of a job's file in one row."""
 
 PARTS_AT_ONCE = 16
@@ -52,7 +52,7 @@ class JobState(StrEnum):
 
 
 HELD = (JobState.RUNNING, JobState.CANCELLING)
-GOING_ON = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)
+UNFINISHED = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)
 ENDED = (JobState.CANCELLED, JobState.DONE, JobState.FAILED)
 
 
@@ -73,7 +73,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Held:
+class ClaimedJob:
     """A job in the hands of one worker. Whoever took it over has another `claim`."""
 
     id: str
@@ -102,7 +102,7 @@ class JobResult:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class UnfinishedJob:
     """A job that has not ended. `problem` says why it got no further the last time."""
 
     id: str
@@ -110,7 +110,7 @@ class Waiting:
     problem: str | None
 
 
-class Jobs(Repository):
+class JobRepository(Repository):
     """The jobs of one database's galleries. Thread-safe; each call is one transaction where it says nothing else."""
 
     # For those who ask
@@ -140,9 +140,9 @@ class Jobs(Repository):
             with suppress(StorageUnavailable), self._write() as session:  # else `sweep` finds it
                 session.execute(delete(JobRow).where(JobRow.id == job_id))
             raise
-        return self.find(job_id)
+        return self.get(job_id)
 
-    def find(self, job_id: str) -> Job:
+    def get(self, job_id: str) -> Job:
         """Raises NotFound."""
         with self._read() as session:
             rows = session.execute(_jobs().where(JobRow.id == job_id)).all()
@@ -181,12 +181,12 @@ class Jobs(Repository):
                 state=case((queued, JobState.CANCELLED), else_=JobState.CANCELLING),
                 finished_at=case((queued, now())),
             )
-        job = self.find(job_id)
+        job = self.get(job_id)
         if job.state in ENDED:
             self._drop_parts(job_id)
         return job
 
-    def unfinished(self) -> int:
+    def count_unfinished(self) -> int:
         """How many wait, run, or are on their way in."""
         with self._read() as session:
             return _unfinished(session)
@@ -196,15 +196,15 @@ class Jobs(Repository):
         with self._read() as session:
             _check_room(session, most)
 
-    def waiting(self) -> list[Waiting]:
+    def list_unfinished(self) -> list[UnfinishedJob]:
         """Those that wait or run, the oldest first."""
-        query = select(JobRow.id, JobRow.state, JobRow.problem).where(JobRow.state.in_(GOING_ON))
+        query = select(JobRow.id, JobRow.state, JobRow.problem).where(JobRow.state.in_(UNFINISHED))
         with self._read() as session:
-            return [Waiting(*row) for row in session.execute(query.order_by(JobRow.created_at, JobRow.id))]
+            return [UnfinishedJob(*row) for row in session.execute(query.order_by(JobRow.created_at, JobRow.id))]
 
     # For workers
 
-    def claim(self, seconds: float) -> Held | None:
+    def claim(self, seconds: float) -> ClaimedJob | None:
         """Takes the oldest job that waits, or whose worker let its time run out, for so many seconds, LONGEST_HOLD at
         most."""
         at, claim = now(), secrets.token_hex(16)
@@ -236,9 +236,9 @@ class Jobs(Repository):
             if taken is None:
                 return None
             name = session.scalar(select(GalleryRow.name).where(GalleryRow.id == taken.gallery_id)) or ""
-        return Held(taken.id, claim, taken.gallery_id, name, JobState(taken.state), taken.options, taken.attempts)
+        return ClaimedJob(taken.id, claim, taken.gallery_id, name, JobState(taken.state), taken.options, taken.attempts)
 
-    def parts(self, held: Held) -> Iterator[bytes]:
+    def parts(self, held: ClaimedJob) -> Iterator[bytes]:
         """Its file."""
         place = 0
         while True:
@@ -250,17 +250,17 @@ class Jobs(Repository):
             yield data
             place += 1
 
-    def places(self, held: Held) -> set[int]:
+    def finished_places(self, held: ClaimedJob) -> set[int]:
         """Of the images that something became of already."""
         with self._read() as session:
             return set(session.scalars(select(JobResultRow.place).where(JobResultRow.job_id == held.id)))
 
-    def renew(self, held: Held, seconds: float) -> JobState | None:
+    def renew(self, held: ClaimedJob, seconds: float) -> JobState | None:
         """Holds it for so many seconds from now; None when it is no longer held by this claim."""
         with self._write() as session:
             return _change(session, _by(held), locked_until=now() + timedelta(seconds=seconds))
 
-    def put(self, transaction: Session, held: Held, results: Sequence[JobResult]) -> JobState:
+    def put(self, transaction: Session, held: ClaimedJob, results: Sequence[JobResult]) -> JobState:
         """Writes results down in the transaction that commits what they tell of; whether it runs or is to be cancelled.
 
         Raises Conflict, code `job_lost`, when the job is no longer held by this claim.
@@ -272,7 +272,7 @@ class Jobs(Repository):
             transaction.execute(insert(JobResultRow), [{"job_id": held.id, **_values(one)} for one in results])
         return state
 
-    def finish(self, held: Held, state: JobState, problem: str | None = None) -> None:
+    def finish(self, held: ClaimedJob, state: JobState, problem: str | None = None) -> None:
         """Ends it, and deletes its file. Nothing happens when it is no longer held by this claim."""
         with self._write() as session:
             told = None if problem is None else _storable(problem)
@@ -282,13 +282,13 @@ class Jobs(Repository):
         if ended is not None:
             self._drop_parts(held.id)
 
-    def give_back(self, held: Held) -> None:
+    def release(self, held: ClaimedJob) -> None:
         """Lets another worker go on with it at once."""
         with self._write() as session:
             state = case((JobRow.state == JobState.RUNNING, JobState.QUEUED), else_=JobRow.state)
             _change(session, _by(held), state=state, attempts=0, worker=None, locked_until=now())
 
-    def postpone(self, held: Held, problem: str, seconds: float) -> None:
+    def postpone(self, held: ClaimedJob, problem: str, seconds: float) -> None:
         """Lets another worker go on with it after so many seconds, LONGEST_HOLD at most; tells why until then."""
         with self._write() as session:
             until = now() + timedelta(seconds=seconds)
@@ -366,7 +366,7 @@ def _broken_off() -> ColumnElement[bool]:
     return and_(JobRow.state == JobState.RECEIVING, JobRow.locked_until < dead)
 
 
-def _by(held: Held) -> Any:
+def _by(held: ClaimedJob) -> Any:
     return and_(JobRow.id == held.id, JobRow.worker == held.claim, JobRow.state.in_(HELD))
 
 

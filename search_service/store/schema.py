@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from indexer.gallery.schema import MAX_NAME_LENGTH, Base, Id, UtcDateTime
 
 
-class KeyRow(Base):
+class ApiKeyRow(Base):
     """An API key. The key itself is kept nowhere."""
 
     __tablename__ = "keys"

@@ -20,19 +20,19 @@ from indexer.types import Gallery
 from search_service.store.events import DEAD, WAITING, Event, event_of
 from search_service.store.schema import DeliveryRow, WebhookRow
 
-MOST_WEBHOOKS = 100
+MAX_WEBHOOKS = 100
 """Each event costs a row for each webhook that wants it, in the transaction a door waits for."""
 
-LONGEST_URL = 2000
+MAX_URL_LENGTH = 2000
 """Characters; what every client and proxy takes."""
 
-LONGEST_PROBLEM = 200
+MAX_PROBLEM_LENGTH = 200
 """Characters kept of what went wrong."""
 
-LONGEST_WAIT = timedelta(hours=1)
+MAX_WAIT = timedelta(hours=1)
 """Between two tries. What is due in twice that time was written before the clock was set back, and is due now."""
 
-LONGEST_DELAY = timedelta(hours=26)
+MAX_DELAY = timedelta(hours=26)
 """What waited for so long behind others, and still nothing arrives, is dead as well: had it been tried each time, it
 would be by now."""
 
@@ -65,7 +65,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Due:
+class DueDelivery:
     """A delivery that is to be sent."""
 
     id: int
@@ -73,7 +73,7 @@ class Due:
 
 
 @dataclass(frozen=True)
-class Claimed:
+class ClaimedDelivery:
     """A delivery that the caller, and nobody else until its claim ends, is to send."""
 
     id: int
@@ -87,7 +87,7 @@ class Claimed:
     """Of its webhook, since something arrived there."""
 
 
-class Webhooks(Repository):
+class WebhookRepository(Repository):
     """The webhooks of one database. Thread-safe; each call is one transaction."""
 
     def create(self, url: str, gallery: Gallery | None, decisions: Sequence[str]) -> tuple[Webhook, str]:
@@ -106,19 +106,19 @@ class Webhooks(Repository):
             created_at=now(),
         )
         with self._write() as session:
-            if (session.scalar(select(func.count()).select_from(WebhookRow)) or 0) >= MOST_WEBHOOKS:
-                raise Conflict(f"there are {MOST_WEBHOOKS} webhooks, as many as there may be; delete one first")
+            if (session.scalar(select(func.count()).select_from(WebhookRow)) or 0) >= MAX_WEBHOOKS:
+                raise Conflict(f"there are {MAX_WEBHOOKS} webhooks, as many as there may be; delete one first")
             session.add(row)
             session.flush()
             return _webhook(session, row), secret
 
-    def webhooks(self) -> list[Webhook]:
+    def list(self) -> Sequence[Webhook]:
         """In the order of their making."""
         with self._read() as session:
             rows = session.scalars(select(WebhookRow).order_by(WebhookRow.created_at, WebhookRow.id))
             return [_webhook(session, row) for row in rows]
 
-    def webhook(self, webhook_id: str) -> Webhook:
+    def get(self, webhook_id: str) -> Webhook:
         """Raises NotFound."""
         with self._read() as session:
             return _webhook(session, _required(session, webhook_id))
@@ -131,7 +131,7 @@ class Webhooks(Repository):
             session.execute(delete(WebhookRow).where(WebhookRow.id == webhook_id))
             return gone
 
-    def deliveries(self, webhook_id: str, state: str, after: int = 0, limit: int | None = None) -> list[Delivery]:
+    def deliveries(self, webhook_id: str, state: str, after: int = 0, limit: int | None = None) -> Sequence[Delivery]:
         """Those in that state with an id above `after`, oldest first. Raises NotFound."""
         query = select(DeliveryRow).where(
             DeliveryRow.webhook_id == webhook_id, DeliveryRow.state == state, DeliveryRow.id > after
@@ -150,7 +150,7 @@ class Webhooks(Repository):
 
     # What delivers
 
-    def due(self, busy: Collection[str]) -> list[Due]:
+    def due(self, busy: Collection[str]) -> Sequence[DueDelivery]:
         """The delivery that has been due for longest of each webhook but those that are paused or `busy`; in no order:
         whoever sends knows whose turn it is."""
         at = now()
@@ -160,9 +160,9 @@ class Webhooks(Repository):
         if busy:
             query = query.where(WebhookRow.id.not_in(busy))
         with self._read() as session:
-            return [Due(found, webhook_id) for found, webhook_id in session.execute(query) if found is not None]
+            return [DueDelivery(found, webhook_id) for found, webhook_id in session.execute(query) if found is not None]
 
-    def claim(self, delivery_id: int, lease: timedelta) -> Claimed | None:
+    def claim(self, delivery_id: int, lease: timedelta) -> ClaimedDelivery | None:
         """Takes a delivery for the time of `lease`, after which it is due again; None when somebody else was first, or
         the webhook is paused. After a pause this one alone is sent: the webhook is paused for the same time."""
         at = now()
@@ -179,24 +179,26 @@ class Webhooks(Repository):
             event = event_of(session, row.event_id)
             if event is None:  # its gallery goes at this moment, and so does this row
                 return None
-            return Claimed(row.id, hook.id, hook.url, hook.secret, row.attempts, event, hook.failures)
+            return ClaimedDelivery(row.id, hook.id, hook.url, hook.secret, row.attempts, event, hook.failures)
 
-    def arrived(self, claimed: Claimed) -> None:
+    def mark_delivered(self, claimed: ClaimedDelivery) -> None:
         """What else waits for the webhook is sent as well."""
         with self._write() as session:
             _go_on(session, claimed.webhook_id)
             session.execute(delete(DeliveryRow).where(DeliveryRow.id == claimed.id))
 
-    def failed(self, claimed: Claimed, problem: str, again: timedelta | None, pause: timedelta = timedelta()) -> None:
+    def mark_failed(
+        self, claimed: ClaimedDelivery, problem: str, again: timedelta | None, pause: timedelta = timedelta()
+    ) -> None:
         """To be tried `again` after a while, or dead; the webhook is paused, and what has waited for it for
         LONGEST_DELAY is dead. Nothing happens where it is gone or claimed anew."""
-        at, said = now(), {"problem": problem[:LONGEST_PROBLEM]}
+        at, said = now(), {"problem": problem[:MAX_PROBLEM_LENGTH]}
         later = {"state": DEAD} if again is None else {"next_at": at + again}
         row = update(DeliveryRow).where(DeliveryRow.id == claimed.id, DeliveryRow.attempts == claimed.attempts)
         late = update(DeliveryRow).where(
             DeliveryRow.webhook_id == claimed.webhook_id,
             DeliveryRow.state == WAITING,
-            DeliveryRow.since <= at - LONGEST_DELAY,
+            DeliveryRow.since <= at - MAX_DELAY,
         )
         with self._write() as session:
             hook = session.scalar(_locked(WebhookRow.id == claimed.webhook_id))
@@ -213,9 +215,9 @@ def check_url(url: str) -> None:
     except ValueError:  # a bracket or a port that is none
         host, port, parts = None, None, urlsplit("")
     plain = url.isascii() and url.isprintable() and " " not in url
-    if not plain or parts.scheme not in ("http", "https") or not host or port == 0 or len(url) > LONGEST_URL:
+    if not plain or parts.scheme not in ("http", "https") or not host or port == 0 or len(url) > MAX_URL_LENGTH:
         raise InvalidRequest(
-            f"a webhook's url must be http://HOST... or https://HOST..., of at most {LONGEST_URL} ASCII characters "
+            f"a webhook's url must be http://HOST... or https://HOST..., of at most {MAX_URL_LENGTH} ASCII characters "
             "without spaces"
         )
     if "@" in parts.netloc or parts.fragment:
@@ -232,7 +234,7 @@ def _is_open(at: datetime) -> ColumnElement[bool]:
 
 
 def _ahead(column: Any, at: datetime) -> ColumnElement[bool]:
-    return and_(column > at, column <= at + 2 * LONGEST_WAIT)
+    return and_(column > at, column <= at + 2 * MAX_WAIT)
 
 
 def _locked(*which: ColumnElement[bool]) -> Select[WebhookRow]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.files import alone, clear, replacing, try_lock, write_atomically
+from indexer.files import atomic_file, exclusive_lock, remove_leftovers, try_lock, write_atomically
 from tests.indexer.vectors.disks import limited_file_size
 from tests.waiting import DEADLINE, wait_for
 
@@ -118,7 +118,7 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "made" / "4.index"
     for content in (b"one", b"two"):
-        with replacing(path) as (file, temporary):
+        with atomic_file(path) as (file, temporary):
             file.write(content)
             file.flush()
             assert temporary.read_bytes() == content
@@ -131,16 +131,16 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
 def test_nothing_is_left_of_one_that_failed(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     path.write_bytes(b"before")
-    with pytest.raises(TypeError), replacing(path) as (file, _):
+    with pytest.raises(TypeError), atomic_file(path) as (file, _):
         file.write("half")  # type: ignore[call-overload]
-    with pytest.raises(OSError, match="too large"), limited_file_size(64), replacing(path) as (file, _):
+    with pytest.raises(OSError, match="too large"), limited_file_size(64), atomic_file(path) as (file, _):
         file.write(b"\0" * 100)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def _write_for_ever(path: str) -> None:
-    with replacing(Path(path)) as (file, _):
+    with atomic_file(Path(path)) as (file, _):
         file.write(b"x" * 10)
         file.flush()
         threading.Event().wait()  # until the process is killed
@@ -152,25 +152,25 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     process = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(str(path),))
     process.start()
     wait_for(lambda: any(p.stat().st_size == 10 for p in tmp_path.glob("4.index*.tmp")), "the process to write")
-    clear(path)
+    remove_leftovers(path)
     assert len(list(tmp_path.glob("4.index*.tmp"))) == 1
-    with replacing(path) as (file, _):
+    with atomic_file(path) as (file, _):
         file.write(b"mine")
     assert len(list(tmp_path.glob("4.index*.tmp"))) == 1
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join(DEADLINE)
-    clear(path)
+    remove_leftovers(path)
     assert {p.name for p in tmp_path.iterdir()} == {"4.index", "44.index.x.tmp"}
 
 
 def test_one_alone_holds_a_lock(tmp_path: Path) -> None:
     path = tmp_path / "made" / "4.lock"
-    with alone(path) as one, alone(path) as other:
+    with exclusive_lock(path) as one, exclusive_lock(path) as other:
         assert (one, other) == (True, False)
-    with pytest.raises(ValueError, match="inside"), alone(path) as one:
+    with pytest.raises(ValueError, match="inside"), exclusive_lock(path) as one:
         raise ValueError("inside")
-    with alone(path) as one:
+    with exclusive_lock(path) as one:
         assert one
     assert listed(path.parent) == []
 

@@ -55,7 +55,7 @@ def test_events_that_were_given_up_are_wrong(home: ServiceContext) -> None:
     (due,) = [one.id for one in home.webhooks.due([])]
     claimed = home.webhooks.claim(due, timedelta(seconds=60))
     assert claimed is not None
-    home.webhooks.failed(claimed, "nobody answers", None)
+    home.webhooks.mark_failed(claimed, "nobody answers", None)
     finding = found(home, f"webhook {webhook.id}")
     assert (finding.ok, finding.found) == (False, "0 events on their way, 1 given up")
     assert f"whosthere webhooks replay {webhook.id}" in finding.advice

@@ -18,7 +18,7 @@ from search_service.api.state import Service, State
 from search_service.api.uploads import receive
 from search_service.background.jobs import spool
 from search_service.store.api_keys import Scope
-from search_service.store.jobs import PART, Job, Jobs
+from search_service.store.jobs import PART_BYTES, Job, JobRepository
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["jobs"], dependencies=[requires(Scope.ENROLL)])
 
@@ -82,7 +82,7 @@ async def enroll(
     return job_object(job)
 
 
-def _check_welcome(service: State, jobs: Jobs, gallery: Gallery) -> None:
+def _check_welcome(service: State, jobs: JobRepository, gallery: Gallery) -> None:
     """Raises Overloaded, and what would fail the job as soon as it ran."""
     service.context.pack_of(gallery)
     jobs.check_room(service.context.settings.max_jobs)
@@ -100,5 +100,5 @@ def _images_in(file: IO[bytes]) -> int:
 def _create(service: State, gallery: Gallery, images: int, pick: Pick, file: IO[bytes]) -> Job:
     """Raises Overloaded: of several that came at once, there may be room for one."""
     file.seek(0)
-    parts, most = iter(lambda: file.read(PART), b""), service.context.settings.max_jobs
+    parts, most = iter(lambda: file.read(PART_BYTES), b""), service.context.settings.max_jobs
     return service.context.jobs.create(gallery.id, images, {"pick": str(pick)}, parts, most)

@@ -17,7 +17,7 @@ from search_service.api.state import Service
 from search_service.matching.decision import Decision
 from search_service.serializers import event_object
 from search_service.store.api_keys import Scope
-from search_service.store.events import Direction, Filter
+from search_service.store.events import Direction, EventFilter
 
 # Who was where, and when, is not for keys that only open a door or enroll.
 router = APIRouter(prefix="/v1/events", tags=["events"], dependencies=[requires(Scope.ADMIN)])
@@ -47,7 +47,7 @@ async def list_events(
     cursor: Cursor = None,
 ) -> Any:
     """Those to which all that is said applies, in the order of their recording."""
-    wanted = Filter(_galleries(request), since, until, external_id, device, decision, direction)
+    wanted = EventFilter(_galleries(request), since, until, external_id, device, decision, direction)
 
     def page() -> dict[str, Any]:
         after, asked = cursor_after(cursor), wanted
@@ -63,7 +63,7 @@ async def list_events(
 @router.get("/{event_id}", response_model=EventPayload)
 async def show_event(service: Service, request: Request, event_id: Annotated[int, Path(ge=1, le=LARGEST_ID)]) -> Any:
     """One event."""
-    event = await service.off_loop(service.context.events.event, event_id)
+    event = await service.off_loop(service.context.events.get, event_id)
     galleries = _galleries(request)
     if galleries is not None and event.gallery not in galleries:
         raise NotFound(f"there is no event {event_id}", code="event_not_found")
@@ -81,7 +81,7 @@ async def forget_events(
     """Deletes a person's events for good, or everybody's before a time, and what was still to be sent of them."""
     security.check_gallery(request, gallery)
     found = await service.gallery(gallery)
-    return Forgotten(forgotten=await service.off_loop(service.context.events.forget, found, external_id, before))
+    return Forgotten(forgotten=await service.off_loop(service.context.events.delete, found, external_id, before))
 
 
 def _galleries(request: Request) -> tuple[str, ...] | None:

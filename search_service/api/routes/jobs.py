@@ -133,9 +133,9 @@ def job_object(job: Job) -> dict[str, Any]:
 
 def _opened(service: Service, request: Request, job_id: str) -> Job:
     """Raises NotFound, also where the key does not open its gallery: whoever guesses ids learns nothing."""
-    job = service.context.jobs.find(job_id)
+    job = service.context.jobs.get(job_id)
     key = key_of(request)
-    if key is not None and not key.opens_gallery(job.gallery):
+    if key is not None and not key.allows_gallery(job.gallery):
         raise NotFound(f"there is no job {job_id!r}", code="job_not_found")
     return job
 

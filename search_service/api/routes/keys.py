@@ -18,7 +18,7 @@ from search_service.api.routes.galleries import Cursor, Limit
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service
 from search_service.serializers import key_object
-from search_service.store.api_keys import MOST_GALLERIES, MOST_PER_MINUTE, Key, Scope
+from search_service.store.api_keys import MAX_GALLERIES, MAX_PER_MINUTE, ApiKey, Scope
 
 # A key that creates keys could create one that opens more than it does itself.
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[requires(Scope.ADMIN, every_gallery=True)])
@@ -28,11 +28,11 @@ class NewKey(Payload):
     name: str = Field(examples=["north-door"])
     scopes: list[Scope] = Field(min_length=1, description="`admin` contains `enroll`, which contains `search`.")
     galleries: list[str] | None = Field(
-        default=None, min_length=1, max_length=MOST_GALLERIES, description="Those that it opens; null for all."
+        default=None, min_length=1, max_length=MAX_GALLERIES, description="Those that it opens; null for all."
     )
     expires_at: Utc | None = None
     per_minute: int | None = Field(
-        default=None, ge=1, le=MOST_PER_MINUTE, description="Requests a minute, in each worker; null for any number."
+        default=None, ge=1, le=MAX_PER_MINUTE, description="Requests a minute, in each worker; null for any number."
     )
 
 
@@ -94,7 +94,7 @@ def _name_after(cursor: str | None) -> str:
     return name
 
 
-def _cursor(found: Sequence[Key], limit: int) -> str | None:
+def _cursor(found: Sequence[ApiKey], limit: int) -> str | None:
     if len(found) <= limit:
         return None
     return base64.urlsafe_b64encode(f"name:{found[limit - 1].name}".encode()).decode()

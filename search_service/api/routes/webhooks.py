@@ -83,7 +83,7 @@ State = Annotated[Literal["waiting", "dead"], Query(description="`dead`: tried t
 @router.get("", response_model=WebhookList)
 async def list_webhooks(service: Service, request: Request) -> Any:
     """All of them, at most 100, in the order of their making."""
-    hooks = await service.off_loop(service.context.webhooks.webhooks)
+    hooks = await service.off_loop(service.context.webhooks.list)
     return {"webhooks": [webhook_object(hook) for hook in _opened(request, hooks)]}
 
 
@@ -144,7 +144,7 @@ async def replay(service: Service, request: Request, webhook_id: str) -> Any:
 
 async def _webhook(service: Service, request: Request, webhook_id: str) -> Webhook:
     """Raises NotFound, also where the request's key does not open its gallery."""
-    found = await service.off_loop(service.context.webhooks.webhook, webhook_id)
+    found = await service.off_loop(service.context.webhooks.get, webhook_id)
     if not _opened(request, [found]):
         raise NotFound(f"there is no webhook {webhook_id!r}", code="webhook_not_found")
     return found

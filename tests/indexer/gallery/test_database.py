@@ -22,9 +22,9 @@ from indexer.gallery.database import CONNECTIONS, Repository, current_version, m
 from indexer.gallery.schema import EmbeddingRow
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Person
-from search_service.store.events import DEAD, Events, Filter
-from search_service.store.jobs import Jobs
-from search_service.store.webhooks import Webhooks
+from search_service.store.events import DEAD, EventFilter, EventRepository
+from search_service.store.jobs import JobRepository
+from search_service.store.webhooks import WebhookRepository
 from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face
 from tests.indexer.gallery.together import in_threads
 from tests.postgres import Database, Postgres, opened, running
@@ -264,21 +264,26 @@ def test_the_driver_need_not_be_named(database: Database) -> None:
 def test_text_that_is_none_is_refused_by_those_that_do_not_take_it(database: Database, odd: str) -> None:
     """SQLite looks for a NUL, and finds nothing."""
     engine = open_database(database.url)
-    store, events, jobs, hooks = Store(engine), Events(engine), Jobs(engine), Webhooks(engine)
+    store, events, jobs, hooks = (
+        Store(engine),
+        EventRepository(engine),
+        JobRepository(engine),
+        WebhookRepository(engine),
+    )
     gallery = make_gallery(store)
     calls: list[Callable[[], object]] = [
         lambda: store.galleries.get(odd),
         lambda: store.galleries.delete(odd),
         lambda: store.identities.get(gallery.id, odd),
         lambda: store.identities.delete(gallery.id, odd),
-        lambda: events.find(Filter(device=odd)),
-        lambda: events.find(Filter(galleries=[odd])),
-        lambda: events.latest(Filter(external_id=odd), 1),
-        lambda: events.forget(gallery, odd),
-        lambda: jobs.find(odd),
+        lambda: events.find(EventFilter(device=odd)),
+        lambda: events.find(EventFilter(galleries=[odd])),
+        lambda: events.latest(EventFilter(external_id=odd), 1),
+        lambda: events.delete(gallery, odd),
+        lambda: jobs.get(odd),
         lambda: jobs.latest([odd]),
         lambda: jobs.cancel(odd),
-        lambda: hooks.webhook(odd),
+        lambda: hooks.get(odd),
         lambda: hooks.delete(odd),
         lambda: hooks.deliveries(odd, DEAD),
         lambda: hooks.replay(odd),

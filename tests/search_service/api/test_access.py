@@ -21,7 +21,7 @@ from search_service.api.app import create_app
 from search_service.api.routes import faces
 from search_service.api.security import Guard, Guarded
 from search_service.service_context import ServiceContext
-from search_service.store.api_keys import Key, Keys, Scope
+from search_service.store.api_keys import ApiKey, ApiKeyRepository, Scope
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, ok, refused, running, serving
 from tests.variants import SETTINGS
@@ -167,7 +167,7 @@ def test_a_websocket_is_closed(tmp_path: Path) -> None:
 
 def test_the_key_of_a_request_is_in_its_state(tmp_path: Path) -> None:
     context = ServiceContext(read_settings(SETTINGS, home=tmp_path))
-    seen: list[Key | None] = []
+    seen: list[ApiKey | None] = []
 
     async def inside(scope: RequestScope, receive: Receive, send: Send) -> None:
         seen.append(security.key_of(Request(scope)))
@@ -201,8 +201,8 @@ def test_an_unreachable_database_does_not_lift_the_key_check(tmp_path: Path, mon
     def gone(*_: object) -> None:
         raise StorageUnavailable("the database does not answer")
 
-    monkeypatch.setattr(Keys, "genuine", gone)
-    monkeypatch.setattr(Keys, "any_key", gone)
+    monkeypatch.setattr(ApiKeyRepository, "genuine", gone)
+    monkeypatch.setattr(ApiKeyRepository, "any_key", gone)
     shown = {"type": "http", "path": "/readyz", "headers": [(b"x-api-key", admin.encode())], "client": ("127.0.0.1", 1)}
     assert not asyncio.run(guard.trusts(Request(shown)))
     assert not asyncio.run(guard.trusts(request))

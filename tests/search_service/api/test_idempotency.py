@@ -25,7 +25,7 @@ from indexer.settings import read_settings
 from search_service.api import idempotency
 from search_service.api.idempotency import Idempotency
 from search_service.service_context import ServiceContext
-from search_service.store.idempotency import Answers, Claim
+from search_service.store.idempotency import Claim, IdempotencyStore
 from search_service.store.schema import AnswerRow
 from tests import photos as sources
 from tests.indexer.gallery.together import in_threads
@@ -204,7 +204,7 @@ def test_a_key_is_for_one_request(client: httpx.Client, gallery: str) -> None:
 
 def test_a_key_that_another_worker_answers_is_in_progress(client: httpx.Client, service: Running, gallery: str) -> None:
     key, asked = keyed(), {"external_id": "ana"}
-    elsewhere = Answers(service.context.engine)
+    elsewhere = IdempotencyStore(service.context.engine)
     claim = elsewhere.claim("", key["Idempotency-Key"])
     assert isinstance(claim, Claim)
     answer = client.post(f"{gallery}/identities", json=asked, headers=key)
@@ -216,7 +216,7 @@ def test_a_key_that_another_worker_answers_is_in_progress(client: httpx.Client, 
         session.execute(row.values(locked_until=datetime.now(UTC) - timedelta(seconds=1)))
     first = client.post(f"{gallery}/identities", json=asked, headers=key)
     ok(first, 201)
-    elsewhere.give_up(claim)
+    elsewhere.release(claim)
     again(client.post(f"{gallery}/identities", json=asked, headers=key), first)
 
 

@@ -24,7 +24,7 @@ from search_service.api import limits
 from search_service.background import jobs as jobs_module
 from search_service.background.jobs import Courteous, Runner
 from search_service.service_context import ServiceContext
-from search_service.store.jobs import Jobs, JobState
+from search_service.store.jobs import JobRepository, JobState
 from tests import photos as sources
 from tests.postgres import Database
 from tests.search_service.api.conftest import MAX_BODY_BYTES, new_home
@@ -461,7 +461,7 @@ def test_what_ends_every_worker_is_given_up(own: Callable[..., ServiceContext], 
     gallery = home.open_gallery("staff")
     with zipfile.ZipFile(io.BytesIO(people_zip)) as archive:
         images = len(archive.namelist())
-    jobs = Jobs(home.engine)
+    jobs = JobRepository(home.engine)
     job = jobs.create(gallery.id, images, {"pick": "only"}, [people_zip])
     for attempt in range(1, 6):
         held = jobs.claim(-1)
@@ -535,7 +535,7 @@ def test_stopped_gracefully_it_waits_for_the_next_worker(
         steps.let(CHUNK)
         wait_for(lambda: ok(client.get(path))["done"] == CHUNK, "the first photos are done")
     home = own()
-    job = Jobs(home.engine).find(path.rsplit("/", 1)[1])
+    job = JobRepository(home.engine).get(path.rsplit("/", 1)[1])
     assert (job.state, sum(job.outcomes.values())) == (JobState.QUEUED, CHUNK)
     home.close()
     steps.let(1000)

@@ -16,9 +16,9 @@ from search_service.api import security
 from search_service.api.errors import Forbidden
 from search_service.api.security import Buckets
 from search_service.service_context import ServiceContext
-from search_service.store.api_keys import Key, Scope
+from search_service.store.api_keys import ApiKey, Scope
 from search_service.store.events import Sighting
-from search_service.store.jobs import Jobs
+from search_service.store.jobs import JobRepository
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.guarded import Guarded
 from tests.search_service.api.guarded import guarded as guarded
@@ -43,7 +43,7 @@ def test_a_limited_key_lists_only_its_own_galleries(guarded: Guarded) -> None:
 def test_a_limited_key_sees_only_jobs_of_its_own_galleries(guarded: Guarded) -> None:
     context = guarded.service.context
     created = {
-        name: Jobs(context.engine).create(context.store.galleries.get(name).id, 1, {}, iter(())).id
+        name: JobRepository(context.engine).create(context.store.galleries.get(name).id, 1, {}, iter(())).id
         for name in ("staff", "other")
     }
 
@@ -105,7 +105,7 @@ def test_keys_are_created_listed_and_revoked(tmp_path: Path, models_folder: Path
         new = {"name": "door", "scopes": ["search"], "galleries": ["staff"], "expires_at": "2101-01-01T00:00:00Z"}
         door = ok(client.post("/v1/keys", json=new | {"per_minute": 60}), 201)
         assert new.items() <= door.items()
-        assert context.keys.genuine(door["key"]) == context.keys.find(door["id"])
+        assert context.keys.authenticate(door["key"]) == context.keys.get(door["id"])
         listed = ok(client.get("/v1/keys"))
         assert listed["cursor"] is None
         assert listed["keys"] == [{k: v for k, v in one.items() if k != "key"} for one in (door, root)]
@@ -170,7 +170,7 @@ def test_a_key_over_its_rate_limit_gets_429_with_the_time_to_wait(guarded: Guard
 def test_a_rate_limited_key_works_again_exactly_after_the_wait(per_minute: int) -> None:
     clock = [1000.0]
     buckets = Buckets(lambda: clock[0])
-    key = Key("a", "a", frozenset(), None, per_minute, now(), None, None)
+    key = ApiKey("a", "a", frozenset(), None, per_minute, now(), None, None)
     assert [buckets.take(key) for _ in range(per_minute)] == [0] * per_minute
     wait = buckets.take(key)
     assert wait == max(1, -(-60 // per_minute))
@@ -186,7 +186,7 @@ def test_a_rate_limited_key_works_again_exactly_after_the_wait(per_minute: int) 
 def test_each_key_has_its_own_rate_limit() -> None:
     buckets = Buckets(lambda: 0.0)
     one, other, free = (
-        Key(name, name, frozenset(), None, limit, now(), None, None)
+        ApiKey(name, name, frozenset(), None, limit, now(), None, None)
         for name, limit in (("a", 1), ("b", 1), ("c", None))
     )
     assert [buckets.take(key) for key in (one, other, one, free, free, free)] == [0, 0, 60, 0, 0, 0]
@@ -213,7 +213,7 @@ def test_a_revoked_key_is_refused_by_every_process(tmp_path: Path, models_folder
 def test_check_gallery_refuses_keys_of_other_galleries() -> None:
     request = Request({"type": "http", "headers": []})
     security.check_gallery(request, "any")
-    request.state.key = Key("a", "a", frozenset({Scope.ENROLL}), frozenset({"staff"}), None, now(), None, None)
+    request.state.key = ApiKey("a", "a", frozenset({Scope.ENROLL}), frozenset({"staff"}), None, now(), None, None)
     security.check_gallery(request, "staff")
     with pytest.raises(Forbidden) as caught:
         security.check_gallery(request, "other")

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.settings import LogFormat
-from indexer.timing import Stopwatch, unwatched
+from indexer.timing import Stopwatch, untimed
 from indexer.vision.decode import decode
 from search_service import logs
 from search_service.logs import FIELDS, Json, Text
@@ -189,12 +189,12 @@ def test_the_stopwatch_tells_who_listens() -> None:
     stopwatch = Stopwatch()
     with stopwatch.stage("before"):
         pass
-    stopwatch.listen(lambda name, seconds: heard.append((name, seconds)))
+    stopwatch.add_listener(lambda name, seconds: heard.append((name, seconds)))
     with stopwatch.stage("decode"):
         pass
     with pytest.raises(ValueError, match="x"), stopwatch.stage("failed"):
         raise ValueError("x")
-    with unwatched("nobody"):
+    with untimed("nobody"):
         pass
     assert [name for name, _ in heard] == ["decode"]
     assert 0 <= heard[0][1] < 1

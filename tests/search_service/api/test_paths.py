@@ -119,7 +119,7 @@ def test_in_a_body(service: Running, client: httpx.Client) -> None:
             answer = client.request(method, path, content=content, headers=headers)
             assert answer.status_code in (400, 404, 422), (method, path, body, odd, answer.text)
             refused(answer, answer.status_code, answer.json()["error"]["code"])
-    assert not service.context.keys.any_key()
+    assert not service.context.keys.has_any()
     assert [one["external_id"] for one in ok(client.get("/v1/galleries/staff/identities"))["identities"]] == ["ana"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from search_service.store.webhooks import Claimed
+from search_service.store.webhooks import ClaimedDelivery
 from tests import photos as sources
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, command, image, ok, refused, serving
@@ -137,9 +137,9 @@ def test_dead_letters_are_listed_and_replayed(
     wait_for(failed, "the first was tried once, and the others wait with it")
     webhooks, given_up = service.context.webhooks, []
     for one in webhooks.deliveries(hook["id"], "waiting")[:2]:  # as after a day of tries
-        event = service.context.events.event(one.event_id)
-        claimed = Claimed(one.id, hook["id"], "", "", one.attempts, event)
-        webhooks.failed(claimed, "answered 500", None, timedelta(hours=1))
+        event = service.context.events.get(one.event_id)
+        claimed = ClaimedDelivery(one.id, hook["id"], "", "", one.attempts, event)
+        webhooks.mark_failed(claimed, "answered 500", None, timedelta(hours=1))
         given_up.append(one)
     page = ok(client.get(f"{path}/deliveries", params={"limit": "1"}))
     (dead,) = page["deliveries"]

@@ -83,7 +83,7 @@ def beside_two_probes(
 def test_old_answers_are_swept(queue: InferenceQueue, tmp_path: Path) -> None:
     home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     for key in ("old", "young"):
-        home.answers.claim("", key)
+        home.idempotency.claim("", key)
     with Session(home.engine) as session, session.begin():
         session.execute(update(AnswerRow).where(AnswerRow.key == "old").values(expires_at=now()))
     runner = Runner(home, queue)
@@ -95,7 +95,7 @@ def test_old_answers_are_swept(queue: InferenceQueue, tmp_path: Path) -> None:
 
     wait_for(lambda: kept() == ["young"], "the old one is swept")
     runner.stop()
-    assert isinstance(home.answers.claim("", "young"), Pending)
+    assert isinstance(home.idempotency.claim("", "young"), Pending)
     home.close()
 
 

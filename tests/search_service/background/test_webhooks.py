@@ -23,7 +23,7 @@ from search_service.background.webhooks import AT_ONCE, Deliverer, Schedule, bod
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
 from search_service.store.events import DEAD, WAITING, Direction, Event, Sighting
-from search_service.store.webhooks import LONGEST_DELAY, Claimed
+from search_service.store.webhooks import MAX_DELAY, ClaimedDelivery
 from tests.indexer.gallery.faces import make_gallery
 from tests.search_service.background.receiver import DRIP, HANG, REDIRECT, genuine, receiving
 from tests.waiting import DEADLINE, wait_for
@@ -68,8 +68,8 @@ def record(home: ServiceContext, gallery: Gallery, external_id: str = "ana") -> 
     return home.events.record(gallery, seen, timedelta()).event.id
 
 
-def claimed(url: str) -> Claimed:
-    return Claimed(5, "wh_1", url, SECRET, 1, EVENT)
+def claimed(url: str) -> ClaimedDelivery:
+    return ClaimedDelivery(5, "wh_1", url, SECRET, 1, EVENT)
 
 
 def test_the_signature_is_hmac_sha256_of_timestamp_and_body() -> None:
@@ -203,7 +203,7 @@ def test_what_the_other_side_says_is_told_in_signs_that_logs_and_databases_take(
         receiver.start()
         with delivering(home):
             record(home, staff)
-            wait_for(lambda: home.webhooks.webhook(hook.id).dead == 1, "it is dead")
+            wait_for(lambda: home.webhooks.get(hook.id).dead == 1, "it is dead")
         receiver.join()
     (dead,) = home.webhooks.deliveries(hook.id, DEAD)
     assert dead.problem == "not reached: ??[2J oops"
@@ -239,7 +239,7 @@ def test_the_wait_grows_to_an_hour_and_ends_after_a_day() -> None:
     again, pause = schedule.waits(2, 9)
     assert again is not None
     assert pause > 100 * again
-    assert timedelta(seconds=longest * 1.02) < LONGEST_DELAY  # what was tried each time is dead before that
+    assert timedelta(seconds=longest * 1.02) < MAX_DELAY  # what was tried each time is dead before that
     assert len({schedule.waits(20, 20) for _ in range(10)}) > 1
     assert schedule.lease_seconds > schedule.timeout_seconds
 
@@ -249,7 +249,7 @@ def test_an_event_arrives_once_recorded(home: ServiceContext, staff: Gallery) ->
         hook, secret = home.webhooks.create(receiver.url, None, ["match"])
         made = [record(home, staff, f"person-{n}") for n in range(20)]
         deliverer.wake()
-        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "everything has arrived")
+        wait_for(lambda: not home.webhooks.get(hook.id).waiting, "everything has arrived")
         assert receiver.events() == made  # in their order, while nothing fails
         check = genuine()
         assert all(check(secret, one.headers, one.body) for one in receiver.received)
@@ -260,7 +260,7 @@ def test_a_receiver_that_fails_and_comes_back(home: ServiceContext, staff: Galle
     with receiving(500, HANG, 503, 200) as receiver, delivering(home, replace(SOON, timeout_seconds=1.0)):
         hook, _ = home.webhooks.create(receiver.url, None, ["match"])
         event = record(home, staff)
-        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
+        wait_for(lambda: not home.webhooks.get(hook.id).waiting, "it has arrived")
         assert receiver.events() == [event] * 4
         assert len({one.headers["X-Whosthere-Delivery"] for one in receiver.received}) == 1
         assert len({one.body for one in receiver.received}) == 1
@@ -274,7 +274,7 @@ def test_one_that_is_down_is_asked_once_a_pause(home: ServiceContext, staff: Gal
         other, _ = home.webhooks.create(well.url, None, ["match"])
         made = [record(home, staff) for _ in range(20)]
         with delivering(home, slow), delivering(home, slow):
-            wait_for(lambda: not home.webhooks.webhook(other.id).waiting, "the others have arrived")
+            wait_for(lambda: not home.webhooks.get(other.id).waiting, "the others have arrived")
         assert len(down.received) <= 2  # the two began at once
         tried = len(down.received)
         down.statuses = [200]
@@ -282,9 +282,9 @@ def test_one_that_is_down_is_asked_once_a_pause(home: ServiceContext, staff: Gal
         (due,) = [one.id for one in home.webhooks.due(())]
         trial = home.webhooks.claim(due, timedelta(seconds=1000))
         assert trial is not None
-        home.webhooks.failed(trial, "answered 500", timedelta(), timedelta())
+        home.webhooks.mark_failed(trial, "answered 500", timedelta(), timedelta())
         with delivering(home, slow):
-            wait_for(lambda: home.webhooks.webhook(hook.id).waiting == tried, "the rest has arrived")
+            wait_for(lambda: home.webhooks.get(hook.id).waiting == tried, "the rest has arrived")
     assert sorted(down.events()[tried:]) == made[tried:]
 
 
@@ -296,7 +296,7 @@ def test_one_that_was_not_there_yet(home: ServiceContext, staff: Gallery) -> Non
     with delivering(home, replace(SOON, tries=10_000)):
         wait_for(lambda: any(one.attempts > 1 for one in home.webhooks.deliveries(hook.id, WAITING)), "it was tried")
         with receiving(port=port) as receiver:
-            wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
+            wait_for(lambda: not home.webhooks.get(hook.id).waiting, "it has arrived")
             assert receiver.events() == [event]
 
 
@@ -304,15 +304,15 @@ def test_a_dead_letter_is_replayed(home: ServiceContext, staff: Gallery) -> None
     with receiving(500, 500, 500, 500, 200) as receiver, delivering(home) as deliverer:
         hook, _ = home.webhooks.create(receiver.url, None, ["match"])
         event = record(home, staff)
-        wait_for(lambda: home.webhooks.webhook(hook.id).dead == 1, "it was tried too often")
+        wait_for(lambda: home.webhooks.get(hook.id).dead == 1, "it was tried too often")
         (dead,) = home.webhooks.deliveries(hook.id, DEAD)
         assert (dead.event_id, dead.attempts, dead.problem) == (event, SOON.tries, "answered 500")
         assert len(receiver.received) == SOON.tries
         assert home.webhooks.replay(hook.id) == 1
         deliverer.wake()
         wait_for(lambda: len(receiver.received) == SOON.tries + 1, "it was sent again")
-        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "it has arrived")
-        assert home.webhooks.webhook(hook.id).dead == 0
+        wait_for(lambda: not home.webhooks.get(hook.id).waiting, "it has arrived")
+        assert home.webhooks.get(hook.id).dead == 0
 
 
 def test_one_that_hangs_keeps_no_other_waiting(home: ServiceContext, staff: Gallery) -> None:
@@ -320,7 +320,7 @@ def test_one_that_hangs_keeps_no_other_waiting(home: ServiceContext, staff: Gall
         home.webhooks.create(stuck.url, None, ["match"])
         hook, _ = home.webhooks.create(quick.url, None, ["match"])
         made = [record(home, staff) for _ in range(AT_ONCE * 2)]
-        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "the others have arrived")
+        wait_for(lambda: not home.webhooks.get(hook.id).waiting, "the others have arrived")
         assert quick.events() == made
         assert len(stuck.received) == 1
         stuck.released.set()
@@ -334,9 +334,7 @@ def test_each_of_many_has_its_turn(home: ServiceContext, staff: Gallery) -> None
         hooks = [home.webhooks.create(f"{base}/{n}", None, ["match"])[0] for n in range(AT_ONCE + 1)]
         made = [record(home, staff) for _ in range(10)]
         with delivering(home):
-            wait_for(
-                lambda: not any(home.webhooks.webhook(hook.id).waiting for hook in hooks), "everything has arrived"
-            )
+            wait_for(lambda: not any(home.webhooks.get(hook.id).waiting for hook in hooks), "everything has arrived")
     turns = [one.path for one in receiver.received]
     assert len(turns) == len(hooks) * len(made)
     for n in range(AT_ONCE + 1):
@@ -349,7 +347,7 @@ def test_two_processes_worth_of_deliverers_send_each_once(home: ServiceContext, 
     with receiving() as receiver, delivering(home), delivering(home):
         hook, _ = home.webhooks.create(receiver.url, None, ["match"])
         made = [record(home, staff) for _ in range(30)]
-        wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "everything has arrived")
+        wait_for(lambda: not home.webhooks.get(hook.id).waiting, "everything has arrived")
         assert sorted(receiver.events()) == made
 
 
@@ -358,9 +356,9 @@ def test_a_forgotten_event_is_not_sent(home: ServiceContext, staff: Gallery) -> 
         hook, _ = home.webhooks.create(receiver.url, None, ["match"])
         record(home, staff)
         kept = record(home, staff, "ben")
-        home.events.forget(staff, "ana")
+        home.events.delete(staff, "ana")
         with delivering(home):
-            wait_for(lambda: not home.webhooks.webhook(hook.id).waiting, "the rest has arrived")
+            wait_for(lambda: not home.webhooks.get(hook.id).waiting, "the rest has arrived")
         assert receiver.events() == [kept]
 
 

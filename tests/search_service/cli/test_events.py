@@ -181,7 +181,7 @@ def test_forget_asks(home: ServiceContext, staff: Gallery, clock: list[datetime]
 def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
     assert "There are no webhooks" in run(home, "webhooks", "list").output
     made = run(home, "webhooks", "create", "--url", "http://a/x", "--gallery", "staff", "--decision", "review")
-    (hook,) = home.webhooks.webhooks()
+    (hook,) = home.webhooks.list()
     assert (hook.url, hook.gallery, hook.decisions) == ("http://a/x", "staff", ("review",))
     secret = made.stdout.splitlines()[1]
     assert (made.stdout.splitlines()[0], len(secret)) == (
@@ -197,7 +197,7 @@ def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -
     assert "has arrived" in run(home, "webhooks", "dead", hook.id).output
     claimed = home.webhooks.claim(home.webhooks.due(())[0].id, timedelta(seconds=1))
     assert claimed is not None
-    home.webhooks.failed(claimed, "answered 500", None)
+    home.webhooks.mark_failed(claimed, "answered 500", None)
     assert run(home, "webhooks", "dead", hook.id).output.splitlines()[1].split() == ["1", "1", "1", "answered", "500"]
     assert run(home, "webhooks", "replay", hook.id).output == "1 deliveries will be retried.\n"
     told = run(home, "webhooks", "delete", hook.id).output

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from indexer.gallery.database import open_database
-from search_service.store.api_keys import Key, Keys, Scope
+from search_service.store.api_keys import ApiKey, ApiKeyRepository, Scope
 from tests.indexer.cli.command import Command
 
 
@@ -17,10 +17,10 @@ def command(tmp_path: Path) -> Command:
     return Command(tmp_path)
 
 
-def genuine(command: Command, text: str) -> Key | None:
+def genuine(command: Command, text: str) -> ApiKey | None:
     engine = open_database(f"sqlite:///{command.home / 'whosthere.db'}")
     try:
-        return Keys(engine).genuine(text)
+        return ApiKeyRepository(engine).authenticate(text)
     finally:
         engine.dispose()
 

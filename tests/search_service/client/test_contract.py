@@ -231,7 +231,7 @@ def test_it_is_light() -> None:
 def test_what_a_dead_worker_was_asked_is_tried_again_until_another_one_may_do_it() -> None:
     """A hold on a key ends after LOCKED_SECONDS, after twice that where the clock was set back meanwhile; the last try
     before that may have begun a whole wait before, and the next one still begins long before the deadline."""
-    retries, locked = Retries(), stored_answers.LOCKED_SECONDS
+    retries, locked = Retries(), stored_answers.LEASE_SECONDS
     longest = retries.wait(99, RETRY_AFTER_SECONDS, chance=1.0)
     assert locked + longest < retries.deadline_seconds / 2
     assert 2 * locked + longest < retries.deadline_seconds

@@ -13,19 +13,19 @@ from sqlalchemy import text
 from indexer.clock import now
 from indexer.errors import Conflict, InvalidRequest, NotFound, StorageUnavailable
 from indexer.gallery.database import open_database
-from search_service.store.api_keys import MOST_GALLERIES, MOST_PER_MINUTE, TEXT, Keys, Scope
+from search_service.store.api_keys import MAX_GALLERIES, MAX_PER_MINUTE, TEXT, ApiKeyRepository, Scope
 from tests.indexer.gallery.together import in_threads
 from tests.postgres import Database
 
 
 @pytest.fixture
-def keys(database: Database) -> Iterator[Keys]:
+def keys(database: Database) -> Iterator[ApiKeyRepository]:
     engine = open_database(database.url)
-    yield Keys(engine)
+    yield ApiKeyRepository(engine)
     engine.dispose()
 
 
-def test_a_key_comes_back_as_it_was_made(keys: Keys) -> None:
+def test_a_key_comes_back_as_it_was_made(keys: ApiKeyRepository) -> None:
     expires = datetime(2101, 1, 1, 12, tzinfo=timezone(timedelta(hours=1)))
     before = now()
     made, told = keys.create("Nord-Tür", [Scope.ENROLL, Scope.SEARCH], ["b", "a", "b"], expires, 60)
@@ -35,18 +35,18 @@ def test_a_key_comes_back_as_it_was_made(keys: Keys) -> None:
     assert (made.expires_at, made.per_minute, made.revoked_at) == (expires, 60, None)
     assert before <= made.created_at <= now()
     assert made.id in told
-    assert keys.genuine(told) == made == keys.find(made.id)
+    assert keys.authenticate(told) == made == keys.get(made.id)
     assert list(keys.list()) == [made]
 
 
-def test_what_is_left_out_limits_nothing(keys: Keys) -> None:
+def test_what_is_left_out_limits_nothing(keys: ApiKeyRepository) -> None:
     made, _ = keys.create("all", [Scope.SEARCH])
     assert (made.galleries, made.expires_at, made.per_minute) == (None, None, None)
-    assert made.opens_gallery("any")
-    assert not made.expired(datetime.max.replace(tzinfo=UTC))
+    assert made.allows_gallery("any")
+    assert not made.is_expired(datetime.max.replace(tzinfo=UTC))
 
 
-def test_the_secret_is_long_and_kept_nowhere(keys: Keys, database: Database) -> None:
+def test_the_secret_is_long_and_kept_nowhere(keys: ApiKeyRepository, database: Database) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
     parts = TEXT.fullmatch(told)
     assert parts is not None
@@ -63,7 +63,7 @@ def test_the_secret_is_long_and_kept_nowhere(keys: Keys, database: Database) -> 
     assert len({other[3:19] for other in others} | {made.id}) == 21
 
 
-def test_what_is_no_key_is_not_genuine(keys: Keys) -> None:
+def test_what_is_no_key_is_not_genuine(keys: ApiKeyRepository) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
     _, other = keys.create("other", [Scope.SEARCH])
     swapped = f"wt_{made.id}_{other[-43:]}"
@@ -86,11 +86,11 @@ def test_what_is_no_key_is_not_genuine(keys: Keys) -> None:
         "ü" * 64,
         "x" * 100_000,
     ):
-        assert keys.genuine(wrong) is None, wrong
-    assert keys.genuine(told) == made
+        assert keys.authenticate(wrong) is None, wrong
+    assert keys.authenticate(told) == made
 
 
-def test_an_unknown_id_is_compared_as_well(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_id_is_compared_as_well(keys: ApiKeyRepository, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can measure whether there is a key of an id."""
     _, told = keys.create("door", [Scope.SEARCH])
     compared: list[tuple[int, int]] = []
@@ -100,23 +100,23 @@ def test_an_unknown_id_is_compared_as_well(keys: Keys, monkeypatch: pytest.Monke
         return a == b
 
     monkeypatch.setattr("search_service.store.api_keys.hmac.compare_digest", compare)
-    keys.genuine(told)
-    keys.genuine(f"wt_{'0' * 16}_{told[-43:]}")
+    keys.authenticate(told)
+    keys.authenticate(f"wt_{'0' * 16}_{told[-43:]}")
     assert compared == [(64, 64), (64, 64)]
 
 
-def test_scopes_contain_each_other(keys: Keys) -> None:
+def test_scopes_contain_each_other(keys: ApiKeyRepository) -> None:
     made = [keys.create(str(scope), [scope])[0] for scope in Scope]
-    assert [[key.opens(scope) for scope in (Scope.SEARCH, Scope.ENROLL, Scope.ADMIN)] for key in made] == [
+    assert [[key.allows(scope) for scope in (Scope.SEARCH, Scope.ENROLL, Scope.ADMIN)] for key in made] == [
         [True, False, False],
         [True, True, False],
         [True, True, True],
     ]
 
 
-def test_a_limited_key_opens_those_galleries(keys: Keys) -> None:
+def test_a_limited_key_opens_those_galleries(keys: ApiKeyRepository) -> None:
     made, _ = keys.create("door", [Scope.SEARCH], ["staff", "東京"])
-    assert [made.opens_gallery(name) for name in ("staff", "東京", "Staff", "staff ", "", "other")] == [
+    assert [made.allows_gallery(name) for name in ("staff", "東京", "Staff", "staff ", "", "other")] == [
         True,
         True,
         False,
@@ -126,45 +126,45 @@ def test_a_limited_key_opens_those_galleries(keys: Keys) -> None:
     ]
 
 
-def test_a_revoked_key_stays_revoked_and_is_still_known(keys: Keys) -> None:
+def test_a_revoked_key_stays_revoked_and_is_still_known(keys: ApiKeyRepository) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
     revoked = keys.revoke(made.id)
     assert revoked.revoked_at is not None
     assert made.created_at <= revoked.revoked_at <= now()
     assert keys.revoke(made.id) == revoked
-    assert keys.genuine(told) == revoked == keys.find(made.id)
+    assert keys.authenticate(told) == revoked == keys.get(made.id)
     assert list(keys.list()) == [revoked]
 
 
-def test_a_revocation_is_seen_by_every_process(keys: Keys, database: Database) -> None:
+def test_a_revocation_is_seen_by_every_process(keys: ApiKeyRepository, database: Database) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
     engine = open_database(database.url)
-    other = Keys(engine)
-    assert other.genuine(told) == made
+    other = ApiKeyRepository(engine)
+    assert other.authenticate(told) == made
     other.revoke(made.id)
-    found = keys.genuine(told)
+    found = keys.authenticate(told)
     engine.dispose()
     assert found is not None
     assert found.revoked_at is not None
 
 
 @pytest.mark.parametrize("key_id", ["0" * 16, "", "x\0y", "\ud800", "x" * 1000])
-def test_an_unknown_id_is_not_found(keys: Keys, key_id: str) -> None:
-    for call in (keys.find, keys.revoke):
+def test_an_unknown_id_is_not_found(keys: ApiKeyRepository, key_id: str) -> None:
+    for call in (keys.get, keys.revoke):
         with pytest.raises(NotFound) as caught:
             call(key_id)
         assert caught.value.code == "key_not_found"
 
 
-def test_once_there_was_a_key_there_is_one(keys: Keys) -> None:
-    assert not keys.any_key()
+def test_once_there_was_a_key_there_is_one(keys: ApiKeyRepository) -> None:
+    assert not keys.has_any()
     made, _ = keys.create("door", [Scope.SEARCH])
-    assert keys.any_key()
+    assert keys.has_any()
     keys.revoke(made.id)
-    assert keys.any_key()
+    assert keys.has_any()
 
 
-def test_names_are_had_once(keys: Keys) -> None:
+def test_names_are_had_once(keys: ApiKeyRepository) -> None:
     made, _ = keys.create("door", [Scope.SEARCH])
     keys.revoke(made.id)
     with pytest.raises(Conflict, match="'door'") as caught:
@@ -173,7 +173,7 @@ def test_names_are_had_once(keys: Keys) -> None:
     assert len(keys.list()) == 1
 
 
-def test_of_several_at_once_one_gets_the_name(keys: Keys) -> None:
+def test_of_several_at_once_one_gets_the_name(keys: ApiKeyRepository) -> None:
     def make() -> str:
         try:
             return keys.create("door", [Scope.SEARCH])[1]
@@ -181,10 +181,10 @@ def test_of_several_at_once_one_gets_the_name(keys: Keys) -> None:
             return ""
 
     (told,) = filter(None, in_threads([make] * 4))
-    assert keys.genuine(told) == keys.list()[0]
+    assert keys.authenticate(told) == keys.list()[0]
 
 
-def test_keys_are_listed_by_name_in_pages(keys: Keys) -> None:
+def test_keys_are_listed_by_name_in_pages(keys: ApiKeyRepository) -> None:
     for name in ("b", "d", "a", "e", "c"):
         keys.create(name, [Scope.SEARCH])
     assert [key.name for key in keys.list()] == ["a", "b", "c", "d", "e"]
@@ -201,38 +201,38 @@ def test_keys_are_listed_by_name_in_pages(keys: Keys) -> None:
         ({"scopes": []}, "search, enroll, admin"),
         ({"galleries": []}, "galleries"),
         ({"galleries": ["ok", "a\0"]}, "gallery"),
-        ({"galleries": [str(n) for n in range(MOST_GALLERIES + 1)]}, str(MOST_GALLERIES)),
+        ({"galleries": [str(n) for n in range(MAX_GALLERIES + 1)]}, str(MAX_GALLERIES)),
         ({"expires_at": datetime(2101, 1, 1)}, "time zone"),  # noqa: DTZ001
         ({"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, "in the future"),
         ({"per_minute": 0}, "per_minute is 0"),
-        ({"per_minute": MOST_PER_MINUTE + 1}, "per_minute"),
+        ({"per_minute": MAX_PER_MINUTE + 1}, "per_minute"),
     ],
 )
-def test_what_makes_no_sense_is_refused(keys: Keys, wrong: dict[str, Any], told: str) -> None:
+def test_what_makes_no_sense_is_refused(keys: ApiKeyRepository, wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
         keys.create(**{"name": "door", "scopes": [Scope.SEARCH]} | wrong)
-    assert not keys.any_key()
+    assert not keys.has_any()
 
 
-def test_the_limits_themselves_are_taken(keys: Keys) -> None:
-    galleries = [str(n) for n in range(MOST_GALLERIES)]
+def test_the_limits_themselves_are_taken(keys: ApiKeyRepository) -> None:
+    galleries = [str(n) for n in range(MAX_GALLERIES)]
     latest = datetime.max.replace(tzinfo=UTC)
-    made, told = keys.create("x" * 200, [Scope.SEARCH], galleries, latest, MOST_PER_MINUTE)
-    assert keys.genuine(told) == made
+    made, told = keys.create("x" * 200, [Scope.SEARCH], galleries, latest, MAX_PER_MINUTE)
+    assert keys.authenticate(told) == made
     assert made.expires_at == latest
 
 
-def test_a_key_expires_at_its_moment(keys: Keys) -> None:
+def test_a_key_expires_at_its_moment(keys: ApiKeyRepository) -> None:
     expires = datetime(2101, 1, 1, tzinfo=UTC)
     made, _ = keys.create("door", [Scope.SEARCH], expires_at=expires)
-    assert not made.expired(expires - timedelta(microseconds=1))
-    assert made.expired(expires)
+    assert not made.is_expired(expires - timedelta(microseconds=1))
+    assert made.is_expired(expires)
 
 
 def test_without_a_database_nobody_is_genuine() -> None:
     engine = open_database("postgresql://me@127.0.0.1:1/x")
-    keys = Keys(engine)
-    for call in (lambda: keys.genuine(f"wt_{'0' * 16}_{'A' * 43}"), keys.any_key, keys.list):
+    keys = ApiKeyRepository(engine)
+    for call in (lambda: keys.authenticate(f"wt_{'0' * 16}_{'A' * 43}"), keys.has_any, keys.list):
         with pytest.raises(StorageUnavailable):
             call()
     engine.dispose()

@@ -19,8 +19,8 @@ from indexer.gallery.database import open_database
 from indexer.gallery.store import Store
 from indexer.types import Gallery, NamedIdentity, Person
 from search_service.store import events as module
-from search_service.store.events import WAITING, Direction, Events, Filter, Recorded, Sighting
-from search_service.store.webhooks import Webhooks
+from search_service.store.events import WAITING, Direction, EventFilter, EventRepository, Recorded, Sighting
+from search_service.store.webhooks import WebhookRepository
 from tests.indexer.gallery.clock import NOON, Clock
 from tests.indexer.gallery.faces import make_gallery
 from tests.indexer.gallery.together import in_processes, in_threads
@@ -55,8 +55,8 @@ def engine(database: Database) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def events(engine: Engine) -> Events:
-    return Events(engine)
+def events(engine: Engine) -> EventRepository:
+    return EventRepository(engine)
 
 
 @pytest.fixture
@@ -64,22 +64,22 @@ def staff(engine: Engine) -> Gallery:
     return make_gallery(Store(engine))
 
 
-def ids(events: Events, **wanted: Any) -> list[int]:
-    return [event.id for event in events.find(Filter(**wanted))]
+def ids(events: EventRepository, **wanted: Any) -> list[int]:
+    return [event.id for event in events.find(EventFilter(**wanted))]
 
 
-def test_an_event_says_what_was_seen(events: Events, staff: Gallery, clock: Clock) -> None:
+def test_an_event_says_what_was_seen(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     told = events.record(staff, seen(direction=Direction.IN), MINUTE)
     assert told.recorded
     event = told.event
     assert (event.gallery, event.at, event.identity_id, event.external_id) == ("staff", NOON, 7, "ana")
     assert (event.name, event.device, event.direction) == ("Name of ana", "door", Direction.IN)
     assert (event.decision, event.score, event.threshold, event.request_id) == ("match", 0.61, 0.42, "request-1")
-    assert events.event(event.id) == event
-    assert events.find(Filter()) == [event]
+    assert events.get(event.id) == event
+    assert events.find(EventFilter()) == [event]
 
 
-def test_once_a_person_device_and_cooldown(events: Events, staff: Gallery, clock: Clock) -> None:
+def test_once_a_person_device_and_cooldown(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     first = events.record(staff, seen(), MINUTE)
     clock.at += MINUTE - timedelta(microseconds=1)
     assert events.record(staff, seen(), MINUTE) == Recorded(first.event, recorded=False)
@@ -90,42 +90,44 @@ def test_once_a_person_device_and_cooldown(events: Events, staff: Gallery, clock
     assert second.recorded
     assert second.event.id > first.event.id
     assert events.record(staff, seen(), MINUTE) == Recorded(second.event, recorded=False)
-    assert len(events.find(Filter())) == 4
+    assert len(events.find(EventFilter())) == 4
 
 
-def test_galleries_do_not_share_a_cooldown(engine: Engine, events: Events, staff: Gallery, clock: Clock) -> None:
+def test_galleries_do_not_share_a_cooldown(
+    engine: Engine, events: EventRepository, staff: Gallery, clock: Clock
+) -> None:
     visitors = make_gallery(Store(engine), "visitors")
     assert [events.record(gallery, seen(), MINUTE).recorded for gallery in (staff, visitors)] == [True, True]
 
 
-def test_without_a_cooldown_everything_is_recorded(events: Events, staff: Gallery, clock: Clock) -> None:
+def test_without_a_cooldown_everything_is_recorded(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     assert [events.record(staff, seen(), timedelta()).recorded for _ in range(3)] == [True] * 3
 
 
-def test_another_direction_is_no_repetition(events: Events, staff: Gallery, clock: Clock) -> None:
+def test_another_direction_is_no_repetition(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     """Who presses the wrong button and then the right one is out, and who comes back is in."""
     told = [events.record(staff, seen(direction=Direction(way)), MINUTE).recorded for way in ("in", "in", "out", "in")]
     assert told == [True, False, True, True]
     assert events.record(staff, seen(direction=None), MINUTE).recorded
 
 
-def test_a_match_is_recorded_after_a_review(events: Events, staff: Gallery, clock: Clock) -> None:
+def test_a_match_is_recorded_after_a_review(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     decisions = ("review", "review", "match", "review", "match")
     told = [events.record(staff, seen(decision=decision), MINUTE).recorded for decision in decisions]
     assert told == [True, False, True, False, False]
 
 
-def test_strangers_share_a_devices_cooldown(events: Events, staff: Gallery, clock: Clock) -> None:
+def test_strangers_share_a_devices_cooldown(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     stranger = seen(None, decision="no_match")
     assert [events.record(staff, stranger, MINUTE).recorded for _ in range(3)] == [True, False, False]
     assert events.record(staff, seen(), MINUTE).recorded
-    (event, _) = events.find(Filter())
+    (event, _) = events.find(EventFilter())
     assert (event.external_id, event.name, event.identity_id) == (None, None, None)
 
 
 @pytest.mark.parametrize("back", [timedelta(minutes=1), timedelta(days=400)])
 def test_a_clock_set_back_does_not_block_for_ever(
-    events: Events, staff: Gallery, clock: Clock, back: timedelta
+    events: EventRepository, staff: Gallery, clock: Clock, back: timedelta
 ) -> None:
     events.record(staff, seen(), MINUTE)
     clock.at -= back
@@ -133,7 +135,7 @@ def test_a_clock_set_back_does_not_block_for_ever(
     assert not events.record(staff, seen(), MINUTE).recorded
 
 
-def test_a_machine_whose_clock_is_behind_repeats_nothing(events: Events, staff: Gallery, clock: Clock) -> None:
+def test_a_machine_whose_clock_is_behind_repeats_nothing(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     events.record(staff, seen(), MINUTE)
     clock.at -= timedelta(seconds=3)
     assert not events.record(staff, seen(), MINUTE).recorded
@@ -141,28 +143,28 @@ def test_a_machine_whose_clock_is_behind_repeats_nothing(events: Events, staff: 
     assert events.record(staff, seen(), MINUTE).recorded
 
 
-def test_a_device_needs_a_name(events: Events, staff: Gallery) -> None:
+def test_a_device_needs_a_name(events: EventRepository, staff: Gallery) -> None:
     with pytest.raises(InvalidRequest, match="device must be 1 to 200 printable characters"):
         events.record(staff, seen(device=""), MINUTE)
 
 
-def test_a_gallery_that_is_gone(engine: Engine, events: Events, staff: Gallery) -> None:
+def test_a_gallery_that_is_gone(engine: Engine, events: EventRepository, staff: Gallery) -> None:
     events.record(staff, seen(), MINUTE)
     Store(engine).galleries.delete("staff")
-    assert events.find(Filter()) == []
+    assert events.find(EventFilter()) == []
     with pytest.raises(NotFound, match="the gallery was deleted meanwhile"):
         events.record(staff, seen(), MINUTE)
 
 
-def test_events_outlive_their_identity(engine: Engine, events: Events, staff: Gallery) -> None:
+def test_events_outlive_their_identity(engine: Engine, events: EventRepository, staff: Gallery) -> None:
     store = Store(engine)
     store.identities.put(staff.id, Person("ana"))
     event = events.record(staff, seen(), MINUTE).event
     store.identities.delete(staff.id, "ana")
-    assert events.event(event.id) == event
+    assert events.get(event.id) == event
 
 
-def test_find_filters_and_pages(engine: Engine, events: Events, staff: Gallery, clock: Clock) -> None:
+def test_find_filters_and_pages(engine: Engine, events: EventRepository, staff: Gallery, clock: Clock) -> None:
     visitors = make_gallery(Store(engine), "visitors")
     made = []
     for gallery, one in (
@@ -183,29 +185,29 @@ def test_find_filters_and_pages(engine: Engine, events: Events, staff: Gallery, 
     assert ids(events, decision="review") == [c]
     assert ids(events, since=NOON + MINUTE, until=NOON + 3 * MINUTE) == [b, c]
     assert ids(events, galleries=["staff"], external_id="ana", since=NOON + MINUTE) == []
-    assert [event.id for event in events.find(Filter(), after=a, limit=2)] == [b, c]
-    assert [event.id for event in events.latest(Filter(), 2)] == [c, d]
-    assert [event.id for event in events.latest(Filter(external_id="ana"), 9)] == [a, c]
+    assert [event.id for event in events.find(EventFilter(), after=a, limit=2)] == [b, c]
+    assert [event.id for event in events.latest(EventFilter(), 2)] == [c, d]
+    assert [event.id for event in events.latest(EventFilter(external_id="ana"), 9)] == [a, c]
     with pytest.raises(NotFound, match=f"there is no event {d + 1}"):
-        events.event(d + 1)
+        events.get(d + 1)
 
 
-def test_forgetting(engine: Engine, events: Events, staff: Gallery, clock: Clock) -> None:
+def test_forgetting(engine: Engine, events: EventRepository, staff: Gallery, clock: Clock) -> None:
     visitors = make_gallery(Store(engine), "visitors")
-    Webhooks(engine).create("http://receiver", None, ["match"])
+    WebhookRepository(engine).create("http://receiver", None, ["match"])
     a = events.record(staff, seen(), MINUTE).event.id
     b = events.record(staff, seen("ben"), MINUTE).event.id
     c = events.record(visitors, seen(), MINUTE).event.id
     clock.at += timedelta(days=1)
     d = events.record(staff, seen(), MINUTE).event.id
     with pytest.raises(InvalidRequest, match="got neither"):
-        events.forget(staff)
-    assert events.forget(staff, "ana", before=NOON + MINUTE) == 1
+        events.delete(staff)
+    assert events.delete(staff, "ana", before=NOON + MINUTE) == 1
     assert ids(events) == [b, c, d]
-    assert events.forget(staff, "ana") == 1
+    assert events.delete(staff, "ana") == 1
     assert ids(events) == [b, c]
-    assert events.forget(staff, before=NOON) == 0
-    assert events.forget(staff, before=NOON + MINUTE) == 1
+    assert events.delete(staff, before=NOON) == 0
+    assert events.delete(staff, before=NOON + MINUTE) == 1
     assert ids(events) == [c]
     assert a not in ids(events)
     assert deliveries(engine) == [c]
@@ -217,8 +219,8 @@ def deliveries(engine: Engine) -> list[int]:
         return list(connection.execute(text("SELECT event_id FROM deliveries ORDER BY id")).scalars())
 
 
-def test_an_event_is_on_its_way_to_those_who_want_it(engine: Engine, events: Events, staff: Gallery) -> None:
-    visitors, hooks = make_gallery(Store(engine), "visitors"), Webhooks(engine)
+def test_an_event_is_on_its_way_to_those_who_want_it(engine: Engine, events: EventRepository, staff: Gallery) -> None:
+    visitors, hooks = make_gallery(Store(engine), "visitors"), WebhookRepository(engine)
     everything, _ = hooks.create("http://all", None, ["match", "review", "no_match"])
     matches, _ = hooks.create("http://matches", staff, ["match"])
     elsewhere, _ = hooks.create("http://elsewhere", visitors, ["match", "review"])
@@ -232,16 +234,16 @@ def test_an_event_is_on_its_way_to_those_who_want_it(engine: Engine, events: Eve
     assert there == {"http://all": [match, stranger], "http://matches": [match], "http://elsewhere": []}
 
 
-def test_nothing_is_recorded_by_half(engine: Engine, events: Events, staff: Gallery) -> None:
+def test_nothing_is_recorded_by_half(engine: Engine, events: EventRepository, staff: Gallery) -> None:
     """Whatever fails in between, the cooldown is not taken without the event, nor the event kept without its way."""
-    Webhooks(engine).create("http://receiver", None, ["match"])
+    WebhookRepository(engine).create("http://receiver", None, ["match"])
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(text("ALTER TABLE deliveries RENAME TO elsewhere"))
     with pytest.raises(Exception, match="deliveries"):
         events.record(staff, seen(), MINUTE)
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(text("ALTER TABLE elsewhere RENAME TO deliveries"))
-    assert events.find(Filter()) == []
+    assert events.find(EventFilter()) == []
     assert events.record(staff, seen(), MINUTE).recorded
     assert len(deliveries(engine)) == 1
 
@@ -250,30 +252,32 @@ def record(url: str, gallery: Gallery, external_ids: tuple[str, ...]) -> list[bo
     """In a process of its own."""
     engine = open_database(url)
     try:
-        return [Events(engine).record(gallery, seen(one), timedelta(hours=1)).recorded for one in external_ids]
+        return [EventRepository(engine).record(gallery, seen(one), timedelta(hours=1)).recorded for one in external_ids]
     finally:
         engine.dispose()
 
 
 def test_processes_that_see_somebody_at_once_record_one_event(
-    database: Database, engine: Engine, events: Events, staff: Gallery
+    database: Database, engine: Engine, events: EventRepository, staff: Gallery
 ) -> None:
-    Webhooks(engine).create("http://receiver", None, ["match"])
+    WebhookRepository(engine).create("http://receiver", None, ["match"])
     people = tuple(f"person-{n}" for n in range(20))
     told = in_processes(record, [(database.url, staff, people), (database.url, staff, people)])
     assert [one + other for one, other in zip(*told, strict=True)] == [1] * len(people)
-    assert {event.external_id for event in events.find(Filter())} == set(people)
-    assert len(events.find(Filter())) == len(deliveries(engine)) == len(people)
+    assert {event.external_id for event in events.find(EventFilter())} == set(people)
+    assert len(events.find(EventFilter())) == len(deliveries(engine)) == len(people)
 
 
-def test_threads_that_see_somebody_at_once_record_one_event(events: Events, staff: Gallery) -> None:
+def test_threads_that_see_somebody_at_once_record_one_event(events: EventRepository, staff: Gallery) -> None:
     for n in range(10):
         told = in_threads([lambda n=n: events.record(staff, seen(f"person-{n}"), MINUTE)] * 4)  # type: ignore[misc]
         assert sorted(one.recorded for one in told) == [False, False, False, True]
         assert len({one.event for one in told}) == 1
 
 
-def test_an_event_that_was_taken_away_by_hand_is_recorded_anew(engine: Engine, events: Events, staff: Gallery) -> None:
+def test_an_event_that_was_taken_away_by_hand_is_recorded_anew(
+    engine: Engine, events: EventRepository, staff: Gallery
+) -> None:
     events.record(staff, seen(), MINUTE)
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(text("DELETE FROM events"))
@@ -283,7 +287,7 @@ def test_an_event_that_was_taken_away_by_hand_is_recorded_anew(engine: Engine, e
 
 
 def test_events_are_seen_in_the_order_of_their_ids(
-    database: Database, engine: Engine, events: Events, staff: Gallery, monkeypatch: pytest.MonkeyPatch
+    database: Database, engine: Engine, events: EventRepository, staff: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever reads on from the last event they saw misses none, however slowly another one is committed."""
     has_its_id, may_end = threading.Event(), threading.Event()
@@ -302,15 +306,15 @@ def test_events_are_seen_in_the_order_of_their_ids(
         assert has_its_id.wait(DEADLINE)
         quick = pool.submit(events.record, staff, seen("quick"), MINUTE)
         wait([quick], timeout=0.5)  # it may be done by now, and be read
-        page = events.find(Filter())
+        page = events.find(EventFilter())
         may_end.set()
         told = [slow.result(DEADLINE).event, quick.result(DEADLINE).event]
-    page += events.find(Filter(), after=page[-1].id if page else 0)
+    page += events.find(EventFilter(), after=page[-1].id if page else 0)
     assert page == told
 
 
 def test_a_gallery_is_deleted_after_what_is_being_recorded(
-    engine: Engine, events: Events, staff: Gallery, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, events: EventRepository, staff: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of somebody who was recorded before: each would have what the other one wants."""
     events.record(staff, seen(), timedelta())
@@ -331,14 +335,14 @@ def test_a_gallery_is_deleted_after_what_is_being_recorded(
         may_go_on.set()
         assert recording.result(DEADLINE).recorded
         deleting.result(DEADLINE)
-    assert events.find(Filter()) == []
+    assert events.find(EventFilter()) == []
 
 
 @pytest.mark.parametrize("what", ["gallery", "webhook", "events"])
 def test_recording_and_deleting_do_not_wait_for_each_other_for_ever(
-    engine: Engine, events: Events, staff: Gallery, what: str
+    engine: Engine, events: EventRepository, staff: Gallery, what: str
 ) -> None:
-    store, webhooks = Store(engine), Webhooks(engine)
+    store, webhooks = Store(engine), WebhookRepository(engine)
     other = make_gallery(store, "visitors")
     people = [f"person-{n}" for n in range(4)]
 
@@ -353,7 +357,7 @@ def test_recording_and_deleting_do_not_wait_for_each_other_for_ever(
         for _ in range(10):
             made = webhooks.create("http://receiver", None, ["match"])[0]
             if what == "events":
-                events.forget(staff, "person-0")
+                events.delete(staff, "person-0")
             webhooks.delete(made.id)
         if what == "gallery":
             store.galleries.delete("staff")

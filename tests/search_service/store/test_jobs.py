@@ -18,7 +18,15 @@ from indexer.gallery.database import open_database
 from indexer.gallery.faces import Enrolled
 from indexer.gallery.store import Store
 from indexer.types import Gallery
-from search_service.store.jobs import PARTS_AT_ONCE, RECEIVING_SECONDS, Held, Job, JobResult, Jobs, JobState
+from search_service.store.jobs import (
+    PARTS_AT_ONCE,
+    RECEIVING_SECONDS,
+    ClaimedJob,
+    Job,
+    JobRepository,
+    JobResult,
+    JobState,
+)
 from search_service.store.schema import JobPartRow, JobResultRow, JobRow
 from tests.indexer.gallery.faces import image_hash, make_gallery, new_face
 from tests.indexer.gallery.together import in_processes, in_threads
@@ -38,8 +46,8 @@ def engine(database: Database) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def jobs(engine: Engine) -> Jobs:
-    return Jobs(engine)
+def jobs(engine: Engine) -> JobRepository:
+    return JobRepository(engine)
 
 
 @pytest.fixture
@@ -47,11 +55,11 @@ def gallery(store: Store) -> Gallery:
     return make_gallery(store)
 
 
-def make(jobs: Jobs, gallery: Gallery, images: int = 3) -> Job:
+def make(jobs: JobRepository, gallery: Gallery, images: int = 3) -> Job:
     return jobs.create(gallery.id, images, {"pick": "only"}, FILE)
 
 
-def taken(jobs: Jobs, seconds: float = LONG) -> Held:
+def taken(jobs: JobRepository, seconds: float = LONG) -> ClaimedJob:
     held = jobs.claim(seconds)
     assert held is not None
     return held
@@ -62,29 +70,29 @@ def count(engine: Engine, table: type[JobRow | JobPartRow | JobResultRow]) -> in
         return session.scalar(select(func.count()).select_from(table)) or 0
 
 
-def put(engine: Engine, jobs: Jobs, held: Held, *results: JobResult) -> None:
+def put(engine: Engine, jobs: JobRepository, held: ClaimedJob, *results: JobResult) -> None:
     with Session(engine.execution_options(writing=True)) as session, session.begin():
         jobs.put(session, held, results)
 
 
-def test_a_job_and_its_file(jobs: Jobs, gallery: Gallery) -> None:
+def test_a_job_and_its_file(jobs: JobRepository, gallery: Gallery) -> None:
     job = make(jobs, gallery)
     assert (job.gallery, job.state, job.images, job.outcomes) == (gallery.name, JobState.QUEUED, 3, {})
     assert (job.started_at, job.finished_at, job.problem) == (None, None, None)
-    assert jobs.find(job.id) == job
+    assert jobs.get(job.id) == job
     held = taken(jobs)
     assert (held.id, held.gallery_id, held.gallery, held.options) == (job.id, gallery.id, "staff", {"pick": "only"})
     assert list(jobs.parts(held)) == FILE
-    assert jobs.find(job.id).state is JobState.RUNNING
+    assert jobs.get(job.id).state is JobState.RUNNING
     with pytest.raises(NotFound, match="no job 'x'"):
-        jobs.find("x")
+        jobs.get("x")
 
 
-def test_a_file_that_breaks_off_is_no_job(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_a_file_that_breaks_off_is_no_job(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     def broken() -> Iterator[bytes]:
         yield from FILE
         assert count(engine, JobPartRow) >= PARTS_AT_ONCE, "parts are written while they come"
-        assert (jobs.latest(None), jobs.claim(LONG), jobs.unfinished()) == ([], None, 1)
+        assert (jobs.latest(None), jobs.claim(LONG), jobs.count_unfinished()) == ([], None, 1)
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="gone"):
@@ -92,7 +100,7 @@ def test_a_file_that_breaks_off_is_no_job(jobs: Jobs, gallery: Gallery, engine: 
     assert (count(engine, JobRow), count(engine, JobPartRow)) == (0, 0)
 
 
-def test_a_writer_that_died_is_swept(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_a_writer_that_died_is_swept(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     with Session(engine.execution_options(writing=True)) as session, session.begin():
         for name, age in (("dead", 3600), ("slow", 60)):
             at = now() - timedelta(seconds=age)
@@ -107,20 +115,20 @@ def test_a_writer_that_died_is_swept(jobs: Jobs, gallery: Gallery, engine: Engin
     assert count(engine, JobPartRow) == 1
 
 
-def test_a_writer_that_died_takes_no_room(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_a_writer_that_died_takes_no_room(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     with Session(engine.execution_options(writing=True)) as session, session.begin():
         for name, age in (("dead", RECEIVING_SECONDS + 1), ("slow", RECEIVING_SECONDS // 2)):
             at = now() - timedelta(seconds=age)
             row = JobRow(id=name, gallery_id=gallery.id, state="receiving", options={}, images=1, attempts=0)
             row.locked_until = row.created_at = at
             session.add(row)
-    assert jobs.unfinished() == 1
+    assert jobs.count_unfinished() == 1
     jobs.check_room(2)
     with pytest.raises(Overloaded, match="1 bulk enrolments are waiting or running already, 1 at most"):
         jobs.check_room(1)
 
 
-def test_no_more_than_there_is_room_for(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_no_more_than_there_is_room_for(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     def create() -> Job | None:
         try:
             return jobs.create(gallery.id, 3, {}, FILE, most=3)
@@ -128,14 +136,14 @@ def test_no_more_than_there_is_room_for(jobs: Jobs, gallery: Gallery, engine: En
             return None
 
     made = [job for job in in_threads([create] * 8) if job is not None]
-    assert len(made) == jobs.unfinished() == 3
+    assert len(made) == jobs.count_unfinished() == 3
     assert (count(engine, JobRow), count(engine, JobPartRow)) == (3, 3 * len(FILE))
     jobs.cancel(made[0].id)
     assert create() is not None
     assert create() is None
 
 
-def test_they_are_counted_one_after_the_other(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_they_are_counted_one_after_the_other(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     """Whoever has counted waits a while for somebody who counts the same."""
     both = threading.Barrier(2)
 
@@ -154,7 +162,9 @@ def test_they_are_counted_one_after_the_other(jobs: Jobs, gallery: Gallery, engi
     assert sorted(in_threads([create] * 2)) == [False, True]
 
 
-def test_the_gallery_goes_while_the_file_is_written(jobs: Jobs, gallery: Gallery, store: Store, engine: Engine) -> None:
+def test_the_gallery_goes_while_the_file_is_written(
+    jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine
+) -> None:
     def file() -> Iterator[bytes]:
         yield from FILE
         store.galleries.delete(gallery.name)
@@ -166,13 +176,13 @@ def test_the_gallery_goes_while_the_file_is_written(jobs: Jobs, gallery: Gallery
     assert (count(engine, JobRow), count(engine, JobPartRow)) == (0, 0)
 
 
-def test_a_gallery_takes_its_jobs_along(jobs: Jobs, gallery: Gallery, store: Store, engine: Engine) -> None:
+def test_a_gallery_takes_its_jobs_along(jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine) -> None:
     job = make(jobs, gallery)
     held = taken(jobs)
     put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
     store.galleries.delete(gallery.name)
     with pytest.raises(NotFound):
-        jobs.find(job.id)
+        jobs.get(job.id)
     assert [count(engine, table) for table in (JobRow, JobPartRow, JobResultRow)] == [0, 0, 0]
     assert jobs.renew(held, LONG) is None
     jobs.finish(held, JobState.DONE)
@@ -181,35 +191,35 @@ def test_a_gallery_takes_its_jobs_along(jobs: Jobs, gallery: Gallery, store: Sto
     assert caught.value.code == "job_lost"
 
 
-def test_the_oldest_goes_first(jobs: Jobs, gallery: Gallery) -> None:
+def test_the_oldest_goes_first(jobs: JobRepository, gallery: Gallery) -> None:
     made = [make(jobs, gallery).id for _ in range(3)]
     assert [taken(jobs).id for _ in range(3)] == made
     assert jobs.claim(LONG) is None
 
 
-def test_what_a_worker_left_is_taken_over(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_what_a_worker_left_is_taken_over(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     dead = taken(jobs, seconds=-1)
     put(engine, jobs, dead, JobResult(2, "b.jpg", "ben", "enrolled", face_id=7))
-    started = jobs.find(job.id).started_at
+    started = jobs.get(job.id).started_at
     alive = taken(jobs)
-    assert (alive.id, alive.attempts, jobs.places(alive)) == (job.id, 1, {2})
-    assert jobs.find(job.id).started_at == started
+    assert (alive.id, alive.attempts, jobs.finished_places(alive)) == (job.id, 1, {2})
+    assert jobs.get(job.id).started_at == started
     assert jobs.claim(LONG) is None
     with pytest.raises(Conflict, match="taken over") as caught:
         put(engine, jobs, dead, JobResult(3, "c.jpg", "cem", "enrolled"))
     assert caught.value.code == "job_lost"
     assert jobs.renew(dead, LONG) is None
     jobs.finish(dead, JobState.FAILED)
-    jobs.give_back(dead)
+    jobs.release(dead)
     jobs.postpone(dead, "late", LONG)
-    now = jobs.find(job.id)
+    now = jobs.get(job.id)
     assert (now.state, now.problem) == (JobState.RUNNING, None)
     assert list(jobs.parts(alive)) == FILE
     assert jobs.renew(alive, LONG) is JobState.RUNNING
 
 
-def test_one_that_was_taken_before_the_clock_was_set_back_is_free(jobs: Jobs, gallery: Gallery) -> None:
+def test_one_that_was_taken_before_the_clock_was_set_back_is_free(jobs: JobRepository, gallery: Gallery) -> None:
     make(jobs, gallery)
     ahead = taken(jobs, seconds=86_400)
     assert taken(jobs).claim != ahead.claim
@@ -217,12 +227,12 @@ def test_one_that_was_taken_before_the_clock_was_set_back_is_free(jobs: Jobs, ga
 
 
 def test_results_are_committed_with_the_faces_or_not_at_all(
-    jobs: Jobs, gallery: Gallery, store: Store, engine: Engine
+    jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine
 ) -> None:
     make(jobs, gallery)
     dead, alive = taken(jobs, seconds=-1), taken(jobs)
 
-    def enroll(held: Held) -> None:
+    def enroll(held: ClaimedJob) -> None:
         def also(session: Session, became: list[Enrolled]) -> None:
             [one] = became
             jobs.put(session, held, [JobResult(1, "a.jpg", "ana", str(one.outcome), face_id=one.face_id)])
@@ -239,42 +249,42 @@ def test_results_are_committed_with_the_faces_or_not_at_all(
     assert store.faces.get(gallery.id, result.face_id or 0).image_sha256 == image_hash(1)
 
 
-def test_attempts_are_counted_until_it_gets_further(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_attempts_are_counted_until_it_gets_further(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     make(jobs, gallery)
     assert [taken(jobs, seconds=-1).attempts for _ in range(3)] == [1, 2, 3]
     held = taken(jobs, seconds=-1)
     put(engine, jobs, held)
     held = taken(jobs)
     assert held.attempts == 1
-    jobs.give_back(held)
+    jobs.release(held)
     assert taken(jobs).attempts == 1
 
 
-def test_given_back(jobs: Jobs, gallery: Gallery) -> None:
+def test_given_back(jobs: JobRepository, gallery: Gallery) -> None:
     job = make(jobs, gallery)
-    jobs.give_back(taken(jobs))
-    assert jobs.find(job.id).state is JobState.QUEUED
+    jobs.release(taken(jobs))
+    assert jobs.get(job.id).state is JobState.QUEUED
     again = taken(jobs)
     jobs.cancel(job.id)
-    jobs.give_back(again)
+    jobs.release(again)
     assert taken(jobs).state is JobState.CANCELLING
 
 
-def test_postponed(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_postponed(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     held = taken(jobs)
     jobs.postpone(held, "no model", LONG)
     assert jobs.claim(LONG) is None
-    assert (jobs.find(job.id).state, jobs.find(job.id).problem) == (JobState.RUNNING, "no model")
+    assert (jobs.get(job.id).state, jobs.get(job.id).problem) == (JobState.RUNNING, "no model")
     for _ in range(10):
         jobs.postpone(held, "no model", -1)
         held = taken(jobs)
         assert held.attempts == 1, "what is waited for is no attempt"
     put(engine, jobs, held)
-    assert jobs.find(job.id).problem is None
+    assert jobs.get(job.id).problem is None
 
 
-def test_nul(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_nul(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     """A manifest may hold it, and not every database."""
     job = make(jobs, gallery)
     held = taken(jobs)
@@ -283,10 +293,10 @@ def test_nul(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
         JobResult(1, "a\ufffd.jpg", "\ufffd", "rejected", "invalid_row", message="\ufffd", details={"x": "\0"})
     ]
     jobs.finish(held, JobState.FAILED, "\0")
-    assert jobs.find(job.id).problem == "\ufffd"
+    assert jobs.get(job.id).problem == "\ufffd"
 
 
-def test_the_end(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_the_end(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     held = taken(jobs)
     told = [
@@ -297,7 +307,7 @@ def test_the_end(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
     put(engine, jobs, held, *told[:2])
     put(engine, jobs, held, told[2])
     jobs.finish(held, JobState.DONE)
-    ended = jobs.find(job.id)
+    ended = jobs.get(job.id)
     assert (ended.state, ended.outcomes) == (JobState.DONE, {"enrolled": 1, "rejected": 2})
     assert ended.finished_at is not None
     assert ended.started_at is not None
@@ -306,11 +316,11 @@ def test_the_end(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
     assert jobs.results(job.id, "rejected") == told[1:]
     assert jobs.results(job.id, "rejected", after=2) == told[2:]
     assert jobs.results(job.id, limit=1) == told[:1]
-    assert (jobs.unfinished(), jobs.claim(LONG), count(engine, JobPartRow)) == (0, None, 0)
+    assert (jobs.count_unfinished(), jobs.claim(LONG), count(engine, JobPartRow)) == (0, None, 0)
     assert jobs.cancel(job.id).state is JobState.DONE
 
 
-def test_cancelled_while_it_waits(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_cancelled_while_it_waits(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     cancelled = jobs.cancel(job.id)
     assert (cancelled.state, cancelled.started_at) == (JobState.CANCELLED, None)
@@ -321,7 +331,7 @@ def test_cancelled_while_it_waits(jobs: Jobs, gallery: Gallery, engine: Engine) 
         jobs.cancel("x")
 
 
-def test_cancelled_while_it_runs(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_cancelled_while_it_runs(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     held = taken(jobs)
     assert jobs.cancel(job.id).state is JobState.CANCELLING
@@ -331,13 +341,13 @@ def test_cancelled_while_it_runs(jobs: Jobs, gallery: Gallery, engine: Engine) -
     heir = taken(jobs)
     assert (heir.id, heir.state) == (job.id, JobState.CANCELLING)
     jobs.finish(heir, JobState.CANCELLED)
-    ended = jobs.find(job.id)
+    ended = jobs.get(job.id)
     assert (ended.state, ended.outcomes) == (JobState.CANCELLED, {"enrolled": 1})
     assert ended.finished_at is not None
     assert count(engine, JobPartRow) == 0
 
 
-def test_the_latest_first_page_by_page(jobs: Jobs, gallery: Gallery, store: Store, engine: Engine) -> None:
+def test_the_latest_first_page_by_page(jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine) -> None:
     other = make_gallery(store, "guests")
     made = [make(jobs, one).id for one in (gallery, other, gallery, other, gallery)]
     order = sorted(made, reverse=True)
@@ -350,7 +360,7 @@ def test_the_latest_first_page_by_page(jobs: Jobs, gallery: Gallery, store: Stor
     assert jobs.latest([]) == []
 
 
-def test_old_ones_are_swept_and_files_that_were_left(jobs: Jobs, gallery: Gallery, engine: Engine) -> None:
+def test_old_ones_are_swept_and_files_that_were_left(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     old, young, waiting = (make(jobs, gallery).id for _ in range(3))
     for _ in range(2):
         held = taken(jobs)
@@ -370,7 +380,7 @@ def test_old_ones_are_swept_and_files_that_were_left(jobs: Jobs, gallery: Galler
 def claim_all(url: str) -> list[str]:
     engine = open_database(url)
     try:
-        jobs, mine, misses = Jobs(engine), [], 0
+        jobs, mine, misses = JobRepository(engine), [], 0
         while misses < 20:
             held = jobs.claim(LONG)
             misses += held is None
@@ -380,7 +390,7 @@ def claim_all(url: str) -> list[str]:
         engine.dispose()
 
 
-def test_no_two_workers_hold_one_job(jobs: Jobs, gallery: Gallery, database: Database) -> None:
+def test_no_two_workers_hold_one_job(jobs: JobRepository, gallery: Gallery, database: Database) -> None:
     made = sorted(make(jobs, gallery).id for _ in range(20))
     claimed = in_processes(claim_all, [(database.url,)] * 3)
     assert sorted(job for mine in claimed for job in mine) == made

@@ -17,9 +17,9 @@ from indexer.gallery.store import Store
 from indexer.types import Gallery
 from search_service.store import events as events_module
 from search_service.store import webhooks as module
-from search_service.store.events import DEAD, WAITING, Events, Sighting
+from search_service.store.events import DEAD, WAITING, EventRepository, Sighting
 from search_service.store.schema import DeliveryRow
-from search_service.store.webhooks import LONGEST_DELAY, LONGEST_WAIT, MOST_WEBHOOKS, Claimed, Webhooks
+from search_service.store.webhooks import MAX_DELAY, MAX_WAIT, MAX_WEBHOOKS, ClaimedDelivery, WebhookRepository
 from tests.indexer.gallery.clock import NOON, Clock
 from tests.indexer.gallery.faces import make_gallery
 from tests.indexer.gallery.together import in_threads
@@ -45,8 +45,8 @@ def engine(database: Database) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def webhooks(engine: Engine) -> Webhooks:
-    return Webhooks(engine)
+def webhooks(engine: Engine) -> WebhookRepository:
+    return WebhookRepository(engine)
 
 
 @pytest.fixture
@@ -57,23 +57,23 @@ def staff(engine: Engine) -> Gallery:
 def record(engine: Engine, gallery: Gallery) -> int:
     """The id of a new event."""
     seen = Sighting("door", None, "match", True, None, 0.5, 0.4)
-    return Events(engine).record(gallery, seen, timedelta()).event.id
+    return EventRepository(engine).record(gallery, seen, timedelta()).event.id
 
 
-def claim(webhooks: Webhooks) -> Claimed:
+def claim(webhooks: WebhookRepository) -> ClaimedDelivery:
     (delivery_id,) = [one.id for one in webhooks.due(())]
     claimed = webhooks.claim(delivery_id, LEASE)
     assert claimed is not None
     return claimed
 
 
-def claim_of(webhooks: Webhooks, delivery_id: int) -> Claimed:
+def claim_of(webhooks: WebhookRepository, delivery_id: int) -> ClaimedDelivery:
     claimed = webhooks.claim(delivery_id, LEASE)
     assert claimed is not None
     return claimed
 
 
-def test_a_webhook_and_its_secret(webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+def test_a_webhook_and_its_secret(webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
     made, secret = webhooks.create(URL, staff, ["match", "review", "match"])
     other, other_secret = webhooks.create("http://10.0.0.7:9000", None, ["no_match"])
     assert (made.url, made.gallery, made.decisions, made.created_at) == (URL, "staff", ("match", "review"), NOON)
@@ -81,11 +81,11 @@ def test_a_webhook_and_its_secret(webhooks: Webhooks, staff: Gallery, clock: Clo
     assert len(secret) == len(other_secret) == 64
     assert secret != other_secret
     assert made.id != other.id
-    assert {hook.id: hook for hook in webhooks.webhooks()} == {made.id: made, other.id: other}
-    assert webhooks.webhook(made.id) == made
+    assert {hook.id: hook for hook in webhooks.list()} == {made.id: made, other.id: other}
+    assert webhooks.get(made.id) == made
     assert webhooks.delete(made.id) == made
-    assert webhooks.webhooks() == [other]
-    for ask in (webhooks.webhook, webhooks.delete, webhooks.replay, lambda id_: webhooks.deliveries(id_, DEAD)):
+    assert webhooks.list() == [other]
+    for ask in (webhooks.get, webhooks.delete, webhooks.replay, lambda id_: webhooks.deliveries(id_, DEAD)):
         with pytest.raises(NotFound, match=f"there is no webhook '{made.id}'"):
             ask(made.id)
 
@@ -101,7 +101,7 @@ def test_a_webhook_and_its_secret(webhooks: Webhooks, staff: Gallery, clock: Clo
         "http://a" + "b" * 1990,
     ],
 )
-def test_urls(webhooks: Webhooks, url: str) -> None:
+def test_urls(webhooks: WebhookRepository, url: str) -> None:
     assert webhooks.create(url, None, ["match"])[0].url == url
 
 
@@ -127,26 +127,26 @@ def test_urls(webhooks: Webhooks, url: str) -> None:
         "http://a" + "b" * 2000,
     ],
 )
-def test_what_is_no_url(webhooks: Webhooks, url: str) -> None:
+def test_what_is_no_url(webhooks: WebhookRepository, url: str) -> None:
     with pytest.raises(InvalidRequest, match="a webhook's url must") as caught:
         webhooks.create(url, None, ["match"])
     assert "secret" not in caught.value.message
-    assert webhooks.webhooks() == []
+    assert webhooks.list() == []
 
 
-def test_a_webhook_wants_something(webhooks: Webhooks) -> None:
+def test_a_webhook_wants_something(webhooks: WebhookRepository) -> None:
     with pytest.raises(InvalidRequest, match="at least one decision"):
         webhooks.create(URL, None, [])
 
 
-def test_there_are_not_too_many(webhooks: Webhooks) -> None:
-    for n in range(MOST_WEBHOOKS):
+def test_there_are_not_too_many(webhooks: WebhookRepository) -> None:
+    for n in range(MAX_WEBHOOKS):
         webhooks.create(f"http://a/{n}", None, ["match"])
     with pytest.raises(Conflict, match="as many as there may be"):
         webhooks.create(URL, None, ["match"])
 
 
-def test_a_claim(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+def test_a_claim(engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
     hook, secret = webhooks.create(URL, None, ["match"])
     made = record(engine, staff)
     (delivery_id,) = [one.id for one in webhooks.due(())]
@@ -154,20 +154,20 @@ def test_a_claim(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Cloc
     claimed = webhooks.claim(delivery_id, LEASE)
     assert claimed is not None
     assert (claimed.webhook_id, claimed.url, claimed.secret, claimed.attempts) == (hook.id, URL, secret, 1)
-    assert claimed.event == Events(engine).event(made)
+    assert claimed.event == EventRepository(engine).get(made)
     assert webhooks.due(()) == []
     assert webhooks.claim(delivery_id, LEASE) is None
     clock.at += LEASE  # whoever claimed it was killed
     again = webhooks.claim(delivery_id, LEASE)
     assert again is not None
     assert again.attempts == 2
-    webhooks.arrived(again)
+    webhooks.mark_delivered(again)
     clock.at += LEASE
     assert webhooks.due(()) == []
     assert webhooks.deliveries(hook.id, WAITING) == []
 
 
-def test_of_those_who_claim_at_once_one_does(engine: Engine, webhooks: Webhooks, staff: Gallery) -> None:
+def test_of_those_who_claim_at_once_one_does(engine: Engine, webhooks: WebhookRepository, staff: Gallery) -> None:
     webhooks.create(URL, None, ["match"])
     record(engine, staff)
     (delivery_id,) = [one.id for one in webhooks.due(())]
@@ -175,10 +175,10 @@ def test_of_those_who_claim_at_once_one_does(engine: Engine, webhooks: Webhooks,
     assert len([one for one in claims if one is not None]) == 1
 
 
-def test_a_failure_is_tried_again(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+def test_a_failure_is_tried_again(engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     record(engine, staff)
-    webhooks.failed(claim(webhooks), "answered 500", timedelta(seconds=40))
+    webhooks.mark_failed(claim(webhooks), "answered 500", timedelta(seconds=40))
     assert webhooks.due(()) == []
     (waiting,) = webhooks.deliveries(hook.id, WAITING)
     assert (waiting.attempts, waiting.problem, waiting.next_at) == (1, "answered 500", NOON + timedelta(seconds=40))
@@ -186,14 +186,16 @@ def test_a_failure_is_tried_again(engine: Engine, webhooks: Webhooks, staff: Gal
     assert claim(webhooks).attempts == 2
 
 
-def test_a_failure_pauses_its_webhook(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+def test_a_failure_pauses_its_webhook(
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
+) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     made = [record(engine, staff) for _ in range(3)]
     first, second, third = (one.id for one in webhooks.deliveries(hook.id, WAITING))
     other, _ = webhooks.create("http://other", None, ["match"])
     last = record(engine, staff)
     failed = claim_of(webhooks, first)
-    webhooks.failed(failed, "answered 500", 3 * LEASE, 4 * LEASE)
+    webhooks.mark_failed(failed, "answered 500", 3 * LEASE, 4 * LEASE)
     (due,) = [one.id for one in webhooks.due(())]
     assert webhooks.deliveries(other.id, WAITING)[0].id == due, "the other webhook goes on"
     assert webhooks.claim(second, LEASE) is None, "as a process does that looked for it before"
@@ -203,28 +205,28 @@ def test_a_failure_pauses_its_webhook(engine: Engine, webhooks: Webhooks, staff:
     assert (failed.failures, trial.failures) == (0, 1)
     assert webhooks.due([other.id]) == []
     assert webhooks.claim(third, LEASE) is None, "one event alone is tried after a pause"
-    webhooks.failed(trial, "answered 500", 3 * LEASE, 8 * LEASE)
+    webhooks.mark_failed(trial, "answered 500", 3 * LEASE, 8 * LEASE)
     clock.at += 8 * LEASE - timedelta(seconds=1)
     assert webhooks.due([other.id]) == []
     clock.at += timedelta(seconds=1)
     again = claim_of(webhooks, third)
     assert again.failures == 2
-    webhooks.arrived(again)
+    webhooks.mark_delivered(again)
     rest = []
     while found := webhooks.due([other.id]):  # the rest at once
         rest.append(claim_of(webhooks, found[0].id))
-        webhooks.arrived(rest[-1])
+        webhooks.mark_delivered(rest[-1])
     assert [one.event.id for one in rest] == [last, *made[:2]]
     assert {one.failures for one in rest} == {0}
 
 
 def test_whoever_tried_after_a_pause_was_killed(
-    engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     webhooks.create(URL, None, ["match"])
     for _ in range(3):
         record(engine, staff)
-    webhooks.failed(claim(webhooks), "answered 500", LEASE, LEASE)
+    webhooks.mark_failed(claim(webhooks), "answered 500", LEASE, LEASE)
     clock.at += LEASE
     claim(webhooks)
     assert webhooks.due(()) == []
@@ -232,40 +234,44 @@ def test_whoever_tried_after_a_pause_was_killed(
     assert claim(webhooks).failures == 1
 
 
-def test_of_those_who_try_at_once_after_a_pause_one_does(engine: Engine, webhooks: Webhooks, staff: Gallery) -> None:
+def test_of_those_who_try_at_once_after_a_pause_one_does(
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery
+) -> None:
     """Each another event."""
     hook, _ = webhooks.create(URL, None, ["match"])
     for _ in range(5):
         record(engine, staff)
-    webhooks.failed(claim(webhooks), "answered 500", LEASE)
+    webhooks.mark_failed(claim(webhooks), "answered 500", LEASE)
     waiting = [one.id for one in webhooks.deliveries(hook.id, WAITING)[1:]]
     claims = in_threads([partial(webhooks.claim, one, LEASE) for one in waiting])
     assert len([one for one in claims if one is not None]) == 1
 
 
 def test_what_waited_behind_others_for_a_day_is_dead(
-    engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     made = [record(engine, staff) for _ in range(3)]
     clock.at += timedelta(hours=20)
     young = record(engine, staff)
-    clock.at += LONGEST_DELAY - timedelta(hours=20, seconds=1)
-    webhooks.failed(claim(webhooks), "answered 500", LEASE, LEASE)
-    assert webhooks.webhook(hook.id).dead == 0
+    clock.at += MAX_DELAY - timedelta(hours=20, seconds=1)
+    webhooks.mark_failed(claim(webhooks), "answered 500", LEASE, LEASE)
+    assert webhooks.get(hook.id).dead == 0
     clock.at += LEASE
-    webhooks.failed(claim(webhooks), "answered 503", LEASE, LEASE)
+    webhooks.mark_failed(claim(webhooks), "answered 503", LEASE, LEASE)
     dead = webhooks.deliveries(hook.id, DEAD)
     assert [(one.event_id, one.problem) for one in dead] == [(one, "answered 503") for one in made]
     assert [one.event_id for one in webhooks.deliveries(hook.id, WAITING)] == [young]
     assert webhooks.replay(hook.id) == 3
     assert claim(webhooks).failures == 0, "a replay does not wait for the pause to end"
     clock.at += 2 * LEASE
-    webhooks.failed(claim(webhooks), "answered 500", LEASE, LEASE)
-    assert webhooks.webhook(hook.id).dead == 0, "they wait anew"
+    webhooks.mark_failed(claim(webhooks), "answered 500", LEASE, LEASE)
+    assert webhooks.get(hook.id).dead == 0, "they wait anew"
 
 
-def test_a_long_queue_is_not_read_to_find_what_is_due(engine: Engine, webhooks: Webhooks, staff: Gallery) -> None:
+def test_a_long_queue_is_not_read_to_find_what_is_due(
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery
+) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     for n in range(20):
         webhooks.create(f"http://other/{n}", None, ["review"])
@@ -285,54 +291,58 @@ def test_a_long_queue_is_not_read_to_find_what_is_due(engine: Engine, webhooks: 
     assert not re.search("(SCAN|Seq Scan on) deliveries|Sort|TEMP B-TREE", plan), plan
 
 
-def test_dead_letters_and_their_replay(engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock) -> None:
+def test_dead_letters_and_their_replay(
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
+) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     other, _ = webhooks.create("http://other", None, ["review"])
     made = [record(engine, staff) for _ in range(3)]
     for _ in made:
-        webhooks.failed(claim(webhooks), "x" * 1000, None)
+        webhooks.mark_failed(claim(webhooks), "x" * 1000, None)
     clock.at += timedelta(days=365)
     assert webhooks.due(()) == []
     dead = webhooks.deliveries(hook.id, DEAD)
     assert [one.event_id for one in dead] == made
     assert {len(one.problem or "") for one in dead} == {200}
     assert webhooks.deliveries(hook.id, DEAD, after=dead[0].id, limit=1) == [dead[1]]
-    assert webhooks.webhook(hook.id).dead == 3
+    assert webhooks.get(hook.id).dead == 3
     assert webhooks.replay(other.id) == 0
     assert webhooks.replay(hook.id) == 3
-    assert (webhooks.webhook(hook.id).dead, webhooks.webhook(hook.id).waiting) == (0, 3)
+    assert (webhooks.get(hook.id).dead, webhooks.get(hook.id).waiting) == (0, 3)
     assert webhooks.replay(hook.id) == 0
     again = claim(webhooks)
     assert (again.id, again.attempts) == (dead[0].id, 1)
 
 
 def test_a_late_failure_says_nothing_of_the_next_try(
-    engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     record(engine, staff)
     late = claim(webhooks)
     clock.at += LEASE
     claim(webhooks)
-    webhooks.failed(late, "slow", None)
+    webhooks.mark_failed(late, "slow", None)
     (waiting,) = webhooks.deliveries(hook.id, WAITING)
     assert (waiting.problem, waiting.next_at) == (None, clock.at + LEASE)
 
 
 def test_a_clock_set_back_delays_by_no_more_than_a_wait(
-    engine: Engine, webhooks: Webhooks, staff: Gallery, clock: Clock
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     webhooks.create(URL, None, ["match"])
     record(engine, staff)
     clock.at -= timedelta(days=30)
     claimed = claim(webhooks)
-    webhooks.failed(claimed, "answered 500", LONGEST_WAIT, LONGEST_WAIT)
+    webhooks.mark_failed(claimed, "answered 500", MAX_WAIT, MAX_WAIT)
     assert webhooks.due(()) == []
     clock.at -= timedelta(days=30)
     assert claim(webhooks).id == claimed.id
 
 
-def test_what_goes_with_a_webhook_a_gallery_an_event(engine: Engine, webhooks: Webhooks, staff: Gallery) -> None:
+def test_what_goes_with_a_webhook_a_gallery_an_event(
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery
+) -> None:
     visitors = make_gallery(Store(engine), "visitors")
     hook, _ = webhooks.create(URL, None, ["match"])
     of_staff, _ = webhooks.create(URL, staff, ["match"])
@@ -340,8 +350,8 @@ def test_what_goes_with_a_webhook_a_gallery_an_event(engine: Engine, webhooks: W
         record(engine, gallery)
     assert [len(webhooks.deliveries(one.id, WAITING)) for one in (hook, of_staff)] == [2, 1]
     Store(engine).galleries.delete("staff")
-    assert [one.id for one in webhooks.webhooks()] == [hook.id]
-    assert webhooks.webhook(hook.id).waiting == 1
+    assert [one.id for one in webhooks.list()] == [hook.id]
+    assert webhooks.get(hook.id).waiting == 1
     assert webhooks.delete(hook.id).waiting == 1
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM deliveries")).scalar() == 0
