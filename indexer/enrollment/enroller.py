@@ -240,30 +240,37 @@ def _says(person: Person) -> bool:
     return any((person.name, person.valid_from, person.valid_until, person.metadata))
 
 
-def _result(prepared: _Prepared, told: Iterator[Enrolled]) -> Result:
+def _result(prepared: _Prepared, enrolled: Iterator[Enrolled]) -> Result:
+    image, person = prepared.row.image, prepared.row.person.external_id
     if prepared.rejection is not None:
-        return _rejected(prepared.row, prepared.rejection)
-    if prepared.known_face is not None:
-        return _answered(prepared.row, next(told), prepared.known_face)
-    return _told(_answered(prepared.row, next(told)), prepared.alike)
+        return rejected(image, person, prepared.rejection)
+    return committed(image, person, next(enrolled), prepared.alike, prepared.known_face)
 
 
-def _rejected(row: Row, rejection: RejectedImage) -> Result:
+def rejected(image: str, external_id: str, rejection: RejectedImage) -> Result:
+    """Returns the result of an image that is not enrolled."""
     reason = Reason(rejection.code)
-    person = row.person.external_id
-    return Result(row.image, person, Outcome.REJECTED, reason, message=rejection.message, details=rejection.details)
+    return Result(image, external_id, Outcome.REJECTED, reason, message=rejection.message, details=rejection.details)
 
 
-def _told(result: Result, alike: Lookalike | None) -> Result:
-    """The result of a face that was enrolled although it looks like another identity says so."""
+def committed(
+    image: str, external_id: str, enrolled: Enrolled, alike: Lookalike | None = None, known_face: int | None = None
+) -> Result:
+    """Returns the result of an image that was given to the store. `alike` is whom an enrolled face looks like;
+    `known_face` is the face of an image that was enrolled before."""
+    rejection = rejection_of(enrolled)
+    if rejection is not None:
+        return rejected(image, external_id, rejection)
+    result = Result(image, external_id, enrolled.outcome, face_id=known_face or enrolled.face_id)
     if alike is None or result.outcome is not Outcome.ENROLLED:
         return result
     return replace(result, message=alike.message, details=alike.details)
 
 
-def _answered(row: Row, became: Enrolled, known_face: int | None = None) -> Result:
-    if became.problem is not None:
-        return _rejected(row, RejectedImage(became.problem, code=Reason.INVALID_ROW))
-    if became.outcome is Outcome.REJECTED:
-        return _rejected(row, another_identity(became.owner or ""))
-    return Result(row.image, row.person.external_id, became.outcome, face_id=known_face or became.face_id)
+def rejection_of(enrolled: Enrolled) -> RejectedImage | None:
+    """Returns why the store did not enroll a face, or None."""
+    if enrolled.problem is not None:
+        return RejectedImage(enrolled.problem, code=Reason.INVALID_ROW)
+    if enrolled.outcome is Outcome.REJECTED:
+        return another_identity(enrolled.owner or "")
+    return None

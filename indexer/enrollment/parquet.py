@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Engine
 
 from indexer.clock import now
-from indexer.enrollment.enroller import another_identity
+from indexer.enrollment.enroller import rejection_of
 from indexer.errors import Conflict, InvalidRequest, InvalidVector, NotFound, StorageUnavailable
 from indexer.files import write_atomically
 from indexer.gallery.export_reader import Record, Snapshot, snapshot_of
@@ -470,10 +470,9 @@ def _commit(store: Store, gallery: Gallery, rows: Sequence[_Row]) -> list[RowRes
 
 
 def _answered(row: _Row, became: Enrolled, is_new: bool = False) -> RowResult:
-    if became.problem is not None:
-        return _rejected(row, Reason.INVALID_ROW, became.problem)
-    if became.outcome is Outcome.REJECTED:
-        return _rejected(row, Reason.LOOKS_LIKE_ANOTHER_IDENTITY, another_identity(became.owner or "").message)
+    rejection = rejection_of(became)
+    if rejection is not None:
+        return _rejected(row, Reason(rejection.code), rejection.message)
     return RowResult(row.number, row.external_id, Outcome.ENROLLED if is_new else became.outcome)
 
 

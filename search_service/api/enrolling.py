@@ -1,91 +1,72 @@
-"""Photos of one person, enrolled while the caller waits: in the batches that searches share, committed together."""
+"""Enrolls the photos of one request, described in the batches that searches share and committed together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from indexer.enrollment.enroller import Result, another_identity, looks_like, new_face
-from indexer.enrollment.lookalikes import Lookalike
+from indexer.enrollment.enroller import Result, another_identity, committed, looks_like, new_face, rejected
 from indexer.errors import RejectedImage
-from indexer.gallery.faces import Enrolled, KnownImage, NewFace
-from indexer.types import Gallery, Outcome, Person, Pick, Reason, sha256
-from indexer.vision.pipeline import Seen
-from search_service.api.requests import Upload
+from indexer.gallery.faces import NewFace
+from indexer.types import Gallery, Outcome, Person, sha256
+from search_service.api.requests import EnrollRequest
 from search_service.api.state import State
 from search_service.inference_queue import Kind
 
 
-async def enroll(
-    service: State, gallery: Gallery, external_id: str, photos: Sequence[Upload], pick: Pick | None
-) -> list[Result]:
-    """One result a photo, in order; what is wrong with one is in its own result. The identity is made where it is
-    missing and one of them is enrolled."""
+async def enroll(service: State, asked: EnrollRequest) -> list[Result]:
+    """Returns one result for each photo, in order; a rejected photo does not affect the others.
+
+    Creates the identity if it is missing and a photo is enrolled.
+    """
+    gallery, external_id, photos = asked.gallery, asked.external_id, asked.photos
     hashes = await service.off_loop(lambda: [sha256(photo.data) for photo in photos])
     known = await service.off_loop(service.context.store.faces.known_images, gallery.id, hashes)
     unknown = [photo.data for photo, sha in zip(photos, hashes, strict=True) if sha not in known]
     pipeline = service.context.pipeline_of(gallery)
-    seen = iter(await service.queue.describe(unknown, pipeline, Kind(pick, gate=True)))
+    seen = iter(await service.queue.describe(unknown, pipeline, Kind(asked.pick, gate=True)))
     keep_crops = service.context.settings.keep_crops
 
-    def commit() -> list[Result]:
-        ready = [
-            _known(external_id, known[sha]) if sha in known else _ready(external_id, sha, next(seen), keep_crops)
-            for sha in hashes
-        ]
-        became = _commit(service, gallery, [one for one in ready if isinstance(one, NewFace)])
-        return [next(became) if isinstance(one, NewFace) else one for one in ready]
+    def prepare(image: str, sha: str) -> NewFace | Result:
+        if sha in known:
+            if known[sha].external_id != external_id:
+                return rejected(image, external_id, another_identity(known[sha].external_id))
+            return Result(image, external_id, Outcome.UNCHANGED, face_id=known[sha].face_id)
+        found = next(seen)
+        if found.rejection is not None:
+            return rejected(image, external_id, found.rejection)
+        return new_face(Person(external_id), sha, found.faces[0], keep_crops)
 
-    results = await service.off_loop(commit)
-    return [replace(result, image=photo.name or "") for result, photo in zip(results, photos, strict=True)]
+    def commit() -> list[Result]:
+        names = [photo.name or "" for photo in photos]
+        prepared = [prepare(name, sha) for name, sha in zip(names, hashes, strict=True)]
+        results = _commit(service, gallery, [one for one in prepared if isinstance(one, NewFace)])
+        return [
+            replace(next(results), image=name) if isinstance(one, NewFace) else one
+            for name, one in zip(names, prepared, strict=True)
+        ]
+
+    return await service.off_loop(commit)
 
 
 def rejection(result: Result) -> RejectedImage:
-    """A rejected result as the error that it is when there is no other."""
+    """Returns a rejected result as an error."""
     return RejectedImage(result.message or "", code=result.reason, details=result.details)
 
 
-def _known(external_id: str, there: KnownImage) -> Result:
-    if there.external_id != external_id:
-        return _rejected(external_id, another_identity(there.external_id))
-    return Result("", external_id, Outcome.UNCHANGED, face_id=there.face_id)
-
-
-def _ready(external_id: str, sha: str, seen: Seen, keep_crop: bool) -> NewFace | Result:
-    if seen.rejection is not None:
-        return _rejected(external_id, seen.rejection)
-    return new_face(Person(external_id), sha, seen.faces[0], keep_crop)
-
-
 def _commit(service: State, gallery: Gallery, new: Sequence[NewFace]) -> Iterator[Result]:
-    """What became of each; those that look like somebody else are held where that is wanted."""
+    """Yields the result of each face. Faces that look like another identity are rejected where that is configured."""
     if not new:
-        return iter(())
+        return
     lookalikes = service.context.lookalikes(gallery)
     alike = lookalikes.find(new) if lookalikes is not None else [None] * len(new)
-    hold = lookalikes is not None and lookalikes.hold
-    welcome = [one for one, other in zip(new, alike, strict=True) if other is None or not hold]
-    became = iter(service.context.store.faces.enroll(gallery, welcome) if welcome else ())
+    held = [other if lookalikes is not None and lookalikes.hold else None for other in alike]
+    accepted = [one for one, other in zip(new, held, strict=True) if other is None]
+    enrolled = iter(service.context.store.faces.enroll(gallery, accepted) if accepted else ())
     service.follow(gallery)
-    return iter(
-        [
-            _rejected(one.person.external_id, looks_like(other))
-            if other is not None and hold
-            else _became(one.person.external_id, next(became), other)
-            for one, other in zip(new, alike, strict=True)
-        ]
-    )
-
-
-def _became(external_id: str, became: Enrolled, alike: Lookalike | None) -> Result:
-    if became.outcome is Outcome.REJECTED:  # somebody else enrolled the image this moment
-        return _rejected(external_id, another_identity(became.owner or ""))
-    result = Result("", external_id, became.outcome, face_id=became.face_id)
-    if alike is None or became.outcome is not Outcome.ENROLLED:
-        return result
-    return replace(result, message=alike.message, details=alike.details)
-
-
-def _rejected(external_id: str, why: RejectedImage) -> Result:
-    reason = Reason(why.code)
-    return Result("", external_id, Outcome.REJECTED, reason, message=why.message, details=why.details)
+    for one, other, holding in zip(new, alike, held, strict=True):
+        person = one.person.external_id
+        if holding is not None:
+            yield rejected("", person, looks_like(holding))
+        else:
+            yield committed("", person, next(enrolled), other)

@@ -16,7 +16,7 @@ from starlette.routing import Match
 from indexer import errors
 from indexer.errors import WhosthereError
 from indexer.types import Reason
-from search_service.api.payloads import ErrorAnswer, ErrorBody
+from search_service.api.models.base import ErrorAnswer, ErrorBody
 
 log = logging.getLogger(__name__)
 

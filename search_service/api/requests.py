@@ -1,310 +1,214 @@
-"""What comes over the wire: images as multipart or base64, cursors, and what is asked of a search."""
+"""Requests with images, each parsed and validated once into one value.
+
+The `read_` functions are FastAPI dependencies. All raise InvalidRequest; those that look up a gallery or a model pack
+raise NotFound. The `_FIELDS` are both the known fields of a body and what OpenAPI says about them.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from reprlib import Repr
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from fastapi import Request
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from fastapi import Depends, Request
 
 from indexer.errors import InvalidRequest, InvalidVector
-from indexer.types import Gallery, Identity, Pick, StoredFace
-from search_service.events.recording import Recording
-from search_service.search import Query
-from search_service.store.events import Direction, Event
-from search_service.store.webhooks import Delivery
+from indexer.models.packs import Pack
+from indexer.types import Gallery, Pick
+from search_service.api.bodies import IMAGE, IMAGES, Body, Upload, read_body, short
+from search_service.api.errors import request_id
+from search_service.api.paths import ExternalId
+from search_service.api.state import Service
+from search_service.events.recording import LONGEST_COOLDOWN_SECONDS, Recording
+from search_service.search import MAX_TOP_K, MIN_FPIR, Query
+from search_service.store.events import Direction
 
-Listed = TypeVar("Listed", Gallery, Identity, StoredFace, Event, Delivery)
-
-MAX_PARTS = 100
-"""Fields, and files, in one multipart body."""
-
-MAX_IMAGES = 16
-"""Images in one request: the default of `max_batch`, so that one caller's take no longer than a batch while others
-wait. More are a bulk enrolment, or several requests, which share batches."""
-
-MOST_VALUES = 100_000
-"""In a JSON body: an embedding has some thousand numbers at most, and nobody else is answered while it is parsed, which
-takes some seconds for as many as 64 MiB hold."""
-
-LONGEST_SHOWN = 100
-"""Characters of a bad value that an error repeats."""
-
-SHORTENED = Repr()
-"""Looks at the beginning of a value alone: a body may hold millions."""
-SHORTENED.maxlist = SHORTENED.maxdict = SHORTENED.maxlevel = LONGEST_SHOWN
-SHORTENED.maxstring = SHORTENED.maxlong = SHORTENED.maxother = 2 * LONGEST_SHOWN
+Fields = Mapping[str, Mapping[str, Any]]
 
 PROBE_PICKS = (Pick.LARGEST, Pick.CENTER)
-"""What a search may pick: a probe with several faces is no reason to refuse it."""
-
-LARGEST_ID = 2**63 - 1
-"""What a database takes as an id."""
+"""Choices of a search, which unlike an enrollment does not reject images with several faces."""
 
 
-IMAGE, IMAGES = "image", "images"
-"""The fields of one image and of several."""
+def pick_field(choices: Iterable[Pick], default: Pick) -> dict[str, Any]:
+    """Returns the schema of `pick`."""
+    text = f"Which face is used if the image has several; `{default}` by default."
+    return {"type": "string", "enum": [str(choice) for choice in choices], "description": text}
 
 
-@dataclass(frozen=True)
-class Upload:
-    """One image as it was sent; `name` is the file's name, where the caller told one."""
+MODEL_FIELD: Fields = {"model": {"type": "string", "description": "Model pack; the service's default if omitted."}}
+ALL_FACES_FIELD: Fields = {"all_faces": {"type": "boolean", "description": "true for every face, instead of `pick`."}}
+ENROLL_FIELDS: Fields = {"pick": pick_field(Pick, Pick.ONLY)}
+EMBED_FIELDS: Fields = {**MODEL_FIELD, "pick": pick_field(Pick, Pick.LARGEST), **ALL_FACES_FIELD}
+COMPARE_IMAGES = ("image_a", "image_b")
+SEARCH_FIELDS: Fields = {
+    "top_k": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MAX_TOP_K,
+        "description": "How many identities to return (5).",
+    },
+    "fpir": {
+        "type": "number",
+        "minimum": MIN_FPIR,
+        "exclusiveMaximum": 1,
+        "description": "Share of non-mated probes that may be answered with a match (0.01).",
+    },
+    "threshold": {"type": "number", "minimum": -1, "maximum": 1, "description": "A cosine, instead of `fpir`."},
+    "pick": pick_field(PROBE_PICKS, Pick.LARGEST),
+    **ALL_FACES_FIELD,
+    "same_person": {
+        "type": "boolean",
+        "description": "true if all images show one person, such as frames of a video: one answer from all of them, "
+        "weighted by quality.",
+    },
+    "record": {"type": "boolean", "description": "true to record an event for each face."},
+    "device": {"type": "string", "description": "With `record`: which device took the image, such as `north-door`."},
+    "direction": {"type": "string", "enum": [str(d) for d in Direction], "description": "Which way people walk there."},
+    "cooldown": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": LONGEST_COOLDOWN_SECONDS,
+        "description": "Seconds during which a person is recorded once at a device (WHOSTHERE_COOLDOWN_SECONDS).",
+    },
+}
 
-    data: bytes
-    name: str | None
 
+@dataclass(frozen=True, eq=False)
+class SearchRequest:
+    """A search by images or by an embedding."""
 
-@dataclass(frozen=True)
-class Body:
-    """A request's body, multipart and JSON alike: images by field name, and everything else as plain values."""
-
-    images: Mapping[str, Sequence[Upload]]
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    def image(self, name: str) -> Upload:
-        """Raises InvalidRequest when it was not sent, or several times."""
-        if name in self.values:
-            raise InvalidRequest(f"{name} was sent as text; expected a file (with curl: -F {name}=@photo.jpg)")
-        if name not in self.images:
-            raise InvalidRequest(f"the body has no {name}; expected multipart with {name}, or JSON with it as base64")
-        if len(self.images[name]) > 1:
-            raise InvalidRequest(f"the field {name!r} was sent twice")
-        return self.images[name][0]
+    gallery: Gallery
+    query: Query
+    images: Sequence[Upload]
+    """Empty where an embedding is searched."""
+    embedding: Sequence[float] | None
+    same_person: bool
+    """Whether one answer is made from all images together."""
+    is_list: bool
+    """Whether each image is answered separately."""
+    recording: Recording | None
+    """How faces are recorded as events; None where they are not."""
 
     @property
-    def several(self) -> bool:
-        """Whether the caller means a list of images: `images`, or `image` more than once."""
-        return IMAGES in self.images or IMAGES in self.values or len(self.images.get(IMAGE, ())) > 1
-
-    def all_images(self) -> Sequence[Upload]:
-        """Those of IMAGE and IMAGES. Raises InvalidRequest when there is none, or there are more than MAX_IMAGES."""
-        if IMAGES in self.values:
-            raise InvalidRequest(
-                f"{IMAGES} must be a list of base64 strings in JSON, or files (with curl: -F {IMAGES}=@photo.jpg)"
-            )
-        if IMAGE in self.values or not self.several:
-            return [self.image(IMAGE)]
-        sent = [*self.images.get(IMAGE, ()), *self.images.get(IMAGES, ())]
-        if not 1 <= len(sent) <= MAX_IMAGES:
-            raise InvalidRequest(f"the request has {len(sent)} images; expected 1 to {MAX_IMAGES}")
-        return sent
-
-    def only(self, *known: str) -> Body:
-        """Raises InvalidRequest on a field that is not among `known`: a misspelt threshold must not be overlooked."""
-        for name in (*self.images, *self.values):
-            if name not in known:
-                raise InvalidRequest(f"there is no field {name!r}; expected {', '.join(known)}")
-        return self
+    def names(self) -> list[str | None]:
+        """The file names of the images; one None for an embedding."""
+        return [image.name for image in self.images] or [None]
 
 
-async def read_body(request: Request, *image_fields: str) -> Body:
-    """The body as multipart/form-data or as JSON, in which `image_fields` are base64. Raises InvalidRequest."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _read_form(request, image_fields)
-    if kind == "application/json":
-        return await run_in_threadpool(_read_json, await request.body(), image_fields)
-    raise InvalidRequest(f"the content type is {kind or 'missing'}; expected multipart/form-data or application/json")
+@dataclass(frozen=True, eq=False)
+class EnrollRequest:
+    """Photos of one person."""
+
+    gallery: Gallery
+    external_id: str
+    photos: Sequence[Upload]
+    is_list: bool
+    """Whether the answer is a list of results."""
+    pick: Pick | None
 
 
-async def _read_form(request: Request, image_fields: tuple[str, ...]) -> Body:
-    images: dict[str, list[Upload]] = {}
-    values: dict[str, Any] = {}
-    try:
-        async with _form(request) as form:
-            for name, value in form.multi_items():
-                again = name in images and isinstance(value, UploadFile) and name in (IMAGE, IMAGES)
-                if (name in images or name in values) and not again:
-                    raise InvalidRequest(f"the field {name!r} was sent twice")
-                if isinstance(value, UploadFile):
-                    if name not in image_fields:
-                        raise InvalidRequest(f"there is no file field {name!r}; expected {', '.join(image_fields)}")
-                    images.setdefault(name, []).append(Upload(await value.read(), value.filename or None))
-                else:
-                    values[name] = value
-    except MultiPartException as error:
-        raise InvalidRequest(f"the body is not multipart/form-data: {error.message}") from error
-    return Body(images, values)
+@dataclass(frozen=True, eq=False)
+class DescribeRequest:
+    """Images whose faces are described by a model pack."""
+
+    images: Sequence[Upload]
+    pack: Pack
+    pick: Pick | None
+    """None means all faces."""
 
 
-@asynccontextmanager
-async def _form(request: Request) -> AsyncIterator[FormData]:
-    """In memory, however large: bodies are bounded before, and photos are not written to a disk."""
-    async with aclosing(request.stream()) as stream:
-        parser = MultiPartParser(request.headers, stream, max_files=MAX_PARTS, max_fields=MAX_PARTS)
-        parser.spool_max_size = sys.maxsize
-        form = await parser.parse()
-    try:
-        yield form
-    finally:
-        await form.close()
-
-
-def _read_json(body: bytes, image_fields: tuple[str, ...]) -> Body:
-    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:  # base64 has none of these
-        raise InvalidRequest(f"the body holds more than the {MOST_VALUES:,} values allowed")
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    values = {name: value for name, value in values.items() if value is not None}  # null is not said
-    images = {name: _from_json(name, values.pop(name)) for name in image_fields if name in values}
-    return Body(images, values)
-
-
-def _from_json(name: str, value: object) -> list[Upload]:
-    if name != IMAGES:
-        return [Upload(_from_base64(name, value), None)]
-    if not isinstance(value, list):
-        raise InvalidRequest(f"{name} must be a list of base64 strings")
-    return [Upload(_from_base64(f"{name}[{i}]", one), None) for i, one in enumerate(value)]
-
-
-def _from_base64(name: str, value: object) -> bytes:
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} must be a base64 string")
-    _, comma, after = value.partition(",")
-    text = after if comma and value.startswith("data:") else value
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)  # many encoders break lines
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"{name} is not base64: {error}") from error
-
-
-def query_of(values: Mapping[str, Any]) -> Query:
-    """top_k, fpir or threshold, pick or all_faces. Raises InvalidRequest."""
-    return Query(
-        top_k=whole(values, "top_k", Query.top_k),
-        fpir=number(values, "fpir"),
-        threshold=number(values, "threshold"),
-        pick=pick_of(values, Pick.LARGEST, PROBE_PICKS),
+async def read_search(request: Request, service: Service, gallery: str) -> SearchRequest:
+    """Reads the body of a search. Raises InvalidVector on an embedding that does not fit the gallery."""
+    body = await read_body(request, (IMAGE, IMAGES), ("embedding", *SEARCH_FIELDS))
+    query = Query(
+        top_k=body.integer("top_k", Query.top_k),
+        fpir=body.number("fpir"),
+        threshold=body.number("threshold"),
+        pick=body.pick(Pick.LARGEST, PROBE_PICKS),
+    )
+    recording = _recording(body, service.context.settings.cooldown_seconds, request_id(request))
+    embedding = body.values.get("embedding")
+    if embedding is not None and (body.images or "same_person" in body.values):
+        raise InvalidRequest("give image or embedding, not both; same_person is for images")
+    same_person = body.boolean("same_person")
+    if same_person and query.pick is None:
+        raise InvalidRequest("give same_person or all_faces, not both")
+    found = await service.gallery(gallery)
+    return SearchRequest(
+        found,
+        query,
+        images=() if embedding is not None else body.all_images(),
+        embedding=None if embedding is None else _checked_embedding(embedding, found.dim),
+        same_person=same_person,
+        is_list=body.is_list and not same_person,
+        recording=recording,
     )
 
 
-RECORDED = ("record", "device", "direction", "cooldown")
-"""The fields that say what is to be recorded of a search."""
+async def read_enroll(request: Request, service: Service, gallery: str, external_id: ExternalId) -> EnrollRequest:
+    """Reads the photos of one person."""
+    body = await read_body(request, (IMAGE, IMAGES), ENROLL_FIELDS)
+    photos, pick = body.all_images(), body.pick(Pick.ONLY)
+    return EnrollRequest(await service.gallery(gallery), external_id, photos, body.is_list, pick)
 
 
-def recording_of(values: Mapping[str, Any], cooldown_seconds: float, request_id: str) -> Recording | None:
-    """None where nothing is to be recorded. `cooldown_seconds` counts where the request says none. Raises
-    InvalidRequest."""
-    if not truth(values, "record"):
+async def read_detect(request: Request, service: Service) -> DescribeRequest:
+    """Reads the one image of a detection."""
+    body = await read_body(request, (IMAGE,))
+    return DescribeRequest([body.image(IMAGE)], await service.off_loop(service.pack), pick=None)
+
+
+async def read_embed(request: Request, service: Service) -> DescribeRequest:
+    """Reads the one image whose faces are embedded."""
+    body = await read_body(request, (IMAGE,), EMBED_FIELDS)
+    image, pick = body.image(IMAGE), body.pick(Pick.LARGEST)
+    return DescribeRequest([image], await service.off_loop(service.pack, body.values.get("model")), pick)
+
+
+async def read_compare(request: Request, service: Service) -> DescribeRequest:
+    """Reads the two images of a comparison."""
+    body = await read_body(request, COMPARE_IMAGES, MODEL_FIELD)
+    images = [body.image(name) for name in COMPARE_IMAGES]
+    return DescribeRequest(images, await service.off_loop(service.pack, body.values.get("model")), Pick.LARGEST)
+
+
+Search = Annotated[SearchRequest, Depends(read_search)]
+Enroll = Annotated[EnrollRequest, Depends(read_enroll)]
+Detect = Annotated[DescribeRequest, Depends(read_detect)]
+Embed = Annotated[DescribeRequest, Depends(read_embed)]
+Compare = Annotated[DescribeRequest, Depends(read_compare)]
+
+
+def _recording(body: Body, default_cooldown_seconds: float, request_id: str) -> Recording | None:
+    if not body.boolean("record"):
         return None
-    device, direction = values.get("device"), values.get("direction") or None
+    device, direction = body.values.get("device"), body.values.get("direction") or None
     if not isinstance(device, str):
-        raise InvalidRequest("record needs a device: the name of what the image was taken by, as north-door")
+        raise InvalidRequest("record needs a device: the name of what took the image, such as north-door")
     if direction is not None and direction not in tuple(Direction):
-        raise InvalidRequest(f"direction is {_short(direction)}; expected {' or '.join(Direction)}")
-    cooldown = number(values, "cooldown")
+        raise InvalidRequest(f"direction is {short(direction)}; expected {' or '.join(Direction)}")
+    cooldown = body.number("cooldown")
     return Recording(
         device,
         None if direction is None else Direction(direction),
-        cooldown_seconds if cooldown is None else cooldown,
+        default_cooldown_seconds if cooldown is None else cooldown,
         request_id,
     )
 
 
-def embedding_of(value: object, dim: int) -> list[float]:
-    """One embedding as it was sent. Raises InvalidVector unless it is `dim` numbers."""
-    wanted = f"embedding must be a list of {dim} numbers"
+def _checked_embedding(value: object, dim: int) -> list[float]:
+    """Returns one embedding, (dim,). Raises InvalidVector."""
+    expected = f"embedding must be a list of {dim} numbers"
     if not isinstance(value, list):
-        raise InvalidVector(f"{wanted}; got {_short(value)}")
-    for number in value[: dim + 1]:  # of more it is told how many they are
+        raise InvalidVector(f"{expected}; got {short(value)}")
+    for number in value[: dim + 1]:  # of a longer list, the length is reported
         if isinstance(number, list):
-            raise InvalidVector(f"{wanted}; got a list of lists (a request holds one embedding)")
+            raise InvalidVector(f"{expected}; got a list of lists (a request holds one embedding)")
         if isinstance(number, bool) or not isinstance(number, int | float):
-            raise InvalidVector(f"{wanted}; got {_short(number)} among them")
+            raise InvalidVector(f"{expected}; got {short(number)} among them")
     if len(value) != dim:
-        raise InvalidVector(f"{wanted}; got {len(value)}")
+        raise InvalidVector(f"{expected}; got {len(value)}")
     try:
         return [float(number) for number in value]
     except OverflowError:
-        raise InvalidVector(f"{wanted}; one of them is too large") from None
-
-
-def pick_of(values: Mapping[str, Any], default: Pick, choices: tuple[Pick, ...] = tuple(Pick)) -> Pick | None:
-    """The face asked for, one of `choices`; None for all of them."""
-    every = truth(values, "all_faces")
-    wanted = values.get("pick")
-    if every:
-        if wanted is not None:
-            raise InvalidRequest("give pick or all_faces, not both")
-        return None
-    if wanted is None:
-        return default
-    if wanted not in choices:
-        raise InvalidRequest(f"pick is {_short(wanted)}; expected {', '.join(choices)}")
-    return Pick(wanted)
-
-
-def truth(values: Mapping[str, Any], name: str) -> bool:
-    """False where it is not said. Raises InvalidRequest."""
-    value = values.get(name, False)
-    if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
-        value = value.lower() in ("true", "1")
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} is {_short(value)}; expected true or false")
-    return value
-
-
-def number(values: Mapping[str, Any], name: str) -> float | None:
-    value = values.get(name)
-    if value is None or value == "":
-        return None
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidRequest(f"{name} is {_short(value)}; expected a number") from None
-
-
-def whole(values: Mapping[str, Any], name: str, default: int) -> int:
-    value = number(values, name)
-    if value is None:
-        return default
-    if not value.is_integer():
-        raise InvalidRequest(f"{name} is {_short(values[name])}; expected a whole number")
-    return int(value)
-
-
-def _short(value: object) -> str:
-    text = SHORTENED.repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-
-
-def cursor_after(cursor: str | None) -> int:
-    """The id that a page starts after. Raises InvalidRequest on a cursor that was not given out."""
-    if cursor is None:
-        return 0
-    try:
-        kind, value = base64.urlsafe_b64decode(cursor.encode()).decode().split(":")
-        if kind != "after" or not 0 <= int(value) <= LARGEST_ID:
-            raise ValueError
-        return int(value)
-    except (ValueError, binascii.Error):
-        raise InvalidRequest(f"the cursor {cursor!r} was not given out here") from None
-
-
-def page_of(found: Sequence[Listed], limit: int) -> tuple[Sequence[Listed], str | None]:
-    """The first `limit` of `found`, of which one more was asked for, and the cursor of the page after it, if any."""
-    if len(found) <= limit:
-        return found, None
-    return found[:limit], cursor_of(found[limit - 1].id)
-
-
-def cursor_of(last: int) -> str:
-    """What `cursor_after` reads."""
-    return base64.urlsafe_b64encode(f"after:{last}".encode()).decode()
+        raise InvalidVector(f"{expected}; one of them is too large") from None

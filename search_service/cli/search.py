@@ -78,7 +78,7 @@ def search(
         answers = _search_each(service, images, found, query, context.settings.max_image_bytes)
         probes = [[name] for name in names]
     if as_json:
-        from search_service.api.payloads import answer_payload
+        from search_service.api.models.probes import answer_payload
 
         print_json([answer_payload(a, p).model_dump(mode="json") for a, p in zip(answers, probes, strict=True)])
     else:
@@ -119,7 +119,7 @@ def compare(context: ServiceContext, a: Path, b: Path, model: str | None, as_jso
         images.append(data)
     comparison = SearchService(context, Thresholds(context)).compare(images[0], images[1], model)
     if as_json:
-        from search_service.api.payloads import compare_payload
+        from search_service.api.models.probes import compare_payload
 
         print_json(compare_payload(comparison).model_dump(mode="json"))
         return

@@ -15,7 +15,7 @@ from indexer.errors import Conflict, ModelUnavailable, NotFound, RejectedImage
 from indexer.models.packs import SFACE
 from indexer.types import Gallery, Pick, Reason
 from indexer.vision.pipeline import Seen
-from search_service.api.payloads import answer_payload
+from search_service.api.models.probes import answer_payload
 from search_service.calibration.thresholds import Thresholds
 from search_service.inference_queue import InferenceQueue
 from search_service.search import Answer, Query, SearchService

@@ -1,4 +1,4 @@
-"""/v1/galleries/{gallery}/enrollments: many images, as a job."""
+"""/v1/galleries/{gallery}/enrollments: many images, enrolled by a job."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from indexer.enrollment.archives import check_archive
 from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import InvalidRequest
 from indexer.types import Gallery, Pick
+from search_service.api.bodies import Body
+from search_service.api.models.jobs import JobPayload, job_fields
 from search_service.api.permissions import BodyKind, accepts, requires
-from search_service.api.requests import pick_of
-from search_service.api.routes.jobs import JobPayload, job_object
-from search_service.api.routes.openapi import failures, pick_field
+from search_service.api.requests import ENROLL_FIELDS
+from search_service.api.routes.openapi import Responses, failures
 from search_service.api.state import Service, State
 from search_service.api.uploads import receive
 from search_service.background.jobs import spool
 from search_service.store.api_keys import Scope
-from search_service.store.jobs import PART_BYTES, Job, JobRepository
+from search_service.store.jobs import PART_BYTES, Job
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["jobs"], dependencies=[requires(Scope.ENROLL)])
 
 FILE = {"type": "string", "format": "binary"}
 
-LOCATION: dict[int | str, dict[str, Any]] = {202: {"headers": {"Location": {"schema": {"type": "string"}}}}}
+LOCATION: Responses = {202: {"headers": {"Location": {"schema": {"type": "string"}}}}}
 
 BODY = {
     "requestBody": {
@@ -35,9 +36,9 @@ BODY = {
                     "type": "object",
                     "properties": {
                         "archive": {**FILE, "description": "A ZIP of folders, of images, or with a manifest.csv."},
-                        "images": {"type": "array", "items": FILE, "description": "Or the images one by one."},
-                        "manifest": {**FILE, "description": "CSV; names images as they are sent."},
-                        "pick": pick_field(Pick, Pick.ONLY),
+                        "images": {"type": "array", "items": FILE, "description": "Or single images."},
+                        "manifest": {**FILE, "description": "CSV with the file names of the images."},
+                        **ENROLL_FIELDS,
                     },
                 }
             },
@@ -52,7 +53,7 @@ BODY = {
     dependencies=[accepts(BodyKind.ARCHIVE)],
     status_code=202,
     response_model=JobPayload,
-    responses={**LOCATION, **failures(409, 413, 429)},
+    responses=LOCATION | failures(409, 413, 429),
     openapi_extra=BODY,
 )
 async def enroll(
@@ -60,36 +61,35 @@ async def enroll(
     gallery: str,
     request: Request,
     response: Response,
-    pick: Annotated[Pick | None, Query(description="As the field `pick`, where the body is a ZIP.")] = None,
+    pick: Annotated[Pick | None, Query(description="Like the field `pick`, for a ZIP as the body.")] = None,
 ) -> Any:
-    """Enrols a ZIP of images, or images and a manifest, into a gallery that is there.
+    """Enrolls a ZIP of images, or images and a manifest, into an existing gallery.
 
-    What cannot be read as such is refused at once; what becomes of each image is told by the job.
+    An unreadable archive is rejected at once; the job reports the outcome of each image.
     """
     target = await service.gallery(gallery)
-    jobs = service.context.jobs
-    await service.off_loop(_check_welcome, service, jobs, target)
+    await service.off_loop(_check_possible, service, target)
     with await service.off_loop(spool, service.context.settings) as file:
         values = await receive(service, request, file)
         if pick is not None and "pick" in values:
-            raise InvalidRequest("pick was given twice, in the body and in the address")
-        chosen = pick or pick_of(values, Pick.ONLY) or Pick.ONLY
+            raise InvalidRequest("pick was given twice, in the body and in the query")
+        chosen = pick or Body({}, values).pick(Pick.ONLY) or Pick.ONLY
         async with service.listing:
-            await service.off_loop(jobs.check_room, service.context.settings.max_jobs)  # others were faster
-            images = await service.off_loop(_images_in, file)
+            await service.off_loop(_check_possible, service, target)  # the last free place may be taken by now
+            images = await service.off_loop(_count_images, file)
         job = await service.off_loop(_create, service, target, images, chosen, file)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return job_object(job)
+    return job_fields(job)
 
 
-def _check_welcome(service: State, jobs: JobRepository, gallery: Gallery) -> None:
-    """Raises Overloaded, and what would fail the job as soon as it ran."""
+def _check_possible(service: State, gallery: Gallery) -> None:
+    """Raises Overloaded when there are too many jobs, and whatever would make this one fail as soon as it ran."""
     service.context.pack_of(gallery)
-    jobs.check_room(service.context.settings.max_jobs)
+    service.context.jobs.check_room(service.context.settings.max_jobs)
 
 
-def _images_in(file: IO[bytes]) -> int:
-    """How many. Raises InvalidRequest, and where there are none too."""
+def _count_images(file: IO[bytes]) -> int:
+    """Raises InvalidRequest, also on an archive without images."""
     check_archive(file)
     images = len(rows_of_archive(file))
     if not images:
@@ -98,7 +98,7 @@ def _images_in(file: IO[bytes]) -> int:
 
 
 def _create(service: State, gallery: Gallery, images: int, pick: Pick, file: IO[bytes]) -> Job:
-    """Raises Overloaded: of several that came at once, there may be room for one."""
+    """Raises Overloaded when other jobs were created in the meantime."""
     file.seek(0)
     parts, most = iter(lambda: file.read(PART_BYTES), b""), service.context.settings.max_jobs
     return service.context.jobs.create(gallery.id, images, {"pick": str(pick)}, parts, most)

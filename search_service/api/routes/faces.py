@@ -1,17 +1,18 @@
-"""Search, detect, compare, embed: what is done with one probe."""
+"""Search, detect, compare and embed: what is done with one probe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from indexer.errors import Conflict, InvalidRequest
-from indexer.types import Gallery, Pick, Reason
-from search_service.api.errors import request_id
+from indexer.errors import Conflict
+from indexer.types import Reason
+from indexer.vision.pipeline import Seen
 from search_service.api.idempotency import Memory, memory_of
-from search_service.api.payloads import (
+from search_service.api.models.probes import (
     AnswerPayload,
     AnswersPayload,
     ComparePayload,
@@ -25,42 +26,27 @@ from search_service.api.payloads import (
 )
 from search_service.api.permissions import BodyKind, accepts, requires
 from search_service.api.requests import (
-    IMAGE,
-    IMAGES,
-    PROBE_PICKS,
-    RECORDED,
-    Body,
-    embedding_of,
-    pick_of,
-    query_of,
-    read_body,
-    recording_of,
-    truth,
+    COMPARE_IMAGES,
+    EMBED_FIELDS,
+    MODEL_FIELD,
+    SEARCH_FIELDS,
+    Compare,
+    DescribeRequest,
+    Detect,
+    Embed,
+    Search,
+    SearchRequest,
 )
-from search_service.api.routes.openapi import ALL_FACES, MODEL, failures, image_body, images_body, pick_field
+from search_service.api.routes.openapi import failures, image_body
 from search_service.api.state import Service, State
-from search_service.events.recording import LONGEST_COOLDOWN_SECONDS, Recording, record, remembered, told_again
+from search_service.events.recording import record, remembered, told_again
 from search_service.inference_queue import Kind
-from search_service.search import MAX_TOP_K, MIN_FPIR, Answer, Query, compare_seen
+from search_service.search import Answer, compare_seen
 from search_service.store.api_keys import Scope
-from search_service.store.events import Direction
 
 router = APIRouter(prefix="/v1", tags=["faces"], dependencies=[requires(Scope.SEARCH)])
 
 IMAGE_FAILURES = failures(413, 429)
-
-
-RECORD_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "record": {"type": "boolean", "description": "true to record an event of each face."},
-    "device": {"type": "string", "description": "With `record`: what the image was taken by, as `north-door`."},
-    "direction": {"type": "string", "enum": [str(d) for d in Direction], "description": "Where they are going."},
-    "cooldown": {
-        "type": "number",
-        "minimum": 0,
-        "maximum": LONGEST_COOLDOWN_SECONDS,
-        "description": "Seconds in which a person is recorded once at a device (WHOSTHERE_COOLDOWN_SECONDS).",
-    },
-}
 
 
 @router.post(
@@ -68,100 +54,59 @@ RECORD_FIELDS: Mapping[str, Mapping[str, Any]] = {
     dependencies=[accepts(BodyKind.IMAGES)],
     response_model=AnswerPayload | AnswersPayload,
     responses=failures(409, 413, 429),
-    openapi_extra=images_body(
-        {
-            "top_k": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": MAX_TOP_K,
-                "description": "How many identities to return (5).",
-            },
-            "fpir": {
-                "type": "number",
-                "minimum": MIN_FPIR,
-                "exclusiveMaximum": 1,
-                "description": "Share of strangers that may be answered with a match (0.01).",
-            },
-            "threshold": {"type": "number", "minimum": -1, "maximum": 1, "description": "Or the cosine itself."},
-            "pick": pick_field(PROBE_PICKS, Pick.LARGEST),
-            "all_faces": ALL_FACES,
-            "same_person": {
-                "type": "boolean",
-                "description": "true where all images are of one person, as frames of a video: one answer from them "
-                "together, each counting for its quality.",
-            },
-            **RECORD_FIELDS,
-        },
-        embedding=True,
-    ),
+    openapi_extra=image_body(SEARCH_FIELDS, several=True, embedding=True),
 )
-async def search(service: Service, gallery: str, request: Request, response: Response) -> Any:
-    """Who is this, out of the people enrolled? Multipart `image`, or JSON with `image` (base64) or `embedding`.
+async def search(service: Service, asked: Search, request: Request, response: Response) -> Any:
+    """Finds the enrolled people who look like the face in an image: multipart `image`, or JSON with `image` (base64)
+    or `embedding`.
 
-    `images`, or `image` several times: an answer each, with its own `error` where there are no faces to search; or one
-    answer from all together, with `same_person`. With `record`, an event of each face is recorded: once a person,
-    device and cooldown.
+    `images`, or `image` several times: one answer each, with its own `error` where there is no face; or one answer
+    from all of them, with `same_person`. With `record`, an event of each face is recorded, once for each person and
+    device during the cooldown.
     """
-    body = await read_body(request, IMAGE, IMAGES)
-    body.only(IMAGE, IMAGES, "embedding", "top_k", "fpir", "threshold", "pick", "all_faces", "same_person", *RECORDED)
-    query = query_of(body.values)
-    recording = recording_of(body.values, service.context.settings.cooldown_seconds, request_id(request))
-    if recording is None:  # nothing was changed: made again, it is answered as it is then, whoever was deleted since
+    if asked.recording is None:  # it changes nothing: a repeated request is searched again, as people may be deleted
         response.headers["Cache-Control"] = "no-store"
-    if "embedding" in body.values and (body.images or "same_person" in body.values):
-        raise InvalidRequest("give image or embedding, not both; same_person is for images")
-    if truth(body.values, "same_person") and query.pick is None:
-        raise InvalidRequest("give same_person or all_faces, not both")
-    found = await service.gallery(gallery)
     try:
-        answers = await _search(service, found, body, query)
-    except Conflict as error:  # re-embedded between the look at the gallery and the look at its index
-        if error.code != "model_mismatch" or "embedding" in body.values:  # one that the former pack made
+        answers = await _answers(service, asked)
+    except Conflict as error:  # re-embedded after the gallery was looked up
+        if error.code != "model_mismatch" or asked.embedding is not None:  # the embedding is the former pack's
             raise
-        found = await service.gallery(gallery)
-        answers = await _search(service, found, body, query)
-    names = [None] if "embedding" in body.values else [image.name for image in body.all_images()]
-    if _apart(body):
-        answers = await _recorded(service, found, answers, recording, memory_of(request))
-        told = zip(answers, names, strict=True)
-        return AnswersPayload(answers=[answer_payload(answer, [name]) for answer, name in told])
-    if answers[0].error is not None:
+        asked = replace(asked, gallery=await service.gallery(asked.gallery.name))
+        answers = await _answers(service, asked)
+    if not asked.is_list and answers[0].error is not None:
         raise answers[0].error
-    (answer,) = await _recorded(service, found, answers, recording, memory_of(request))
-    return answer_payload(answer, names)
+    answers = await _recorded(service, asked, answers, memory_of(request))
+    if not asked.is_list:
+        return answer_payload(answers[0], asked.names)
+    named = zip(answers, asked.names, strict=True)
+    return AnswersPayload(answers=[answer_payload(answer, [name]) for answer, name in named])
 
 
-def _apart(body: Body) -> bool:
-    """Whether each of several images is answered by itself."""
-    return "embedding" not in body.values and body.several and not truth(body.values, "same_person")
-
-
-async def _search(service: State, gallery: Gallery, body: Body, query: Query) -> Sequence[Answer]:
-    if "embedding" in body.values:
-        values = embedding_of(body.values["embedding"], gallery.dim)
-        return [await service.off_loop(service.search.search_embedding, values, gallery, query)]
-    images = [image.data for image in body.all_images()]
-    pipeline = service.context.pipeline_of(gallery)
-    if truth(body.values, "same_person"):
-        seen = await service.queue.describe(images, pipeline, Kind(query.pick))
-        return [await service.off_loop(service.search.search_seen_frames, seen, gallery, query)]
-    return await service.queue.search(images, pipeline, gallery, query)
+async def _answers(service: State, asked: SearchRequest) -> Sequence[Answer]:
+    """Returns one answer for each image, or one for all of them or the embedding."""
+    gallery, query = asked.gallery, asked.query
+    if asked.embedding is not None:
+        return [await service.off_loop(service.search.search_embedding, asked.embedding, gallery, query)]
+    pipeline, images = service.context.pipeline_of(gallery), [image.data for image in asked.images]
+    if not asked.same_person:
+        return await service.queue.search(images, pipeline, gallery, query)
+    seen = await service.queue.describe(images, pipeline, Kind(query.pick))
+    return [await service.off_loop(service.search.search_seen_frames, seen, gallery, query)]
 
 
 async def _recorded(
-    service: State, gallery: Gallery, answers: Sequence[Answer], recording: Recording | None, memory: Memory
+    service: State, asked: SearchRequest, answers: Sequence[Answer], memory: Memory
 ) -> Sequence[Answer]:
-    """The answers with the events of their faces, where those are to be recorded; with those that were, where the
-    request is made again."""
-    events = service.context.events
+    """Records an event of each face, if requested. A repeated request gets the events recorded the first time."""
+    events, recording = service.context.events, asked.recording
     if recording is None:
         return answers
     if memory.then is not None:
         return await service.off_loop(told_again, events, answers, recording, memory.then)
-    told = await service.off_loop(lambda: [record(events, gallery, one, recording) for one in answers])
-    memory.keep = remembered(told)
+    recorded = await service.off_loop(lambda: [record(events, asked.gallery, one, recording) for one in answers])
+    memory.keep = remembered(recorded)
     service.deliverer.wake()
-    return told
+    return recorded
 
 
 @router.post(
@@ -169,16 +114,14 @@ async def _recorded(
     dependencies=[accepts(BodyKind.IMAGES)],
     response_model=DetectPayload,
     responses=IMAGE_FAILURES,
-    openapi_extra=image_body("image"),
+    openapi_extra=image_body({}),
 )
-async def detect(service: Service, request: Request) -> Any:
-    """All faces of an image, largest first, with their quality; none is an empty list."""
-    image = (await read_body(request, "image")).only("image").image("image")
-    pipeline = service.context.pipeline(await service.off_loop(service.pack))
-    (seen,) = await service.queue.describe([image.data], pipeline, Kind(None, embed=False))
+async def detect(service: Service, asked: Detect) -> Any:
+    """Returns all faces of an image with their quality, largest first; an empty list if there are none."""
+    (seen,) = await _described(service, asked, embed=False)
     if seen.rejection is not None and seen.rejection.code != Reason.NO_FACE:
         raise seen.rejection
-    return detect_payload(seen, image.name)
+    return detect_payload(seen, asked.images[0].name)
 
 
 @router.post(
@@ -186,19 +129,14 @@ async def detect(service: Service, request: Request) -> Any:
     dependencies=[accepts(BodyKind.IMAGES)],
     response_model=EmbedPayload,
     responses=IMAGE_FAILURES,
-    openapi_extra=image_body(
-        "image", fields={"model": MODEL, "pick": pick_field(Pick, Pick.LARGEST), "all_faces": ALL_FACES}
-    ),
+    openapi_extra=image_body(EMBED_FIELDS),
 )
-async def embed(service: Service, request: Request) -> Any:
-    """The embeddings of an image's faces, to be searched or kept elsewhere."""
-    body = (await read_body(request, "image")).only("image", "model", "pick", "all_faces")
-    image, pick = body.image("image"), pick_of(body.values, Pick.LARGEST)
-    pack = await service.off_loop(service.pack, body.values.get("model"))
-    (seen,) = await service.queue.describe([image.data], service.context.pipeline(pack), Kind(pick))
+async def embed(service: Service, asked: Embed) -> Any:
+    """Returns the embeddings of an image's faces, to be searched or stored elsewhere."""
+    (seen,) = await _described(service, asked)
     if seen.rejection is not None:
         raise seen.rejection
-    return embed_payload(seen, image.name, pack.name, pack.dim)
+    return embed_payload(seen, asked.images[0].name, asked.pack.name, asked.pack.dim)
 
 
 @router.post(
@@ -206,23 +144,20 @@ async def embed(service: Service, request: Request) -> Any:
     dependencies=[accepts(BodyKind.IMAGES)],
     response_model=ComparePayload,
     responses=IMAGE_FAILURES,
-    openapi_extra=image_body("image_a", "image_b", fields={"model": MODEL}),
+    openapi_extra=image_body(MODEL_FIELD, COMPARE_IMAGES),
 )
-async def compare(service: Service, request: Request) -> Any:
-    """Whether the largest faces of two images are one person, at a false match rate of 1 in 1,000."""
-    body = (await read_body(request, "image_a", "image_b")).only("image_a", "image_b", "model")
-    images = [body.image("image_a").data, body.image("image_b").data]
-    pack = await service.off_loop(service.pack, body.values.get("model"))
-    seen = await service.queue.describe(images, service.context.pipeline(pack), Kind(Pick.LARGEST))
-    return compare_payload(compare_seen(seen, pack))
+async def compare(service: Service, asked: Compare) -> Any:
+    """Returns whether the largest faces of two images show one person, at a false match rate of 1 in 1,000."""
+    return compare_payload(compare_seen(await _described(service, asked), asked.pack))
 
 
 @router.get("/models", response_model=ModelsPayload)
-async def models(service: Service) -> Any:
-    """The model packs there are, with their licences; `default` is the one new galleries are bound to."""
-    return await service.off_loop(_models, service)
+def models(service: Service) -> Any:
+    """Lists the model packs and their licences. `default` is the pack that new galleries use."""
+    packs = service.context.packs
+    return {"models": [packs.describe(name) for name in packs.names()], "default": service.context.pack.name}
 
 
-def _models(service: State) -> dict[str, Any]:
-    home = service.context
-    return {"models": [home.packs.describe(name) for name in home.packs.names()], "default": home.pack.name}
+async def _described(service: State, asked: DescribeRequest, embed: bool = True) -> list[Seen]:
+    pipeline = service.context.pipeline(asked.pack)
+    return await service.queue.describe([image.data for image in asked.images], pipeline, Kind(asked.pick, embed))

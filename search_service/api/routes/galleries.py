@@ -10,9 +10,9 @@ from fastapi import APIRouter, Query, Request
 from indexer.enrollment.lookalikes import ALL_PAIRS, find_duplicates, lookalike_bound
 from indexer.errors import Conflict, Overloaded
 from indexer.serializers import gallery_detail, gallery_object
-from search_service.api.payloads import (
+from search_service.api.models.base import Deleted
+from search_service.api.models.galleries import (
     CalibrationPayload,
-    Deleted,
     DuplicatesPayload,
     GalleryDetailPayload,
     GalleryList,
@@ -20,8 +20,8 @@ from search_service.api.payloads import (
     NewGallery,
     duplicates_payload,
 )
+from search_service.api.pages import BY_ID, Limit, Paged
 from search_service.api.permissions import requires
-from search_service.api.requests import cursor_after, page_of
 from search_service.api.routes.openapi import failures
 from search_service.api.security import key_of
 from search_service.api.state import Service, State
@@ -32,28 +32,18 @@ router = APIRouter(prefix="/v1/galleries", tags=["galleries"])
 
 Compared = TypeVar("Compared")
 
-Limit = Annotated[int, Query(ge=1, le=1000, description="Entries on one page.")]
 Cosine = Annotated[
     float | None,
-    Query(ge=-1, le=1, description="From which two identities look alike; else that from which enrolling says so."),
+    Query(ge=-1, le=1, description="Cosine from which two identities look alike; by default that of enrollment."),
 ]
-Cursor = Annotated[str | None, Query(description="What the page before answered as `cursor`.")]
 
 
 @router.get("", response_model=GalleryList, dependencies=[requires(Scope.SEARCH)])
-async def list_galleries(service: Service, request: Request, limit: Limit = 100, cursor: Cursor = None) -> Any:
-    """The galleries, in the order of their making: those that the key opens."""
-    key = key_of(request)
-
-    def page() -> dict[str, Any]:
-        found = service.context.store.galleries.list(cursor_after(cursor), limit + 1, key.galleries if key else None)
-        shown, following = page_of(found, limit)
-        return {
-            "galleries": [gallery_object(service.context.store, gallery) for gallery in shown],
-            "cursor": following,
-        }
-
-    return await service.off_loop(page)
+def list_galleries(service: Service, request: Request, page: Paged) -> Any:
+    """Lists the galleries that the key may use, oldest first."""
+    key, store = key_of(request), service.context.store
+    found = store.galleries.list(BY_ID.decode(page.cursor), page.wanted, key.galleries if key else None)
+    return page.answer("galleries", found, lambda gallery: gallery_object(store, gallery))
 
 
 @router.post(
@@ -63,37 +53,29 @@ async def list_galleries(service: Service, request: Request, limit: Limit = 100,
     responses=failures(409, 413),
     dependencies=[requires(Scope.ADMIN, every_gallery=True)],
 )
-async def create_gallery(service: Service, new: NewGallery) -> Any:
-    """Makes an empty gallery, bound for life to one model pack."""
-
-    def create() -> dict[str, Any]:
-        pack = service.pack(new.model)
-        return gallery_object(
-            service.context.store,
-            service.context.store.galleries.create(new.name, pack.name, pack.fingerprint, pack.dim),
-        )
-
-    return await service.off_loop(create)
+def create_gallery(service: Service, new: NewGallery) -> Any:
+    """Creates an empty gallery for one model pack."""
+    pack, store = service.pack(new.model), service.context.store
+    return gallery_object(store, store.galleries.create(new.name, pack.name, pack.fingerprint, pack.dim))
 
 
 @router.get("/{gallery}", response_model=GalleryDetailPayload, dependencies=[requires(Scope.SEARCH)])
-async def show_gallery(service: Service, gallery: str) -> Any:
-    """The gallery and the state of its index."""
-    return await service.off_loop(_detail, service, gallery)
+def show_gallery(service: Service, gallery: str) -> Any:
+    """Returns the gallery and the state of its index."""
+    store = service.context.store
+    found = store.galleries.get(gallery)
+    return gallery_detail(store, found, service.context.indexes.of(found).state())
 
 
 @router.delete("/{gallery}", response_model=Deleted, dependencies=[requires(Scope.ADMIN)])
-async def delete_gallery(service: Service, gallery: str) -> Any:
-    """Deletes the gallery with everybody in it."""
-
-    def delete() -> Deleted:
-        found = service.context.store.galleries.get(gallery)
-        _, faces = service.context.store.galleries.counts(found.id)
-        service.context.store.galleries.delete(gallery)
-        service.context.indexes.forget(found)
-        return Deleted(deleted=gallery, faces=faces)
-
-    return await service.off_loop(delete)
+def delete_gallery(service: Service, gallery: str) -> Any:
+    """Deletes the gallery with all its identities."""
+    store = service.context.store
+    found = store.galleries.get(gallery)
+    _, faces = store.galleries.counts(found.id)
+    store.galleries.delete(gallery)
+    service.context.indexes.forget(found)
+    return Deleted(deleted=gallery, faces=faces)
 
 
 @router.get(
@@ -103,8 +85,8 @@ async def delete_gallery(service: Service, gallery: str) -> Any:
     dependencies=[requires(Scope.ENROLL)],
 )
 async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine = None, limit: Limit = 100) -> Any:
-    """The identities that look alike, one person under two ids most likely, and the photos that look like somebody else
-    than their own person."""
+    """Lists identities that look alike, most likely one person under two ids, and photos that look like another person
+    than their own."""
 
     def find() -> DuplicatesPayload:
         found = service.context.store.galleries.get(gallery)
@@ -112,7 +94,7 @@ async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine =
         faces = len(index.caught_up())
         if faces > ALL_PAIRS:
             raise Conflict(
-                f"gallery {gallery!r} holds {faces:,} faces, {ALL_PAIRS:,} at most are compared while a caller waits; "
+                f"gallery {gallery!r} holds {faces:,} faces, and a request compares {ALL_PAIRS:,} at most; "
                 f"`whosthere gallery duplicates {gallery}` compares more",
                 code="gallery_too_large",
             )
@@ -129,9 +111,9 @@ async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine =
     dependencies=[requires(Scope.ADMIN)],
 )
 async def calibrate_gallery(service: Service, gallery: str) -> Any:
-    """Computes the gallery's thresholds from its own people now, and tells how sure they are.
+    """Computes the gallery's thresholds from its own faces now, and how certain they are.
 
-    Searches do so by themselves as a gallery grows. Who looks like one person under two ids is left out, and listed.
+    This also happens in the background as a gallery grows. Likely duplicates of a person are not counted, and listed.
     """
 
     def report() -> dict[str, Any]:
@@ -141,13 +123,8 @@ async def calibrate_gallery(service: Service, gallery: str) -> Any:
 
 
 async def _alone(service: State, compare: Callable[[], Compared]) -> Compared:
-    """Runs what compares the faces of a gallery, unless another such is running. Raises Overloaded."""
+    """Runs a comparison of all faces of a gallery. Raises Overloaded while another one is running."""
     if service.comparing.locked():
-        raise Overloaded("the faces of a gallery are being compared already; try again when that is done")
+        raise Overloaded("the faces of a gallery are already being compared; try again when that has finished")
     async with service.comparing:
         return await service.off_loop(compare)
-
-
-def _detail(service: State, name: str) -> dict[str, Any]:
-    gallery = service.context.store.galleries.get(name)
-    return gallery_detail(service.context.store, gallery, service.context.indexes.of(gallery).state())

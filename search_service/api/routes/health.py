@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from indexer.errors import Conflict, InvalidRequest, NotFound, WhosthereError
 from search_service.api.metrics import CONTENT_TYPE
-from search_service.api.payloads import AlivePayload, ReadyPayload
+from search_service.api.models.base import AlivePayload, ReadyPayload
 from search_service.api.permissions import public, requires
 from search_service.api.security import Guard
 from search_service.api.state import Service

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from search_service.api.bodies import MOST_VALUES
 from search_service.api.limits import SAID_BYTES
-from search_service.api.requests import MOST_VALUES
 from tests import photos
 from tests.search_service.api.conftest import MAX_BODY_BYTES
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused

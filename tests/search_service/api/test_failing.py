@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sqlalchemy import text
 
 from indexer.gallery.database import open_database
-from search_service.api.payloads import IdentityBody
+from search_service.api.models.identities import IdentityBody
 from tests import photos
 from tests.postgres import Database
 from tests.search_service.api.conftest import new_home

@@ -16,7 +16,7 @@ from indexer.models.packs import SFACE, Pack
 from indexer.settings import read_settings
 from indexer.types import Pick
 from indexer.vision.pipeline import FacePipeline, Seen
-from search_service.api import requests
+from search_service.api import bodies
 from search_service.api.limits import BodyLimit, is_photos
 from search_service.demo import PROBES
 from search_service.service_context import ServiceContext
@@ -87,7 +87,7 @@ def asked(service: Running, test: Callable[[httpx.AsyncClient], Awaitable[None]]
     asyncio.run(bounded())
 
 
-def bodies(service: Running) -> BodyLimit:
+def body_limit(service: Running) -> BodyLimit:
     layer: Any = service.app.middleware_stack
     while not (isinstance(layer, BodyLimit) and layer._meant is is_photos):
         layer = layer.__dict__.get("_app") or layer.app
@@ -202,7 +202,7 @@ def test_too_many_bytes_are_told_to_come_again(tmp_path: Path, pipeline: FacePip
             tasks = [asyncio.create_task(search(client, data))]
             await wait_for_async(lambda: held.sizes == [1])
             slow = asyncio.create_task(client.post("/v1/detect", content=slowly(), headers=JSON))
-            await wait_for_async(lambda: bodies(service)._held > 2 * len(data))
+            await wait_for_async(lambda: body_limit(service)._held > 2 * len(data))
             for answer in (
                 await search(client, data),
                 await client.post("/v1/detect", json={"image": base64_of(data)}),
@@ -223,13 +223,13 @@ def test_too_many_bytes_are_told_to_come_again(tmp_path: Path, pipeline: FacePip
 
 
 def test_json_is_read_off_the_event_loop(client: httpx.Client, people: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, threads = requests._read_json, []
+    read, threads = bodies._read_json, []
 
-    def noted(body: bytes, fields: tuple[str, ...]) -> requests.Body:
+    def noted(body: bytes, fields: Sequence[str]) -> bodies.Body:
         threads.append(threading.current_thread().name)
         return read(body, fields)
 
-    monkeypatch.setattr(requests, "_read_json", noted)
+    monkeypatch.setattr(bodies, "_read_json", noted)
     ok(client.post(f"{people}/search", json={"image": base64_of(sources.astronaut())}))
     assert len(threads) == 1
     assert threads != ["server"]

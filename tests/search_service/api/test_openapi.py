@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from search_service.api.examples import EXAMPLES
 from search_service.api.idempotency import CHANGES_NOTHING
 from tests import photos as sources
 from tests.search_service.api.schemas import Mismatch, check
@@ -70,7 +69,6 @@ def test_every_object_that_is_sent_has_an_example(told: Told) -> None:
 
 def test_the_examples_are_true(told: Told) -> None:
     schemas = told["components"]["schemas"]
-    assert EXAMPLES.keys() <= schemas.keys()
     for name, schema in schemas.items():
         for example in schema.get("examples", ()):
             check(example, schema, schemas, name)

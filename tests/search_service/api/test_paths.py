@@ -83,7 +83,7 @@ def filled(path: str, **places: str) -> str:
 def told_of(answer: httpx.Response, field: str, odd: str) -> None:
     """That what the caller said is no text, and what of it."""
     error = refused(answer, 400, "invalid_request")
-    problem = "holds a NUL (%00)" if "%00" in odd else "is not UTF-8"
+    problem = "contains a NUL byte (%00)" if "%00" in odd else "is not UTF-8"
     assert error["details"] == {"fields": [{"field": field, "problem": problem}]}
     assert error["message"].startswith(f"{field}: {problem}")
 

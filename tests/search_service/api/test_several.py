@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from search_service.api.requests import MAX_IMAGES
+from search_service.api.bodies import MAX_IMAGES
 from tests import photos as sources
 from tests.nearly_equal import assert_nearly_equal
 from tests.search_service.api.serving import base64_of, image, ok, refused
