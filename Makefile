@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; each creates .venv first if it is missing.
-.PHONY: help install install-dev demo test check lock clean
+.PHONY: help install install-dev demo test check client lock clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -26,6 +26,9 @@ check: install-dev  ## runs the linters and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+client: install-dev  ## generates the sync Python client from the async one
+	$(BIN)/python -m tests.search_service.client.generation
 
 lock: .venv/.tests  ## updates the lock files from pyproject.toml
 	$(BIN)/uv pip compile $(LOCK) --group build pyproject.toml -o docker/requirements.txt

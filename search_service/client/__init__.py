@@ -49,9 +49,7 @@ from search_service.client.answers import (
     Threshold,
     Webhook,
 )
-from search_service.client.asking import Retries
-from search_service.client.asynchronous import AsyncClient, AsyncGalleryHandle, AsyncIdentityHandle, AsyncJobHandle
-from search_service.client.bodies import Photo
+from search_service.client.async_client import AsyncClient, AsyncGalleryHandle, AsyncIdentityHandle, AsyncJobHandle
 from search_service.client.calls import UNSET, Query
 from search_service.client.errors import (
     ApiError,
@@ -71,7 +69,9 @@ from search_service.client.errors import (
     UnexpectedAnswer,
     WhosthereError,
 )
-from search_service.client.sync import Client, GalleryHandle, IdentityHandle, JobHandle
+from search_service.client.request_bodies import Photo
+from search_service.client.retry import Retries
+from search_service.client.sync_client import Client, GalleryHandle, IdentityHandle, JobHandle
 
 __all__ = [
     "UNSET",

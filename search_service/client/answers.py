@@ -1,7 +1,7 @@
-"""What the service answers, field by field as its contract names them. Lists are tuples, times are aware.
+"""The answers of the service, with the field names of its API. Lists are tuples, times are aware.
 
-Words are enums where this version knows them; one that a newer service says is a plain string. Either compares equal
-to the string, so `face.decision == "match"` works as `face.decision is Decision.MATCH` does.
+Known values are enums; unknown values of a newer service are plain strings. Both compare equal to the string:
+`face.decision == "match"` works like `face.decision is Decision.MATCH`.
 """
 
 from __future__ import annotations

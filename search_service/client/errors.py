@@ -1,23 +1,23 @@
-"""What can go wrong with a request, as one tree.
+"""The errors of the client, as one tree.
 
     WhosthereError
-    ├── ServiceUnreachable      no answer came, however often it was tried
-    ├── UnexpectedAnswer        what answered is not this service, or says what nobody can read
-    ├── NotDone                 a job had not ended when the wait for it did (a TimeoutError too)
-    └── ApiError                the service says no: `code`, `message`, `details`, `request_id`, `status`
-        ├── InvalidRequest      400, 405: what was asked for makes no sense as it stands
-        │   └── TooLarge        413: more bytes than the service takes
-        ├── Rejected            422: an image, or the face in it, that cannot be used; `code` is the reason
-        ├── Unauthorized        401: no key that is valid there
-        ├── Forbidden           403: a key that does not open this
+    ├── ServiceUnreachable      no answer arrived, after all retries
+    ├── UnexpectedAnswer        the answer is not one of this service or cannot be parsed
+    ├── NotDone                 a job did not end within the time to wait (also a TimeoutError)
+    └── ApiError                the service refused: `code`, `message`, `details`, `request_id`, `status`
+        ├── InvalidRequest      400, 405: the request is malformed or contradictory
+        │   └── TooLarge        413: more bytes than the service accepts
+        ├── Rejected            422: the image or its face cannot be used; `code` is the reason
+        ├── Unauthorized        401: no valid API key
+        ├── Forbidden           403: the key does not permit this
         ├── NotFound            404: no such gallery, identity, face, job
-        ├── Conflict            409: it exists already, or is in the way
-        │   └── PreconditionFailed  412: in another state than `if_match` expects
-        └── Unavailable         503, and whatever else from 500 on that may pass
-            └── Overloaded      429: too much is waiting there already
-                └── RateLimited     429: the key was used too often
+        ├── Conflict            409: it exists already, or another state prevents it
+        │   └── PreconditionFailed  412: the state is not the one that `if_match` expects
+        └── Unavailable         502, 503, 504: temporarily unavailable
+            └── Overloaded      429: the service has too many waiting requests
+                └── RateLimited     429: the key exceeded its rate limit
 
-Those under Unavailable have been tried again already, for as long as the client's `Retries` say.
+Unavailable and its subclasses are raised after the retries of the client's `Retries` are exhausted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-LONGEST_SHOWN = 200
-"""Characters of an unreadable answer that an error repeats."""
+SHOWN_CHARACTERS = 200
+"""Characters of an unreadable answer that the error message shows."""
 
 
 class WhosthereError(Exception):
@@ -37,14 +37,14 @@ class WhosthereError(Exception):
         super().__init__(message)
         self.message = message
         self.request_id = request_id
-        """As the service logs the request."""
+        """The id under which the service logs the request."""
 
 
 class ServiceUnreachable(WhosthereError):
     def __init__(self, message: str, *, request_id: str | None = None, maybe_done: bool = False) -> None:
         super().__init__(message, request_id=request_id)
         self.maybe_done = maybe_done
-        """Whether the service may have done what was asked for, and only its answer was lost."""
+        """Whether the service may have executed the request, and only its answer was lost."""
 
 
 class UnexpectedAnswer(WhosthereError):
@@ -117,7 +117,7 @@ BY_CODE: Mapping[str, type[ApiError]] = {
     "idempotency_key_reused": Conflict,
     "rate_limited": RateLimited,
 }
-"""Codes that say more than their status."""
+"""Codes more specific than their status."""
 
 BY_STATUS: Mapping[int, type[ApiError]] = {
     400: InvalidRequest,
@@ -134,21 +134,21 @@ BY_STATUS: Mapping[int, type[ApiError]] = {
     503: Unavailable,
     504: Unavailable,
 }
-"""Other statuses are an ApiError as it is."""
+"""Other statuses raise ApiError itself."""
 
 
-def error_of(status: int, body: bytes, request_id: str | None) -> WhosthereError:
-    """The error that an answer tells of. One that is not in the service's form comes from a proxy before it."""
+def error_from(status: int, body: bytes, request_id: str | None) -> WhosthereError:
+    """Returns the error that an answer describes. An answer in another format comes from a proxy in between."""
     try:
-        told = json.loads(body)
-        error = told["error"]
+        answer = json.loads(body)
+        error = answer["error"]
         code, message, details = str(error["code"]), str(error["message"]), dict(error.get("details") or {})
     except (ValueError, TypeError, KeyError, AttributeError):
         if status not in (429, 502, 503, 504):
-            text = body[:LONGEST_SHOWN].decode("utf-8", "replace")
+            text = body[:SHOWN_CHARACTERS].decode("utf-8", "replace")
             message = f"expected an answer of whosthere; got status {status}: {text!r}"
             return UnexpectedAnswer(message, request_id=request_id)
-        code, message, details = "unavailable", f"something before the service answered with status {status}", {}
-        told = {}
+        code, message, details = "unavailable", f"a proxy answered with status {status}", {}
+        answer = {}
     kind = BY_CODE.get(code) or BY_STATUS.get(status, ApiError)
-    return kind(status, code, message, details, told.get("request_id") or request_id)
+    return kind(status, code, message, details, answer.get("request_id") or request_id)

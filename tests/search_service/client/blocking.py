@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
 from search_service.client import AsyncClient, Client
-from search_service.client.asynchronous import Handle
+from search_service.client.async_client import Handle
 
 
 class _Blocking:

@@ -198,9 +198,9 @@ def test_a_gallery_is_calibrated(staff: GalleryHandle) -> None:
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_no_id_leads_to_something_else(faces: Client, gallery: GalleryHandle, name: str) -> None:
     """`DELETE .../identities/..` would delete the gallery."""
-    with pytest.raises(ValueError, match="cannot be part of an address"):
+    with pytest.raises(ValueError, match="cannot be part of a path"):
         gallery.identity(name).delete()
-    with pytest.raises(ValueError, match="cannot be part of an address"):
+    with pytest.raises(ValueError, match="cannot be part of a path"):
         faces.gallery(name).delete()
     assert gallery.show().name == gallery.name
 

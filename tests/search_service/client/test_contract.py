@@ -17,10 +17,10 @@ from indexer.models.packs import SFACE, describe
 from search_service.api.errors import RETRY_AFTER_SECONDS
 from search_service.api.idempotency import ALIVE_SECONDS, CHANGES_NOTHING
 from search_service.calibration import report
-from search_service.client import answers, asynchronous, sync
-from search_service.client.asking import Api, Options, Pages, Retries, Send
+from search_service.client import answers, async_client, sync_client
 from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
-from search_service.client.reading import read
+from search_service.client.parsing import read
+from search_service.client.retry import Api, Options, Pages, Retries, Send
 from search_service.matching import decision
 from search_service.store import api_keys as stored_keys
 from search_service.store import events as stored_events
@@ -152,8 +152,8 @@ def test_a_call_asks_its_route(route: str) -> None:
     assert step.request.method == method
     assert re.fullmatch(re.sub(r"{\w+}", "[^/]+", path), step.request.path)
     changes_nothing = step.request.path in CHANGES_NOTHING or route.endswith("/search")
-    keyed = method == "POST" and not changes_nothing and route != "POST /v1/keys"
-    assert ("Idempotency-Key" in step.headers) == keyed
+    idempotent = method == "POST" and not changes_nothing and route != "POST /v1/keys"
+    assert ("Idempotency-Key" in step.headers) == idempotent
 
 
 def _plain(route: str) -> str:
@@ -206,7 +206,7 @@ def test_both_clients_have_every_call() -> None:
         (KeyCalls, "Keys"),
     ):
         asked = {name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
-        for place in (getattr(sync, name), getattr(asynchronous, f"Async{name}")):
+        for place in (getattr(sync_client, name), getattr(async_client, f"Async{name}")):
             assert asked <= {name for name in vars(place) if not name.startswith("_")}, place
             for one in asked:
                 assert inspect.getdoc(getattr(place, one)) or not inspect.getdoc(getattr(kind, one)), one

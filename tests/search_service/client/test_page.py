@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from search_service.client import Client, Retries, sync
+from search_service.client import Client, Retries, sync_client
 from tests.search_service.api.serving import Running
 from tests.test_docs import office as office
 from tests.waiting import DEADLINE
@@ -43,11 +43,11 @@ def test_its_code_runs(service: Running, office: Path) -> None:
     ("row", "kind"),
     [
         ("`faces`", Client),
-        ("`faces.keys`", sync.Keys),
-        ("`faces.webhooks`", sync.Webhooks),
-        ("a gallery", sync.GalleryHandle),
-        ("an identity", sync.IdentityHandle),
-        ("a job", sync.JobHandle),
+        ("`faces.keys`", sync_client.Keys),
+        ("`faces.webhooks`", sync_client.Webhooks),
+        ("a gallery", sync_client.GalleryHandle),
+        ("an identity", sync_client.IdentityHandle),
+        ("a job", sync_client.JobHandle),
     ],
 )
 def test_its_table_names_every_method(row: str, kind: type) -> None:

@@ -1,4 +1,4 @@
-"""The client that waits."""
+"""The client that blocks. Generated from `async_client.py` by `make client`: do not edit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,21 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 import httpx
 
 from search_service.client.answers import Pick
-from search_service.client.asking import Api, Lost, Options, Pages, Pause, Reply, Retries, Send, Steps, base_of, lost
-from search_service.client.bodies import Photo
 from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
+from search_service.client.request_bodies import Photo
+from search_service.client.retry import (
+    Api,
+    NoAnswer,
+    Options,
+    Pages,
+    Pause,
+    Reply,
+    Retries,
+    Send,
+    Steps,
+    base_url,
+    no_answer,
+)
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -24,14 +36,14 @@ T = TypeVar("T")
 
 
 class Connection:
-    """Where the service is, and what its requests go through. Safe to share between threads."""
+    """The address of the service and the HTTP client that sends its requests."""
 
     def __init__(self, url: str, http: httpx.Client) -> None:
-        self._base = base_of(url)
+        self._base = base_url(url)
         self._http = http
 
     def run(self, steps: Steps[T]) -> T:
-        """Does one step after the other, up to what comes of them."""
+        """Executes the steps and returns their result."""
         try:
             step = next(steps)
             while True:
@@ -52,7 +64,7 @@ class Connection:
     def close(self) -> None:
         self._http.close()
 
-    def _take(self, step: Send | Pause) -> Reply | Lost | None:
+    def _take(self, step: Send | Pause) -> Reply | NoAnswer | None:
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return None
@@ -67,40 +79,42 @@ class Connection:
                 timeout=step.timeout_seconds,
             )
         except httpx.RequestError as error:
-            return lost(error)
+            return no_answer(error)
         return Reply(response.status_code, response.headers, response.content)
 
 
 class Handle(Generic[C]):
-    """Something of the service. Making one asks nothing."""
+    """An object of the service. Creating a handle sends no request."""
 
     def __init__(self, connection: Connection, calls: C) -> None:
         self._connection = connection
         self._calls = calls
 
 
-def _answered(call: Callable[Concatenate[C, P], Steps[T]]) -> Callable[Concatenate[Handle[C], P], T]:
-    """The call as a method that returns its answer."""
+def _answered(
+    call: Callable[Concatenate[C, P], Steps[T]],
+) -> Callable[Concatenate[Handle[C], P], T]:
+    """Turns a call into a method that returns its answer."""
 
     @wraps(call)
     def method(handle: Handle[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return handle._connection.run(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (a method of it)
+        return handle._connection.run(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (becomes a method)
 
     return method
 
 
 def _listed(call: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[Handle[C], P], Iterator[T]]:
-    """The call as a method that gives one entry after the other, and asks for pages as they are needed."""
+    """Turns a call into a method that yields entries, and requests pages as they are needed."""
 
     @wraps(call)
     def method(handle: Handle[C], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        return handle._connection.each(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (a method of it)
+        return handle._connection.each(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (becomes a method)
 
     return method
 
 
 class JobHandle(Handle[JobCalls]):
-    """One bulk enrolment."""
+    """A bulk enrollment."""
 
     show = _answered(JobCalls.show)
     wait = _answered(JobCalls.wait)
@@ -113,7 +127,7 @@ class JobHandle(Handle[JobCalls]):
 
 
 class IdentityHandle(Handle[IdentityCalls]):
-    """One person of a gallery, who need not be there yet."""
+    """An identity of a gallery, which need not exist yet."""
 
     show = _answered(IdentityCalls.show)
     changed = _answered(IdentityCalls.changed)
@@ -129,7 +143,7 @@ class IdentityHandle(Handle[IdentityCalls]):
 
 
 class GalleryHandle(Handle[GalleryCalls]):
-    """One gallery, which need not be there yet."""
+    """A gallery, which need not exist yet."""
 
     create = _answered(GalleryCalls.create)
     show = _answered(GalleryCalls.show)
@@ -157,22 +171,25 @@ class GalleryHandle(Handle[GalleryCalls]):
         return IdentityHandle(self._connection, IdentityCalls(self._calls.api, self.name, external_id))
 
     def enroll_archive(self, path: str | os.PathLike[str], *, pick: Pick | str | None = None) -> JobHandle:
-        """Enrols a ZIP of many people's photos, as `whosthere enroll` takes it. It is sent as it is read, and never
-        held in memory."""
-        return self._job(self._archive(path, pick=pick).id)
+        """Enrolls a ZIP file of photos of many people, as `whosthere enroll` does. It is streamed from the disk."""
+        return self._job((self._archive(path, pick=pick)).id)
 
     def enroll_many(
         self, images: Mapping[str, Photo], *, manifest: Photo | None = None, pick: Pick | str | None = None
     ) -> JobHandle:
-        """The same of photos by their names: `ana/1.jpg` is a photo of `ana`, and so is `ana_1.jpg`; or of whom the
-        row of that name says in the manifest, a CSV."""
-        return self._job(self._many(images, manifest=manifest, pick=pick).id)
+        """Enrolls photos of many people by name: `ana/1.jpg` and `ana_1.jpg` are photos of `ana`.
+
+        With a manifest (CSV), its row for a name says whose photo it is.
+        """
+        return self._job((self._many(images, manifest=manifest, pick=pick)).id)
 
     def _job(self, job_id: str) -> JobHandle:
         return JobHandle(self._connection, JobCalls(self._calls.api, job_id))
 
 
 class Webhooks(Handle[WebhookCalls]):
+    """The webhooks."""
+
     list = _answered(WebhookCalls.list)
     create = _answered(WebhookCalls.create)
     show = _answered(WebhookCalls.show)
@@ -182,13 +199,15 @@ class Webhooks(Handle[WebhookCalls]):
 
 
 class Keys(Handle[KeyCalls]):
+    """The API keys."""
+
     list = _listed(KeyCalls.list)
     create = _answered(KeyCalls.create)
     revoke = _answered(KeyCalls.revoke)
 
 
 class Client(Handle[ServiceCalls]):
-    """The service at an address. Close it, or use it in a `with`. Safe to share between threads."""
+    """A client of the service at a URL. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -199,7 +218,7 @@ class Client(Handle[ServiceCalls]):
         retries: Retries = Options.retries,
         http: httpx.Client | None = None,
     ) -> None:
-        """`http` is one of yours, with certificates or a proxy, and stays yours to close. Raises ValueError."""
+        """`http` is an HTTP client of yours, with certificates or a proxy; you close it. Raises ValueError."""
         options = Options(key, timeout_seconds, retries)
         super().__init__(Connection(url, httpx.Client() if http is None else http), ServiceCalls(Api(options)))
         self._owns = http is None
@@ -237,12 +256,14 @@ class Client(Handle[ServiceCalls]):
         request_id: str | None = None,
         page_size: int | None = None,
     ) -> Self:
-        """The same client, asking otherwise: `faces.with_options(timeout_seconds=2).gallery("staff")`. It shares the
-        connections, and is closed with the first. Raises ValueError."""
+        """Returns the same client with other options: `faces.with_options(timeout_seconds=2).gallery("staff")`.
+
+        It shares the connections and is closed with the first. Raises ValueError.
+        """
         other = copy.copy(self)
         api = self._calls.api
         options = api.options.changed(timeout_seconds, retries, request_id, page_size)
-        other._calls, other._owns = ServiceCalls(replace(api, options=options)), False  # noqa: SLF001 (its own)
+        other._calls, other._owns = ServiceCalls(replace(api, options=options)), False  # noqa: SLF001 (a copy of self)
         return other
 
     def close(self) -> None:

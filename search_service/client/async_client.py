@@ -1,4 +1,4 @@
-"""The client that lets others run while it waits. It is for asyncio, and for one event loop."""
+"""The client for asyncio, for one event loop. `sync_client.py` is generated from this file by `make client`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,21 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import httpx
 
 from search_service.client.answers import Pick
-from search_service.client.asking import Api, Lost, Options, Pages, Pause, Reply, Retries, Send, Steps, base_of, lost
-from search_service.client.bodies import Body, Photo, chunks_of
 from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
+from search_service.client.request_bodies import Photo
+from search_service.client.retry import (
+    Api,
+    NoAnswer,
+    Options,
+    Pages,
+    Pause,
+    Reply,
+    Retries,
+    Send,
+    Steps,
+    base_url,
+    no_answer,
+)
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -24,14 +36,14 @@ T = TypeVar("T")
 
 
 class Connection:
-    """Where the service is, and what its requests go through."""
+    """The address of the service and the HTTP client that sends its requests."""
 
     def __init__(self, url: str, http: httpx.AsyncClient) -> None:
-        self._base = base_of(url)
+        self._base = base_url(url)
         self._http = http
 
     async def run(self, steps: Steps[T]) -> T:
-        """Does one step after the other, up to what comes of them."""
+        """Executes the steps and returns their result."""
         try:
             step = next(steps)
             while True:
@@ -53,7 +65,7 @@ class Connection:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _take(self, step: Send | Pause) -> Reply | Lost | None:
+    async def _take(self, step: Send | Pause) -> Reply | NoAnswer | None:
         if isinstance(step, Pause):
             await asyncio.sleep(step.seconds)
             return None
@@ -63,28 +75,17 @@ class Connection:
                 request.method,
                 self._base + request.path,
                 params=request.params,
-                content=_chunks(request.body) if request.body else None,
+                content=request.body.async_chunks() if request.body else None,
                 headers=step.headers,
                 timeout=step.timeout_seconds,
             )
         except httpx.RequestError as error:
-            return lost(error)
+            return no_answer(error)
         return Reply(response.status_code, response.headers, response.content)
 
 
-async def _chunks(body: Body) -> AsyncIterator[bytes]:
-    """Files are read by a thread: a disk may take its time."""
-    for piece in body.pieces:
-        if isinstance(piece, bytes):
-            yield piece
-        else:
-            chunks = chunks_of(piece)
-            while (data := await asyncio.to_thread(next, chunks, None)) is not None:
-                yield data
-
-
 class Handle(Generic[C]):
-    """Something of the service. Making one asks nothing."""
+    """An object of the service. Creating a handle sends no request."""
 
     def __init__(self, connection: Connection, calls: C) -> None:
         self._connection = connection
@@ -94,27 +95,27 @@ class Handle(Generic[C]):
 def _answered(
     call: Callable[Concatenate[C, P], Steps[T]],
 ) -> Callable[Concatenate[Handle[C], P], Coroutine[Any, Any, T]]:
-    """The call as a method that its answer is awaited of."""
+    """Turns a call into a method that returns its answer."""
 
     @wraps(call)
     async def method(handle: Handle[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await handle._connection.run(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (a method of it)
+        return await handle._connection.run(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (becomes a method)
 
     return method
 
 
 def _listed(call: Callable[Concatenate[C, P], Pages[T]]) -> Callable[Concatenate[Handle[C], P], AsyncIterator[T]]:
-    """The call as a method that gives one entry after the other, and asks for pages as they are needed."""
+    """Turns a call into a method that yields entries, and requests pages as they are needed."""
 
     @wraps(call)
     def method(handle: Handle[C], /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
-        return handle._connection.each(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (a method of it)
+        return handle._connection.each(call(handle._calls, *args, **kwargs))  # noqa: SLF001 (becomes a method)
 
     return method
 
 
 class AsyncJobHandle(Handle[JobCalls]):
-    """One bulk enrolment."""
+    """A bulk enrollment."""
 
     show = _answered(JobCalls.show)
     wait = _answered(JobCalls.wait)
@@ -127,7 +128,7 @@ class AsyncJobHandle(Handle[JobCalls]):
 
 
 class AsyncIdentityHandle(Handle[IdentityCalls]):
-    """One person of a gallery, who need not be there yet."""
+    """An identity of a gallery, which need not exist yet."""
 
     show = _answered(IdentityCalls.show)
     changed = _answered(IdentityCalls.changed)
@@ -143,7 +144,7 @@ class AsyncIdentityHandle(Handle[IdentityCalls]):
 
 
 class AsyncGalleryHandle(Handle[GalleryCalls]):
-    """One gallery, which need not be there yet."""
+    """A gallery, which need not exist yet."""
 
     create = _answered(GalleryCalls.create)
     show = _answered(GalleryCalls.show)
@@ -171,15 +172,16 @@ class AsyncGalleryHandle(Handle[GalleryCalls]):
         return AsyncIdentityHandle(self._connection, IdentityCalls(self._calls.api, self.name, external_id))
 
     async def enroll_archive(self, path: str | os.PathLike[str], *, pick: Pick | str | None = None) -> AsyncJobHandle:
-        """Enrols a ZIP of many people's photos, as `whosthere enroll` takes it. It is sent as it is read, and never
-        held in memory."""
+        """Enrolls a ZIP file of photos of many people, as `whosthere enroll` does. It is streamed from the disk."""
         return self._job((await self._archive(path, pick=pick)).id)
 
     async def enroll_many(
         self, images: Mapping[str, Photo], *, manifest: Photo | None = None, pick: Pick | str | None = None
     ) -> AsyncJobHandle:
-        """The same of photos by their names: `ana/1.jpg` is a photo of `ana`, and so is `ana_1.jpg`; or of whom the
-        row of that name says in the manifest, a CSV."""
+        """Enrolls photos of many people by name: `ana/1.jpg` and `ana_1.jpg` are photos of `ana`.
+
+        With a manifest (CSV), its row for a name says whose photo it is.
+        """
         return self._job((await self._many(images, manifest=manifest, pick=pick)).id)
 
     def _job(self, job_id: str) -> AsyncJobHandle:
@@ -187,6 +189,8 @@ class AsyncGalleryHandle(Handle[GalleryCalls]):
 
 
 class AsyncWebhooks(Handle[WebhookCalls]):
+    """The webhooks."""
+
     list = _answered(WebhookCalls.list)
     create = _answered(WebhookCalls.create)
     show = _answered(WebhookCalls.show)
@@ -196,13 +200,15 @@ class AsyncWebhooks(Handle[WebhookCalls]):
 
 
 class AsyncKeys(Handle[KeyCalls]):
+    """The API keys."""
+
     list = _listed(KeyCalls.list)
     create = _answered(KeyCalls.create)
     revoke = _answered(KeyCalls.revoke)
 
 
 class AsyncClient(Handle[ServiceCalls]):
-    """The service at an address. Close it, or use it in an `async with`."""
+    """A client of the service at a URL. Close it, or use it as a context manager."""
 
     def __init__(
         self,
@@ -213,7 +219,7 @@ class AsyncClient(Handle[ServiceCalls]):
         retries: Retries = Options.retries,
         http: httpx.AsyncClient | None = None,
     ) -> None:
-        """`http` is one of yours, with certificates or a proxy, and stays yours to close. Raises ValueError."""
+        """`http` is an HTTP client of yours, with certificates or a proxy; you close it. Raises ValueError."""
         options = Options(key, timeout_seconds, retries)
         super().__init__(Connection(url, httpx.AsyncClient() if http is None else http), ServiceCalls(Api(options)))
         self._owns = http is None
@@ -251,12 +257,14 @@ class AsyncClient(Handle[ServiceCalls]):
         request_id: str | None = None,
         page_size: int | None = None,
     ) -> Self:
-        """The same client, asking otherwise: `faces.with_options(timeout_seconds=2).gallery("staff")`. It shares the
-        connections, and is closed with the first. Raises ValueError."""
+        """Returns the same client with other options: `faces.with_options(timeout_seconds=2).gallery("staff")`.
+
+        It shares the connections and is closed with the first. Raises ValueError.
+        """
         other = copy.copy(self)
         api = self._calls.api
         options = api.options.changed(timeout_seconds, retries, request_id, page_size)
-        other._calls, other._owns = ServiceCalls(replace(api, options=options)), False  # noqa: SLF001 (its own)
+        other._calls, other._owns = ServiceCalls(replace(api, options=options)), False  # noqa: SLF001 (a copy of self)
         return other
 
     async def close(self) -> None:

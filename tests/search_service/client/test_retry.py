@@ -15,10 +15,10 @@ import pytest
 
 from search_service.client import Client, Overloaded, ServiceUnreachable, UnexpectedAnswer
 from search_service.client.answers import Identity, Model, Models
-from search_service.client.asking import Api, Lost, Options, Pause, Reply, Retries, Send, Steps, base_of, lost
-from search_service.client.bodies import CHUNK, form, json_body, photo
 from search_service.client.calls import GalleryCalls, JobCalls, ServiceCalls
-from search_service.client.reading import read
+from search_service.client.parsing import read
+from search_service.client.request_bodies import CHUNK, form, json_body, photo
+from search_service.client.retry import Api, NoAnswer, Options, Pause, Reply, Retries, Send, Steps, base_url, no_answer
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Clock:
     def api(self, retries: Retries, chance: float = 0.5) -> Api:
         return Api(Options(retries=retries), clock=lambda: self.now, chance=lambda: chance)
 
-    def run(self, steps: Steps[T], replies: Sequence[Reply | Lost]) -> T:
+    def run(self, steps: Steps[T], replies: Sequence[Reply | NoAnswer]) -> T:
         """The last reply is given again and again."""
         left = list(replies)
         try:
@@ -56,7 +56,7 @@ def test_waits_double_up_to_the_longest_and_end_with_the_deadline() -> None:
     clock = Clock()
     api = clock.api(Retries(deadline_seconds=20, first_seconds=1, longest_seconds=4))
     with pytest.raises(ServiceUnreachable, match=r"no answer: refused$"):
-        clock.run(ServiceCalls(api).models(), [Lost("refused", reached=False, hopeless=False)])
+        clock.run(ServiceCalls(api).models(), [NoAnswer("refused", reached=False, permanent=False)])
     assert clock.waits == [0.5, 1, *[2] * 9]
 
 
@@ -108,15 +108,15 @@ def test_a_wait_for_a_job_looks_less_and_less_often() -> None:
     ],
 )
 def test_it_is_known_whether_a_lost_request_arrived(error: httpx.RequestError, reached: bool) -> None:
-    assert lost(error).reached is reached
-    assert not lost(error).hopeless
-    assert lost(error).why.startswith(type(error).__name__)
+    assert no_answer(error).reached is reached
+    assert not no_answer(error).permanent
+    assert no_answer(error).why.startswith(type(error).__name__)
 
 
 def test_a_certificate_that_is_not_believed_will_not_be_the_next_time() -> None:
     error = httpx.ConnectError("certificate verify failed")
     error.__cause__ = ssl.SSLCertVerificationError("certificate verify failed")
-    assert lost(error).hopeless
+    assert no_answer(error).permanent
 
 
 def test_a_file_is_sent_in_pieces(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_an_address_is_checked(url: str) -> None:
 
 
 def test_an_address_may_lie_below_another() -> None:
-    assert base_of("https://door.example.com/faces/") == "https://door.example.com/faces"
+    assert base_url("https://door.example.com/faces/") == "https://door.example.com/faces"
 
 
 @pytest.mark.parametrize("options", [{"key": "wt_\n"}, {"key": ""}, {"request_id": "x" * 65}, {"request_id": "é"}])

@@ -1,17 +1,18 @@
-"""What is sent: pieces in memory and files on the disk, which are read while they are sent, and again for each try."""
+"""Request bodies: bytes in memory and files on the disk, which are read while they are sent, for each attempt."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 CHUNK = 2**16
-"""Bytes of a file that are sent at a time: what httpx reads of a file that it is given."""
+"""Bytes of a file sent at a time; httpx uses the same for files."""
 
 Photo: TypeAlias = bytes | str | os.PathLike[str] | BinaryIO
 """An image: its bytes, the path of its file, or a file opened in binary mode."""
@@ -22,17 +23,27 @@ class Body:
     content_type: str
     pieces: tuple[bytes | Path, ...]
     size: int
-    """Bytes in all, as said in `Content-Length`: what is too large is refused before it is sent."""
+    """Total bytes, the `Content-Length`: a body that is too large is refused before it is sent."""
 
     def chunks(self) -> Iterator[bytes]:
         for piece in self.pieces:
             if isinstance(piece, bytes):
                 yield piece
             else:
-                yield from chunks_of(piece)
+                yield from file_chunks(piece)
+
+    async def async_chunks(self) -> AsyncIterator[bytes]:
+        """Yields the same; files are read on a thread."""
+        for piece in self.pieces:
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                chunks = file_chunks(piece)
+                while (data := await asyncio.to_thread(next, chunks, None)) is not None:
+                    yield data
 
 
-def chunks_of(path: Path) -> Iterator[bytes]:
+def file_chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while data := file.read(CHUNK):
             yield data
@@ -40,7 +51,7 @@ def chunks_of(path: Path) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class File:
-    """One file of a form. `name` is what the answer calls it; empty for none."""
+    """A file of a form. Answers refer to it by `name`, which may be empty."""
 
     field: str
     name: str
@@ -48,8 +59,12 @@ class File:
 
 
 def photo(field: str, image: Photo, name: str | None = None) -> File:
-    """`image` under its own name, or under `name`. Raises OSError where its file is not there, TypeError on what is no
-    image."""
+    """Returns the image as a file of a form, under `name` or its own name.
+
+    Raises:
+        OSError: The file does not exist.
+        TypeError: `image` is not an image.
+    """
     if isinstance(image, bytes | bytearray | memoryview):
         return File(field, name or "", bytes(image))
     if isinstance(image, str | os.PathLike):
@@ -58,15 +73,15 @@ def photo(field: str, image: Photo, name: str | None = None) -> File:
     data = image.read() if hasattr(image, "read") else None
     if not isinstance(data, bytes):
         raise TypeError(f"{field} is {type(image).__name__}; expected bytes, a path, or a file opened in binary mode")
-    told = getattr(image, "name", "")
-    return File(field, name or (Path(told).name if isinstance(told, str) else ""), data)
+    own_name = getattr(image, "name", "")
+    return File(field, name or (Path(own_name).name if isinstance(own_name, str) else ""), data)
 
 
 def form(files: Sequence[File], fields: Mapping[str, object]) -> Body:
-    """multipart/form-data; of the fields those that are not None."""
+    """Returns a multipart/form-data body; fields that are None are left out."""
     boundary = secrets.token_hex(16)
     pieces: list[bytes | Path] = []
-    for name, value in said(fields).items():
+    for name, value in without_none(fields).items():
         pieces.append(_part(boundary, f'name="{name}"') + _text(value).encode() + b"\r\n")
     for file in files:
         head = f'name="{file.field}"; filename="{_quoted(file.name)}"\r\nContent-Type: application/octet-stream'
@@ -76,17 +91,17 @@ def form(files: Sequence[File], fields: Mapping[str, object]) -> Body:
 
 
 def json_body(value: object) -> Body:
-    """Raises ValueError, TypeError on what is not JSON."""
+    """Returns a JSON body. Raises ValueError or TypeError for values that JSON cannot represent."""
     return _body("application/json", [json.dumps(value, allow_nan=False).encode()])
 
 
 def file_body(content_type: str, path: str | os.PathLike[str]) -> Body:
-    """The file as it is. Raises OSError where it is not there."""
+    """Returns a body with the content of a file. Raises OSError if it does not exist."""
     return _body(content_type, [Path(path)])
 
 
-def said(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are not None."""
+def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -104,5 +119,5 @@ def _text(value: object) -> str:
 
 
 def _quoted(name: str) -> str:
-    """A quoted string (RFC 2183), which the service reads; browsers' %22 it would take for what it says."""
+    """Quotes a file name (RFC 2183). The service would take the %22 of browsers literally."""
     return name.replace("\\", "\\\\").replace('"', '\\"').replace("\r", "%0D").replace("\n", "%0A")

@@ -1,7 +1,7 @@
-"""JSON -> the frozen dataclasses of `answers.py`, as their types say.
+"""Parses JSON into the frozen dataclasses of `answers.py`, by their type hints.
 
-What a newer service says beyond them is overlooked; a word that an enum does not know stays a string; and what an
-older service does not say yet is None where it may be None, or the field's default.
+Unknown fields of a newer service are ignored, and unknown enum values stay strings. Fields that an older service does
+not send are None where the type allows it, or the field's default.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def read(kind: type[T], value: object, where: str = "the answer") -> T:
-    """`value` as a `kind`. Raises UnexpectedAnswer, which names the place by `where`."""
+    """Returns `value` as a `kind`. Raises UnexpectedAnswer, which names the position by `where`."""
     return cast(T, _read(kind, value, where))
 
 
@@ -44,7 +44,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def _one_of(parts: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Of a type that may be None, or of an enum whose words may become more."""
+    """Reads an optional value, or an enum that may have more values in newer services."""
     if value is None and NoneType in parts:
         return None
     for part in parts:
@@ -57,17 +57,17 @@ def _one_of(parts: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _object(kind: type, value: Any, where: str) -> Any:
-    told, types = _expect(dict, value, where), _types(kind)
-    named = [f for f in fields(kind) if f.name in told or (f.default is MISSING and f.default_factory is MISSING)]
-    return kind(**{f.name: _field(f.name, types[f.name], told, where) for f in named})
+    values, types = _expect(dict, value, where), _types(kind)
+    named = [f for f in fields(kind) if f.name in values or (f.default is MISSING and f.default_factory is MISSING)]
+    return kind(**{f.name: _field(f.name, types[f.name], values, where) for f in named})
 
 
-def _field(name: str, kind: Any, told: Mapping[str, Any], where: str) -> Any:
-    if name in told:
-        return _read(kind, told[name], f"{where}.{name}")
+def _field(name: str, kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    if name in values:
+        return _read(kind, values[name], f"{where}.{name}")
     if NoneType in get_args(kind):
         return None
-    raise UnexpectedAnswer(f"{where} has no {name!r}; expected it, as every service of this API says it")
+    raise UnexpectedAnswer(f"{where} has no {name!r}, which every service of this API sends")
 
 
 def _list(parts: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
