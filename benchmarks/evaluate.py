@@ -22,7 +22,8 @@ from indexer.app_context import AppContext
 from indexer.enrollment.sources import Row, rows_of
 from indexer.settings import read_settings
 from indexer.types import Pick
-from search_service.evaluation.protocol import Evaluation, Protocol, evaluate
+from search_service.evaluation.protocol import Protocol
+from search_service.evaluation.run import Evaluation, evaluate
 
 PEOPLE = (100, 300)
 DRAWS = 5
@@ -60,17 +61,17 @@ def some(rows: Sequence[Row], people: int, seed: int) -> list[Row]:
 
 
 def _cells(told: Evaluation, photos: int, draw: int) -> Iterator[dict[str, Cell]]:
-    numbers = told.numbers
-    for rate, asked in zip(numbers.rates, numbers.asked, strict=True):
+    metrics = told.metrics
+    for rate, asked in zip(metrics.rates, metrics.calibrated, strict=True):
         yield {
-            "people": told.enrolment.people,
+            "people": told.enrollment.people,
             "photos": photos,
             "draw": draw,
             "mated_probes": told.mated.photos,
             "mated_people": told.mated.people,
             "strangers": told.stranger_people,
-            "not_enrolled": told.enrolment.photos - told.enrolment.enrolled,
-            "rank_1": numbers.rank_1.value,
+            "not_enrolled": told.enrollment.photos - told.enrollment.enrolled,
+            "rank_1": metrics.rank_1.value,
             "fpir": rate.fpir,
             "basis": rate.basis,
             "fnir": rate.fnir.value if rate.fnir else "",

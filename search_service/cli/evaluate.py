@@ -13,17 +13,18 @@ from indexer.enrollment.sources import rows_of
 from indexer.files import write_atomically
 from indexer.types import Pick
 from search_service.cli.common import with_context
-from search_service.evaluation.protocol import Evaluation, Protocol, evaluate
+from search_service.evaluation.protocol import Protocol
 from search_service.evaluation.report import (
     BASES,
     VERDICTS,
+    describe_strangers,
     evaluation_object,
     interval,
     page,
     percent,
-    wanted,
-    who_are_strangers,
+    short_percent,
 )
+from search_service.evaluation.run import Evaluation, evaluate
 from search_service.service_context import ServiceContext
 
 
@@ -79,46 +80,46 @@ def evaluate_command(
     protocol = Protocol(photos, Pick(pick) if pick else None, draws, seed)
     start = time.monotonic()
     rows = rows_of(paths, manifest)
-    with progress_count("Evaluating", "photos") as tell:
-        told = evaluate(context, rows, protocol, model, cache, tell)
+    with progress_count("Evaluating", "photos") as progress:
+        evaluation = evaluate(context, rows, protocol, model, cache, progress)
     seconds = time.monotonic() - start
-    if told.unkept is not None:
-        click.echo(f"Warning: what was seen cannot be kept for the next time: {told.unkept}", err=True)
+    if evaluation.cache_problem is not None:
+        click.echo(f"Warning: the results cannot be cached for the next time: {evaluation.cache_problem}", err=True)
     if out is not None:
         title = f"Evaluation of {', '.join(path.name or str(path) for path in paths or [manifest] if path)}"
-        write_atomically(out, [page(told, title, now()).encode()])
+        write_atomically(out, [page(evaluation, title, now()).encode()])
     if as_json:
-        print_json(evaluation_object(told, seconds))
+        print_json(evaluation_object(evaluation, seconds))
     else:
-        _print(told, seconds, out)
+        _print(evaluation, seconds, out)
 
 
-def _print(told: Evaluation, seconds: float, out: Path | None) -> None:
-    numbers, enrolment = told.numbers, told.enrolment
+def _print(evaluation: Evaluation, seconds: float, out: Path | None) -> None:
+    metrics, enrollment = evaluation.metrics, evaluation.enrollment
     click.echo(
-        f"{enrolment.enrolled:,} of {enrolment.photos:,} photos enrolled, {told.mated.photos:,} of "
-        f"{told.mated.people:,} people searched, {told.stranger_searches:,} searches of {told.stranger_people:,} "
-        f"strangers; {told.model}, {seconds:.1f} s."
+        f"{enrollment.enrolled:,} of {enrollment.photos:,} photos enrolled, {evaluation.mated.photos:,} of "
+        f"{evaluation.mated.people:,} people searched, {evaluation.stranger_searches:,} searches of "
+        f"{evaluation.stranger_people:,} strangers; {evaluation.model}, {seconds:.1f} s."
     )
-    click.echo(_computed(told))
-    if told.others:
-        click.echo(f"Strangers: {who_are_strangers(told)}.")
-    click.echo(f"\nRank-1 {percent(numbers.rank_1.value)} ({interval(numbers.rank_1)})\n")
+    click.echo(_computed(evaluation))
+    if evaluation.are_mates_strangers:
+        click.echo(f"Strangers: {describe_strangers(evaluation)}.")
+    click.echo(f"\nRank-1 {percent(metrics.rank_1.value)} ({interval(metrics.rank_1)})\n")
     rates = table("FPIR", "FNIR", "95 % interval", "threshold", "")
-    for rate in numbers.rates:
+    for rate in metrics.rates:
         fnir, threshold = rate.fnir, rate.threshold
         rates.add_row(
-            wanted(rate.fpir),
+            short_percent(rate.fpir),
             "-" if fnir is None else percent(fnir.value),
             "-" if fnir is None else interval(fnir),
             "-" if threshold is None else f"{threshold:.4f}",
             BASES[rate.basis],
         )
     show(rates)
-    rows = table("FPIR asked for", "threshold", "observed", "95 % interval", "FNIR", "")
-    for one in numbers.asked:
+    rows = table("FPIR requested", "threshold", "observed", "95 % interval", "FNIR", "")
+    for one in metrics.calibrated:
         rows.add_row(
-            wanted(one.fpir),
+            short_percent(one.fpir),
             f"{one.threshold:.4f}",
             percent(one.observed.value),
             interval(one.observed),
@@ -133,7 +134,7 @@ def _print(told: Evaluation, seconds: float, out: Path | None) -> None:
         click.echo("\n--out report.html shows the worst mistakes as pictures.")
 
 
-def _computed(told: Evaluation) -> str:
-    if not told.described:
-        return f"All {told.from_cache:,} photos were seen before: no network computed anything."
-    return f"The networks computed {told.described:,} photos; {told.from_cache:,} were seen before."
+def _computed(evaluation: Evaluation) -> str:
+    if not evaluation.computed:
+        return f"All {evaluation.from_cache:,} photos were cached: no network computed anything."
+    return f"The networks computed {evaluation.computed:,} photos; {evaluation.from_cache:,} were cached."

@@ -1,7 +1,7 @@
-"""What a pipeline saw in photos, kept in the home folder, so that they need not be looked at twice.
+"""Stores the descriptions of photos in the home folder, so that they are not computed again.
 
-A description is found again by the image's SHA-256, which face was wanted, and everything else it hangs on: see
-`kind_of`. Descriptions hold embeddings, which are personal data: only the owner of the home folder may read them.
+The key of a description is the image's SHA-256, which face was wanted, and everything else that it depends on: see
+`kind_of`. Descriptions hold embeddings, which are personal data, so only the owner of the home folder may read them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from indexer import vision
+from indexer import models, vision
 from indexer.app_context import AppContext
 from indexer.errors import RejectedImage
 from indexer.files import remove_leftovers, write_atomically
@@ -31,29 +31,31 @@ from indexer.vision.pipeline import FacePipeline, Options, Seen
 from indexer.vision.runtime import Threads
 
 MOST_BYTES = 2 * 2**30
-"""Kept at most, of everything together: two million photos of `sface`. What was not used for longest goes."""
+"""Limit of all files together: two million photos of `sface`. The least recently used files are deleted."""
 
 AT_ONCE = 256
-"""Descriptions in one file, and the most that a run that ends early has to make again."""
+"""Descriptions in one file, and the most that an interrupted run loses."""
 
 OPEN = 8
-"""Files held in memory: each worker's, as they take photos in the order in which they were kept."""
+"""Files held in memory: one for each worker, as photos are read in the order in which they were stored."""
 
 ENDING = ".faces"
 
 
 @dataclass(frozen=True, eq=False)
 class _File:
-    """The descriptions of one file: of each the part that is JSON, and where its embeddings begin."""
+    """The descriptions of one file: the JSON part of each, and where its embeddings begin."""
 
-    told: Sequence[dict[str, Any]]
+    entries: Sequence[dict[str, Any]]
     starts: Sequence[int]
     vectors: Vectors
 
 
 class Cache:
-    """The descriptions of one kind, below `folder`. Thread-safe. What cannot be read is not there; once something could
-    not be written, nothing more is kept: no photo is to blame for a full disk."""
+    """The descriptions of one kind, below `folder`. Thread-safe.
+
+    Unreadable files are ignored. After a failure to write, as on a full disk, nothing more is stored.
+    """
 
     def __init__(self, folder: Path, kind: str, most_bytes: int = MOST_BYTES) -> None:
         self._folder = folder
@@ -64,11 +66,11 @@ class Cache:
         self._open: OrderedDict[Path, _File | None] = OrderedDict()
         self._places: dict[str, tuple[Path, int]] = {}
         self.made = 0
-        """Descriptions that were put in."""
+        """Descriptions that were added."""
         self.found = 0
-        """Those that were there."""
+        """Descriptions that were found."""
         self.failure: OSError | None = None
-        """Why nothing more is kept."""
+        """Why nothing more is stored."""
         remove_leftovers(self._own / "photos")
         for path in sorted(self._own.glob(f"photos-*{ENDING}")):
             self._places |= {key: (path, row) for row, key in enumerate(_keys(path))}
@@ -89,10 +91,10 @@ class Cache:
                 self._write()
 
     def flush(self) -> None:
-        """Writes what is not written yet, and makes room."""
+        """Writes pending descriptions, and deletes old files."""
         with self._lock:
             self._write()
-            self._make_room()
+            self._delete_old_files()
 
     def _find(self, key: str) -> Seen | None:
         if key in self._new:
@@ -106,24 +108,24 @@ class Cache:
                 self._open.popitem(last=False)
         self._open.move_to_end(path)
         file = self._open[path]
-        return None if file is None else _seen(file.told[row], file.vectors[file.starts[row] :])
+        return None if file is None else _seen(file.entries[row], file.vectors[file.starts[row] :])
 
     def _write(self) -> None:
         if not self._new:
             return
         path = self._own / f"photos-{secrets.token_hex(8)}{ENDING}"
         try:
-            write_atomically(path, _written(self._new))
+            write_atomically(path, _serialize(self._new))
             self._places |= {key: (path, row) for row, key in enumerate(self._new)}
         except OSError as error:
             self.failure = error
         self._new = {}
 
-    def _make_room(self) -> None:
-        """Deletes the files that were not used for longest, while there are more than MOST_BYTES."""
+    def _delete_old_files(self) -> None:
+        """Deletes the least recently used files until the limit is met."""
         found = []
         for path in self._folder.glob(f"*/*{ENDING}"):
-            with suppress(OSError):  # another process makes room as well
+            with suppress(OSError):  # another process may delete files as well
                 found.append((path.stat().st_mtime, path.stat().st_size, path))
         held = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
@@ -135,7 +137,7 @@ class Cache:
 
 
 class CachedPipeline(FacePipeline):
-    """Takes from a cache what was described before; the networks are loaded when an image comes that was not."""
+    """Takes descriptions from a cache; the networks are loaded for the first image that is not in it."""
 
     def __init__(self, context: AppContext, pack: Pack, cache: Cache) -> None:
         settings = context.settings
@@ -148,7 +150,7 @@ class CachedPipeline(FacePipeline):
         """Nothing is loaded in advance."""
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
-        """As every pipeline, but the aligned crops are not kept."""
+        """Does the same as every pipeline, but without the aligned crops."""
         keys = [f"{sha256(image)}-{pick or 'all'}" for image in images]
         seen = [self._cache.find(key) for key in keys]
         missing = [i for i, one in enumerate(seen) if one is None]
@@ -160,20 +162,20 @@ class CachedPipeline(FacePipeline):
 
 
 def kind_of(context: AppContext, pack: Pack) -> str:
-    """Stands for everything but the image and `pick` that a description hangs on: the pack, the settings that change
-    what is read, found or embedded, and the code that does it."""
+    """Returns a hash of everything that a description depends on besides the image and `pick`: the pack, the settings
+    that affect decoding, detection or embedding, and the code that does it."""
     settings = context.settings
-    asked = (settings.device, settings.precision, settings.thorough)
+    computed_by = (settings.device, settings.precision, settings.thorough)
     limits = (settings.max_image_bytes, settings.max_image_pixels)
     code = hashlib.sha256()
-    for part in _code(resources.files(vision)):
+    for part in (*_code(resources.files(vision)), *_code(resources.files(models))):
         code.update(part)
-    told = json.dumps([pack.name, pack.fingerprint, *map(str, asked), *limits, code.hexdigest()])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    key = json.dumps([pack.name, pack.fingerprint, *map(str, computed_by), *limits, code.hexdigest()])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _code(package: Any) -> list[bytes]:
-    """The source of a package, in the order of its names."""
+    """Returns the source files of a package, in the order of their names."""
     parts: list[bytes] = []
     for item in sorted(package.iterdir(), key=lambda item: str(item.name)):
         if item.is_dir() and item.name != "__pycache__":
@@ -189,22 +191,22 @@ def _without_crops(seen: Seen) -> Seen:
 
 
 def _gated(seen: Seen) -> Seen:
-    """What `describe` answers with `gate`: an image whose first face is too poor is rejected."""
+    """Returns the result of `describe` with `gate`: an image whose first face is too poor is rejected."""
     if not seen.faces or not (reasons := seen.faces[0].quality.reasons):
         return seen
-    told = ", ".join(reasons)
-    rejection = RejectedImage(f"the face is too poor to be enrolled: {told}", code=reasons[0])
+    message = f"the face is too poor to be enrolled: {', '.join(reasons)}"
+    rejection = RejectedImage(message, code=reasons[0])
     return Seen((), rejection, seen.width, seen.height)
 
 
-# A file: one line of JSON with the SHA-256 of all that follows and the keys; one of descriptions; the embeddings.
+# A file is one line of JSON with the SHA-256 of all that follows and the keys, one of descriptions, and the embeddings.
 
 
-def _written(seen: dict[str, Seen]) -> list[bytes]:
-    told = json.dumps([_told(one) for one in seen.values()]).encode() + b"\n"
+def _serialize(seen: dict[str, Seen]) -> list[bytes]:
+    entries = json.dumps([_entry(one) for one in seen.values()]).encode() + b"\n"
     vectors = b"".join(face.embedding.astype("<f4").tobytes() for one in seen.values() for face in one.faces)
-    head = {"sha256": sha256(told + vectors), "keys": list(seen)}
-    return [json.dumps(head).encode() + b"\n", told, vectors]
+    head = {"sha256": sha256(entries + vectors), "keys": list(seen)}
+    return [json.dumps(head).encode() + b"\n", entries, vectors]
 
 
 def _keys(path: Path) -> list[str]:
@@ -216,14 +218,14 @@ def _keys(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> _File | None:
-    """None where the file is gone or damaged."""
+    """Returns None if the file is deleted or damaged."""
     try:
         head, _, rest = path.read_bytes().partition(b"\n")
         if json.loads(head)["sha256"] != sha256(rest):
             return None
         path.touch()  # it was used
-        told, _, numbers = rest.partition(b"\n")
-        entries = json.loads(told)
+        lines, _, numbers = rest.partition(b"\n")
+        entries = json.loads(lines)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     counts = [len(entry["faces"]) for entry in entries]
@@ -232,7 +234,7 @@ def _read(path: Path) -> _File | None:
     return _File(entries, [0, *np.cumsum(counts).tolist()], vectors)
 
 
-def _told(seen: Seen) -> dict[str, Any]:
+def _entry(seen: Seen) -> dict[str, Any]:
     rejection = seen.rejection
     return {
         "size": [seen.width, seen.height],
@@ -249,17 +251,17 @@ def _told(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _seen(told: dict[str, Any], vectors: Vectors) -> Seen:
-    rejection = told["rejection"]
+def _seen(entry: dict[str, Any], vectors: Vectors) -> Seen:
+    rejection = entry["rejection"]
     return Seen(
-        tuple(_face(face, vector) for face, vector in zip(told["faces"], vectors, strict=False)),
+        tuple(_face(face, vector) for face, vector in zip(entry["faces"], vectors, strict=False)),
         rejection and RejectedImage(rejection[1], code=rejection[0], details=rejection[2]),
-        *told["size"],
+        *entry["size"],
     )
 
 
-def _face(told: dict[str, Any], vector: Vectors) -> Face:
-    reasons = tuple(map(Reason, told["quality"]["reasons"]))
-    landmarks = np.array(told["landmarks"], np.float32)
-    detection = Detection(Box(*told["box"]), landmarks, told["score"])
-    return Face(detection, Quality(**{**told["quality"], "reasons": reasons}), vector)
+def _face(entry: dict[str, Any], vector: Vectors) -> Face:
+    reasons = tuple(map(Reason, entry["quality"]["reasons"]))
+    landmarks = np.array(entry["landmarks"], np.float32)
+    detection = Detection(Box(*entry["box"]), landmarks, entry["score"])
+    return Face(detection, Quality(**{**entry["quality"], "reasons": reasons}), vector)

@@ -1,4 +1,4 @@
-"""What an open-set evaluation's scores say: error rates with intervals, the thresholds for FPIRs, curves. Pure."""
+"""Error rates of an open-set evaluation with intervals, the thresholds for FPIRs, and curves. Pure functions."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from numpy.typing import NDArray
 FPIRS = (0.1, 0.03, 0.01, 0.003, 0.001)
 
 ENOUGH = 5
-"""Strangers expected above a threshold from which on it counts as measured, as in `gallery calibrate`: their number is
-then right within a half."""
+"""Strangers expected above a threshold for it to count as measured, as in `gallery calibrate`: their number is then
+right within a half."""
 
 INTERVAL = (2.5, 97.5)
 """Percent."""
 
-NOTHING = -1.0
-"""The score of a probe that could not be searched: below every other."""
+NOT_SEARCHED = -1.0
+"""The score of a probe that could not be searched, below all others."""
 
 BIN = 0.02
-"""Cosine, of the histograms."""
+"""Width of a histogram's bin in cosine."""
 
 CURVE_POINTS = 300
 
 
 class Basis(StrEnum):
-    """How far the strangers support an FPIR."""
+    """How well the strangers support an FPIR."""
 
     MEASURED = "measured"
-    """ENOUGH of them or more are expected above its threshold."""
+    """At least ENOUGH of them are expected above its threshold."""
     FEW = "few_strangers"
-    """Fewer are: the threshold hangs on one to four people."""
+    """One to four people are expected, who determine the threshold."""
     UNSUPPORTED = "unsupported"
-    """Less than one is: there is no such threshold to be had."""
+    """Less than one is expected, so there is no threshold."""
 
 
 class Verdict(StrEnum):
-    """The share of strangers above a threshold that calibration gave, against the share asked for."""
+    """The observed share of strangers above a calibrated threshold, compared with the wanted share."""
 
     AS_ASKED = "as_asked"
-    """From half to double."""
+    """Between half and double."""
     LESS = "less"
     MORE = "more"
     TOO_FEW = "too_few_strangers"
@@ -50,14 +50,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Searches:
-    """What came of P searches, one a photo."""
+    """The results of P searches, one for each photo."""
 
     person: NDArray[np.int64]
-    """(P,) whom each shows, numbered over all people that are searched."""
+    """(P,) the person in the photo, numbered over all people who are searched."""
     score: NDArray[np.float64]
-    """(P,) of the top candidate; of strangers, of the best who is not themselves. NOTHING where there was none."""
+    """(P,) of the top candidate; for strangers, of the best other person. NOT_SEARCHED if there is none."""
     right: NDArray[np.bool_]
-    """(P,) whether the top candidate is whom the photo shows."""
+    """(P,) whether the top candidate is the person in the photo."""
 
     @property
     def people(self) -> int:
@@ -66,7 +66,7 @@ class Searches:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share, and the interval in which it would be for 95 of 100 draws of other people of the same kind."""
+    """A share with its 95 % confidence interval over the people."""
 
     value: float
     low: float
@@ -75,25 +75,25 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Rate:
-    """FNIR at one FPIR."""
+    """The FNIR at one FPIR."""
 
     fpir: float
     basis: Basis
     expected: float
-    """Strangers at that FPIR, by people."""
+    """Strangers expected above the threshold, counted by people."""
     threshold: float | None
-    """Which so many strangers are above; None where it is unsupported."""
+    """The threshold that this share of the strangers is above; None if unsupported."""
     fnir: Estimate | None
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a threshold of the service's own for one FPIR did."""
+class CalibratedRate:
+    """The rates at the threshold that the service applies for one FPIR."""
 
     fpir: float
     threshold: float
     observed: Estimate
-    """The share of strangers that reached it."""
+    """The share of strangers that reached the threshold."""
     false_positives: int
     fnir: Estimate
     verdict: Verdict
@@ -101,62 +101,66 @@ class Asked:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many scores are in each bin of BIN, from `start` on."""
+    """The number of scores in each bin of width BIN, from `start` on."""
 
     start: float
     right: tuple[int, ...]
-    """Mated probes whose top candidate is the right one."""
+    """Of mated probes whose top candidate is right."""
     wrong: tuple[int, ...]
-    """Those whose is not."""
+    """Of mated probes whose top candidate is wrong."""
     strangers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Metrics:
     rank_1: Estimate
     rates: tuple[Rate, ...]
-    asked: tuple[Asked, ...]
+    calibrated: tuple[CalibratedRate, ...]
     det: tuple[tuple[float, float], ...]
-    """FPIR and FNIR at falling thresholds."""
+    """FPIRs and FNIRs at falling thresholds."""
     histogram: Histogram
 
 
-def numbers(
+def measure(
     mated: Searches, strangers: Searches, thresholds: Sequence[tuple[float, float]], draws: int, seed: int
-) -> Numbers:
-    """`thresholds`: FPIRs, and what the service answers to each. Intervals are percentiles over `draws` bootstrap draws
-    of people, with all their photos; people who have mated probes and those who have none are drawn apart."""
+) -> Metrics:
+    """Computes the metrics. `thresholds` are FPIRs with the thresholds that the service applies for them.
+
+    Intervals are percentiles over `draws` bootstrap draws of people, with all their photos. People with mated probes
+    and people without are drawn separately.
+    """
     sums = _Sums(mated, strangers, [threshold for _, threshold in thresholds])
-    once = sums.rates(np.ones(sums.people))
-    drawn = np.stack([sums.rates(weights) for weights in _drawn(mated, strangers, sums.people, draws, seed)])
+    values = sums.rates(np.ones(sums.people))
+    drawn = np.stack([sums.rates(weights) for weights in _draw(mated, strangers, sums.people, draws, seed)])
     lows, highs = np.percentile(drawn, INTERVAL, axis=0)
-    of_strangers = strangers.people
+    people = strangers.people
 
     def estimate(place: int, of: Searches, counted: NDArray[np.bool_]) -> Estimate:
-        value = float(once[place])
+        value = float(values[place])
         low, high = min(float(lows[place]), value), max(float(highs[place]), value)
-        return Estimate(value, *_honest(low, high, of.person, counted))
+        return Estimate(value, *_widened(low, high, of.person, counted))
 
     rates = []
     for i, fpir in enumerate(FPIRS):
-        basis = basis_of(fpir, of_strangers)
-        some = basis is not Basis.UNSUPPORTED
-        threshold = sums.threshold(fpir)
-        fnir = estimate(1 + i, mated, ~(mated.right & (mated.score > threshold))) if some else None
-        rates.append(Rate(fpir, basis, fpir * of_strangers, threshold if some else None, fnir))
-    asked, first = [], 1 + len(FPIRS)
+        basis, threshold = basis_of(fpir, people), sums.threshold(fpir)
+        if basis is Basis.UNSUPPORTED:
+            rates.append(Rate(fpir, basis, fpir * people, None, None))
+            continue
+        fnir = estimate(1 + i, mated, ~(mated.right & (mated.score > threshold)))
+        rates.append(Rate(fpir, basis, fpir * people, threshold, fnir))
+    calibrated, first = [], 1 + len(FPIRS)
     for i, (fpir, threshold) in enumerate(thresholds):
         above = strangers.score >= threshold
         observed = estimate(first + i, strangers, above)
         missed = estimate(first + len(thresholds) + i, mated, ~(mated.right & (mated.score >= threshold)))
-        verdict = verdict_of(fpir, observed.value, of_strangers)
-        asked.append(Asked(fpir, threshold, observed, int(above.sum()), missed, verdict))
+        verdict = verdict_of(fpir, observed.value, people)
+        calibrated.append(CalibratedRate(fpir, threshold, observed, int(above.sum()), missed, verdict))
     rank_1 = estimate(0, mated, mated.right)
-    return Numbers(rank_1, tuple(rates), tuple(asked), det(mated, strangers), histogram(mated, strangers))
+    return Metrics(rank_1, tuple(rates), tuple(calibrated), det(mated, strangers), histogram(mated, strangers))
 
 
 def basis_of(fpir: float, strangers: int) -> Basis:
-    """`strangers` is how many people they are."""
+    """Returns how well so many people support the FPIR."""
     expected = fpir * strangers + _ROUNDING
     if expected < 1:
         return Basis.UNSUPPORTED
@@ -172,15 +176,15 @@ def verdict_of(fpir: float, observed: float, strangers: int) -> Verdict:
 
 
 def det(mated: Searches, strangers: Searches) -> tuple[tuple[float, float], ...]:
-    """FPIR and FNIR at the thresholds of the strangers' scores, at most CURVE_POINTS of them, spread by the logarithm
-    of the FPIR."""
+    """Returns FPIRs and FNIRs at thresholds that are scores of strangers: at most CURVE_POINTS, evenly spread in the
+    logarithm of the FPIR."""
     count = len(strangers.score)
     thresholds = np.sort(strangers.score)[::-1]
     places = np.unique(np.geomspace(1, count + 1, CURVE_POINTS).astype(np.int64)) - 1
     hits = np.sort(mated.score[mated.right])
     points = {}
     for threshold in thresholds[places[places < count]]:
-        if threshold > NOTHING:
+        if threshold > NOT_SEARCHED:
             above = float((strangers.score > threshold).mean())
             found = len(hits) - int(np.searchsorted(hits, threshold, side="right"))
             points[above] = 1 - found / len(mated.score)
@@ -188,9 +192,10 @@ def det(mated: Searches, strangers: Searches) -> tuple[tuple[float, float], ...]
 
 
 def histogram(mated: Searches, strangers: Searches) -> Histogram:
-    """Of those that could be searched."""
+    """Returns the histograms of the scores of all probes that could be searched."""
     parts = [
-        scores[scores > NOTHING] for scores in (mated.score[mated.right], mated.score[~mated.right], strangers.score)
+        scores[scores > NOT_SEARCHED]
+        for scores in (mated.score[mated.right], mated.score[~mated.right], strangers.score)
     ]
     everything = np.concatenate(parts)
     if not len(everything):
@@ -204,13 +209,13 @@ def histogram(mated: Searches, strangers: Searches) -> Histogram:
 
 
 _ROUNDING = 1e-9
-"""0.003 * 1000 is 3 and not a little less."""
+"""Tolerance, so that 0.003 * 1000 is 3 and not slightly less."""
 
 
 class _Sums:
-    """The rates of weighted people: sorted once, summed for every draw."""
+    """Computes rates with weighted people: scores are sorted once, and weights summed for every draw."""
 
-    def __init__(self, mated: Searches, strangers: Searches, asked: Sequence[float]) -> None:
+    def __init__(self, mated: Searches, strangers: Searches, thresholds: Sequence[float]) -> None:
         self.people = 1 + int(max(mated.person.max(), strangers.person.max(initial=-1)))
         falling = np.argsort(-mated.score[mated.right], kind="stable")
         self._all = mated.person
@@ -219,38 +224,41 @@ class _Sums:
         order = np.argsort(-strangers.score, kind="stable")
         self._strangers = strangers.person[order]
         self._scores = strangers.score[order]
-        self._asked_hits = np.searchsorted(self._hit_scores, -np.array(asked), side="right")
-        self._asked_strangers = np.searchsorted(-self._scores, -np.array(asked), side="right")
+        self._hits_at = np.searchsorted(self._hit_scores, -np.array(thresholds), side="right")
+        self._strangers_at = np.searchsorted(-self._scores, -np.array(thresholds), side="right")
 
     def rates(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rank-1; FNIR at each of FPIRS; the share of strangers, and FNIR, at each threshold asked about."""
+        """Returns rank-1, the FNIR at each of FPIRS, then the shares of strangers and the FNIRs at the thresholds."""
         total = float(weights[self._all].sum())
         hits = np.concatenate([[0.0], np.cumsum(weights[self._hits])])
-        let_in = np.concatenate([[0.0], np.cumsum(weights[self._strangers])])
-        thresholds = np.array([self._threshold(fpir, let_in) for fpir in FPIRS])
+        accepted = np.concatenate([[0.0], np.cumsum(weights[self._strangers])])
+        thresholds = np.array([self._threshold(fpir, accepted) for fpir in FPIRS])
         found = np.searchsorted(self._hit_scores, -thresholds, side="left")
         return np.concatenate(
             [
                 [hits[-1] / total],
                 1 - hits[found] / total,
-                let_in[self._asked_strangers] / max(let_in[-1], 1.0),
-                1 - hits[self._asked_hits] / total,
+                accepted[self._strangers_at] / max(accepted[-1], 1.0),
+                1 - hits[self._hits_at] / total,
             ]
         )
 
     def threshold(self, fpir: float) -> float:
         return self._threshold(fpir, np.arange(len(self._scores) + 1, dtype=np.float64))
 
-    def _threshold(self, fpir: float, let_in: NDArray[np.float64]) -> float:
-        """That a share `fpir` of the strangers is above, or a little less. `let_in` are their weights, summed up."""
+    def _threshold(self, fpir: float, accepted: NDArray[np.float64]) -> float:
+        """Returns the threshold that a share `fpir` of the strangers, or slightly less, is above.
+
+        `accepted` are the cumulative sums of their weights.
+        """
         if not len(self._scores):
-            return NOTHING
-        place = int(np.searchsorted(let_in[1:], np.floor(fpir * let_in[-1] + _ROUNDING), side="right"))
+            return NOT_SEARCHED
+        place = int(np.searchsorted(accepted[1:], np.floor(fpir * accepted[-1] + _ROUNDING), side="right"))
         return float(self._scores[min(place, len(self._scores) - 1)])
 
 
-def _drawn(mated: Searches, strangers: Searches, people: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """For each draw, how often each person is in it."""
+def _draw(mated: Searches, strangers: Searches, people: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Yields, for each draw, how often each person is in it."""
     random = np.random.default_rng(seed)
     groups = [np.unique(mated.person), np.setdiff1d(strangers.person, mated.person)]
     for _ in range(draws):
@@ -260,12 +268,12 @@ def _drawn(mated: Searches, strangers: Searches, people: int, draws: int, seed: 
         yield weights
 
 
-def _honest(low: float, high: float, person: NDArray[np.int64], counted: NDArray[np.bool_]) -> tuple[float, float]:
-    """The bootstrap's interval of the share of the searches that are `counted`, where it can be trusted.
+def _widened(low: float, high: float, person: NDArray[np.int64], counted: NDArray[np.bool_]) -> tuple[float, float]:
+    """Returns the bootstrap interval of the share of searches that are `counted`, widened if few people determine it.
 
-    Where none is, or all are, every draw says the same, and of one or two people the draws know little more. So where
-    fewer than ENOUGH people make up one side, the interval reaches as far as where nobody did: to the rate at which so
-    many people would all be on the other side with a probability of 2.5 % (Clopper and Pearson).
+    If no search is counted, or all are, every draw gives the same share; with one or two people the draws vary little
+    more. So if fewer than ENOUGH people make up one side, the interval is extended as if nobody did: to the rate at
+    which all of so many people are on the other side with a probability of 2.5 % (Clopper and Pearson).
     """
     people = len(np.unique(person))
     if not people:
