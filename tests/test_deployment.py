@@ -60,7 +60,7 @@ def test_the_unit_is_one(tmp_path: Path) -> None:
     if tool is None:
         pytest.skip("systemd-analyze is not installed; expected it on Linux with systemd")
     unit = tmp_path / "whosthere.service"
-    here = str(Path(sys.executable).with_name("whosthere"))
+    here = f'"{Path(sys.executable).with_name("whosthere")}"'
     unit.write_text((DOCKER / "whosthere.service").read_text().replace("/opt/whosthere/bin/whosthere", here))
     done = subprocess.run([tool, "verify", str(unit)], capture_output=True, text=True, check=False)
     told = [line for line in done.stderr.splitlines() if "whosthere.service" in line]

@@ -201,4 +201,4 @@ def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -
     assert run(home, "webhooks", "dead", hook.id).output.splitlines()[1].split() == ["1", "1", "1", "answered", "500"]
     assert run(home, "webhooks", "replay", hook.id).output == "1 deliveries will be retried.\n"
     told = run(home, "webhooks", "delete", hook.id).output
-    assert told == f"Webhook {hook.id} deleted; 1 events were still to be sent to it.\n"
+    assert told == f"Webhook {hook.id} deleted; 1 deliveries were still waiting.\n"
