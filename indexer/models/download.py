@@ -135,16 +135,18 @@ def _get(client: httpx.Client, url: str, headers: dict[str, str]) -> httpx.Respo
     import httpx
 
     try:
-        request = client.build_request("GET", url, headers=headers)
+        target = httpx.URL(url)
+        auth = (target.username, target.password) if target.userinfo else None  # apart, as httpx logs the URL
+        request = client.build_request("GET", target.copy_with(userinfo=b""), headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
-            response = client.send(request, stream=True)
+            response = client.send(request, auth=auth, stream=True)
             following = response.next_request
             if following is None:
                 break
             response.close()  # unread: httpx's own redirects would load a body of any size
             if following.url.scheme != "https" and not following.url.scheme == request.url.scheme == "http":
                 break
-            request = following
+            request, auth = following, None
     except (httpx.TransportError, httpx.InvalidURL, ValueError) as error:
         raise _NoResponse(_reason(error)) from error
     if response.is_success or response.status_code == 416:

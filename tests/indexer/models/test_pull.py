@@ -350,7 +350,6 @@ def test_many_pulls_at_once_fetch_the_same_file(models: Models, server: WebServe
 PULL = """
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 from tests.indexer.models.pulling import model, pack
 from indexer.models.pull import pull
 from indexer.models.model_files import ModelFiles
