@@ -1,4 +1,4 @@
-"""The FastAPI application, assembled."""
+"""Assembles the FastAPI application from its routes, middlewares and background threads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from search_service.api import errors, security
-from search_service.api.hosts import HostCheck, allowed_hosts
-from search_service.api.idempotency import Idempotency
-from search_service.api.limits import SAID_BYTES, BodyLimit, is_archive, is_photos, is_said
 from search_service.api.metrics import Metrics
-from search_service.api.observing import Observed
-from search_service.api.paths import EncodedSlashes, PlainText
+from search_service.api.middleware.stack import add_middlewares
 from search_service.api.routes import enrollments, events, faces, galleries, identities, jobs, keys, webhooks
 from search_service.api.routes.health import Readiness, health_router
 from search_service.api.routes.openapi import document, failures
@@ -33,17 +29,17 @@ from search_service.service_context import ServiceContext
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 12.0
-"""For what runs in the background to stop, after the last request was answered: a webhook may take ten to answer, and
-that is written down. With `SHUTDOWN_SECONDS` before and the indexes to write after, it stays under the minute after
-which supervisors kill."""
-
-ARCHIVES_AT_ONCE = 4
-"""Archives of the largest size that one process receives at a time, on its disk."""
+"""How long the background threads may take to stop after the last request was answered. A webhook's receiver may take
+ten seconds to answer, and that is recorded. Together with `SHUTDOWN_SECONDS` before and writing the indexes after, it
+stays under the minute after which supervisors kill."""
 
 
 def create_app(context: ServiceContext) -> FastAPI:
-    """The service over one home. Nothing is opened before it starts; models and indexes load in the background,
-    and `/readyz` tells when they are there."""
+    """Returns the service over one home folder.
+
+    Nothing is opened before the application starts. Models and indexes load in the background; `/readyz` shows when
+    they are loaded.
+    """
     settings = context.settings
     metrics = Metrics(context)
     context.stopwatch.add_listener(metrics.stage)
@@ -57,7 +53,7 @@ def create_app(context: ServiceContext) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(lambda: context.store)  # brings the tables up to date before anybody asks
+        await run_in_threadpool(lambda: context.store)  # migrates the tables before the first request
         await guard.start()
         queue.start()
         deliverer.start()
@@ -81,18 +77,7 @@ def create_app(context: ServiceContext) -> FastAPI:
     app.state.service = State(context, service, queue, metrics, deliverer)
     errors.register(app)
     document(app)
-    app.add_middleware(Idempotency, context=context)
-    for meant, most, together in (
-        (is_archive, settings.max_archive_bytes, ARCHIVES_AT_ONCE * settings.max_archive_bytes),
-        (is_photos, settings.max_body_bytes, settings.max_waiting_bytes),
-        (is_said, min(SAID_BYTES, settings.max_body_bytes), settings.max_waiting_bytes),
-    ):
-        app.add_middleware(BodyLimit, max_bytes=most, max_together=together, meant=meant)
-    app.add_middleware(PlainText)
-    app.add_middleware(security.Guarded, guard=guard)
-    app.add_middleware(HostCheck, allowed=allowed_hosts(settings.host, settings.allowed_hosts.split(",")))
-    app.add_middleware(Observed, metrics=metrics)
-    app.add_middleware(EncodedSlashes)
+    add_middlewares(app, context, guard, metrics)
     guard.routes.add_public(route for route in app.routes if getattr(route, "path", None) in security.DOCUMENTATION)
     for routes in (galleries, identities, faces, keys, enrollments, jobs, events, webhooks):
         app.include_router(routes.router, dependencies=security.KEY_HEADERS, responses=failures(503))
@@ -104,14 +89,14 @@ def create_app(context: ServiceContext) -> FastAPI:
 
 
 def stop_together(stops: Iterable[Callable[[], object]], seconds: float) -> None:
-    """Calls them side by side. Those that take longer go on until the process ends, and hold it up no more than any
-    other thread: what they leave is found by the next start."""
-    until = time.monotonic() + seconds
+    """Calls all of them at the same time and waits that long at most. Those that take longer go on in daemon threads
+    until the process ends; the next start finds what they left undone."""
+    deadline = time.monotonic() + seconds
     stopping = [threading.Thread(target=stop, name="stopping", daemon=True) for stop in stops]
     for thread in stopping:
         thread.start()
     for thread in stopping:
-        thread.join(max(0.0, until - time.monotonic()))
-    left = sum(thread.is_alive() for thread in stopping)
-    if left:
-        log.warning("%d of %d parts did not stop within %g s", left, len(stopping), seconds)
+        thread.join(max(0.0, deadline - time.monotonic()))
+    unfinished = sum(thread.is_alive() for thread in stopping)
+    if unfinished:
+        log.warning("%d of %d parts did not stop within %g s", unfinished, len(stopping), seconds)

@@ -1,4 +1,4 @@
-"""Domain errors -> HTTP, in one shape."""
+"""Answers errors over HTTP, all in one shape."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from indexer import errors
 from indexer.errors import WhosthereError
@@ -28,19 +29,19 @@ class BodyTooLarge(WhosthereError):
 
 
 class BodyTooSlow(WhosthereError):
-    """The request's body does not come, or hardly."""
+    """The request's body arrives too slowly."""
 
     code = "body_too_slow"
 
 
 class Forbidden(WhosthereError):
-    """Whoever asks, or by whatever name, is not answered."""
+    """The caller may not do this, or not under this host name."""
 
     code = "forbidden"
 
 
 class Unauthorized(WhosthereError):
-    """Whoever asks has shown no key that is valid here."""
+    """The caller sent no API key that is valid here."""
 
     code = "unauthorized"
 
@@ -51,12 +52,12 @@ class RateLimited(errors.Overloaded):
     code = "rate_limited"
 
     def __init__(self, message: str, wait: int) -> None:
-        """`wait` is in seconds."""
-        super().__init__(f"{message}; there is one again in {wait} s", details={"retry_after_seconds": wait})
+        """Takes the seconds to wait as `wait`."""
+        super().__init__(f"{message}; try again in {wait} s", details={"retry_after_seconds": wait})
 
 
 class PreconditionFailed(WhosthereError):
-    """What is to be changed is not in the state that the request expects."""
+    """The object is not in the state that the request expects."""
 
     code = "precondition_failed"
 
@@ -89,7 +90,7 @@ STATUS: tuple[tuple[type[WhosthereError], int], ...] = (
     (errors.ModelUnavailable, 503),
     (errors.StorageUnavailable, 503),
 )
-"""The status of each kind of error; the first that fits. Everything else is 500."""
+"""The status of each kind of error; the first that fits counts. Everything else is 500."""
 
 RETRY_AFTER_SECONDS = 1
 
@@ -97,13 +98,14 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def status_of(error: WhosthereError) -> int:
+    """Returns the HTTP status of an error."""
     if error.code == Reason.IMAGE_TOO_LARGE:
         return 413
     return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
 
 
 def request_id(request: Request) -> str:
-    """The id this request is known by: the caller's `X-Request-ID` where it is sane, else a new one."""
+    """Returns the id of the request: the caller's `X-Request-ID` if it is short printable ASCII, else a new one."""
     if not hasattr(request.state, "request_id"):
         given = request.headers.get("x-request-id", "")
         sane = 0 < len(given) <= 64 and given.isascii() and given.isprintable()
@@ -132,8 +134,13 @@ def domain_error(request: Request, error: Exception) -> JSONResponse:
     )
 
 
+async def send_error(error: WhosthereError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers an error from a middleware."""
+    await domain_error(Request(scope), error)(scope, receive, send)
+
+
 def invalid_request(request: Request, error: Exception) -> JSONResponse:
-    """What FastAPI found wrong with a request, naming the field."""
+    """Answers what FastAPI found wrong with a request, naming the field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
     found = [_problem(request, e) for e in error.errors()]
     message = "; ".join(f"{f['field']}: {f['problem']}" for f in found)
@@ -151,22 +158,22 @@ def _problem(request: Request, found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def http_error(request: Request, error: Exception) -> JSONResponse:
-    """What the framework itself answers: no such route, no such method."""
+    """Answers the framework's own errors: no such route, no such method."""
     assert isinstance(error, HTTPException)  # noqa: S101
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    told = answer(
+    response = answer(
         request,
         error.status_code,
         ErrorBody(code=code, message=f"{request.method} {request.url.path}: {error.detail}"),
     )
-    told.headers.update(error.headers or {})
-    if error.status_code == 405:  # the framework names the methods of the first route of that path only
-        told.headers["Allow"] = ", ".join(sorted(_allowed(request)))
-    return told
+    response.headers.update(error.headers or {})
+    if error.status_code == 405:  # the framework names only the methods of the first route with that path
+        response.headers["Allow"] = ", ".join(sorted(_allowed(request)))
+    return response
 
 
 def _allowed(request: Request) -> set[str]:
-    """The methods that this path has."""
+    """Returns the methods that this path has."""
     routes = request.app.routes
     return {
         method
@@ -176,7 +183,7 @@ def _allowed(request: Request) -> set[str]:
 
 
 def misfit(request: Request, error: Exception) -> JSONResponse:
-    """An answer that is not as its schema says. The error quotes all of it; the log tells where alone."""
+    """Answers 500 for an answer that does not fit its schema. The error quotes all of it; the log names only places."""
     assert isinstance(error, ResponseValidationError)  # noqa: S101
     found = (f"{'.'.join(map(str, e['loc']))}: {e['type']}" for e in error.errors())
     log.error("request %s failed, as its answer does not fit: %s", request_id(request), "; ".join(found))

@@ -18,14 +18,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from indexer.clock import now
 from indexer.errors import InvalidSetting, StorageUnavailable, WhosthereError
 from indexer.settings import Settings
-from search_service.api.errors import Forbidden, RateLimited, Unauthorized, domain_error, http_error
+from search_service.api.errors import Forbidden, RateLimited, Unauthorized
 from search_service.api.hosts import is_loopback
-from search_service.api.permissions import DeclaredRoutes, Permission
+from search_service.api.permissions import DeclaredRoutes, Permission, RouteMatch
 from search_service.service_context import ServiceContext
 from search_service.store import api_keys
 from search_service.store.api_keys import ApiKey
@@ -83,14 +83,17 @@ class Guard:
             who = "everybody" if self._context.settings.open else "this machine alone"
             log.warning("there are no API keys: %s is answered. `whosthere keys create` creates the first one", who)
 
-    async def admit(self, scope: Scope) -> ApiKey | None:
+    async def admit(self, scope: Scope, match: RouteMatch) -> ApiKey | None:
         """Returns the key of a request that may be answered, None where no key is needed.
+
+        Args:
+            scope: The request.
+            match: What it fits, by `routes.match`.
 
         Raises:
             Unauthorized, Forbidden, RateLimited: The caller may not use the route.
             HTTPException: No declared route fits the path (404) or the method (405).
         """
-        match = self.routes.match(scope)
         if match.is_public:
             return None
         key = await self._key(scope)
@@ -146,31 +149,6 @@ class Guard:
         headers = Headers(scope=scope)
         client = scope.get("client")
         return client is not None and is_loopback(client[0]) and not any(name in headers for name in PROXY_HEADERS)
-
-
-class Guarded:
-    """ASGI middleware: refuses what the guard does not admit, without reading its body. The key of an admitted request
-    is in its state."""
-
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
-        self._app = app
-        self._guard = guard
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            request = Request(scope)
-            try:
-                request.state.key = await self._guard.admit(scope)
-            except WhosthereError as error:
-                await domain_error(request, error)(scope, receive, send)
-                return
-            except HTTPException as error:
-                await http_error(request, error)(scope, receive, send)
-                return
-        elif scope["type"] == "websocket":  # there are none, and one that is added must not be open to everyone
-            await send({"type": "websocket.close", "code": 1008, "reason": "not served"})
-            return
-        await self._app(scope, receive, send)
 
 
 class Buckets:

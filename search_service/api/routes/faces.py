@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from indexer.errors import Conflict
 from indexer.types import Reason
 from indexer.vision.pipeline import Seen
-from search_service.api.idempotency import Memory, memory_of
+from search_service.api.middleware.idempotency import Memory, memory_of
 from search_service.api.models.probes import (
     AnswerPayload,
     AnswersPayload,
@@ -101,8 +101,8 @@ async def _recorded(
     events, recording = service.context.events, asked.recording
     if recording is None:
         return answers
-    if memory.then is not None:
-        return await service.off_loop(told_again, events, answers, recording, memory.then)
+    if memory.previous is not None:
+        return await service.off_loop(told_again, events, answers, recording, memory.previous)
     recorded = await service.off_loop(lambda: [record(events, asked.gallery, one, recording) for one in answers])
     memory.keep = remembered(recorded)
     service.deliverer.wake()

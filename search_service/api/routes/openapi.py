@@ -8,10 +8,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from indexer.gallery.schema import MAX_NAME_LENGTH
-from search_service.api import idempotency
 from search_service.api.bodies import IMAGE, IMAGES, MAX_IMAGES
 from search_service.api.examples import BASE64, example_of
-from search_service.api.idempotency import CHANGES_NOTHING
+from search_service.api.middleware import idempotency
+from search_service.api.middleware.idempotency import CHANGES_NOTHING
 from search_service.api.models.base import ErrorAnswer
 from search_service.api.models.identities import IdentityPayload
 from search_service.api.requests import Fields

@@ -12,16 +12,20 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import uvicorn
 
 from search_service.api.app import create_app
+from search_service.api.middleware.input_limits import InputLimits
+from search_service.api.permissions import BodyKind
 from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
 from tests.variants import clean_environment
 from tests.waiting import DEADLINE, wait_for
+
+Middleware = TypeVar("Middleware")
 
 WHOSTHERE = str(Path(sys.executable).with_name("whosthere"))
 
@@ -53,6 +57,17 @@ class Running:
     def queue(self) -> InferenceQueue:
         queue: InferenceQueue = self.app.state.service.queue
         return queue
+
+    def middleware(self, kind: type[Middleware]) -> Middleware:
+        """Returns the application's middleware of a class. The service has started."""
+        layer: Any = self.app.middleware_stack
+        while not isinstance(layer, kind):
+            layer = layer.app
+        return layer
+
+    def held_bytes(self, kind: BodyKind) -> int:
+        """Returns how large the bodies of that kind are that are being answered."""
+        return self.middleware(InputLimits).limits[kind].held
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=DEADLINE)

@@ -18,8 +18,9 @@ from indexer.models.packs import SFACE
 from indexer.settings import read_settings
 from search_service.api import security
 from search_service.api.app import create_app
+from search_service.api.middleware.access import Access
 from search_service.api.routes import faces
-from search_service.api.security import Guard, Guarded
+from search_service.api.security import Guard
 from search_service.service_context import ServiceContext
 from search_service.store.api_keys import ApiKey, ApiKeyRepository, Scope
 from tests.search_service.api.conftest import new_home
@@ -160,7 +161,7 @@ def test_a_websocket_is_closed(tmp_path: Path) -> None:
 
     context = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     asyncio.run(
-        Guarded(nothing, Guard(context))({"type": "websocket", "path": "/v1/models", "headers": []}, receive, send)
+        Access(nothing, Guard(context), None)({"type": "websocket", "path": "/v1/models", "headers": []}, receive, send)
     )
     assert [message["type"] for message in sent] == ["websocket.close"]
 
@@ -175,7 +176,7 @@ def test_the_key_of_a_request_is_in_its_state(tmp_path: Path) -> None:
 
     ask, guard = Caller(context), Guard(context)
     guard.routes.add(faces.router.routes)
-    ask._app = Guarded(inside, guard)  # type: ignore[assignment]
+    ask._app = Access(inside, guard, None)  # type: ignore[assignment]
     ask("/v1/models")
     created, text = context.keys.create("door", [Scope.SEARCH])
     ask("/v1/models", x_api_key=text)
@@ -201,8 +202,8 @@ def test_an_unreachable_database_does_not_lift_the_key_check(tmp_path: Path, mon
     def gone(*_: object) -> None:
         raise StorageUnavailable("the database does not answer")
 
-    monkeypatch.setattr(ApiKeyRepository, "genuine", gone)
-    monkeypatch.setattr(ApiKeyRepository, "any_key", gone)
+    monkeypatch.setattr(ApiKeyRepository, "authenticate", gone)
+    monkeypatch.setattr(ApiKeyRepository, "has_any", gone)
     shown = {"type": "http", "path": "/readyz", "headers": [(b"x-api-key", admin.encode())], "client": ("127.0.0.1", 1)}
     assert not asyncio.run(guard.trusts(Request(shown)))
     assert not asyncio.run(guard.trusts(request))

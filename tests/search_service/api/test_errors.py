@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from search_service.api.bodies import MOST_VALUES
-from search_service.api.limits import SAID_BYTES
+from search_service.api.middleware.input_limits import MAX_JSON_BYTES
 from tests import photos
 from tests.search_service.api.conftest import MAX_BODY_BYTES
 from tests.search_service.api.serving import Running, base64_of, image, ok, refused
@@ -205,8 +205,8 @@ def chunked(body: bytes) -> Iterator[bytes]:
 
 TOO_MUCH = MAX_BODY_BYTES + 1
 LARGE: list[tuple[str, dict[str, str], bytes]] = [
-    ("/v1/galleries", JSON, b'{"name": "' + b"x" * SAID_BYTES + b'"}'),
-    ("{gallery}/identities", JSON, b" " * (SAID_BYTES + 1)),
+    ("/v1/galleries", JSON, b'{"name": "' + b"x" * MAX_JSON_BYTES + b'"}'),
+    ("{gallery}/identities", JSON, b" " * (MAX_JSON_BYTES + 1)),
     ("{gallery}/search", JSON, b'{"image": "' + b"A" * TOO_MUCH),
     ("{gallery}/search", FORM, part("image", bytes(TOO_MUCH))),
     ("{gallery}/identities/ana/faces", FORM, part("image", bytes(TOO_MUCH))),
@@ -222,7 +222,7 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(
     path = path.format(gallery=gallery)
     declared = client.post(path, content=body, headers=headers)
     assert (
-        f"{MAX_BODY_BYTES if len(body) >= TOO_MUCH else SAID_BYTES:,}"
+        f"{MAX_BODY_BYTES if len(body) >= TOO_MUCH else MAX_JSON_BYTES:,}"
         in refused(declared, 413, "body_too_large")["message"]
     )
     undeclared = client.post(path, content=chunked(body), headers=headers)
@@ -250,7 +250,10 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_arrives(service: 
 
 def test_bodies_up_to_the_limit_are_taken(client: httpx.Client, gallery: str) -> None:
     start, end = b'{"name": "staff", "x": "', b'"}'
-    for path, most, named in (("/v1/galleries", SAID_BYTES, "body.x"), (f"{gallery}/search", MAX_BODY_BYTES, "'name'")):
+    for path, most, named in (
+        ("/v1/galleries", MAX_JSON_BYTES, "body.x"),
+        (f"{gallery}/search", MAX_BODY_BYTES, "'name'"),
+    ):
         body = start + b"x" * (most - len(start) - len(end)) + end
         assert len(body) == most
         for content in (body, chunked(body)):
@@ -259,10 +262,10 @@ def test_bodies_up_to_the_limit_are_taken(client: httpx.Client, gallery: str) ->
 
 @pytest.mark.parametrize("external_id", ["search", "faces", "detect", "compare", "embed", "enrollments"])
 def test_no_name_lets_a_larger_body_in(client: httpx.Client, gallery: str, external_id: str) -> None:
-    path, body = f"{gallery}/identities/{external_id}", {"name": "Ana", "metadata": {"x": "x" * SAID_BYTES}}
+    path, body = f"{gallery}/identities/{external_id}", {"name": "Ana", "metadata": {"x": "x" * MAX_JSON_BYTES}}
     for method in ("PUT", "PATCH"):
         refused(client.request(method, path, json=body), 413, "body_too_large")
-    refused(client.post(f"{path}/merge", json={"other": "x" * SAID_BYTES}), 413, "body_too_large")
+    refused(client.post(f"{path}/merge", json={"other": "x" * MAX_JSON_BYTES}), 413, "body_too_large")
 
 
 def test_a_photo_is_not_written_to_a_disk(

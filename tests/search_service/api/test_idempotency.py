@@ -22,10 +22,10 @@ from sqlalchemy.orm import Session
 from starlette.types import Receive, Scope, Send
 
 from indexer.settings import read_settings
-from search_service.api import idempotency
-from search_service.api.idempotency import Idempotency
+from search_service.api.middleware import idempotency
+from search_service.api.middleware.idempotency import Idempotency
 from search_service.service_context import ServiceContext
-from search_service.store.idempotency import Claim, IdempotencyStore
+from search_service.store.idempotency import LEASE_SECONDS, Claim, IdempotencyStore
 from search_service.store.schema import AnswerRow
 from tests import photos as sources
 from tests.indexer.gallery.together import in_threads
@@ -410,7 +410,7 @@ def test_a_boundary_that_is_found_in_a_value_too(scripted: Scripted, around: Cal
 def test_whoever_answers_for_long_says_that_it_is_alive(
     scripted: Scripted, around: Callable[..., httpx.Response], home: ServiceContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idempotency, "ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(idempotency, "RENEWAL_SECONDS", 0.01)
     seen: list[datetime] = []
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -490,9 +490,9 @@ def test_a_worker_that_is_killed_while_it_answers(tmp_path: Path, models_folder:
             asked.result(DEADLINE)
     with serving(place, tmp_path / "second.log") as second:
         ask = partial(second.client.post, path, content=said, headers=key | {"Content-Type": "application/json"})
+        lock_until(home, timedelta(seconds=LEASE_SECONDS))  # starting may have taken longer than the claim lasts
         refused(ask(), 409, "request_in_progress")
-        with Session(home.engine) as session, session.begin():  # time goes by
-            session.execute(update(AnswerRow).values(locked_until=datetime.now(UTC) - timedelta(seconds=1)))
+        lock_until(home, timedelta(seconds=-1))
         answer = ask()
         ok(answer, 201)
         again(ask(), answer)
@@ -500,6 +500,11 @@ def test_a_worker_that_is_killed_while_it_answers(tmp_path: Path, models_folder:
         "ana"
     ]
     home.close()
+
+
+def lock_until(home: ServiceContext, from_now: timedelta) -> None:
+    with Session(home.engine) as session, session.begin():
+        session.execute(update(AnswerRow).values(locked_until=datetime.now(UTC) + from_now))
 
 
 def _row(home: ServiceContext) -> AnswerRow | None:

@@ -20,7 +20,7 @@ from indexer.errors import InvalidRequest
 from indexer.settings import read_settings
 from indexer.types import Pick
 from indexer.vision.pipeline import Seen
-from search_service.api import limits
+from search_service.api.permissions import BodyKind
 from search_service.background import jobs as jobs_module
 from search_service.background.jobs import Courteous, Runner
 from search_service.service_context import ServiceContext
@@ -28,7 +28,7 @@ from search_service.store.jobs import JobRepository, JobState
 from tests import photos as sources
 from tests.postgres import Database
 from tests.search_service.api.conftest import MAX_BODY_BYTES, new_home
-from tests.search_service.api.serving import Running, command, ok, refused, running, serving
+from tests.search_service.api.serving import command, ok, refused, running, serving
 from tests.search_service.api.test_reembed import place as place
 from tests.search_service.api.test_reembed import two_packs as two_packs
 from tests.variants import SETTINGS
@@ -365,8 +365,7 @@ def test_of_those_that_come_at_once_no_more_are_taken(
                 path, zipped = "/v1/galleries/staff/enrollments", {"Content-Type": "application/zip"}
                 go = asyncio.Event()
                 posts = [asyncio.create_task(client.post(path, content=slow(go), headers=zipped)) for _ in range(6)]
-                held = layer(service, limits.is_archive)
-                await wait_for_async(lambda: held._held >= 6 * half)
+                await wait_for_async(lambda: service.held_bytes(BodyKind.ARCHIVE) >= 6 * half)
                 go.set()
                 return await asyncio.gather(*posts)
 
@@ -403,8 +402,7 @@ def test_archives_have_a_limit_of_their_own(own: Callable[..., ServiceContext], 
                     started = asyncio.Event()
                     four.append(asyncio.create_task(client.post(path, content=slow(started, go), headers=zipped)))
                     await started.wait()
-                held = layer(service, limits.is_archive)
-                await wait_for_async(lambda: held._held >= 4 * most)
+                await wait_for_async(lambda: service.held_bytes(BodyKind.ARCHIVE) >= 4 * most)
                 refused(await client.post(path, content=people_zip, headers=zipped), 429, "overloaded")
                 ok(await client.get("/v1/jobs"))
                 go.set()
@@ -413,13 +411,6 @@ def test_archives_have_a_limit_of_their_own(own: Callable[..., ServiceContext], 
                 accepted(await client.post(path, content=people_zip, headers=zipped))
 
         asyncio.run(asyncio.wait_for(test(), DEADLINE))
-
-
-def layer(service: Running, meant: Callable[..., bool]) -> limits.BodyLimit:
-    found: Any = service.app.middleware_stack
-    while not (isinstance(found, limits.BodyLimit) and found._meant is meant):
-        found = found.__dict__.get("_app") or found.app
-    return found
 
 
 def test_a_gallery_that_goes_takes_its_job_along(

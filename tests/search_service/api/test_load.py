@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ from indexer.settings import read_settings
 from indexer.types import Pick
 from indexer.vision.pipeline import FacePipeline, Seen
 from search_service.api import bodies
-from search_service.api.limits import BodyLimit, is_photos
+from search_service.api.permissions import BodyKind
 from search_service.demo import PROBES
 from search_service.service_context import ServiceContext
 from tests import photos as sources
@@ -85,13 +84,6 @@ def asked(service: Running, test: Callable[[httpx.AsyncClient], Awaitable[None]]
             await asyncio.wait_for(test(client), DEADLINE)
 
     asyncio.run(bounded())
-
-
-def body_limit(service: Running) -> BodyLimit:
-    layer: Any = service.app.middleware_stack
-    while not (isinstance(layer, BodyLimit) and layer._meant is is_photos):
-        layer = layer.__dict__.get("_app") or layer.app
-    return layer
 
 
 async def search(client: httpx.AsyncClient, data: bytes, **values: str) -> httpx.Response:
@@ -202,7 +194,7 @@ def test_too_many_bytes_are_told_to_come_again(tmp_path: Path, pipeline: FacePip
             tasks = [asyncio.create_task(search(client, data))]
             await wait_for_async(lambda: held.sizes == [1])
             slow = asyncio.create_task(client.post("/v1/detect", content=slowly(), headers=JSON))
-            await wait_for_async(lambda: body_limit(service)._held > 2 * len(data))
+            await wait_for_async(lambda: service.held_bytes(BodyKind.IMAGES) > 2 * len(data))
             for answer in (
                 await search(client, data),
                 await client.post("/v1/detect", json={"image": base64_of(data)}),

@@ -95,7 +95,7 @@ def test_paths_that_anybody_can_make_up_are_one_route(client: httpx.Client) -> N
 def test_a_request_is_one_line_without_names(
     client: httpx.Client, gallery: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "search_service.api.observing")
+    caplog.set_level(logging.INFO, "search_service.api.middleware.request_context")
     data = image(sources.astronaut(), "private.png")
     ok(client.post(f"{gallery}/identities/secret-badge/faces", files=data), 201)
     headers = {"X-Request-ID": "door-7-42"}
@@ -105,7 +105,7 @@ def test_a_request_is_one_line_without_names(
 
     def lines() -> list[str]:
         """Those that tell of the search. One is written when its answer has been sent."""
-        told = [Json().format(r) for r in caplog.records if r.name == "search_service.api.observing"]
+        told = [Json().format(r) for r in caplog.records if r.name == "search_service.api.middleware.request_context"]
         assert not any("/readyz" in line for line in told)
         return [line for line in told if "door-7-42" in line]
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from search_service.api.idempotency import CHANGES_NOTHING
+from search_service.api.middleware.idempotency import CHANGES_NOTHING
 from tests import photos as sources
 from tests.search_service.api.schemas import Mismatch, check
 from tests.search_service.api.serving import Running, base64_of, image, ok

@@ -15,7 +15,7 @@ import pytest
 from indexer import types
 from indexer.models.packs import SFACE, describe
 from search_service.api.errors import RETRY_AFTER_SECONDS
-from search_service.api.idempotency import ALIVE_SECONDS, CHANGES_NOTHING
+from search_service.api.middleware.idempotency import CHANGES_NOTHING, RENEWAL_SECONDS
 from search_service.calibration import report
 from search_service.client import answers, async_client, sync_client
 from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
@@ -233,4 +233,4 @@ def test_what_a_dead_worker_was_asked_is_tried_again_until_another_one_may_do_it
     longest = retries.wait(99, RETRY_AFTER_SECONDS, chance=1.0)
     assert locked + longest < retries.deadline_seconds / 2
     assert 2 * locked + longest < retries.deadline_seconds
-    assert locked > 4 * ALIVE_SECONDS, "whoever works at it may fail to say so a few times"
+    assert locked > 4 * RENEWAL_SECONDS, "whoever works at it may fail to say so a few times"

@@ -1,0 +1,46 @@
+"""Refuses requests whose caller may not use the route, before any of their body is read."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from indexer.errors import WhosthereError
+from search_service.api.errors import http_error, send_error
+from search_service.api.hosts import check_host
+from search_service.api.paths import keep_encoded_slashes
+from search_service.api.security import Guard
+
+
+class Access:
+    """ASGI middleware. Checks the host name, the origin and the API key of a request; the guard decides about the key.
+
+    What is admitted has `key` and `body_kind` in its state, and a path in which encoded slashes separate nothing.
+    """
+
+    def __init__(self, app: ASGIApp, guard: Guard, allowed_hosts: frozenset[str] | None) -> None:
+        self.app = app
+        self.guard = guard
+        self._allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there are none, and one that is added must not be open to everyone
+            await send({"type": "websocket.close", "code": 1008, "reason": "not served"})
+            return
+        if scope["type"] == "http":
+            request = Request(scope)
+            keep_encoded_slashes(scope)
+            match = self.guard.routes.match(scope)
+            try:
+                check_host(Headers(scope=scope), self._allowed_hosts)
+                request.state.key = await self.guard.admit(scope, match)
+            except WhosthereError as error:
+                await send_error(error, scope, receive, send)
+                return
+            except HTTPException as error:
+                await http_error(request, error)(scope, receive, send)
+                return
+            request.state.body_kind = match.body
+        await self.app(scope, receive, send)

@@ -1,0 +1,125 @@
+"""Refuses paths and queries that are not text, and limits bodies while they arrive, whatever their headers claim."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from indexer.errors import Overloaded, WhosthereError
+from search_service.api.errors import BodyTooLarge, BodyTooSlow, send_error
+from search_service.api.paths import check_text
+from search_service.api.permissions import BodyKind
+
+MAX_JSON_BYTES = 2**20
+"""The largest body without photos, which is parsed on the event loop: nginx's default limit. Metadata of more would be
+returned with every search."""
+
+GRACE_SECONDS, LEAST_RATE = 20.0, 500
+"""How long a body may take: the first number of seconds, and a second more for each LEAST_RATE bytes received, but
+never more than the first number ahead. It closes connections that send next to nothing, also after the first 60 MB. The
+numbers are those of Apache's mod_reqtimeout, `body=20,MinRate=500`, which would keep such a connection for a day."""
+
+
+@dataclass
+class BodyLimit:
+    """How large a body of one kind may be, alone and together with others that are not answered yet."""
+
+    max_bytes: int
+    max_bytes_together: int
+    held: int = 0
+    """Bytes of the requests that are being answered."""
+
+
+class InputLimits:
+    """ASGI middleware. Answers 400 where path or query are not text, 413 once a body is known to be too large, 429
+    while bodies of that kind together are too large, and 408 when a body arrives too slowly.
+
+    The kind of a body is in the request's state (`body_kind`).
+    """
+
+    def __init__(self, app: ASGIApp, limits: Mapping[BodyKind, BodyLimit], grace: float = GRACE_SECONDS) -> None:
+        self.app = app
+        self.limits = limits
+        self._grace = grace
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = self.limits[scope.get("state", {}).get("body_kind", BodyKind.JSON)]
+        exchange = _Exchange(limit, self._grace, scope, receive, send)
+        try:
+            check_text(scope)
+            exchange.check_declared_size()
+            await self.app(scope, exchange.receive, exchange.send)
+        except WhosthereError as error:
+            if exchange.started:
+                raise
+            await send_error(error, scope, receive, send)
+        finally:
+            limit.held -= exchange.received
+
+
+class _Exchange:
+    """One request's body, counted while it arrives, and the answer, which a refusal of the body replaces."""
+
+    def __init__(self, limit: BodyLimit, grace: float, scope: Scope, receive: Receive, send: Send) -> None:
+        self.received = 0
+        self.started = False
+        """Whether an answer was started."""
+        self._limit = limit
+        self._grace = self._seconds_left = grace
+        self._scope, self._receive, self._send = scope, receive, send
+        self._is_complete = self._is_replaced = False
+        self._refusal: WhosthereError | None = None
+
+    def check_declared_size(self) -> None:
+        """Raises BodyTooLarge where the Content-Length is already too large."""
+        declared = Headers(scope=self._scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limit.max_bytes:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """Raises BodyTooLarge, BodyTooSlow, Overloaded."""
+        waiting_since = time.monotonic()
+        try:
+            async with asyncio.timeout(None if self._is_complete else self._seconds_left):
+                message = await self._receive()
+        except TimeoutError:
+            problem = f"{self.received:,} bytes of the request's body arrived, and then next to nothing"
+            self._refusal = BodyTooSlow(problem)
+            raise self._refusal from None
+        size = len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
+        gained = size / LEAST_RATE - (time.monotonic() - waiting_since)
+        self._seconds_left = min(self._grace, self._seconds_left + gained)
+        self.received += size
+        self._limit.held += size
+        self._refusal = self._check_size(size)
+        if self._refusal is not None:
+            raise self._refusal
+        return message
+
+    def _check_size(self, added: int) -> WhosthereError | None:
+        held = self._limit.held
+        if self.received > self._limit.max_bytes:
+            return self._too_large()
+        if added and self.received < held > self._limit.max_bytes_together:  # a request alone is always taken
+            return Overloaded(f"requests of {held:,} bytes are being answered already; try again soon")
+        return None
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request's body has more than the {self._limit.max_bytes:,} bytes allowed")
+
+    async def send(self, message: Message) -> None:
+        if self._refusal is not None and not self.started:  # FastAPI answers 400 to any error while a body is read
+            self.started = self._is_replaced = True
+            await send_error(self._refusal, self._scope, self._receive, self._send)
+        if not self._is_replaced:
+            self.started = self.started or message["type"] == "http.response.start"
+            await self._send(message)

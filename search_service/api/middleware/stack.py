@@ -1,0 +1,43 @@
+"""The middlewares that every request passes, and why they are in this order."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from search_service.api.hosts import allowed_hosts
+from search_service.api.metrics import Metrics
+from search_service.api.middleware.access import Access
+from search_service.api.middleware.idempotency import Idempotency
+from search_service.api.middleware.input_limits import MAX_JSON_BYTES, BodyLimit, InputLimits
+from search_service.api.middleware.request_context import RequestContext
+from search_service.api.permissions import BodyKind
+from search_service.api.security import Guard
+from search_service.service_context import ServiceContext
+
+ORDER = (RequestContext, Access, InputLimits, Idempotency)
+"""Outermost first.
+
+1. RequestContext: every answer has a request id, is counted and logged, also those of the other middlewares.
+2. Access: a caller without permission gets nothing else to know, and none of the body is read.
+3. InputLimits: whatever reads a body reads a limited one, the next middleware included.
+4. Idempotency: each API key has Idempotency-Keys of its own, so the key is known here; it hashes the body it receives.
+"""
+
+ARCHIVES_AT_ONCE = 4
+"""Archives of the largest size that one process receives at the same time, on its disk."""
+
+
+def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics: Metrics) -> None:
+    """Adds the middlewares of ORDER. Starlette calls the one that was added last first."""
+    settings = context.settings
+    max_archive, max_body = settings.max_archive_bytes, settings.max_body_bytes
+    limits = {
+        BodyKind.ARCHIVE: BodyLimit(max_archive, ARCHIVES_AT_ONCE * max_archive),
+        BodyKind.IMAGES: BodyLimit(max_body, settings.max_waiting_bytes),
+        BodyKind.JSON: BodyLimit(min(MAX_JSON_BYTES, max_body), settings.max_waiting_bytes),
+    }
+    app.add_middleware(Idempotency, context=context)
+    app.add_middleware(InputLimits, limits=limits)
+    hosts = allowed_hosts(settings.host, settings.allowed_hosts.split(","))
+    app.add_middleware(Access, guard=guard, allowed_hosts=hosts)
+    app.add_middleware(RequestContext, metrics=metrics)
