@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,13 @@ SCORE_DECIMALS = 4
 """The fifth depends on the CPU."""
 
 
+def fields_of(record: DataclassInstance) -> dict[str, Any]:
+    """Returns the fields of a dataclass as JSON values: times in ISO 8601, sets as sorted lists."""
+    return {name: _json_value(value) for name, value in vars(record).items()}
+
+
 def gallery_object(store: Store, gallery: Gallery) -> dict[str, Any]:
-    """The gallery and how much is in it."""
+    """Returns the gallery and its size."""
     identities, faces = store.galleries.counts(gallery.id)
     return {
         "name": gallery.name,
@@ -30,27 +37,17 @@ def gallery_object(store: Store, gallery: Gallery) -> dict[str, Any]:
 
 
 def gallery_detail(store: Store, gallery: Gallery, index: DataclassInstance) -> dict[str, Any]:
-    """The same, and the state of its index."""
+    """Returns the gallery, its size and the state of its index."""
     return gallery_object(store, gallery) | {"index": asdict(index)}
 
 
 def identity_object(person: Identity) -> dict[str, Any]:
-    """The identity and what is said of it."""
-    return {
-        "id": person.id,
-        "external_id": person.external_id,
-        "name": person.name,
-        "metadata": dict(person.metadata),
-        "valid_from": person.valid_from.isoformat() if person.valid_from else None,
-        "valid_until": person.valid_until.isoformat() if person.valid_until else None,
-        "faces": person.faces,
-        "created_at": person.created_at.isoformat(),
-        "updated_at": person.updated_at.isoformat(),
-    }
+    """Returns the identity and its properties."""
+    return fields_of(person)
 
 
 def face_object(face: StoredFace) -> dict[str, Any]:
-    """The enrolled face, without its embedding."""
+    """Returns the enrolled face, without its embedding."""
     box = face.detection.box
     return {
         "face_id": face.id,
@@ -64,5 +61,18 @@ def face_object(face: StoredFace) -> dict[str, Any]:
 
 
 def utc(time: datetime) -> str:
-    """As HTTP writes it: what a webhook is sent is what the service answers."""
+    """Formats a time with Z, as HTTP answers and webhooks do."""
     return time.isoformat().replace("+00:00", "Z")
+
+
+def _json_value(value: object) -> object:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case AbstractSet():
+            return sorted(value)
+        case tuple():
+            return list(value)
+        case Mapping():
+            return dict(value)
+    return value

@@ -1,4 +1,4 @@
-"""What the routes share."""
+"""What all routes share: the parts of one running service."""
 
 from __future__ import annotations
 
@@ -32,22 +32,21 @@ class State:
     metrics: Metrics
     deliverer: Deliverer
     comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while all faces of a gallery are compared: each time takes every core, for seconds."""
+    """Held while all faces of a gallery are compared, which takes every core for seconds."""
     listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the images of an archive are listed: 200,000 take a quarter of a gigabyte."""
 
     async def gallery(self, name: str) -> Gallery:
-        """Raises NotFound."""
+        """Returns a gallery. Raises NotFound."""
         return await self.off_loop(self.context.store.galleries.get, name)
 
     def pack(self, name: object = None) -> Pack:
-        """The installed pack of that name, or the one that new galleries are bound to. Raises NotFound,
-        ModelUnavailable."""
+        """Returns an installed pack, by default the one for new galleries. Raises NotFound, ModelUnavailable."""
         return self.context.usable(None if name is None else str(name))
 
     def follow(self, gallery: Gallery) -> None:
-        """The index learns of what was committed. Where the gallery was re-embedded since, that one is no more, and
-        the next one has it from SQL."""
+        """Applies committed changes to the index. After a re-embedding that index is gone, and the next one is built
+        from SQL."""
         try:
             self.context.indexes.of(gallery).caught_up()
         except Conflict as error:
@@ -55,11 +54,11 @@ class State:
                 raise
 
     async def off_loop(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Runs what waits for the database or the index on a thread."""
+        """Runs a function that waits for the database or the index on a thread."""
         return await run_in_threadpool(function, *args, **kwargs)
 
 
-async def _state(request: Request) -> State:  # FastAPI would take a thread to call it otherwise
+async def _state(request: Request) -> State:  # async, as FastAPI would use a thread for a plain function
     state: State = request.app.state.service
     return state
 

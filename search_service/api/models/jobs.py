@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from indexer.serializers import fields_of
 from indexer.types import Outcome
 from search_service.api.models.base import Cursor, Payload, Time
 from search_service.api.models.identities import EnrolledPayload
@@ -45,9 +46,7 @@ class JobList(Payload):
 
 def job_fields(job: Job) -> dict[str, Any]:
     """Returns the fields of JobPayload."""
-    counts = {str(outcome): job.outcomes.get(outcome, 0) for outcome in Outcome}
-    return (
-        {name: value for name, value in vars(job).items() if name != "outcomes"}
-        | counts
-        | {"done": sum(counts.values())}
-    )
+    fields = fields_of(job)
+    outcomes = fields.pop("outcomes")
+    counts = {str(outcome): outcomes.get(outcome, 0) for outcome in Outcome}
+    return fields | counts | {"done": sum(counts.values())}
