@@ -30,7 +30,7 @@ from indexer.cli.common import (
 from indexer.types import Outcome
 
 if TYPE_CHECKING:  # PyArrow takes 0.1 s to load, and only these commands need it
-    from indexer.enrollment.parquet import RowResult
+    from indexer.enrollment.parquet.importer import RowResult
 
 MOST_REJECTIONS = 1_000
 """Rejected rows listed one by one: a file with only wrong rows must not fill the memory."""
@@ -46,7 +46,7 @@ def gallery_export(context: AppContext, name: str, file: Path, as_json: bool) ->
 
     The file holds the gallery as it is when the command starts. Kept crops are not exported.
     """
-    from indexer.enrollment.parquet import export_gallery
+    from indexer.enrollment.parquet.export import export_gallery
 
     start = time.monotonic()
     with progress_count("Exporting", "rows") as tell:
@@ -93,12 +93,13 @@ def gallery_import(context: AppContext, name: str, file: Path, model: str | None
 
     Exit code: 0 all imported, 3 some rejected, 2 wrong usage, 1 failed.
     """
-    from indexer.enrollment.parquet import gallery_for, import_rows, opened
+    from indexer.enrollment.parquet.file import open_gallery_file
+    from indexer.enrollment.parquet.importer import gallery_for, import_rows
 
     start = time.monotonic()
     outcomes: Counter[Outcome] = Counter()
     rejections: list[RowResult] = []
-    with opened(file) as source, progress_count("Importing", "rows") as tell:
+    with open_gallery_file(file) as source, progress_count("Importing", "rows") as tell:
         target = gallery_for(context.store, context.packs, lambda: context.pack, name, source, model)
         with closing(import_rows(context.store, target, source, lambda done, total: tell(done, total, ""))) as results:
             for result in results:

@@ -18,8 +18,11 @@ import pytest
 from numpy.typing import NDArray
 
 from indexer.app_context import AppContext
-from indexer.enrollment import parquet
-from indexer.enrollment.parquet import RowResult, export_gallery, gallery_for, import_rows, opened
+from indexer.enrollment.parquet import export
+from indexer.enrollment.parquet import file as parquet_file
+from indexer.enrollment.parquet.export import export_gallery
+from indexer.enrollment.parquet.file import open_gallery_file
+from indexer.enrollment.parquet.importer import RowResult, gallery_for, import_rows
 from indexer.errors import Conflict, InvalidRequest, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError
 from indexer.gallery import export_reader as queries
 from indexer.gallery.export_reader import FaceRecord, Record, Snapshot, snapshot_of
@@ -114,7 +117,7 @@ def contents(home: AppContext, name: str = "staff") -> list[Any]:
 
 
 def bring(home: AppContext, path: Path, name: str = "staff", model: str | None = None) -> list[RowResult]:
-    with opened(path) as file:
+    with open_gallery_file(path) as file:
         return list(
             import_rows(home.store, gallery_for(home.store, home.packs, lambda: home.pack, name, file, model), file)
         )
@@ -239,8 +242,8 @@ def test_there_are_more_than_fit_in_a_page(stored: AppContext, path: Path, monke
     for module, name in (
         (queries, "MAX_QUERY_VALUES"),
         (queries, "FACES_HELD"),
-        (parquet, "ROW_GROUP"),
-        (parquet, "BATCH"),
+        (export, "ROW_GROUP"),
+        (parquet_file, "BATCH"),
     ):
         monkeypatch.setattr(module, name, 3)
     gallery = make_gallery(stored)
@@ -491,10 +494,13 @@ def test_metadata_that_is_too_much_together(home: AppContext, path: Path) -> Non
 def test_not_parquet(path: Path, tmp_path: Path) -> None:
     for data in (b"", b"external_id,embedding\n", b"PAR1" * 30):
         path.write_bytes(data)
-        with pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read as a Parquet file"), opened(path):
+        with (
+            pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read as a Parquet file"),
+            open_gallery_file(path),
+        ):
             pass
     for wrong in (tmp_path, tmp_path / "none.parquet"):
-        with pytest.raises(InvalidRequest, match=f"{wrong} cannot be read as a Parquet file"), opened(wrong):
+        with pytest.raises(InvalidRequest, match=f"{wrong} cannot be read as a Parquet file"), open_gallery_file(wrong):
             pass
 
 
@@ -554,7 +560,7 @@ def test_columns_that_will_not_do(home: AppContext, path: Path, columns: dict[st
 def test_two_columns_of_one_name(home: AppContext, path: Path) -> None:
     ids = pa.array(["ana"])
     pq.write_table(pa.table([ids, floats([GOOD]), ids], names=["external_id", "embedding", "external_id"]), path)
-    with pytest.raises(InvalidRequest, match=r"some\.parquet has 2 columns of the name 'external_id'"):
+    with pytest.raises(InvalidRequest, match=r"some\.parquet has 2 columns named 'external_id'"):
         bring(home, path)
 
 
@@ -567,14 +573,14 @@ def test_text_that_is_none(home: AppContext, path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "why"),
     [
-        (b"{", "says of itself cannot be read"),
-        (b'{"format": 1}', "says of itself cannot be read: gallery: Field required"),
+        (b"{", "cannot be read"),
+        (b'{"format": 1}', "cannot be read: gallery: Field required"),
         (
             json.dumps(
                 {"format": 2, "gallery": "g", "model": "m", "fingerprint": "f", "dim": 1, "identities": 1, "faces": 1}
                 | {"made_at": "2026-01-01T00:00:00Z"}
             ).encode(),
-            "is of format 2, made by a newer whosthere",
+            "has format 2 of a newer whosthere",
         ),
     ],
 )
@@ -588,7 +594,7 @@ def test_a_header_that_cannot_be_read(home: AppContext, path: Path, header: byte
 
 
 def header(model: str, fingerprint: str, dim: int = DIM) -> dict[bytes, bytes]:
-    said = parquet.Header(
+    said = parquet_file.Header(
         format=1,
         gallery="staff",
         model=model,
@@ -633,10 +639,10 @@ def test_a_gallery_is_bound_to_the_pack_of_the_file(home: AppContext, path: Path
             header("sface", "aaaa"),
             None,
             False,
-            "by model pack sface aaaa, and model pack sface {sface} is what this program has",
+            "by model pack sface aaaa, and model pack sface {sface} is installed",
         ),
-        (header("ir50", "aaaa"), "sface", False, "by model pack ir50 aaaa, and model pack sface {sface} was asked for"),
-        (header("ir50", "aaaa"), "sface", True, "by model pack ir50 aaaa, and model pack sface {sface} was asked for"),
+        (header("ir50", "aaaa"), "sface", False, "by model pack ir50 aaaa, and model pack sface {sface} was requested"),
+        (header("ir50", "aaaa"), "sface", True, "by model pack ir50 aaaa, and model pack sface {sface} was requested"),
         (
             None,
             "buffalo_l",
@@ -672,9 +678,9 @@ def test_a_pack_that_nobody_knows(home: AppContext, path: Path) -> None:
 
 
 def test_an_interrupted_import_goes_on(stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "BATCH", 4)
+    monkeypatch.setattr(parquet_file, "BATCH", 4)
     write(path, plain(*range(10)))
-    with opened(path) as file:
+    with open_gallery_file(path) as file:
         gallery = gallery_for(stored.store, stored.packs, lambda: stored.pack, "staff", file)
         results = import_rows(stored.store, gallery, file)
         assert next(results).outcome is Outcome.ENROLLED
@@ -685,7 +691,7 @@ def test_an_interrupted_import_goes_on(stored: AppContext, path: Path, monkeypat
 
 
 def test_two_imports_at_once(stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "BATCH", 4)
+    monkeypatch.setattr(parquet_file, "BATCH", 4)
     rows = {
         "external_id": [f"p{i}" for i in range(30)],
         "embedding": floats([vector(i, DIM) for i in range(20)] + [None] * 10),
@@ -699,9 +705,9 @@ def test_two_imports_at_once(stored: AppContext, path: Path, monkeypatch: pytest
 def test_a_full_disk_ends_an_import_and_it_goes_on(
     home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "BATCH", 100)
+    monkeypatch.setattr(parquet_file, "BATCH", 100)
     write(path, plain(*range(1000)))
-    with opened(path) as file:
+    with open_gallery_file(path) as file:
         gallery = gallery_for(home.store, home.packs, lambda: home.pack, "staff", file)
         with limited_file_size(500_000), pytest.raises(StorageUnavailable):
             list(import_rows(home.store, gallery, file))
@@ -720,8 +726,8 @@ def test_a_full_disk_leaves_the_file_that_was_there(home: AppContext, path: Path
 
 
 def test_a_gallery_that_is_reembedded_meanwhile(home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "BATCH", 2)
-    with opened(write(path, plain(1, 2, 3, 4))) as file:
+    monkeypatch.setattr(parquet_file, "BATCH", 2)
+    with open_gallery_file(write(path, plain(1, 2, 3, 4))) as file:
         gallery = gallery_for(home.store, home.packs, lambda: home.pack, "staff", file)
         results = import_rows(home.store, gallery, file)
         next(results)
@@ -747,7 +753,7 @@ def test_reading_holds_a_batch_at_a_time(path: Path) -> None:
     )
     del vectors, embedding
     before, most, rows = pa.total_allocated_bytes(), 0, 0
-    with opened(path) as file:
+    with open_gallery_file(path) as file:
         assert file.rows == n
         for batch in file.batches():
             rows += len(batch)
@@ -757,7 +763,7 @@ def test_reading_holds_a_batch_at_a_time(path: Path) -> None:
 
 
 def test_writing_holds_a_row_group_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "ROW_GROUP", 1_000)
+    monkeypatch.setattr(export, "ROW_GROUP", 1_000)
     n, at = 20_000, datetime.now(UTC)
     numbers = np.random.default_rng(0)
 
@@ -770,9 +776,7 @@ def test_writing_holds_a_row_group_at_a_time(path: Path, monkeypatch: pytest.Mon
     gallery = Gallery(1, "staff", "ir50", "aaaa", 512, 0, at)
     before, most, size = pa.total_allocated_bytes(), 0, 0
     told: list[tuple[int, int, int]] = []
-    parts = parquet._file_parts(
-        Snapshot(gallery, n, n, records()), lambda done, total: told.append((done, total, size))
-    )
+    parts = export._file_parts(Snapshot(gallery, n, n, records()), lambda done, total: told.append((done, total, size)))
     with path.open("wb") as out:
         for part in parts:
             size += out.write(part)

@@ -1,0 +1,156 @@
+"""Parquet files of galleries: their header, and which columns are read.
+
+A row is a face with its identity, or an identity without faces. One row group or batch is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from indexer.errors import InvalidRequest
+
+FORMAT = 1
+"""Raise it when older versions would misread a new file."""
+
+HEADER_KEY = b"whosthere"
+"""Key of the file's metadata that holds the `Header` as JSON."""
+
+BATCH = 2_000
+"""Rows read, checked and committed at a time."""
+
+READ_BUFFER = 2**20
+"""Bytes of each column read ahead. Without a bound, a file of one row group would be read as a whole."""
+
+ProgressListener = Callable[[int, int], None]
+"""Called with the number of rows done and the total."""
+
+
+class Header(BaseModel):
+    """The header of a file that this program wrote."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = Field(ge=1)
+    gallery: str
+    model: str
+    fingerprint: str
+    dim: int = Field(ge=1)
+    identities: int
+    faces: int
+    made_at: datetime
+
+
+class GalleryFile:
+    """An open Parquet file with the columns of a gallery; see `open_gallery_file`."""
+
+    def __init__(self, path: Path, file: pq.ParquetFile) -> None:
+        """Raises InvalidRequest if a column is missing, duplicate or of another type, or the header is damaged."""
+        self.path = path
+        self._file = file
+        schema = file.schema_arrow
+        for name in COLUMNS:
+            _check_column(path, schema, name)
+        self._columns = [name for name in COLUMNS if name in schema.names]
+        self.header = _header(path, schema.metadata or {})
+        self.rows: int = file.metadata.num_rows
+        embedding = schema.field("embedding").type
+        self.dim: int | None = embedding.list_size if pa.types.is_fixed_size_list(embedding) else None
+        """Numbers in each embedding; None if the column's type does not say."""
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yields the rows, BATCH at a time. Raises InvalidRequest if the file is damaged."""
+        with _reading(self.path):
+            yield from self._file.iter_batches(BATCH, columns=self._columns, use_threads=False)
+
+
+@contextmanager
+def open_gallery_file(path: Path) -> Iterator[GalleryFile]:
+    """Opens a file. Raises InvalidRequest if it is not a Parquet file of a gallery."""
+    with _reading(path):
+        file = pq.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False, page_checksum_verification=True)
+    with file:
+        yield GalleryFile(path, file)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidRequest(f"{path} cannot be read as a Parquet file: {error}") from error
+
+
+def _header(path: Path, metadata: Mapping[bytes, bytes]) -> Header | None:
+    if HEADER_KEY not in metadata:
+        return None
+    try:
+        header = Header.model_validate_json(metadata[HEADER_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise InvalidRequest(f"the header of {path} cannot be read: {problem}") from error
+    if header.format > FORMAT:
+        raise InvalidRequest(
+            f"{path} has format {header.format} of a newer whosthere; this version reads formats up to {FORMAT}"
+        )
+    return header
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+TEXT = (_is_text, "text")
+TIME = (pa.types.is_timestamp, "timestamps")
+
+COLUMNS: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "external_id": TEXT,
+    "embedding": (lambda kind: _is_list(kind) and pa.types.is_floating(kind.value_type), "lists of floats"),
+    "name": TEXT,
+    "metadata": TEXT,
+    "valid_from": TIME,
+    "valid_until": TIME,
+    "image_sha256": TEXT,
+    "box": (lambda kind: _is_list(kind) and _is_number(kind.value_type), "lists of 4 numbers"),
+    "landmarks": (
+        lambda kind: _is_list(kind) and _is_list(kind.value_type) and _is_number(kind.value_type.value_type),
+        "lists of 5 lists of 2 numbers",
+    ),
+    "detection_score": (_is_number, "numbers"),
+    "quality": TEXT,
+}
+"""The columns read from a file: a check of the type, and its description for people."""
+
+REQUIRED = ("external_id", "embedding")
+
+
+def _check_column(path: Path, schema: pa.Schema, name: str) -> None:
+    fits, expected = COLUMNS[name]
+    count = schema.names.count(name)
+    if count > 1:
+        raise InvalidRequest(f"{path} has {count} columns named {name!r}")
+    if count == 0:
+        if name in REQUIRED:
+            raise InvalidRequest(f"{path} has no column {name!r}; it has {', '.join(schema.names) or 'none'}")
+        return
+    kind = schema.field(name).type
+    # Other writers give a column without values the type null.
+    if not fits(kind) and not pa.types.is_null(kind):
+        raise InvalidRequest(f"the column {name!r} of {path} is of type {kind}; expected {expected}")
