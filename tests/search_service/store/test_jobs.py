@@ -32,7 +32,7 @@ from tests.indexer.gallery.faces import image_hash, make_gallery, new_face
 from tests.indexer.gallery.together import in_processes, in_threads
 from tests.postgres import Database
 
-LONG = 3600.0
+LONG = 60.0
 """Seconds: longer than any test, and as long as a job may be held (`LONGEST_HOLD`)."""
 
 FILE = [bytes([n]) * 10 for n in range(2 * PARTS_AT_ONCE + 3)]
