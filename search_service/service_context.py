@@ -15,25 +15,20 @@ class ServiceContext(AppContext):
 
     @locked_property
     def keys(self) -> ApiKeyRepository:
-        """The API keys."""
         return ApiKeyRepository(self.migrated_engine)
 
     @locked_property
     def events(self) -> EventRepository:
-        """The recorded events."""
         return EventRepository(self.migrated_engine)
 
     @locked_property
     def webhooks(self) -> WebhookRepository:
-        """The webhooks and the deliveries to them."""
         return WebhookRepository(self.migrated_engine)
 
     @locked_property
     def jobs(self) -> JobRepository:
-        """The bulk enrollments."""
         return JobRepository(self.migrated_engine)
 
     @locked_property
     def idempotency(self) -> IdempotencyStore:
-        """The answers stored for repeated requests."""
         return IdempotencyStore(self.migrated_engine)

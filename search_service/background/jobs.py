@@ -142,7 +142,7 @@ class Runner:
         """Raises _Interrupted, and whatever goes wrong."""
         lease.check()
         with spool(self._context.settings) as file:
-            for part in self._jobs.parts(held):
+            for part in self._jobs.files.read(held.id):
                 lease.check()
                 file.write(part)
             rows = rows_of_archive(file)

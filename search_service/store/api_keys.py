@@ -1,7 +1,7 @@
-"""API keys in SQL: what each may do, and whether one that was shown is genuine. The secrets are kept nowhere.
+"""API keys in SQL: their permissions and their authentication. Secrets are not stored.
 
-A key reads `wt_ID_SECRET`. The id is no secret: it stands in lists, and finds the row. Of the secret, 256 random bits,
-the SHA-256 is kept: what cannot be guessed needs no slow hash.
+A key is written `wt_ID_SECRET`. The id is public and finds the row. Of the secret, 256 random bits, the SHA-256 is
+stored: a secret that cannot be guessed needs no slow hash.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from search_service.store.schema import ApiKeyRow
 ID_BYTES = 8
 SECRET_BYTES = 32
 
-TEXT = re.compile(r"wt_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
-"""ID_BYTES in hexadecimal, SECRET_BYTES in URL-safe base64 without its padding."""
+KEY_PATTERN = re.compile(r"wt_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+"""ID_BYTES in hexadecimal, then SECRET_BYTES in URL-safe base64 without padding."""
 
 NO_KEY_SHA256 = "0" * 64
-"""Compared with where there is no key of that id. No secret is known that has this hash."""
+"""Hash compared with if there is no key of an id. No secret with this hash is known."""
 
 MAX_GALLERIES = MAX_QUERY_VALUES
-"""That one key may be limited to: they are looked for in one query."""
+"""Galleries that a key can be limited to, which are read with one query."""
 
 MAX_PER_MINUTE = 1_000_000
-"""Far beyond what a machine answers; the column takes a little more."""
+"""Largest rate limit, far more than a machine can answer; the column's type allows a little more."""
 
 
 class Scope(StrEnum):
-    """What a key is for. Each contains those before it."""
+    """A permission of a key; each scope includes those before it."""
 
     SEARCH = "search"
-    """Search, detect, compare, embed; which galleries and models there are."""
+    """Search, detect, compare, embed, and list galleries and models."""
     ENROLL = "enroll"
-    """Identities, faces, enrolment jobs."""
+    """Identities, faces and enrollment jobs."""
     ADMIN = "admin"
-    """Galleries, events, webhooks and, where the key is not limited to galleries, keys: everything."""
+    """Everything: galleries, events, webhooks and, if the key is not limited to galleries, keys."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class ApiKey:
     name: str
     scopes: frozenset[Scope]
     galleries: frozenset[str] | None
-    """Names of those that it opens; None for all."""
+    """Names of the galleries it is limited to; None for all."""
     per_minute: int | None
-    """Requests a minute that it may make; None for any number."""
+    """Rate limit in requests a minute; None for no limit."""
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -80,7 +80,7 @@ class ApiKey:
 
 
 class ApiKeyRepository(Repository):
-    """The keys of one database. Thread-safe."""
+    """The API keys of one database. Thread-safe."""
 
     def create(
         self,
@@ -90,9 +90,18 @@ class ApiKeyRepository(Repository):
         expires_at: datetime | None = None,
         per_minute: int | None = None,
     ) -> tuple[ApiKey, str]:
-        """The key and its text, which nobody can be told again. The galleries need not be there yet.
+        """Creates a key and returns it with its text, which cannot be read again.
 
-        Raises InvalidRequest, and Conflict when there is or was a key of that name.
+        Args:
+            name: A unique name; a revoked key keeps its own.
+            scopes: At least one scope.
+            galleries: Names of the galleries it is limited to, which need not exist yet; None for all.
+            expires_at: When it stops working; None for never.
+            per_minute: Rate limit; None for no limit.
+
+        Raises:
+            Conflict: There is a key of that name, possibly a revoked one.
+            InvalidRequest: An argument is not valid.
         """
         _check(name, scopes, galleries, expires_at, per_minute)
         key_id, secret = secrets.token_hex(ID_BYTES), secrets.token_urlsafe(SECRET_BYTES)
@@ -113,34 +122,36 @@ class ApiKeyRepository(Repository):
                 session.flush()
                 return _key(row), f"wt_{key_id}_{secret}"
         except IntegrityError as error:
-            message = f"there is a key {name!r} already; one that was revoked keeps its name"
+            message = f"there is a key {name!r} already; a revoked key keeps its name"
             raise Conflict(message, code="key_exists") from error
 
     def authenticate(self, text: str) -> ApiKey | None:
-        """The key that `text` is, be it expired or revoked; None where there is none. Takes as long for a wrong secret
-        as for an unknown id."""
-        parts = TEXT.fullmatch(text)
+        """Returns the key with that text, even if it is expired or revoked; None if there is none.
+
+        A wrong secret takes as long as an unknown id.
+        """
+        parts = KEY_PATTERN.fullmatch(text)
         if parts is None:
             return None
         key_id, secret = parts.groups()
         with self._read() as session:
             row = session.get(ApiKeyRow, key_id)
-            right = hmac.compare_digest(_hashed(secret), NO_KEY_SHA256 if row is None else row.secret_sha256)
-            return _key(row) if row is not None and right else None
+            matches = hmac.compare_digest(_hashed(secret), NO_KEY_SHA256 if row is None else row.secret_sha256)
+            return _key(row) if row is not None and matches else None
 
     def get(self, key_id: str) -> ApiKey:
-        """Raises NotFound."""
+        """Returns the key with that id. Raises NotFound."""
         with self._read() as session:
             return _key(_row(session, key_id))
 
     def list(self, after: str = "", limit: int | None = None) -> Sequence[ApiKey]:
-        """Those with a name after `after`, by name, the revoked ones too."""
+        """Returns keys with a name after `after`, sorted by name, including revoked ones."""
         query = select(ApiKeyRow).where(ApiKeyRow.name > after).order_by(ApiKeyRow.name).limit(limit)
         with self._read() as session:
             return [_key(row) for row in session.scalars(query)]
 
     def revoke(self, key_id: str) -> ApiKey:
-        """From now on it opens nothing, in any process. One that was revoked stays so since then. Raises NotFound."""
+        """Revokes the key for all processes; a revoked key keeps its time of revocation. Raises NotFound."""
         with self._write() as session:
             row = _row(session, key_id)
             row.revoked_at = row.revoked_at or now()
@@ -148,7 +159,7 @@ class ApiKeyRepository(Repository):
             return _key(row)
 
     def has_any(self) -> bool:
-        """Whether a key was ever made. Revoked and expired ones count, so that a service never opens again."""
+        """Returns whether a key was ever created, even if it no longer works: a service never becomes open again."""
         with self._read() as session:
             return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
 
@@ -163,11 +174,11 @@ def _check(
     """Raises InvalidRequest."""
     check_name("a key's name", name)
     if not scopes:
-        raise InvalidRequest(f"a key without a scope opens nothing; expected {', '.join(Scope)}")
+        raise InvalidRequest(f"a key needs at least one scope; expected {', '.join(Scope)}")
     if galleries is not None:
         if not 0 < len(galleries) <= MAX_GALLERIES:
             raise InvalidRequest(
-                f"a key may be limited to 1 to {MAX_GALLERIES} galleries; got {len(galleries)} (name none for all)"
+                f"a key may be limited to 1 to {MAX_GALLERIES} galleries; got {len(galleries)} (give none for all)"
             )
         for gallery in galleries:
             check_name("a gallery's name", gallery)
@@ -184,7 +195,7 @@ def _hashed(secret: str) -> str:
 
 
 def _row(session: Session, key_id: str) -> ApiKeyRow:
-    row = session.get(ApiKeyRow, key_id) if key_id.isprintable() else None  # PostgreSQL takes no NUL
+    row = session.get(ApiKeyRow, key_id) if key_id.isprintable() else None  # PostgreSQL accepts no NUL
     if row is None:
         raise NotFound(f"there is no key {key_id!r}", code="key_not_found")
     return row

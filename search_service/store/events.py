@@ -1,4 +1,4 @@
-"""Who was seen, where and when: recorded once a person, device and cooldown, together with what is to be sent of it."""
+"""Events in SQL: who was seen, where and when. An event is stored together with its deliveries to webhooks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import InvalidRequest, NotFound
+from indexer.gallery.change_log import gallery_deleted
 from indexer.gallery.database import Repository, lock_until_commit
 from indexer.gallery.schema import GalleryRow
 from indexer.gallery.validation import check_name
@@ -22,13 +23,13 @@ from indexer.types import Gallery, NamedIdentity
 from search_service.store.schema import DeliveryRow, EventRow, SightingRow, WebhookRow
 
 WAITING, DEAD = "waiting", "dead"
-"""States of a delivery: it will be tried again, or was tried too often."""
+"""States of a delivery: it will be tried, or has failed too often."""
 
 ORDER_LOCK = 0x77686F75
-"""Key of the PostgreSQL advisory lock under which events get their ids."""
+"""Key of the PostgreSQL advisory lock held while an event gets its id."""
 
 NOBODY = ""
-"""The external id under which whoever was not recognised is sighted."""
+"""External id in the sightings of people who were not recognized."""
 
 
 class Direction(StrEnum):
@@ -38,24 +39,24 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a search says of one face in front of a device."""
+    """The result of a search for one face seen by a device."""
 
     device: str
     direction: Direction | None
     decision: str
     sure: bool
-    """Whether it is a match. What is sure is recorded though something unsure was, a moment before."""
+    """Whether it is a match. A match is recorded even if an uncertain sighting was recorded just before."""
     identity: NamedIdentity | None
-    """None where nobody was recognised."""
+    """None if nobody was recognized."""
     score: float | None
-    """Cosine of the best candidate, where there was one."""
+    """Cosine of the best candidate; None if there was none."""
     threshold: float
     request_id: str | None = None
 
 
 @dataclass(frozen=True)
 class Event:
-    """A sighting as it was recorded. What it says of the identity was true then."""
+    """A recorded sighting. The identity's data is that of the time of recording."""
 
     id: int
     gallery: str
@@ -73,7 +74,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The event of a sighting: a new one, or, within the cooldown, the earlier one that it repeats."""
+    """The event of a sighting: a new one, or the earlier one that it repeats within the cooldown."""
 
     event: Event
     recorded: bool
@@ -81,13 +82,13 @@ class Recorded:
 
 @dataclass(frozen=True)
 class EventFilter:
-    """Which events are asked for: those to which everything applies that is said."""
+    """Selects events that match every given criterion."""
 
     galleries: Sequence[str] | None = None
     """Names; None for all."""
     since: datetime | None = None
     until: datetime | None = None
-    """From `since` on and before `until`."""
+    """The time is at or after `since` and before `until`."""
     external_id: str | None = None
     device: str | None = None
     decision: str | None = None
@@ -95,68 +96,74 @@ class EventFilter:
 
 
 class EventRepository(Repository):
-    """The events of one database. Thread-safe; each call is one transaction, `record` one or two."""
+    """The events of one database. Thread-safe; each call is one transaction, `record` up to two."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
 
     def record(self, gallery: Gallery, seen: Sighting, cooldown: timedelta) -> Recorded:
-        """Records it, unless the same was recorded at that device less than `cooldown` ago: the same person (or nobody
-        recognised), in the same direction, as surely. Of several processes that see it at once, one records it.
+        """Records a sighting, unless it repeats one recorded at that device less than `cooldown` ago.
 
-        With the event, in its transaction, goes a delivery for each webhook that wants it. Raises NotFound when the
-        gallery is gone, InvalidRequest when the device has no name.
+        A sighting repeats another one if person (or nobody recognized) and direction are the same, and it is not a
+        match after an uncertain sighting. Of several processes that record it at the same time, one succeeds. The same
+        transaction inserts a delivery for each webhook that subscribes to the event.
+
+        Raises:
+            InvalidRequest: The device's name is not valid.
+            NotFound: The gallery was deleted.
         """
         check_name("device", seen.device)
         at = now()
-        with self._read() as session:  # a camera sees a person many times a second: most are told without a lock
+        with self._read() as session:  # a camera sees a person many times a second: usually without a lock
             earlier = _repeated(session, gallery, seen, at, cooldown)
         if earlier is not None:
             return Recorded(earlier, recorded=False)
         try:
             with self._write() as session:
-                _hold_gallery(session, gallery)
-                if not self._take_turn(session, gallery, seen, at, cooldown):
+                _lock_gallery(session, gallery)
+                if not self._claim_sighting(session, gallery, seen, at, cooldown):
                     earlier = event_of(session, session.scalar(_sighted(gallery, seen, select(SightingRow.event_id))))
                     if earlier is not None:
                         return Recorded(earlier, recorded=False)
-                wanting = _hold_wanting(session, gallery.id, seen.decision)
-                # Events are committed in the order of their ids, as in SQLite: PostgreSQL gives out an id before its
-                # event is seen, and who reads on from a higher one would never see it. It is the last lock that is
-                # taken: whoever has it waits for nobody, and keeps others for as long as a commit takes.
+                subscribers = _lock_subscribers(session, gallery.id, seen.decision)
+                # Events are committed in the order of their ids, as in SQLite: PostgreSQL assigns an id before the
+                # event is visible, and a reader that continues after a higher id would never see it. This lock is taken
+                # last, so its holder waits for no other lock and blocks others only for the time of a commit.
                 lock_until_commit(session.connection(), ORDER_LOCK)
                 event_id = _insert_event(session, gallery, seen, at)
-                last = {"event_id": event_id, **_said(seen, at)}
+                last = {"event_id": event_id, **_sighting_values(seen, at)}
                 session.execute(_sighted(gallery, seen, update(SightingRow)).values(last))
-                _insert_deliveries(session, wanting, event_id, at)
+                _insert_deliveries(session, subscribers, event_id, at)
                 return Recorded(_required(session, event_id), recorded=True)
         except IntegrityError as error:
-            raise _gone() from error
+            raise gallery_deleted() from error
 
     def find(self, wanted: EventFilter, after: int = 0, limit: int | None = None) -> list[Event]:
-        """Those with an id above `after`, in the order of their recording: whoever has seen an event could have seen
-        all with lower ids."""
+        """Returns events with an id above `after`, in the order of recording: all events with lower ids are visible
+        when an event is."""
         query = _events().where(EventRow.id > after, *_conditions(wanted)).order_by(EventRow.id).limit(limit)
         with self._read() as session:
             return [_event(*row) for row in session.execute(query)]
 
     def latest(self, wanted: EventFilter, limit: int) -> list[Event]:
-        """The last ones recorded, in the order of their recording."""
+        """Returns the last `limit` events, in the order of recording."""
         query = _events().where(*_conditions(wanted)).order_by(EventRow.id.desc()).limit(limit)
         with self._read() as session:
             return [_event(*row) for row in session.execute(query)][::-1]
 
     def get(self, event_id: int) -> Event:
-        """Raises NotFound."""
+        """Returns the event. Raises NotFound."""
         with self._read() as session:
             return _required(session, event_id)
 
     def delete(self, gallery: Gallery, external_id: str | None = None, before: datetime | None = None) -> int:
-        """Deletes a person's events, or those `before` a time, or a person's before a time, with what was still to be
-        sent of them; how many events. Raises InvalidRequest when neither is said."""
+        """Deletes events of a person, `before` a time, or both, with their deliveries, and returns how many.
+
+        Raises InvalidRequest if neither is given.
+        """
         if external_id is None and before is None:
-            raise InvalidRequest("say whose events are to be forgotten, or before when; got neither")
+            raise InvalidRequest("name whose events to delete, or a time before which; got neither")
         with self._write() as session:
             for table in (EventRow, SightingRow):
                 which = [table.gallery_id == gallery.id]
@@ -167,54 +174,59 @@ class EventRepository(Repository):
                     forgotten = cast("CursorResult[Any]", gone).rowcount
         return forgotten
 
-    def _take_turn(self, session: Session, gallery: Gallery, seen: Sighting, at: datetime, cooldown: timedelta) -> bool:
-        """Whether it is this sighting's turn to be recorded. Keeps others from that until the transaction ends: in
-        SQLite all writers, in PostgreSQL those of the same person and device, by the row's lock."""
-        said = _said(seen, at)
+    def _claim_sighting(
+        self, session: Session, gallery: Gallery, seen: Sighting, at: datetime, cooldown: timedelta
+    ) -> bool:
+        """Returns whether this sighting is the one to record, and locks out others until the transaction ends.
+
+        In SQLite all writers wait; in PostgreSQL those of the same person and device, for the lock of their row.
+        """
+        values = _sighting_values(seen, at)
         taken = self._insert(SightingRow).values(
-            gallery_id=gallery.id, external_id=_whom(seen), device=seen.device, event_id=0, **said
+            gallery_id=gallery.id, external_id=_external_id(seen), device=seen.device, event_id=0, **values
         )
         taken = taken.on_conflict_do_update(
             index_elements=[SightingRow.gallery_id, SightingRow.external_id, SightingRow.device],
-            set_=said,
+            set_=values,
             where=~_repeats(seen, at, cooldown),
         )
         return session.execute(taken.returning(SightingRow.event_id)).one_or_none() is not None
 
 
 def event_of(session: Session, event_id: int | None) -> Event | None:
+    """Returns the event; None if there is none."""
     found = session.execute(_events().where(EventRow.id == event_id)).one_or_none()
     return None if found is None else _event(*found)
 
 
-def _whom(seen: Sighting) -> str:
+def _external_id(seen: Sighting) -> str:
     return NOBODY if seen.identity is None else seen.identity.external_id
 
 
-def _said(seen: Sighting, at: datetime) -> dict[str, Any]:
-    """What a sighting's row says of it, beside whom and where."""
+def _sighting_values(seen: Sighting, at: datetime) -> dict[str, Any]:
+    """Returns the columns of a sighting's row that are not part of its key."""
     return {"at": at, "direction": _text(seen.direction), "sure": seen.sure}
 
 
-def _text(word: str | None) -> str | None:
-    """A word of an enumeration as a plain string: PostgreSQL's driver would write the name of the member."""
-    return None if word is None else str(word)
+def _text(value: str | None) -> str | None:
+    """Returns an enumeration's value as a plain string: PostgreSQL's driver would write the member's name."""
+    return None if value is None else str(value)
 
 
 def _sighted(gallery: Gallery, seen: Sighting, statement: Any) -> Any:
-    """`statement` on the row of this person and device."""
+    """Restricts `statement` to the row of this person and device."""
     return statement.where(
         SightingRow.gallery_id == gallery.id,
-        SightingRow.external_id == _whom(seen),
+        SightingRow.external_id == _external_id(seen),
         SightingRow.device == seen.device,
     )
 
 
 def _repeats(seen: Sighting, at: datetime, cooldown: timedelta) -> ColumnElement[bool]:
-    """Whether a row of the same person and device already says what was seen.
+    """Returns the condition under which a row of the same person and device already records what was seen.
 
-    One that is a cooldown or more in the future was written before the clock was set back; one a little in the future,
-    by a machine whose clock is ahead.
+    A row a cooldown or more in the future was written before the clock was set back; a row a little in the future, by a
+    machine whose clock is ahead.
     """
     same = and_(
         SightingRow.at > at - cooldown,
@@ -225,29 +237,27 @@ def _repeats(seen: Sighting, at: datetime, cooldown: timedelta) -> ColumnElement
 
 
 def _repeated(session: Session, gallery: Gallery, seen: Sighting, at: datetime, cooldown: timedelta) -> Event | None:
-    """The event that a sighting repeats."""
+    """Returns the event that a sighting repeats."""
     query = _sighted(gallery, seen, select(SightingRow.event_id)).where(_repeats(seen, at, cooldown))
     return event_of(session, session.scalar(query))
 
 
-def _hold_gallery(session: Session, gallery: Gallery) -> None:
-    """Keeps the gallery from being deleted until the transaction ends: who deletes it takes its row before those of
-    sightings, and so does whoever records. Raises NotFound when it is gone."""
+def _lock_gallery(session: Session, gallery: Gallery) -> None:
+    """Locks the gallery against deletion until the transaction ends. Raises NotFound.
+
+    Deleting a gallery locks its row before the rows of sightings; recording uses the same order.
+    """
     there = select(GalleryRow.id).where(GalleryRow.id == gallery.id).with_for_update(read=True, key_share=True)
     if session.scalar(there) is None:
-        raise _gone()
+        raise gallery_deleted()
 
 
-def _gone() -> NotFound:
-    return NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
-
-
-def _hold_wanting(session: Session, gallery_id: int, decision: str) -> list[str]:
-    """Ids of the webhooks that want the event. The lock keeps one from being deleted meanwhile."""
-    wanting = select(WebhookRow.id, WebhookRow.decisions).where(
+def _lock_subscribers(session: Session, gallery_id: int, decision: str) -> list[str]:
+    """Returns the ids of the webhooks that subscribe to the event, locked against deletion."""
+    subscribers = select(WebhookRow.id, WebhookRow.decisions).where(
         or_(WebhookRow.gallery_id.is_(None), WebhookRow.gallery_id == gallery_id)
     )
-    rows = session.execute(wanting.with_for_update(read=True, key_share=True))
+    rows = session.execute(subscribers.with_for_update(read=True, key_share=True))
     return [row.id for row in rows if decision in row.decisions]
 
 

@@ -1,67 +1,62 @@
-"""Bulk enrolments that wait, run and have ended, in SQL: any worker may go on with what another one left."""
+"""Bulk enrollments in SQL: any worker can continue a job that another one left."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, exists, func, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Engine, and_, case, delete, exists, func, insert, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import Conflict, NotFound, Overloaded, StorageUnavailable
+from indexer.gallery.change_log import gallery_deleted
 from indexer.gallery.database import Repository, lock_until_commit
 from indexer.gallery.schema import GalleryRow, batches
+from search_service.store.job_files import JobFiles
 from search_service.store.schema import JobPartRow, JobResultRow, JobRow
 
-PART_BYTES = 2**20
-"""Bytes of a job's file in one row."""
-
-PARTS_AT_ONCE = 16
-"""Parts that are written in one transaction: others who write wait for 16 MiB, not for 2 GiB."""
-
 RECEIVING_SECONDS = 600
-"""Who writes a job's file, and has written nothing of it for so long, is taken for dead."""
+"""Time without a new part after which an upload counts as interrupted."""
 
 ROOM_LOCK = 0x77686F74
-"""Key of the PostgreSQL advisory lock under which jobs are counted before there is one more."""
+"""Key of the PostgreSQL advisory lock held while jobs are counted and one is added."""
 
-LONGEST_HOLD = timedelta(minutes=1)
-"""For which a job is held, or postponed. One that is held for twice that time from now was taken before the clock was
-set back, and is free."""
+MAX_LEASE = timedelta(minutes=1)
+"""Longest time for which a job is claimed or postponed. A job locked until more than twice that time from now was
+claimed before the clock was set back, and can be claimed again."""
 
 
 class JobState(StrEnum):
     RECEIVING = "receiving"
-    """Its file is not whole yet: nobody knows of it."""
+    """Its file is being uploaded; it is not listed yet."""
     QUEUED = "queued"
     RUNNING = "running"
     CANCELLING = "cancelling"
-    """Its worker was asked to stop."""
+    """Cancelled while running; its worker will stop."""
     CANCELLED = "cancelled"
     DONE = "done"
     FAILED = "failed"
 
 
-HELD = (JobState.RUNNING, JobState.CANCELLING)
+CLAIMED = (JobState.RUNNING, JobState.CANCELLING)
 UNFINISHED = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)
-ENDED = (JobState.CANCELLED, JobState.DONE, JobState.FAILED)
+FINISHED = (JobState.CANCELLED, JobState.DONE, JobState.FAILED)
 
 
 @dataclass(frozen=True)
 class Job:
-    """`outcomes` counts the images that something became of, by what."""
+    """A bulk enrollment."""
 
     id: str
-    """Later jobs have higher ones."""
+    """Ids sort by the time of creation."""
     gallery: str
     state: JobState
     images: int
@@ -70,26 +65,28 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     outcomes: Mapping[str, int] = field(default_factory=dict)
+    """Number of processed images by outcome."""
 
 
 @dataclass(frozen=True)
 class ClaimedJob:
-    """A job in the hands of one worker. Whoever took it over has another `claim`."""
+    """A job claimed by one worker."""
 
     id: str
     claim: str
+    """Identifies this claim; a later claim of the same job has another one."""
     gallery_id: int
     gallery: str
     state: JobState
     """RUNNING or CANCELLING."""
     options: Mapping[str, Any]
     attempts: int
-    """How often somebody began with it, this time included, since it last got further."""
+    """Number of claims since its last progress, including this one."""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What became of one image. `place` is its row's in the archive, from 1."""
+    """The result for one image. `place` is the number of its row in the archive, from 1."""
 
     place: int
     image: str
@@ -103,7 +100,7 @@ class JobResult:
 
 @dataclass(frozen=True)
 class UnfinishedJob:
-    """A job that has not ended. `problem` says why it got no further the last time."""
+    """A job that is not finished. `problem` is the reason of the last interruption."""
 
     id: str
     state: str
@@ -111,9 +108,11 @@ class UnfinishedJob:
 
 
 class JobRepository(Repository):
-    """The jobs of one database's galleries. Thread-safe; each call is one transaction where it says nothing else."""
+    """The jobs of one database's galleries. Thread-safe; each call is one transaction unless noted."""
 
-    # For those who ask
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.files = JobFiles(engine)
 
     def create(
         self,
@@ -123,27 +122,35 @@ class JobRepository(Repository):
         file: Iterable[bytes],
         most: int | None = None,
     ) -> Job:
-        """Writes the file down, PARTS_AT_ONCE of its parts in a transaction; with the last one it is a job.
+        """Stores the file, in several transactions, and then queues the job.
 
-        Raises NotFound when the gallery was deleted, and as `check_room` does, before anything is written.
+        Args:
+            gallery_id: The gallery.
+            images: Number of images in the file.
+            options: The enrollment's options.
+            file: The archive in parts of `job_files.PART_BYTES`.
+            most: Limit of unfinished jobs, checked before anything is stored.
+
+        Raises:
+            NotFound: The gallery was deleted.
+            Overloaded: There are `most` unfinished jobs already.
         """
-        job_id, parts = _new_id(), enumerate(file)
+        job_id = _new_id()
         try:
             self._receive(job_id, gallery_id, images, options, most)
-            while some := list(islice(parts, PARTS_AT_ONCE)):
-                self._add_parts(job_id, some)
+            self.files.write(job_id, file)
             with self._write() as session:
                 _change(session, JobRow.id == job_id, state=JobState.QUEUED, locked_until=None)
         except IntegrityError as error:
-            raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found") from error
+            raise gallery_deleted() from error
         except BaseException:
-            with suppress(StorageUnavailable), self._write() as session:  # else `sweep` finds it
+            with suppress(StorageUnavailable), self._write() as session:  # otherwise `sweep` deletes it
                 session.execute(delete(JobRow).where(JobRow.id == job_id))
             raise
         return self.get(job_id)
 
     def get(self, job_id: str) -> Job:
-        """Raises NotFound."""
+        """Returns the job. Raises NotFound."""
         with self._read() as session:
             rows = session.execute(_jobs().where(JobRow.id == job_id)).all()
             if not rows:
@@ -151,7 +158,7 @@ class JobRepository(Repository):
             return _read_jobs(session, rows)[0]
 
     def latest(self, galleries: Sequence[str] | None, before: str | None = None, limit: int | None = None) -> list[Job]:
-        """Those of the galleries of these names (None: of all), the latest first, with an id below `before`."""
+        """Returns jobs of the galleries of these names (None for all) with an id below `before`, latest first."""
         wanted = _jobs().order_by(JobRow.id.desc()).limit(limit)
         if galleries is not None:
             wanted = wanted.where(GalleryRow.name.in_(galleries))
@@ -163,7 +170,7 @@ class JobRepository(Repository):
     def results(
         self, job_id: str, outcome: str | None = None, after: int = 0, limit: int | None = None
     ) -> list[JobResult]:
-        """Those with a place above `after`, in the order of the archive's rows."""
+        """Returns results with a place above `after`, in the order of the archive's rows."""
         wanted = select(JobResultRow).where(JobResultRow.job_id == job_id, JobResultRow.place > after)
         if outcome is not None:
             wanted = wanted.where(JobResultRow.outcome == outcome)
@@ -171,8 +178,10 @@ class JobRepository(Repository):
             return [_result(row) for row in session.scalars(wanted.order_by(JobResultRow.place).limit(limit))]
 
     def cancel(self, job_id: str) -> Job:
-        """One that waits is cancelled at once, one that runs is when its worker stops; one that has ended stays so.
-        Raises NotFound."""
+        """Cancels a queued job at once and a running one when its worker stops; a finished job stays as it is.
+
+        Raises NotFound.
+        """
         queued = JobRow.state == JobState.QUEUED
         with self._write() as session:
             _change(
@@ -182,47 +191,44 @@ class JobRepository(Repository):
                 finished_at=case((queued, now())),
             )
         job = self.get(job_id)
-        if job.state in ENDED:
-            self._drop_parts(job_id)
+        if job.state in FINISHED:
+            self.files.delete(job_id)
         return job
 
     def count_unfinished(self) -> int:
-        """How many wait, run, or are on their way in."""
+        """Returns how many jobs are queued, running or being uploaded."""
         with self._read() as session:
             return _unfinished(session)
 
     def check_room(self, most: int) -> None:
-        """Raises Overloaded where so many are unfinished."""
+        """Raises Overloaded if `most` jobs are unfinished."""
         with self._read() as session:
             _check_room(session, most)
 
     def list_unfinished(self) -> list[UnfinishedJob]:
-        """Those that wait or run, the oldest first."""
+        """Returns queued and running jobs, oldest first."""
         query = select(JobRow.id, JobRow.state, JobRow.problem).where(JobRow.state.in_(UNFINISHED))
         with self._read() as session:
             return [UnfinishedJob(*row) for row in session.execute(query.order_by(JobRow.created_at, JobRow.id))]
 
-    # For workers
-
     def claim(self, seconds: float) -> ClaimedJob | None:
-        """Takes the oldest job that waits, or whose worker let its time run out, for so many seconds, LONGEST_HOLD at
-        most."""
+        """Claims the oldest job that is queued or whose lease has expired, for `seconds` (MAX_LEASE at most)."""
         at, claim = now(), secrets.token_hex(16)
         free = or_(
             JobRow.state == JobState.QUEUED,
             and_(
-                JobRow.state.in_(HELD),
-                or_(JobRow.locked_until < at, JobRow.locked_until > at + 2 * LONGEST_HOLD),
+                JobRow.state.in_(CLAIMED),
+                or_(JobRow.locked_until < at, JobRow.locked_until > at + 2 * MAX_LEASE),
             ),
         )
         oldest = select(JobRow.id).where(free).order_by(JobRow.created_at, JobRow.id).limit(1)
         with self._read() as session:
-            if session.scalar(oldest) is None:  # nearly always: nobody is kept from writing for that
+            if session.scalar(oldest) is None:  # the usual case, without a write lock
                 return None
         with self._write() as session:
             taken = session.execute(
                 update(JobRow)
-                .where(JobRow.id == oldest.scalar_subquery(), free)  # `free` again: another one may have been faster
+                .where(JobRow.id == oldest.scalar_subquery(), free)  # `free` again: another worker may have been faster
                 .values(
                     state=case((JobRow.state == JobState.CANCELLING, JobState.CANCELLING), else_=JobState.RUNNING),
                     worker=claim,
@@ -238,75 +244,64 @@ class JobRepository(Repository):
             name = session.scalar(select(GalleryRow.name).where(GalleryRow.id == taken.gallery_id)) or ""
         return ClaimedJob(taken.id, claim, taken.gallery_id, name, JobState(taken.state), taken.options, taken.attempts)
 
-    def parts(self, held: ClaimedJob) -> Iterator[bytes]:
-        """Its file."""
-        place = 0
-        while True:
-            wanted = select(JobPartRow.data).where(JobPartRow.job_id == held.id, JobPartRow.place == place)
-            with self._read() as session:
-                data = session.scalar(wanted)
-            if data is None:
-                return
-            yield data
-            place += 1
-
-    def finished_places(self, held: ClaimedJob) -> set[int]:
-        """Of the images that something became of already."""
+    def finished_places(self, job: ClaimedJob) -> set[int]:
+        """Returns the places of the images that have a result."""
         with self._read() as session:
-            return set(session.scalars(select(JobResultRow.place).where(JobResultRow.job_id == held.id)))
+            return set(session.scalars(select(JobResultRow.place).where(JobResultRow.job_id == job.id)))
 
-    def renew(self, held: ClaimedJob, seconds: float) -> JobState | None:
-        """Holds it for so many seconds from now; None when it is no longer held by this claim."""
+    def renew(self, job: ClaimedJob, seconds: float) -> JobState | None:
+        """Extends the lease to `seconds` from now and returns the state; None if the claim was lost."""
         with self._write() as session:
-            return _change(session, _by(held), locked_until=now() + timedelta(seconds=seconds))
+            return _change(session, _claimed_by(job), locked_until=now() + timedelta(seconds=seconds))
 
-    def put(self, transaction: Session, held: ClaimedJob, results: Sequence[JobResult]) -> JobState:
-        """Writes results down in the transaction that commits what they tell of; whether it runs or is to be cancelled.
+    def put(self, transaction: Session, job: ClaimedJob, results: Sequence[JobResult]) -> JobState:
+        """Stores results in the transaction that enrolls the faces and returns the state: RUNNING or CANCELLING.
 
-        Raises Conflict, code `job_lost`, when the job is no longer held by this claim.
+        Raises:
+            Conflict: With code `job_lost` if the claim was lost.
         """
-        state = _change(transaction, _by(held), attempts=0, problem=None)
+        state = _change(transaction, _claimed_by(job), attempts=0, problem=None)
         if state is None:
-            raise Conflict(f"job {held.id} was taken over or is gone", code="job_lost")
+            raise Conflict(f"job {job.id} was claimed by another worker or deleted", code="job_lost")
         if results:
-            transaction.execute(insert(JobResultRow), [{"job_id": held.id, **_values(one)} for one in results])
+            transaction.execute(insert(JobResultRow), [{"job_id": job.id, **_values(result)} for result in results])
         return state
 
-    def finish(self, held: ClaimedJob, state: JobState, problem: str | None = None) -> None:
-        """Ends it, and deletes its file. Nothing happens when it is no longer held by this claim."""
+    def finish(self, job: ClaimedJob, state: JobState, problem: str | None = None) -> None:
+        """Finishes the job and deletes its file; without effect if the claim was lost."""
         with self._write() as session:
-            told = None if problem is None else _storable(problem)
-            ended = _change(
-                session, _by(held), state=state, problem=told, finished_at=now(), worker=None, locked_until=None
-            )
-        if ended is not None:
-            self._drop_parts(held.id)
+            values = {"problem": None if problem is None else _storable(problem), "finished_at": now()}
+            finished = _change(session, _claimed_by(job), state=state, **values, worker=None, locked_until=None)
+        if finished is not None:
+            self.files.delete(job.id)
 
-    def release(self, held: ClaimedJob) -> None:
-        """Lets another worker go on with it at once."""
+    def release(self, job: ClaimedJob) -> None:
+        """Allows another worker to continue the job at once."""
         with self._write() as session:
             state = case((JobRow.state == JobState.RUNNING, JobState.QUEUED), else_=JobRow.state)
-            _change(session, _by(held), state=state, attempts=0, worker=None, locked_until=now())
+            _change(session, _claimed_by(job), state=state, attempts=0, worker=None, locked_until=now())
 
-    def postpone(self, held: ClaimedJob, problem: str, seconds: float) -> None:
-        """Lets another worker go on with it after so many seconds, LONGEST_HOLD at most; tells why until then."""
+    def postpone(self, job: ClaimedJob, problem: str, seconds: float) -> None:
+        """Allows another worker to continue the job after `seconds`, MAX_LEASE at most, and shows `problem`."""
         with self._write() as session:
             until = now() + timedelta(seconds=seconds)
-            _change(session, _by(held), problem=_storable(problem), attempts=0, locked_until=until)
+            _change(session, _claimed_by(job), problem=_storable(problem), attempts=0, locked_until=until)
 
     def sweep(self, before: datetime) -> int:
-        """Deletes jobs that ended before that time, files of others that have ended, and what never became a job; how
-        many jobs. In several transactions."""
-        gone = or_(and_(JobRow.state.in_(ENDED), JobRow.finished_at < before), _broken_off())
-        with_parts = JobRow.state.in_(ENDED), exists().where(JobPartRow.job_id == JobRow.id)
+        """Deletes jobs that finished before that time, interrupted uploads, and remaining files of finished jobs.
+
+        Uses several transactions and returns the number of deleted jobs.
+        """
+        expired = or_(and_(JobRow.state.in_(FINISHED), JobRow.finished_at < before), _is_interrupted())
+        with_parts = JobRow.state.in_(FINISHED), exists().where(JobPartRow.job_id == JobRow.id)
         with self._read() as session:
-            old = list(session.scalars(select(JobRow.id).where(gone)))
+            old = list(session.scalars(select(JobRow.id).where(expired)))
             heavy = list(session.scalars(select(JobRow.id).where(*with_parts)))
         for job_id in {*old, *heavy}:
-            self._drop_parts(job_id)
-        for some in batches(old):
+            self.files.delete(job_id)
+        for batch in batches(old):
             with self._write() as session:
-                session.execute(delete(JobRow).where(JobRow.id.in_(some)))
+                session.execute(delete(JobRow).where(JobRow.id.in_(batch)))
         return len(old)
 
     def _receive(self, job_id: str, gallery_id: int, images: int, options: Mapping[str, Any], most: int | None) -> None:
@@ -327,51 +322,34 @@ class JobRepository(Repository):
                 )
             )
 
-    def _add_parts(self, job_id: str, parts: Sequence[tuple[int, bytes]]) -> None:
-        with self._write() as session:
-            session.execute(
-                insert(JobPartRow), [{"job_id": job_id, "place": place, "data": data} for place, data in parts]
-            )
-            _change(session, JobRow.id == job_id, locked_until=now())
-
-    def _drop_parts(self, job_id: str) -> None:
-        """A few at a time, as they were written."""
-        some = select(JobPartRow.place).where(JobPartRow.job_id == job_id).limit(PARTS_AT_ONCE)
-        while True:
-            with self._write() as session:
-                places = list(session.scalars(some))
-                session.execute(delete(JobPartRow).where(JobPartRow.job_id == job_id, JobPartRow.place.in_(places)))
-            if len(places) < PARTS_AT_ONCE:
-                return
-
 
 def _new_id() -> str:
-    """32 hexadecimal digits: milliseconds, then chance."""
+    """Returns 32 hexadecimal digits: the time in milliseconds, then random digits."""
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
 def _unfinished(session: Session) -> int:
-    return session.scalar(select(func.count()).where(JobRow.state.not_in(ENDED), not_(_broken_off()))) or 0
+    return session.scalar(select(func.count()).where(JobRow.state.not_in(FINISHED), not_(_is_interrupted()))) or 0
 
 
 def _check_room(session: Session, most: int) -> None:
     waiting = _unfinished(session)
     if waiting >= most:
-        raise Overloaded(f"{waiting} bulk enrolments are waiting or running already, {most} at most; try again later")
+        raise Overloaded(f"{waiting} bulk enrollments are waiting or running, the limit is {most}; try again later")
 
 
-def _broken_off() -> ColumnElement[bool]:
-    """Whoever wrote the file is taken for dead: it never becomes a job."""
-    dead = now() - timedelta(seconds=RECEIVING_SECONDS)
-    return and_(JobRow.state == JobState.RECEIVING, JobRow.locked_until < dead)
+def _is_interrupted() -> ColumnElement[bool]:
+    """Returns the condition for an upload that stopped before its job was queued."""
+    limit = now() - timedelta(seconds=RECEIVING_SECONDS)
+    return and_(JobRow.state == JobState.RECEIVING, JobRow.locked_until < limit)
 
 
-def _by(held: ClaimedJob) -> Any:
-    return and_(JobRow.id == held.id, JobRow.worker == held.claim, JobRow.state.in_(HELD))
+def _claimed_by(job: ClaimedJob) -> Any:
+    return and_(JobRow.id == job.id, JobRow.worker == job.claim, JobRow.state.in_(CLAIMED))
 
 
 def _change(session: Session, which: Any, **values: Any) -> JobState | None:
-    """The state of the one job that was changed; None where there is none."""
+    """Changes one job and returns its state; None if no job matches."""
     changed = update(JobRow).where(which).values(**values).returning(JobRow.state)
     state = session.scalar(changed.execution_options(synchronize_session=False))
     return None if state is None else JobState(state)
@@ -385,8 +363,8 @@ def _jobs() -> Any:
 def _read_jobs(session: Session, rows: Sequence[Any]) -> list[Job]:
     outcomes: dict[str, dict[str, int]] = {}
     counts = select(JobResultRow.job_id, JobResultRow.outcome, func.count())
-    for some in batches([row.id for row, _ in rows]):
-        found = counts.where(JobResultRow.job_id.in_(some)).group_by(JobResultRow.job_id, JobResultRow.outcome)
+    for batch in batches([row.id for row, _ in rows]):
+        found = counts.where(JobResultRow.job_id.in_(batch)).group_by(JobResultRow.job_id, JobResultRow.outcome)
         for job_id, outcome, count in session.execute(found):
             outcomes.setdefault(job_id, {})[outcome] = count
     return [
@@ -411,7 +389,7 @@ def _values(result: JobResult) -> dict[str, Any]:
 
 
 def _storable(text: str) -> str:
-    """PostgreSQL keeps no NUL in a text, and a manifest may hold one."""
+    """Replaces NUL, which PostgreSQL cannot store and a manifest may contain."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

@@ -12,47 +12,47 @@ from indexer.gallery.schema import MAX_NAME_LENGTH, Base, Id, UtcDateTime
 
 
 class ApiKeyRow(Base):
-    """An API key. The key itself is kept nowhere."""
+    """An API key, without its secret."""
 
     __tablename__ = "keys"
 
     id: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """The part of the key that is no secret."""
+    """The public part of the key."""
     name: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), unique=True)
     secret_sha256: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[list[str]] = mapped_column(JSON)
     galleries: Mapped[list[str] | None] = mapped_column(JSON)
-    """Names of those that it opens; NULL for all."""
+    """Names of the galleries it is limited to; NULL for all."""
     per_minute: Mapped[int | None] = mapped_column(Integer)
-    """Requests a minute that it may make; NULL for any number."""
+    """Rate limit in requests a minute; NULL for no limit."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class AnswerRow(Base):
-    """The answer to a request with an `Idempotency-Key`, given again when the request is made again."""
+    """The answer to a request with an `Idempotency-Key`, returned again if the request is repeated."""
 
     __tablename__ = "answers"
     __table_args__ = (Index(None, "expires_at"),)
 
     owner: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """Id of the API key; empty without one."""
+    """Id of the API key; empty if there was none."""
     key: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), primary_key=True)
     request_sha256: Mapped[str] = mapped_column(String(64))
-    """Of method, path and body; while it is being answered, whoever does."""
+    """SHA-256 of method, path and body; the holder of the claim until the request is answered."""
     status: Mapped[int | None] = mapped_column(Integer)
     """NULL while the first request is being answered."""
     headers: Mapped[dict[str, str] | None] = mapped_column(JSON)
-    """NULL where the body is no answer, but what it is made from once more."""
+    """NULL if the body is the data from which the answer is computed again."""
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
     locked_until: Mapped[datetime] = mapped_column(UtcDateTime)
-    """When whoever answers it is taken for dead."""
+    """End of the claim's lease."""
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class JobRow(Base):
-    """A bulk enrolment. Whichever worker holds it renews `locked_until`; another one goes on with it after."""
+    """A bulk enrollment. The worker that claimed it renews `locked_until`, after which another one can claim it."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index(None, "state", "created_at"),)
@@ -63,10 +63,10 @@ class JobRow(Base):
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
     images: Mapped[int] = mapped_column(Integer)
     attempts: Mapped[int] = mapped_column(Integer)
-    """How often somebody began with it since it last got further: what ends its workers must not do so for ever."""
+    """Claims since its last progress, limited so that a job that ends its workers is not repeated for ever."""
     problem: Mapped[str | None] = mapped_column(String)
     worker: Mapped[str | None] = mapped_column(String(64))
-    """Names one claim. Whoever writes for the job shows it, so that a worker taken for dead writes nothing."""
+    """Identifies one claim. Writing requires it, so that a worker whose lease has ended writes nothing."""
     locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -74,7 +74,7 @@ class JobRow(Base):
 
 
 class JobPartRow(Base):
-    """A piece of the file that a job works through; deleted when it has ended."""
+    """A part of a job's file; deleted when the job is finished."""
 
     __tablename__ = "job_parts"
 
@@ -84,7 +84,7 @@ class JobPartRow(Base):
 
 
 class JobResultRow(Base):
-    """What became of one image of a job."""
+    """The result for one image of a job."""
 
     __tablename__ = "job_results"
 
@@ -100,7 +100,7 @@ class JobResultRow(Base):
 
 
 class EventRow(Base):
-    """Somebody was seen. What it says of the identity is what was true then, and stays when the identity goes."""
+    """A recorded sighting. The identity's data is that of the time of recording, and outlives the identity."""
 
     __tablename__ = "events"
     __table_args__ = (
@@ -113,7 +113,7 @@ class EventRow(Base):
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"))
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     identity_id: Mapped[int | None] = mapped_column(Id)
-    """NULL where nobody was recognised."""
+    """NULL if nobody was recognized."""
     external_id: Mapped[str | None] = mapped_column(String(MAX_NAME_LENGTH))
     name: Mapped[str | None] = mapped_column(String(MAX_NAME_LENGTH))
     device: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH))
@@ -125,13 +125,13 @@ class EventRow(Base):
 
 
 class SightingRow(Base):
-    """When a person was last recorded at a device: within the cooldown they are not recorded again."""
+    """When a person was last recorded at a device: they are not recorded again within the cooldown."""
 
     __tablename__ = "sightings"
 
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True)
     external_id: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), primary_key=True)
-    """Empty for whoever was not recognised."""
+    """Empty for people who were not recognized."""
     device: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), primary_key=True)
     event_id: Mapped[int] = mapped_column(Id)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -141,27 +141,27 @@ class SightingRow(Base):
 
 
 class WebhookRow(Base):
-    """Where events are sent."""
+    """An endpoint to which events are sent."""
 
     __tablename__ = "webhooks"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     url: Mapped[str] = mapped_column(String)
     secret: Mapped[str] = mapped_column(String(64))
-    """Signs what is sent, so it is kept as it is."""
+    """Signs deliveries, so it is stored in plain text."""
     gallery_id: Mapped[int | None] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"))
     """NULL for every gallery."""
     decisions: Mapped[list[str]] = mapped_column(JSON)
-    """Which events: those with one of these decisions."""
+    """Decisions of the events that are sent."""
     failures: Mapped[int] = mapped_column(Integer, default=0)
-    """Tries that failed since the last one that did not."""
+    """Failed attempts since the last successful one."""
     paused_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    """After a failure: nothing is sent before, and then one event, to see."""
+    """Set after a failure: nothing is sent before that time, and then one event as a test."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class DeliveryRow(Base):
-    """One event on its way to one webhook; deleted when it has arrived."""
+    """The delivery of one event to one webhook; deleted when it succeeded."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -174,10 +174,10 @@ class DeliveryRow(Base):
     webhook_id: Mapped[str] = mapped_column(String(32), ForeignKey("webhooks.id", ondelete="CASCADE"))
     event_id: Mapped[int] = mapped_column(Id, ForeignKey("events.id", ondelete="CASCADE"), index=True)
     state: Mapped[str] = mapped_column(String(16))
-    """`waiting`, or `dead` when it was tried too often."""
+    """`waiting`, or `dead` after too many attempts."""
     attempts: Mapped[int] = mapped_column(Integer)
     since: Mapped[datetime] = mapped_column(UtcDateTime)
-    """When it began to wait: it was recorded, or is tried anew after it was dead."""
+    """When it was queued: at recording, or when it was replayed."""
     next_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    """When it is tried next; whoever tries it moves this on first."""
+    """Time of the next attempt, moved on when the delivery is claimed."""
     problem: Mapped[str | None] = mapped_column(String)

@@ -1,4 +1,4 @@
-"""Where events are sent, and those on their way: whichever process claims a delivery sends it."""
+"""Webhooks and their deliveries in SQL: the process that claims a delivery sends it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from search_service.store.events import DEAD, WAITING, Event, event_of
 from search_service.store.schema import DeliveryRow, WebhookRow
 
 MAX_WEBHOOKS = 100
-"""Each event costs a row for each webhook that wants it, in the transaction a door waits for."""
+"""Recording an event inserts a row for each webhook that subscribes to it, while the device waits."""
 
 MAX_URL_LENGTH = 2000
-"""Characters; what every client and proxy takes."""
+"""Characters in a URL, a length that common clients and proxies accept."""
 
 MAX_PROBLEM_LENGTH = 200
-"""Characters kept of what went wrong."""
+"""Characters stored of an error message."""
 
 MAX_WAIT = timedelta(hours=1)
-"""Between two tries. What is due in twice that time was written before the clock was set back, and is due now."""
+"""Longest wait between two attempts. A time more than twice that far away was written before the clock was set back
+and counts as reached."""
 
 MAX_DELAY = timedelta(hours=26)
-"""What waited for so long behind others, and still nothing arrives, is dead as well: had it been tried each time, it
-would be by now."""
+"""Deliveries queued this long behind a failing endpoint are also marked dead, as if each had been attempted itself."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Webhook:
     id: str
     url: str
     gallery: str | None
-    """Name of the gallery whose events it gets; None for all."""
+    """Name of the gallery whose events are sent; None for all."""
     decisions: tuple[str, ...]
     created_at: datetime
     waiting: int
-    """Events on their way to it."""
+    """Number of deliveries that will be attempted."""
     dead: int
-    """Events that were tried too often."""
+    """Number of deliveries that failed too often."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One event on its way to one webhook."""
+    """The delivery of one event to one webhook."""
 
     id: int
     webhook_id: str
@@ -66,7 +66,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class DueDelivery:
-    """A delivery that is to be sent."""
+    """A delivery that can be claimed."""
 
     id: int
     webhook_id: str
@@ -74,29 +74,38 @@ class DueDelivery:
 
 @dataclass(frozen=True)
 class ClaimedDelivery:
-    """A delivery that the caller, and nobody else until its claim ends, is to send."""
+    """A delivery that only the caller sends until its lease ends."""
 
     id: int
     webhook_id: str
     url: str
     secret: str
     attempts: int
-    """This one counted."""
+    """Number of attempts, including this one."""
     event: Event
     failures: int = 0
-    """Of its webhook, since something arrived there."""
+    """Failures of its webhook since the last success."""
 
 
 class WebhookRepository(Repository):
     """The webhooks of one database. Thread-safe; each call is one transaction."""
 
     def create(self, url: str, gallery: Gallery | None, decisions: Sequence[str]) -> tuple[Webhook, str]:
-        """The webhook and the secret that signs what is sent to it. Raises InvalidRequest on another URL than http and
-        https, Conflict when there are MOST_WEBHOOKS."""
+        """Creates a webhook and returns it with the secret that signs its deliveries.
+
+        Args:
+            url: An http or https URL.
+            gallery: The gallery whose events are sent; None for all.
+            decisions: Decisions of the events that are sent.
+
+        Raises:
+            Conflict: There are MAX_WEBHOOKS webhooks.
+            InvalidRequest: The URL is not valid, or no decision is given.
+        """
         check_url(url)
         if not decisions:
-            raise InvalidRequest("a webhook must want events of at least one decision; got none")
-        secret = secrets.token_hex(32)  # 256 bits, as many as the hash has
+            raise InvalidRequest("a webhook needs at least one decision to be notified of; got none")
+        secret = secrets.token_hex(32)  # 256 bits, the output size of the signature's hash
         row = WebhookRow(
             id=f"wh_{secrets.token_hex(8)}",
             url=url,
@@ -107,24 +116,24 @@ class WebhookRepository(Repository):
         )
         with self._write() as session:
             if (session.scalar(select(func.count()).select_from(WebhookRow)) or 0) >= MAX_WEBHOOKS:
-                raise Conflict(f"there are {MAX_WEBHOOKS} webhooks, as many as there may be; delete one first")
+                raise Conflict(f"there are {MAX_WEBHOOKS} webhooks already, the most allowed; delete one first")
             session.add(row)
             session.flush()
             return _webhook(session, row), secret
 
     def list(self) -> Sequence[Webhook]:
-        """In the order of their making."""
+        """Returns all webhooks, oldest first."""
         with self._read() as session:
             rows = session.scalars(select(WebhookRow).order_by(WebhookRow.created_at, WebhookRow.id))
             return [_webhook(session, row) for row in rows]
 
     def get(self, webhook_id: str) -> Webhook:
-        """Raises NotFound."""
+        """Returns the webhook. Raises NotFound."""
         with self._read() as session:
             return _webhook(session, _required(session, webhook_id))
 
     def delete(self, webhook_id: str) -> Webhook:
-        """With what was on its way to it. Raises NotFound."""
+        """Deletes the webhook with its deliveries. Raises NotFound."""
         with self._write() as session:
             row = _required(session, webhook_id)
             gone = _webhook(session, row)
@@ -132,7 +141,7 @@ class WebhookRepository(Repository):
             return gone
 
     def deliveries(self, webhook_id: str, state: str, after: int = 0, limit: int | None = None) -> Sequence[Delivery]:
-        """Those in that state with an id above `after`, oldest first. Raises NotFound."""
+        """Returns deliveries in that state with an id above `after`, oldest first. Raises NotFound."""
         query = select(DeliveryRow).where(
             DeliveryRow.webhook_id == webhook_id, DeliveryRow.state == state, DeliveryRow.id > after
         )
@@ -141,21 +150,20 @@ class WebhookRepository(Repository):
             return [_delivery(row) for row in session.scalars(query.order_by(DeliveryRow.id).limit(limit))]
 
     def replay(self, webhook_id: str) -> int:
-        """Lets the dead ones be tried anew; how many. Raises NotFound."""
+        """Queues the dead deliveries again and returns how many. Raises NotFound."""
         dead = update(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id, DeliveryRow.state == DEAD)
         with self._write() as session:
             _required(session, webhook_id)
-            _go_on(session, webhook_id)
+            _resume(session, webhook_id)
             return _count(session, dead.values(state=WAITING, attempts=0, since=now(), next_at=now()))
 
-    # What delivers
-
     def due(self, busy: Collection[str]) -> Sequence[DueDelivery]:
-        """The delivery that has been due for longest of each webhook but those that are paused or `busy`; in no order:
-        whoever sends knows whose turn it is."""
+        """Returns, for each webhook that is neither paused nor `busy`, the delivery that has been due longest."""
         at = now()
         first = select(DeliveryRow.id).where(DeliveryRow.webhook_id == WebhookRow.id, _is_due(at))
-        first = first.order_by(DeliveryRow.next_at, DeliveryRow.id).limit(1)  # a step in an index, however many wait
+        first = first.order_by(DeliveryRow.next_at, DeliveryRow.id).limit(
+            1
+        )  # one step in an index, however long the queue is
         query = select(first.scalar_subquery(), WebhookRow.id).where(_is_open(at))
         if busy:
             query = query.where(WebhookRow.id.not_in(busy))
@@ -163,8 +171,13 @@ class WebhookRepository(Repository):
             return [DueDelivery(found, webhook_id) for found, webhook_id in session.execute(query) if found is not None]
 
     def claim(self, delivery_id: int, lease: timedelta) -> ClaimedDelivery | None:
-        """Takes a delivery for the time of `lease`, after which it is due again; None when somebody else was first, or
-        the webhook is paused. After a pause this one alone is sent: the webhook is paused for the same time."""
+        """Claims a delivery, which is due again after `lease`.
+
+        After a failure, only one delivery is attempted: claiming it pauses the webhook for the same time.
+
+        Returns:
+            The delivery; None if another process was faster or the webhook is paused.
+        """
         at = now()
         hook_id = select(DeliveryRow.webhook_id).where(DeliveryRow.id == delivery_id).scalar_subquery()
         claim = update(DeliveryRow).where(DeliveryRow.id == delivery_id, _is_due(at))
@@ -177,22 +190,30 @@ class WebhookRepository(Repository):
                 hook.paused_until = at + lease
             row = session.get_one(DeliveryRow, delivery_id)
             event = event_of(session, row.event_id)
-            if event is None:  # its gallery goes at this moment, and so does this row
+            if event is None:  # its gallery is being deleted, and so is this row
                 return None
             return ClaimedDelivery(row.id, hook.id, hook.url, hook.secret, row.attempts, event, hook.failures)
 
     def mark_delivered(self, claimed: ClaimedDelivery) -> None:
-        """What else waits for the webhook is sent as well."""
+        """Deletes a successful delivery and ends its webhook's pause."""
         with self._write() as session:
-            _go_on(session, claimed.webhook_id)
+            _resume(session, claimed.webhook_id)
             session.execute(delete(DeliveryRow).where(DeliveryRow.id == claimed.id))
 
     def mark_failed(
         self, claimed: ClaimedDelivery, problem: str, again: timedelta | None, pause: timedelta = timedelta()
     ) -> None:
-        """To be tried `again` after a while, or dead; the webhook is paused, and what has waited for it for
-        LONGEST_DELAY is dead. Nothing happens where it is gone or claimed anew."""
-        at, said = now(), {"problem": problem[:MAX_PROBLEM_LENGTH]}
+        """Records a failed attempt; without effect if the delivery was deleted or claimed again.
+
+        The webhook is paused, and its deliveries that are older than MAX_DELAY are marked dead.
+
+        Args:
+            claimed: The delivery.
+            problem: The error message.
+            again: Time until the next attempt; None marks the delivery dead.
+            pause: Time for which the webhook is paused.
+        """
+        at, message = now(), {"problem": problem[:MAX_PROBLEM_LENGTH]}
         later = {"state": DEAD} if again is None else {"next_at": at + again}
         row = update(DeliveryRow).where(DeliveryRow.id == claimed.id, DeliveryRow.attempts == claimed.attempts)
         late = update(DeliveryRow).where(
@@ -202,17 +223,17 @@ class WebhookRepository(Repository):
         )
         with self._write() as session:
             hook = session.scalar(_locked(WebhookRow.id == claimed.webhook_id))
-            if hook is not None and _count(session, row.values(**said, **later)):
+            if hook is not None and _count(session, row.values(**message, **later)):
                 hook.failures, hook.paused_until = hook.failures + 1, at + pause
-                _count(session, late.values(state=DEAD, **said))
+                _count(session, late.values(state=DEAD, **message))
 
 
 def check_url(url: str) -> None:
-    """Raises InvalidRequest, which does not repeat it: it may hold a password."""
+    """Raises InvalidRequest on a bad URL, without repeating it: it may contain a password."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError:  # a bracket or a port that is none
+    except ValueError:  # an invalid bracket or port
         host, port, parts = None, None, urlsplit("")
     plain = url.isascii() and url.isprintable() and " " not in url
     if not plain or parts.scheme not in ("http", "https") or not host or port == 0 or len(url) > MAX_URL_LENGTH:
@@ -221,7 +242,7 @@ def check_url(url: str) -> None:
             "without spaces"
         )
     if "@" in parts.netloc or parts.fragment:
-        raise InvalidRequest("a webhook's url must hold neither a user, a password nor a #fragment")
+        raise InvalidRequest("a webhook's url must contain neither a user, a password nor a #fragment")
 
 
 def _is_due(at: datetime) -> ColumnElement[bool]:
@@ -229,7 +250,7 @@ def _is_due(at: datetime) -> ColumnElement[bool]:
 
 
 def _is_open(at: datetime) -> ColumnElement[bool]:
-    """Whether a webhook is not paused."""
+    """Returns the condition for a webhook that is not paused."""
     return or_(WebhookRow.paused_until.is_(None), not_(_ahead(WebhookRow.paused_until, at)))
 
 
@@ -238,11 +259,11 @@ def _ahead(column: Any, at: datetime) -> ColumnElement[bool]:
 
 
 def _locked(*which: ColumnElement[bool]) -> Select[WebhookRow]:
-    """Webhooks, which nobody else claims for until the transaction ends; events are recorded meanwhile."""
+    """Returns the query for webhooks, locked against other claims; recording events is not blocked."""
     return select(WebhookRow).where(*which).with_for_update(key_share=True)
 
 
-def _go_on(session: Session, webhook_id: str) -> None:
+def _resume(session: Session, webhook_id: str) -> None:
     """Ends the webhook's pause."""
     paused = update(WebhookRow).where(WebhookRow.id == webhook_id, WebhookRow.failures > 0)
     _count(session, paused.values(failures=0, paused_until=None))
@@ -275,6 +296,6 @@ def _delivery(row: DeliveryRow) -> Delivery:
 
 
 def _count(session: Session, statement: Any) -> int:
-    """How many rows it changed."""
+    """Executes a statement and returns how many rows it changed."""
     done = session.execute(statement.execution_options(synchronize_session=False))
     return cast("CursorResult[Any]", done).rowcount

@@ -19,7 +19,8 @@ from search_service.api.state import Service, State
 from search_service.api.uploads import receive
 from search_service.background.jobs import spool
 from search_service.store.api_keys import Scope
-from search_service.store.jobs import PART_BYTES, Job
+from search_service.store.job_files import PART_BYTES
+from search_service.store.jobs import Job
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["jobs"], dependencies=[requires(Scope.ENROLL)])
 

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from indexer.clock import now
 from indexer.errors import Conflict, InvalidRequest, NotFound, StorageUnavailable
 from indexer.gallery.database import open_database
-from search_service.store.api_keys import MAX_GALLERIES, MAX_PER_MINUTE, TEXT, ApiKeyRepository, Scope
+from search_service.store.api_keys import KEY_PATTERN, MAX_GALLERIES, MAX_PER_MINUTE, ApiKeyRepository, Scope
 from tests.indexer.gallery.together import in_threads
 from tests.postgres import Database
 
@@ -48,7 +48,7 @@ def test_what_is_left_out_limits_nothing(keys: ApiKeyRepository) -> None:
 
 def test_the_secret_is_long_and_kept_nowhere(keys: ApiKeyRepository, database: Database) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
-    parts = TEXT.fullmatch(told)
+    parts = KEY_PATTERN.fullmatch(told)
     assert parts is not None
     secret = parts[2]
     engine = open_database(database.url)

@@ -143,7 +143,7 @@ def test_an_answer_is_kept_for_its_time(answers: IdempotencyStore, monkeypatch: 
 
 
 def test_what_is_too_old_is_swept(answers: IdempotencyStore, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "SWEPT_AT_ONCE", 3)
+    monkeypatch.setattr(door, "SWEEP_BATCH", 3)
     for number in range(7):
         answers.put(claimed(answers, f"old-{number}"), ANSWER)
     with Session(engine) as session, session.begin():

@@ -18,8 +18,8 @@ from indexer.gallery.database import open_database
 from indexer.gallery.faces import Enrolled
 from indexer.gallery.store import Store
 from indexer.types import Gallery
+from search_service.store.job_files import PARTS_AT_ONCE
 from search_service.store.jobs import (
-    PARTS_AT_ONCE,
     RECEIVING_SECONDS,
     ClaimedJob,
     Job,
@@ -33,7 +33,7 @@ from tests.indexer.gallery.together import in_processes, in_threads
 from tests.postgres import Database
 
 LONG = 60.0
-"""Seconds: longer than any test, and as long as a job may be held (`LONGEST_HOLD`)."""
+"""Seconds: longer than any test, and as long as a job may be held (`MAX_LEASE`)."""
 
 FILE = [bytes([n]) * 10 for n in range(2 * PARTS_AT_ONCE + 3)]
 
@@ -82,7 +82,7 @@ def test_a_job_and_its_file(jobs: JobRepository, gallery: Gallery) -> None:
     assert jobs.get(job.id) == job
     held = taken(jobs)
     assert (held.id, held.gallery_id, held.gallery, held.options) == (job.id, gallery.id, "staff", {"pick": "only"})
-    assert list(jobs.parts(held)) == FILE
+    assert list(jobs.files.read(held.id)) == FILE
     assert jobs.get(job.id).state is JobState.RUNNING
     with pytest.raises(NotFound, match="no job 'x'"):
         jobs.get("x")
@@ -124,7 +124,7 @@ def test_a_writer_that_died_takes_no_room(jobs: JobRepository, gallery: Gallery,
             session.add(row)
     assert jobs.count_unfinished() == 1
     jobs.check_room(2)
-    with pytest.raises(Overloaded, match="1 bulk enrolments are waiting or running already, 1 at most"):
+    with pytest.raises(Overloaded, match="1 bulk enrollments are waiting or running, the limit is 1"):
         jobs.check_room(1)
 
 
@@ -206,7 +206,7 @@ def test_what_a_worker_left_is_taken_over(jobs: JobRepository, gallery: Gallery,
     assert (alive.id, alive.attempts, jobs.finished_places(alive)) == (job.id, 1, {2})
     assert jobs.get(job.id).started_at == started
     assert jobs.claim(LONG) is None
-    with pytest.raises(Conflict, match="taken over") as caught:
+    with pytest.raises(Conflict, match="claimed by another worker") as caught:
         put(engine, jobs, dead, JobResult(3, "c.jpg", "cem", "enrolled"))
     assert caught.value.code == "job_lost"
     assert jobs.renew(dead, LONG) is None
@@ -215,7 +215,7 @@ def test_what_a_worker_left_is_taken_over(jobs: JobRepository, gallery: Gallery,
     jobs.postpone(dead, "late", LONG)
     now = jobs.get(job.id)
     assert (now.state, now.problem) == (JobState.RUNNING, None)
-    assert list(jobs.parts(alive)) == FILE
+    assert list(jobs.files.read(alive.id)) == FILE
     assert jobs.renew(alive, LONG) is JobState.RUNNING
 
 
@@ -239,7 +239,7 @@ def test_results_are_committed_with_the_faces_or_not_at_all(
 
         store.faces.enroll(gallery, [new_face("ana", 1)], on_enrolled=also)
 
-    with pytest.raises(Conflict, match="taken over"):
+    with pytest.raises(Conflict, match="claimed by another worker"):
         enroll(dead)
     assert (store.galleries.counts(gallery.id), store.changes.last(gallery.id)) == ((0, 0), 0)
     enroll(alive)

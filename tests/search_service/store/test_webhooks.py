@@ -142,7 +142,7 @@ def test_a_webhook_wants_something(webhooks: WebhookRepository) -> None:
 def test_there_are_not_too_many(webhooks: WebhookRepository) -> None:
     for n in range(MAX_WEBHOOKS):
         webhooks.create(f"http://a/{n}", None, ["match"])
-    with pytest.raises(Conflict, match="as many as there may be"):
+    with pytest.raises(Conflict, match="the most allowed"):
         webhooks.create(URL, None, ["match"])
 
 
