@@ -1,4 +1,4 @@
-"""The demo's photos: cut from pictures of real faces that packages ship, and probes that are none of those files."""
+"""The photos of the demo, cut from pictures of real faces that packages ship, and altered copies as probes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PEOPLE = {
     "left-4": (700, 300, 890, 520),
     "left-6": (1080, 230, 1275, 450),
 }
-"""Whom the group photo shows, from left to right, and where: left, top, right, bottom. The fifth is not enrolled."""
+"""The people in the group photo, with left, top, right and bottom in pixels. The fifth is not enrolled."""
 
 STRANGER = (840, 0, 1090, 260)
 
@@ -33,9 +33,9 @@ STRANGER = (840, 0, 1090, 260)
 class Probe:
     file: str
     how: str
-    """What was done to the photo."""
+    """How the photo was altered."""
     expected: str | None
-    """The identity it shows; None for somebody who is not enrolled."""
+    """The identity in the photo; None for a person who is not enrolled."""
 
 
 PROBES = (
@@ -51,9 +51,9 @@ PROBES = (
 
 
 def make_photos(folder: Path) -> tuple[Path, Path]:
-    """Writes `photos/` (a folder for each person to enrol) and `probes/` below `folder`.
+    """Writes `photos/` (a folder for each person to enroll) and `probes/` below `folder`.
 
-    Raises InvalidRequest where the packages that ship the pictures are not installed.
+    Raises InvalidRequest if the packages that ship the pictures are not installed.
     """
     group, portrait, astronaut = (_open(*place) for place in (GROUP, PORTRAIT, ASTRONAUT))
     people = {name: group.crop(box) for name, box in PEOPLE.items()}
@@ -69,7 +69,7 @@ def make_photos(folder: Path) -> tuple[Path, Path]:
 def _probes(
     people: Mapping[str, Image.Image], astronaut: Image.Image, stranger: Image.Image
 ) -> dict[str, tuple[Image.Image, int]]:
-    """Each probe's picture, and the JPEG quality it is kept at."""
+    """Returns the picture of each probe, and its JPEG quality."""
     dark = ImageEnhance.Brightness(people["left-4"]).enhance(0.33)
     wide = people["hanks"].transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((224, 202))
     close = astronaut.crop((160, 30, 290, 200)).convert("L")
@@ -102,7 +102,7 @@ def _open(package: str, path: str) -> Image.Image:
 
 
 def _write(path: Path, photo: Image.Image, quality: int) -> None:
-    """The same bytes each time, and untouched where they are there: a second demo enrols nothing anew."""
+    """Writes the same bytes each time, and only if they differ, so that a second demo enrolls nothing again."""
     data = io.BytesIO()
     photo.save(data, format={".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}[path.suffix], quality=quality)
     if not path.is_file() or path.read_bytes() != data.getvalue():

@@ -19,7 +19,7 @@ from search_service.api.routes import enrollments, events, faces, galleries, ide
 from search_service.api.routes.health import Readiness, health_router
 from search_service.api.routes.openapi import document, failures
 from search_service.api.state import State
-from search_service.background.jobs import Runner
+from search_service.background.jobs import JobRunner
 from search_service.background.webhooks import Deliverer
 from search_service.calibration.thresholds import Thresholds
 from search_service.inference_queue import InferenceQueue
@@ -49,7 +49,7 @@ def create_app(context: ServiceContext) -> FastAPI:
     deliverer = Deliverer(context)
     guard = security.Guard(context)
     readiness = Readiness(context, guard)
-    runner = Runner(context, queue)
+    runner = JobRunner(context, queue)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
-"""Bulk enrolments, worked through beside the searches of the same process.
+"""Runs bulk enrollments while the same process answers searches.
 
-A job's results are committed with the faces that they tell of, by whoever holds the job alone. So each image is told of
-exactly once, however often its workers end and whoever goes on with it.
+The results of a job are committed together with its faces, and only by the worker that holds the lease. So each image
+has exactly one result, even if workers die and others continue the job.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import IO, Any
@@ -31,30 +31,32 @@ from search_service.store.jobs import ClaimedJob, JobRepository, JobResult, JobS
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 15.0
-"""How long a job is held for: so long it waits after its worker has died."""
+"""Duration of a lease: so long a job waits if its worker dies."""
 
 RENEW_SECONDS = 3.0
-"""How often that is renewed, four times before it runs out, and a cancelled job noticed."""
+"""Interval in which a lease is renewed, four times before it expires, and cancellation is noticed."""
 
 POLL_SECONDS = 1.0
-"""Between two looks for a job that waits: a query each."""
+"""Interval between two queries for a waiting job."""
 
 SWEEP_SECONDS = 3600.0
-"""Between two sweeps of jobs that ended days ago, and of answers that are not given again."""
+"""Interval between two deletions of old jobs and expired idempotent answers."""
 
 RETRY_SECONDS = 60.0
-"""How long a job waits for what may be over soon, such as a full disk: its file is read anew each time."""
+"""Delay before a job is retried after a temporary failure, such as a full disk. Its file is then read again."""
 
 LONGEST_PAUSE = 1.0
-"""Seconds that a photo lets probes go first: a service that is never idle gets through a job all the same."""
+"""Seconds that a photo waits for probes at most, so that a service that is never idle finishes its jobs too."""
 
 MOST_ATTEMPTS = 5
-"""Times that a job may be begun with and get no further: one of its images may end the process each time."""
+"""Times that a job may be started without progress: one of its images may crash the process each time."""
 
 
 def spool(settings: Settings) -> IO[bytes]:
-    """A file on the disk of everything else that is kept, without a name: it is gone when the process is. Raises
-    StorageUnavailable."""
+    """Opens a temporary file in the home folder, without a name, so that it disappears with the process.
+
+    Raises StorageUnavailable.
+    """
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         return _Spool(tempfile.TemporaryFile(dir=settings.home, buffering=0))
@@ -63,15 +65,15 @@ def spool(settings: Settings) -> IO[bytes]:
 
 
 class _Spool(io.BufferedRandom):
-    """A file that is thrown away at the end of its block: that what is still buffered meets a full disk is no error."""
+    """A file that is discarded at the end of its block; a full disk is then no error for data still buffered."""
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):
             self.close()
 
 
-class Runner:
-    """Works through one job at a time, on a thread of its own, with one thread of the networks."""
+class JobRunner:
+    """Runs one job at a time, on a thread of its own, with one thread of the networks."""
 
     def __init__(self, context: ServiceContext, queue: InferenceQueue) -> None:
         self._context = context
@@ -81,12 +83,12 @@ class Runner:
         self._sweep_at = 0.0
 
     def start(self) -> None:
-        """The tables must be there."""
+        """Starts the thread. The database must be migrated."""
         self._jobs = self._context.jobs
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the photo that is looked at, and gives the job back."""
+        """Ends after the current photo, and releases the job."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -112,10 +114,12 @@ class Runner:
             self._context.idempotency.sweep()
 
     def _run(self, held: ClaimedJob) -> None:
-        """Ends the job, or leaves it to whoever claims it next. Raises StorageUnavailable where not even that can be
-        written: then it is claimed when its time has run out."""
+        """Finishes the job, or leaves it for another worker.
+
+        Raises StorageUnavailable if that cannot be written; the job is then claimed again when its lease expires.
+        """
         if held.attempts > MOST_ATTEMPTS:
-            self._jobs.finish(held, JobState.FAILED, f"it was begun {MOST_ATTEMPTS} times and got no further")
+            self._jobs.finish(held, JobState.FAILED, f"it was started {MOST_ATTEMPTS} times without finishing")
             return
         with _Lease(self._jobs, held, self._stopping) as lease:
             try:
@@ -131,7 +135,7 @@ class Runner:
                 log.warning("job %s waits: %s", held.id, message)
                 self._jobs.postpone(held, message, RETRY_SECONDS)
             except WhosthereError as error:
-                if error.code != "job_lost":  # else it is another worker's
+                if error.code != "job_lost":  # otherwise another worker holds it
                     log.warning("job %s failed: %s", held.id, error.message)
                     self._jobs.finish(held, JobState.FAILED, error.message)
             except Exception:
@@ -139,7 +143,7 @@ class Runner:
                 self._jobs.finish(held, JobState.FAILED, "it failed; the service's log has the details")
 
     def _enroll(self, held: ClaimedJob, lease: _Lease) -> None:
-        """Raises _Interrupted, and whatever goes wrong."""
+        """Enrolls the photos of the job. Raises _Interrupted, and any error of enrollment."""
         lease.check()
         with spool(self._context.settings) as file:
             for part in self._jobs.files.read(held.id):
@@ -156,37 +160,35 @@ class Runner:
                         raise
 
     def _enroll_rows(self, held: ClaimedJob, lease: _Lease, gallery: Gallery, rows: Sequence[Row]) -> None:
-        """Those that have no result yet."""
+        """Enrolls the rows that have no result yet."""
         done = self._jobs.finished_places(held)
-        left = [(place, row) for place, row in enumerate(rows, 1) if place not in done]
-        places = iter([place for place, _ in left])
+        remaining = [(place, row) for place, row in enumerate(rows, 1) if place not in done]
+        places = iter([place for place, _ in remaining])
 
         def record(transaction: Any, results: Sequence[Result]) -> None:
-            told = [_job_result(next(places), result) for result in results]
-            lease.state = self._jobs.put(transaction, held, told)
+            finished = [_job_result(next(places), result) for result in results]
+            lease.state = self._jobs.put(transaction, held, finished)
 
         pick = Pick(held.options["pick"])
-        enrolling = self._enroller(gallery, len(left), lease).enroll([row for _, row in left], pick, record)
-        try:
+        enroller = self._enroller(gallery, len(remaining), lease)
+        with closing(enroller.enroll([row for _, row in remaining], pick, record)) as enrolling:
             for _ in enrolling:
                 lease.check()
-        finally:
-            enrolling.close()
 
     def _gallery(self, held: ClaimedJob) -> Gallery:
-        """As it is now. Raises NotFound when it was deleted, whatever has its name by now."""
+        """Returns the current gallery. Raises NotFound if it was deleted, even if another one has its name."""
         gallery = self._context.store.galleries.get(held.gallery)
         if gallery.id != held.gallery_id:
             raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
         return gallery
 
     def _enroller(self, gallery: Gallery, photos: int, lease: _Lease) -> Enroller:
-        """Raises as `ServiceContext.pack_of`."""
+        """Raises the same errors as `ServiceContext.pack_of`."""
         context, settings = self._context, self._context.settings
-        networks = context.pipeline(context.pack_of(gallery), streams=context.cores)  # each of them one thread
+        networks = context.pipeline(context.pack_of(gallery), streams=context.cores)  # with one thread each
         return Enroller(
             context.store,
-            Courteous(networks, self._queue, lease.check),
+            CourteousPipeline(networks, self._queue, lease.check),
             gallery,
             settings.max_image_bytes,
             workers=1,
@@ -195,8 +197,8 @@ class Runner:
         )
 
 
-class Courteous:
-    """Networks that look at one photo at a time, and let probes that wait go first; `check` is asked before each."""
+class CourteousPipeline:
+    """Describes one photo at a time, after probes that wait; `check` is called before each photo."""
 
     def __init__(self, networks: Describes, queue: InferenceQueue, check: Callable[[], None]) -> None:
         self._networks = networks
@@ -217,11 +219,11 @@ class Courteous:
 
 
 class _Interrupted(WhosthereError):
-    """The job is to be gone on with no further here."""
+    """This worker must not continue the job."""
 
 
 class _Lease:
-    """Holds a job while one works on it, by a thread of its own: a photo may take longer than it is held for."""
+    """Renews the lease of a job on a thread of its own, because a photo may take longer than the lease."""
 
     def __init__(self, jobs: JobRepository, held: ClaimedJob, stopping: threading.Event) -> None:
         self._jobs = jobs
@@ -230,7 +232,7 @@ class _Lease:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="job-lease", daemon=True)
         self.state: JobState | None = held.state
-        """None when it is no longer held."""
+        """None when the lease is lost."""
 
     def __enter__(self) -> _Lease:
         self._thread.start()
@@ -243,13 +245,13 @@ class _Lease:
         self._thread.join()
 
     def check(self) -> None:
-        """Raises _Interrupted."""
+        """Raises _Interrupted if the job is cancelled, lost, or the service stops."""
         if self._stopping.is_set() or self.state is not JobState.RUNNING:
-            raise _Interrupted("the job goes on elsewhere or not at all")
+            raise _Interrupted("the job continues elsewhere or not at all")
 
     def _renew(self) -> None:
         while not self._over.wait(RENEW_SECONDS) and self.state is not None:
-            with suppress(StorageUnavailable):  # tried again; what is committed asks who holds it anyway
+            with suppress(StorageUnavailable):  # retried; every commit checks the lease anyway
                 self.state = self._jobs.renew(self._held, LEASE_SECONDS)
 
 

@@ -1,16 +1,16 @@
-"""Events -> attendance: by day and person first in, last out and hours. Pure.
+"""Attendance from events: for each day and person the first arrival, the last departure and the hours. Pure functions.
 
-It is decided for each day by itself. Where a day has stays, an `in` and the `out` that follows it, hours are their sum.
-A stay belongs to the day it began on, also past midnight. An `in` that another `in` follows, or nothing, has no end
-(`missing_out`), an `out` without an `in` no beginning (`missing_in`); neither adds hours. The same holds of an `in` and
-an `out` that are further apart than a shift may be long: one each was forgotten. Sightings without a direction do not
-count beside stays, and the row says that there were some (`undirected_left_out`).
+Each day is computed separately. An `in` and the `out` that follows it are a stay, and the hours of a day are the sum of
+its stays. A stay belongs to the day on which it began, also past midnight. An `in` that is followed by another `in`, or
+by nothing, has no end (`missing_out`); an `out` without an `in` has no beginning (`missing_in`); neither adds hours. An
+`in` and an `out` that are further apart than the longest shift are treated the same: one of each is missing. Sightings
+without a direction do not count on days with stays, and the row has a remark (`undirected_left_out`).
 
-A day without stays is its first and last sighting, and whoever was seen once has no hours.
+On a day without stays, the first and the last sighting count. A person who was seen once has no hours.
 
-What a day is depends on nothing further from it than the longest shift, and so not on how many days are asked for.
+A day depends only on events within the longest shift around it, and so not on how many days are requested.
 
-Days begin at midnight in a time zone; hours are those that passed, also in the nights in which clocks are changed.
+Days begin at midnight in a time zone. Hours are elapsed time, also in nights with a clock change.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import TextIO
 
 LONGEST_SHIFT = timedelta(hours=16)
-"""Longer than a shift with overtime, shorter than from one morning to the next evening."""
+"""Longer than a shift with overtime, shorter than the time from a morning to the next evening."""
 
 MISSING_IN, MISSING_OUT, UNDIRECTED_LEFT_OUT = "missing_in", "missing_out", "undirected_left_out"
 
 COLUMNS = ("day", "external_id", "name", "first_in", "last_out", "hours", "remarks")
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""A cell that begins with one of these is computed by spreadsheets (OWASP, CSV injection)."""
+"""Spreadsheets evaluate cells that begin with one of these (OWASP, CSV injection)."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One sighting of a person. `entering` is None where the event has no direction; `name` is the one they had."""
+    """One sighting of a person. `entering` is None if the event has no direction; `name` is the name at that time."""
 
     at: datetime
     entering: bool | None
@@ -43,18 +43,18 @@ class Mark:
 
 @dataclass(frozen=True)
 class Stay:
-    """From `begin` to `end`, one of which may not be known."""
+    """A stay from `begin` to `end`, one of which may be unknown."""
 
     begin: Mark | None
     end: Mark | None
 
-    def holds(self, mark: Mark) -> bool:
+    def contains(self, mark: Mark) -> bool:
         return self.begin is not None and self.end is not None and self.begin.at <= mark.at <= self.end.at
 
 
 @dataclass(frozen=True)
 class Row:
-    """A person's day. Times are in the time zone asked for; the name is the last one of the day."""
+    """One day of a person. Times are in the requested time zone; the name is the last one of the day."""
 
     day: date
     external_id: str
@@ -62,12 +62,12 @@ class Row:
     first_in: datetime | None
     last_out: datetime | None
     worked: timedelta | None
-    """None where nothing says how long."""
+    """None if unknown."""
     remarks: tuple[str, ...]
 
 
 def days_of(external_id: str, marks: Iterable[Mark], zone: tzinfo, longest: timedelta = LONGEST_SHIFT) -> list[Row]:
-    """A person's days in their order. `marks` may come in any order."""
+    """Returns a person's days, in order. `marks` may be in any order."""
     ordered = sorted(marks, key=lambda mark: mark.at)
     stays = stays_of([mark for mark in ordered if mark.entering is not None], longest)
     directed: dict[date, list[Stay]] = {}
@@ -81,7 +81,7 @@ def days_of(external_id: str, marks: Iterable[Mark], zone: tzinfo, longest: time
 
 
 def stays_of(marks: Sequence[Mark], longest: timedelta = LONGEST_SHIFT) -> list[Stay]:
-    """Marks with directions, in the order of time, as stays in that order."""
+    """Returns the stays of marks with directions. Both are ordered by time."""
     stays: list[Stay] = []
     inside: Mark | None = None
     for mark in marks:
@@ -97,21 +97,23 @@ def stays_of(marks: Sequence[Mark], longest: timedelta = LONGEST_SHIFT) -> list[
 
 
 def span(first: date, until: date, zone: tzinfo, longest: timedelta = LONGEST_SHIFT) -> tuple[datetime, datetime]:
-    """From when and before when events count for the days from `first` on and before `until`: a stay that began within
-    them may end after, and an `out` in the first hours belongs to a stay that began before."""
+    """Returns the range of events needed for the days from `first` on and before `until`.
+
+    A stay that began on them may end later, and an `out` in the first hours belongs to a stay that began earlier.
+    """
     return _midnight(first, zone) - longest, _midnight(until, zone) + longest
 
 
 def write(rows: Iterable[Row], file: TextIO) -> None:
-    """As CSV. Times with their offset, hours with two decimals; what a spreadsheet would compute begins with `'`."""
+    """Writes CSV: times with their offset, hours with two decimals. A `'` protects cells from being evaluated."""
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
     for row in rows:
         writer.writerow(
             (
                 row.day.isoformat(),
-                _harmless(row.external_id),
-                _harmless(row.name or ""),
+                _escape_formula(row.external_id),
+                _escape_formula(row.name or ""),
                 row.first_in.isoformat(timespec="seconds") if row.first_in else "",
                 row.last_out.isoformat(timespec="seconds") if row.last_out else "",
                 "" if row.worked is None else f"{hours_of(row):.2f}",
@@ -125,15 +127,17 @@ def hours_of(row: Row) -> float | None:
 
 
 def _undirected(marks: Iterable[Mark], stays: Sequence[Stay], zone: tzinfo) -> dict[date, list[Mark]]:
-    """Marks without directions, in the order of time, by the day they belong to: that of the stay that they lie in,
-    else their own. `stays` are in the order of time and do not overlap."""
+    """Returns marks without directions by their day: that of the stay that contains them, otherwise their own.
+
+    `marks` and `stays` are ordered by time; stays do not overlap.
+    """
     days: dict[date, list[Mark]] = {}
-    coming = iter(stays)
-    stay = next(coming, None)
+    remaining = iter(stays)
+    stay = next(remaining, None)
     for mark in marks:
         while stay is not None and _last(stay).at < mark.at:
-            stay = next(coming, None)
-        day = _day(stay, zone) if stay is not None and stay.holds(mark) else mark.at.astimezone(zone).date()
+            stay = next(remaining, None)
+        day = _day(stay, zone) if stay is not None and stay.contains(mark) else mark.at.astimezone(zone).date()
         days.setdefault(day, []).append(mark)
     return days
 
@@ -151,13 +155,15 @@ def _last(stay: Stay) -> Mark:
 
 
 def _row(day: date, external_id: str, directed: Sequence[Stay], undirected: Sequence[Mark], zone: tzinfo) -> Row:
-    """Of the stays that began on a day and the other marks of it, both in the order of time; one of them may be none,
-    and from the first mark to the last is a stay where there are no others."""
+    """Returns the row of a day with these stays and undirected marks, both ordered by time; one of them may be empty.
+
+    Without stays, the time from the first mark to the last is one.
+    """
     stays = directed or [Stay(undirected[0], undirected[-1] if len(undirected) > 1 else None)]
     begins = [stay.begin.at for stay in stays if stay.begin is not None]
     ends = [stay.end.at for stay in stays if stay.end is not None]
-    whole = [_passed(stay.begin.at, stay.end.at) for stay in stays if stay.begin is not None and stay.end is not None]
-    remarks = (
+    whole = [_elapsed(stay.begin.at, stay.end.at) for stay in stays if stay.begin is not None and stay.end is not None]
+    conditions = (
         (MISSING_IN, len(begins) < len(stays)),
         (MISSING_OUT, len(ends) < len(stays)),
         (UNDIRECTED_LEFT_OUT, bool(directed and undirected)),
@@ -169,12 +175,12 @@ def _row(day: date, external_id: str, directed: Sequence[Stay], undirected: Sequ
         min(begins).astimezone(zone) if begins else None,
         max(ends).astimezone(zone) if ends else None,
         sum(whole, timedelta()) if whole else None,
-        tuple(remark for remark, holds in remarks if holds),
+        tuple(remark for remark, holds in conditions if holds),
     )
 
 
-def _passed(begin: datetime, end: datetime) -> timedelta:
-    """The time that really passed: two times of one zone would be subtracted as a clock on the wall shows them."""
+def _elapsed(begin: datetime, end: datetime) -> timedelta:
+    """Returns the elapsed time. Subtracting two times of one zone would ignore clock changes."""
     return end.astimezone(UTC) - begin.astimezone(UTC)
 
 
@@ -182,5 +188,5 @@ def _midnight(day: date, zone: tzinfo) -> datetime:
     return datetime.combine(day, datetime.min.time(), zone).astimezone(UTC)
 
 
-def _harmless(text: str) -> str:
+def _escape_formula(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULAS) else text

@@ -1,4 +1,4 @@
-"""What a search says of the faces in front of a device becomes events."""
+"""Records the faces of an answer as events."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from indexer.gallery.validation import check_name
 from indexer.types import Gallery
 from search_service.matching.decision import Decision
 from search_service.search import Answer, FaceAnswer
-from search_service.store.events import Direction, Event, EventRepository, Recorded, Sighting
+from search_service.store.events import Direction, EventRepository, Recorded, Sighting
 
 LONGEST_COOLDOWN_SECONDS = 86_400
-"""A day: who comes once a day is to be seen once a day."""
+"""One day, so that a person who comes every day has an event every day."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Where faces were seen, and how long the same person is not recorded there again. Raises InvalidRequest."""
+    """Where faces were seen, and how long a person is not recorded there again. Raises InvalidRequest."""
 
     device: str
     direction: Direction | None
@@ -41,7 +41,11 @@ class Recording:
 
 
 def record(events: EventRepository, gallery: Gallery, answer: Answer, recording: Recording) -> Answer:
-    """The answer with the event of each face: a transaction a face, so asked again after a failure none is doubled."""
+    """Records an event for each face, and returns the answer with the events.
+
+    Each face is a transaction of its own, so that a request repeated after a failure records no face twice within the
+    cooldown.
+    """
     faces = (
         replace(face, event=events.record(gallery, sighting(face, recording), recording.cooldown))
         for face in answer.faces
@@ -49,42 +53,45 @@ def record(events: EventRepository, gallery: Gallery, answer: Answer, recording:
     return replace(answer, faces=tuple(faces))
 
 
-def remembered(answers: Sequence[Answer]) -> bytes:
-    """Which events the answers told, face by face, and nothing else of them: for `told_again`."""
+def serialize_events(answers: Sequence[Answer]) -> bytes:
+    """Returns the events of each face, and nothing else of the answers, for `restore_events`."""
     faces = [face for answer in answers for face in answer.faces]
     return json.dumps([(face.event.event.id, face.event.recorded) if face.event else None for face in faces]).encode()
 
 
-def told_again(events: EventRepository, answers: Sequence[Answer], recording: Recording, then: bytes) -> list[Answer]:
-    """The answers to the same probes with the events that were told `then`; nothing is recorded.
+def restore_events(
+    events: EventRepository, answers: Sequence[Answer], recording: Recording, serialized: bytes
+) -> list[Answer]:
+    """Returns the answers to repeated probes with the events of the first request; nothing is recorded.
 
-    A face has no event where that was deleted, and where it is not the same person any more whom the search finds: an
-    event outlives its identity, which a search does not name any more.
+    A face has no event if it was deleted, or if the search now finds a different person: an event outlives its
+    identity, which a search no longer names.
     """
-    told = chain(json.loads(then), repeat(None))
+    stored = chain(json.loads(serialized), repeat(None))
     return [
-        replace(answer, faces=tuple(_with_event(events, face, recording, next(told)) for face in answer.faces))
+        replace(answer, faces=tuple(_with_event(events, face, recording, next(stored)) for face in answer.faces))
         for answer in answers
     ]
 
 
-def _with_event(events: EventRepository, face: FaceAnswer, recording: Recording, told: list[int] | None) -> FaceAnswer:
-    event = _event(events, told[0]) if told else None
-    seen = sighting(face, recording).identity
-    if told is None or event is None or event.identity_id != (seen.id if seen else None):
+def _with_event(
+    events: EventRepository, face: FaceAnswer, recording: Recording, stored: tuple[int, bool] | None
+) -> FaceAnswer:
+    if stored is None:
         return face
-    return replace(face, event=Recorded(event, recorded=bool(told[1])))
-
-
-def _event(events: EventRepository, event_id: int) -> Event | None:
+    event_id, is_new = stored
     try:
-        return events.get(event_id)
+        event = events.get(event_id)
     except NotFound:
-        return None
+        return face
+    identity = sighting(face, recording).identity
+    if event.identity_id != (identity.id if identity else None):
+        return face
+    return replace(face, event=Recorded(event, recorded=bool(is_new)))
 
 
 def sighting(face: FaceAnswer, recording: Recording) -> Sighting:
-    """Of a match or a review, the best candidate's; of anything else nobody's, with the score that was too low."""
+    """Returns the sighting of the best candidate of a match or a review; of nobody otherwise, with the low score."""
     best = face.candidates[0] if face.candidates else None
     return Sighting(
         recording.device,

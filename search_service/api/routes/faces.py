@@ -39,7 +39,7 @@ from search_service.api.requests import (
 )
 from search_service.api.routes.openapi import failures, image_body
 from search_service.api.state import Service, State
-from search_service.events.recording import record, remembered, told_again
+from search_service.events.recording import record, restore_events, serialize_events
 from search_service.inference_queue import Kind
 from search_service.search import Answer, compare_seen
 from search_service.store.api_keys import Scope
@@ -102,9 +102,9 @@ async def _recorded(
     if recording is None:
         return answers
     if memory.previous is not None:
-        return await service.off_loop(told_again, events, answers, recording, memory.previous)
+        return await service.off_loop(restore_events, events, answers, recording, memory.previous)
     recorded = await service.off_loop(lambda: [record(events, asked.gallery, one, recording) for one in answers])
-    memory.keep = remembered(recorded)
+    memory.keep = serialize_events(recorded)
     service.deliverer.wake()
     return recorded
 

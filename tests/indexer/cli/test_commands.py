@@ -199,7 +199,7 @@ def test_an_index_out_of_step_is_reported_and_rebuild_mends_it(staff: Command) -
     assert wrong == {
         "check": "gallery staff",
         "ok": False,
-        "found": "6 faces in the database, 7 in the index, 1 not the same",
+        "found": "6 faces in the database, 7 in the index, 1 different",
         "advice": "whosthere gallery rebuild staff",
     }
     told = staff("doctor")
@@ -222,7 +222,7 @@ def test_doctor_compares_more_than_ids(staff: Command, change: str) -> None:
         database.execute(change)
     ran = staff("doctor", "--json")
     (wrong,) = (finding for finding in ran.json if not finding["ok"])
-    assert wrong["found"] == "7 faces in the database, 7 in the index, 1 not the same"
+    assert wrong["found"] == "7 faces in the database, 7 in the index, 1 different"
     staff.ok("gallery", "rebuild", "staff")
     staff.ok("doctor")
 
@@ -242,7 +242,7 @@ def test_doctor_tells_of_a_gallery_of_another_pack(staff: Command) -> None:
     ran = staff("doctor", "--json")
     assert ran.code == 1
     (wrong,) = (finding for finding in ran.json if not finding["ok"])
-    assert (wrong["check"], wrong["advice"]) == ("gallery staff", "do what it says, or enrol it anew")
+    assert (wrong["check"], wrong["advice"]) == ("gallery staff", "follow the message, or enroll the photos again")
     assert "0123456789abcdef" in wrong["found"]
 
 

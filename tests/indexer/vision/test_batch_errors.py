@@ -1,4 +1,4 @@
-"""One item that the networks fail on keeps no other one's answer out."""
+"""An item that fails does not affect the results of the others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def halves(numbers: Sequence[int]) -> list[int]:
     return [12 // number for number in numbers if number != 5]
 
 
-def test_nothing_is_asked_of_nobody() -> None:
+def test_empty_batch_is_not_processed() -> None:
     def fail(numbers: Sequence[int]) -> list[int]:
         raise AssertionError
 
     assert isolate_failures([], fail) == []
 
 
-def test_each_gets_its_answer_or_its_error() -> None:
+def test_each_item_gets_its_result_or_its_error() -> None:
     assert isolate_failures([1, 2], halves) == [12, 6]
     one, none, three, short, two = isolate_failures([1, 0, 3, 5, 2], halves)
     assert (one, two) == (12, 6)
@@ -35,6 +35,6 @@ def test_each_gets_its_answer_or_its_error() -> None:
 
 
 @pytest.mark.parametrize("numbers", [[1, 4], [0, 4], [4]])
-def test_what_no_item_is_to_blame_for_is_raised(numbers: list[int]) -> None:
+def test_errors_not_caused_by_an_item_are_raised(numbers: list[int]) -> None:
     with pytest.raises(ModelUnavailable):
         isolate_failures(numbers, halves)

@@ -22,7 +22,7 @@ from indexer.types import Pick
 from indexer.vision.pipeline import Seen
 from search_service.api.permissions import BodyKind
 from search_service.background import jobs as jobs_module
-from search_service.background.jobs import Courteous, Runner
+from search_service.background.jobs import CourteousPipeline, JobRunner
 from search_service.service_context import ServiceContext
 from search_service.store.jobs import JobRepository, JobState
 from tests import photos as sources
@@ -117,13 +117,13 @@ class Steps:
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
-    steps, look = Steps(), Courteous._describe
+    steps, look = Steps(), CourteousPipeline._describe
 
-    def stepped(self: Courteous, image: bytes, pick: Pick | None, gate: bool) -> Seen:
+    def stepped(self: CourteousPipeline, image: bytes, pick: Pick | None, gate: bool) -> Seen:
         steps.wait(self._check)
         return look(self, image, pick, gate)
 
-    monkeypatch.setattr(Courteous, "_describe", stepped)
+    monkeypatch.setattr(CourteousPipeline, "_describe", stepped)
     yield steps
     steps.let(10_000)
 
@@ -460,22 +460,22 @@ def test_what_ends_every_worker_is_given_up(own: Callable[..., ServiceContext], 
         assert held.attempts == attempt
     with running(home) as service, service.client() as client:
         told = finished(client, f"/v1/jobs/{job.id}", "failed")
-        assert told["problem"] == "it was begun 5 times and got no further"
+        assert told["problem"] == "it was started 5 times without finishing"
 
 
 def test_what_fails_by_itself_is_told_and_the_next_one_runs(
     own: Callable[..., ServiceContext], people_zip: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of the program here, which no image is to blame for."""
-    work = Runner._enroll_rows
+    work = JobRunner._enroll_rows
     faults = iter([RuntimeError("boom"), InvalidRequest("the archive is not as it was")])
 
-    def faulty(self: Runner, *arguments: Any) -> None:
+    def faulty(self: JobRunner, *arguments: Any) -> None:
         for fault in faults:
             raise fault
         work(self, *arguments)
 
-    monkeypatch.setattr(Runner, "_enroll_rows", faulty)
+    monkeypatch.setattr(JobRunner, "_enroll_rows", faulty)
     with running(own()) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
         paths = [accepted(client.post("/v1/galleries/staff/enrollments", files=sent(people_zip))) for _ in range(3)]
@@ -489,15 +489,15 @@ def test_what_may_be_over_soon_is_waited_for(
 ) -> None:
     """The disk is full here for a while; the job tells so."""
     monkeypatch.setattr(jobs_module, "RETRY_SECONDS", 0.5)
-    full, work = threading.Event(), Runner._enroll_rows
+    full, work = threading.Event(), JobRunner._enroll_rows
     full.set()
 
-    def faulty(self: Runner, *arguments: Any) -> None:
+    def faulty(self: JobRunner, *arguments: Any) -> None:
         if full.is_set():
             raise OSError(errno.ENOSPC, "No space left on device")
         work(self, *arguments)
 
-    monkeypatch.setattr(Runner, "_enroll_rows", faulty)
+    monkeypatch.setattr(JobRunner, "_enroll_rows", faulty)
     with running(own()) as service, service.client() as client:
         ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
         path = accepted(client.post("/v1/galleries/staff/enrollments", files=sent(people_zip)))

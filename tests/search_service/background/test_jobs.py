@@ -1,14 +1,10 @@
-"""Photos of a job let probes go first, but not for ever, and are given up as soon as that is said.
-
-And what is swept beside them.
-"""
+"""Photos of a job wait for probes, but not forever, and stop when the job does. Old answers are deleted."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
@@ -16,17 +12,15 @@ from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import Conflict
-from indexer.settings import read_settings
 from indexer.types import Pick
 from indexer.vision.pipeline import Seen
 from search_service.background import jobs
-from search_service.background.jobs import Courteous, Runner
+from search_service.background.jobs import CourteousPipeline, JobRunner
 from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
 from search_service.store.idempotency import Pending
 from search_service.store.schema import AnswerRow
 from tests.search_service.queueing import LARGEST, HeldPipeline, running_queue
-from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for, wait_for_async
 
 
@@ -44,7 +38,7 @@ def probes() -> Iterator[HeldPipeline]:
 
 
 class Networks:
-    """Notes for each photo of the job how many probes were begun with before it."""
+    """Records for each photo of the job how many probes were started before it."""
 
     def __init__(self, probes: HeldPipeline) -> None:
         self._probes = probes
@@ -58,18 +52,18 @@ class Networks:
         return [Seen(width=len(image)) for image in images]
 
 
-def beside_two_probes(
+def describe_during_two_probes(
     queue: InferenceQueue, probes: HeldPipeline, networks: Networks, until: Callable[[], bool]
 ) -> None:
-    """Two photos of a job, asked for while one probe is computed and another waits; probes go on from `until` on."""
-    courteous = Courteous(networks, queue, lambda: None)
+    """Describes two photos of a job while one probe is computed and another waits, both until `until` holds."""
+    pipeline = CourteousPipeline(networks, queue, lambda: None)
     seen: list[Seen] = []
 
     async def test() -> None:
         probes.go.clear()
         searches = [asyncio.create_task(queue.describe([b"probe"], probes, LARGEST)) for _ in range(2)]
         await asyncio.to_thread(probes.entered.wait, DEADLINE)
-        job = threading.Thread(target=lambda: seen.extend(courteous.describe([b"a", b"bc"], Pick.ONLY, gate=True)))
+        job = threading.Thread(target=lambda: seen.extend(pipeline.describe([b"a", b"bc"], Pick.ONLY, gate=True)))
         job.start()
         await wait_for_async(until)
         probes.go.set()
@@ -80,43 +74,43 @@ def beside_two_probes(
     assert [one.width for one in seen] == [1, 2]
 
 
-def test_old_answers_are_swept(queue: InferenceQueue, tmp_path: Path) -> None:
-    home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
+def test_expired_answers_are_deleted(queue: InferenceQueue, context: ServiceContext) -> None:
     for key in ("old", "young"):
-        home.idempotency.claim("", key)
-    with Session(home.engine) as session, session.begin():
+        context.idempotency.claim("", key)
+    with Session(context.engine) as session, session.begin():
         session.execute(update(AnswerRow).where(AnswerRow.key == "old").values(expires_at=now()))
-    runner = Runner(home, queue)
+    runner = JobRunner(context, queue)
     runner.start()
 
     def kept() -> list[str]:
-        with Session(home.engine) as session:
+        with Session(context.engine) as session:
             return list(session.scalars(select(AnswerRow.key)))
 
-    wait_for(lambda: kept() == ["young"], "the old one is swept")
+    wait_for(lambda: kept() == ["young"], "the old one to be deleted")
     runner.stop()
-    assert isinstance(home.idempotency.claim("", "young"), Pending)
-    home.close()
+    assert isinstance(context.idempotency.claim("", "young"), Pending)
 
 
-def test_probes_go_first(queue: InferenceQueue, probes: HeldPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_precede_photos_of_a_job(
+    queue: InferenceQueue, probes: HeldPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jobs, "LONGEST_PAUSE", DEADLINE)
     networks = Networks(probes)
     waiters = queue._changed._waiters  # type: ignore[attr-defined]
-    beside_two_probes(queue, probes, networks, lambda: len(waiters) == 1)
+    describe_during_two_probes(queue, probes, networks, lambda: len(waiters) == 1)
     assert networks.before == [2, 2]
 
 
-def test_a_service_that_is_never_idle_gets_through_a_job(
+def test_service_that_is_never_idle_finishes_jobs(
     queue: InferenceQueue, probes: HeldPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "LONGEST_PAUSE", 0.01)
     networks = Networks(probes)
-    beside_two_probes(queue, probes, networks, lambda: len(networks.before) == 2)
+    describe_during_two_probes(queue, probes, networks, lambda: len(networks.before) == 2)
     assert networks.before == [1, 1]
 
 
-def test_it_is_asked_before_each_photo_whether_it_goes_on(queue: InferenceQueue, probes: HeldPipeline) -> None:
+def test_job_is_checked_before_each_photo(queue: InferenceQueue, probes: HeldPipeline) -> None:
     networks = Networks(probes)
 
     def check() -> None:
@@ -124,5 +118,5 @@ def test_it_is_asked_before_each_photo_whether_it_goes_on(queue: InferenceQueue,
             raise Conflict("taken over")
 
     with pytest.raises(Conflict, match="taken over"):
-        Courteous(networks, queue, check).describe([b"a", b"b", b"c"], Pick.ONLY, gate=True)
+        CourteousPipeline(networks, queue, check).describe([b"a", b"b", b"c"], Pick.ONLY, gate=True)
     assert len(networks.before) == 1

@@ -1,4 +1,4 @@
-"""First in, last out and hours: shifts past midnight, clocks that change, and what somebody forgot."""
+"""First arrival, last departure and hours: shifts past midnight, clock changes, and missing events."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from search_service.events.attendance import COLUMNS, Mark, Row, days_of, span, 
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
-Told = tuple[str, str | None, str | None, float | None, tuple[str, ...]]
+Day = tuple[str, str | None, str | None, float | None, tuple[str, ...]]
 
 
 def at(text: str) -> datetime:
-    """In Berlin; `fold` 1 where it ends with *."""
+    """Returns a time in Berlin, with `fold` 1 if the text ends with *."""
     return datetime.fromisoformat(text.rstrip("*")).replace(tzinfo=BERLIN, fold=text.endswith("*"))
 
 
 def marks(*texts: str) -> list[Mark]:
-    """`> TIME` in, `< TIME` out, `. TIME` without a direction. They come as the database tells them, in UTC."""
+    """Returns marks in UTC, as from the database: `> TIME` in, `< TIME` out, `. TIME` without a direction."""
     ways = {">": True, "<": False, ".": None}
     return [Mark(at(text[2:]).astimezone(UTC), ways[text[0]]) for text in texts]
 
 
-def told(row: Row) -> Told:
+def day_of(row: Row) -> Day:
     return (
         row.day.isoformat(),
         row.first_in.isoformat() if row.first_in else None,
@@ -38,7 +38,7 @@ def told(row: Row) -> Told:
     )
 
 
-CASES: dict[str, tuple[list[str], list[Told]]] = {
+CASES: dict[str, tuple[list[str], list[Day]]] = {
     "a day": (
         ["> 2026-11-24 08:00", "< 2026-11-24 16:30"],
         [("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-24T16:30:00+01:00", 8.5, ())],
@@ -54,15 +54,15 @@ CASES: dict[str, tuple[list[str], list[Told]]] = {
             ("2026-11-25", "2026-11-25T22:00:00+01:00", "2026-11-26T06:00:00+01:00", 8, ()),
         ],
     ),
-    "the night clocks go forward is an hour shorter": (
+    "the night in which clocks go forward is an hour shorter": (
         ["> 2026-03-28 22:00", "< 2026-03-29 06:00"],
         [("2026-03-28", "2026-03-28T22:00:00+01:00", "2026-03-29T06:00:00+02:00", 7, ())],
     ),
-    "the night they go back is an hour longer": (
+    "the night in which they go back is an hour longer": (
         ["> 2026-10-24 22:00", "< 2026-10-25 06:00"],
         [("2026-10-24", "2026-10-24T22:00:00+02:00", "2026-10-25T06:00:00+01:00", 9, ())],
     ),
-    "within the hour that comes twice": (
+    "within the hour that occurs twice": (
         ["> 2026-10-25 02:30", "< 2026-10-25 02:15*"],
         [("2026-10-25", "2026-10-25T02:30:00+02:00", "2026-10-25T02:15:00+01:00", 0.75, ())],
     ),
@@ -150,17 +150,17 @@ CASES: dict[str, tuple[list[str], list[Told]]] = {
 
 
 @pytest.mark.parametrize(("given", "expected"), CASES.values(), ids=CASES)
-def test_days(given: list[str], expected: list[Told]) -> None:
+def test_days_follow_from_events(given: list[str], expected: list[Day]) -> None:
     for some in (marks(*given), marks(*reversed(given))):
-        assert [told(row) for row in days_of("ana", some, BERLIN)] == expected
+        assert [day_of(row) for row in days_of("ana", some, BERLIN)] == expected
 
 
-def test_a_longer_shift() -> None:
+def test_longest_shift_can_be_extended() -> None:
     (row,) = days_of("ana", marks("> 2026-11-24 08:00", "< 2026-11-25 09:00"), BERLIN, timedelta(hours=26))
     assert row.worked == timedelta(hours=25)
 
 
-def test_the_name_is_the_last_one_of_the_day() -> None:
+def test_name_is_the_last_one_of_the_day() -> None:
     seen = [
         Mark(mark.at, mark.entering, name)
         for mark, name in zip(
@@ -183,40 +183,40 @@ def test_the_name_is_the_last_one_of_the_day() -> None:
         ("Europe/Berlin", date(2026, 10, 11)),  # and back
         ("Africa/Cairo", date(2026, 4, 10)),  # forward at midnight: a day that begins at one
         ("America/Havana", date(2026, 10, 18)),  # back to midnight: a day that begins twice
-        ("Pacific/Apia", date(2011, 12, 17)),  # a day that never was
+        ("Pacific/Apia", date(2011, 12, 17)),  # a day that did not exist
         ("UTC", date(2026, 11, 1)),
     ],
 )
 @pytest.mark.parametrize("longest", [timedelta(hours=16), timedelta(hours=40)])
-def test_a_day_is_the_same_whatever_days_are_asked_for(zone: str, first: date, longest: timedelta) -> None:
+def test_day_does_not_depend_on_the_requested_days(zone: str, first: date, longest: timedelta) -> None:
     there = ZoneInfo(zone)
     begin, _ = span(first, first, there, timedelta(hours=48))
     for seed in range(20):
         draw = random.Random(seed)
         minutes = [draw.randrange(32 * 24 * 60) for _ in range(draw.choice((10, 60, 200)))]
-        minutes += [minute + 60 * draw.choice((8, 16, 40)) for minute in minutes[:20]]  # to the minute of the longest
+        minutes += [minute + 60 * draw.choice((8, 16, 40)) for minute in minutes[:20]]  # exactly the longest shift
         ways = draw.choice(((True, False), (True, False, None), (None, None, None, None, True, False)))
         seen = [Mark(begin + timedelta(minutes=m), draw.choice(ways), draw.choice("ABC")) for m in minutes]
 
-        def asked(day: date, days: int, seen: list[Mark] = seen) -> list[Row]:
+        def requested(day: date, days: int, seen: list[Mark] = seen) -> list[Row]:
             since, until = span(day, day + timedelta(days=days), there, longest)
             rows = days_of("ana", [mark for mark in seen if since <= mark.at < until], there, longest)
             return [row for row in rows if day <= row.day < day + timedelta(days=days)]
 
-        month = asked(first, 28)
+        month = requested(first, 28)
         assert len(month) > 5
-        assert [row for day in range(28) for row in asked(first + timedelta(days=day), 1)] == month
-        assert [row for day in range(0, 28, 7) for row in asked(first + timedelta(days=day), 7)] == month
+        assert [row for day in range(28) for row in requested(first + timedelta(days=day), 1)] == month
+        assert [row for day in range(0, 28, 7) for row in requested(first + timedelta(days=day), 7)] == month
 
 
 @pytest.mark.parametrize(("first", "hours"), [(date(2026, 3, 29), 23), (date(2026, 10, 25), 25)])
-def test_the_span_of_a_day_whose_clocks_change(first: date, hours: int) -> None:
+def test_span_of_a_day_with_a_clock_change(first: date, hours: int) -> None:
     since, until = span(first, first + timedelta(days=1), BERLIN, timedelta(hours=1))
     assert until - since == timedelta(hours=hours + 2)
     assert (since.astimezone(BERLIN) + timedelta(hours=1)).isoformat() == at(first.isoformat()).isoformat()
 
 
-def test_csv_is_text_to_a_spreadsheet() -> None:
+def test_csv_contains_no_formulas() -> None:
     rows = [
         Row(date(2026, 11, 24), who, name, at("2026-11-24 08:00"), at("2026-11-24 16:20"), timedelta(hours=8.333), ())
         for who, name in (('=HYPERLINK("http://x")', "+1"), ("-7", "@SUM(A1)"), ("\tx", "\ry"), ("ana", 'O"Hara, Ana'))
