@@ -53,15 +53,12 @@ class Observer(Protocol):
 
     def stage(self, name: str, seconds: float) -> None:
         """A request has spent so many seconds in a stage."""
-        ...
 
     def batch(self, images: int) -> None:
         """So many images are computed together."""
-        ...
 
     def waiting(self, images: int) -> None:
         """So many images wait now."""
-        ...
 
 
 @dataclass(eq=False)
@@ -79,10 +76,6 @@ class _Job:
     since: float
     """`time.perf_counter` on arrival."""
     seen: Seen | None = None
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return self.future.get_loop()
 
 
 class InferenceQueue:

@@ -112,11 +112,9 @@ class ThresholdSource(Protocol):
 
     def threshold(self, gallery: Gallery, index: VectorIndex, fpir: float) -> float:
         """Returns the cosine above which a share `fpir` of non-mated probes is answered with a match."""
-        ...
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Waits at most `seconds` for calibrations that run in the background."""
-        ...
 
 
 class SearchService:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
-from types import TracebackType
 from typing import IO, Any
 
 from indexer.clock import now
@@ -238,9 +237,7 @@ class _Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 
