@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks import lfw
 from benchmarks.lfw import Cell, say
 from indexer.app_context import AppContext
-from indexer.enrollment.sources import Row, rows_of
+from indexer.enrollment.rows import Row
+from indexer.enrollment.sources import rows_of
 from indexer.settings import read_settings
 from indexer.types import Pick
 from search_service.evaluation.protocol import Protocol

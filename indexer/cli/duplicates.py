@@ -9,7 +9,8 @@ import click
 
 from indexer.app_context import AppContext
 from indexer.cli.common import examples, json_option, print_json, progress_count, show, table, with_context
-from indexer.enrollment.lookalikes import Duplicates, Side, find_duplicates, lookalike_bound
+from indexer.enrollment.duplicates import Duplicates, Side, find_duplicates
+from indexer.enrollment.lookalikes import lookalike_bound
 
 SHOWN = 20
 DECIMALS = 4

@@ -22,7 +22,8 @@ from indexer.cli.common import (
     table,
     with_context,
 )
-from indexer.enrollment.sources import Row, rows_of
+from indexer.enrollment.rows import Row
+from indexer.enrollment.sources import rows_of
 from indexer.errors import PYTORCH_MISSING, ModelUnavailable, RejectedImage, WhosthereError
 from indexer.models import packs
 from indexer.models.catalogue import FileDescription, PackDescription, check_name

@@ -24,7 +24,7 @@ from indexer.cli.common import (
     table,
     with_context,
 )
-from indexer.enrollment.reembed import Missing, Reembedder, hashed
+from indexer.enrollment.reembed import Missing, Reembedder, hash_images
 from indexer.errors import Conflict
 from indexer.models.packs import Pack
 from indexer.types import Gallery
@@ -91,7 +91,7 @@ def gallery_reembed(
         _forget(context, gallery, as_json)
         return
     pack = context.packs.find_installed(model) if model else _former(context, gallery)
-    photos = hashed(images, context.settings.max_image_bytes) if images else {}
+    photos = hash_images(images, context.settings.max_image_bytes) if images else {}
     reembedder = Reembedder(context.store, context.pipeline(pack), gallery, photos)
     with progress_count("Embedding", "faces") as tell:
         for progress in reembedder.embed():

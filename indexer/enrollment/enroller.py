@@ -1,7 +1,7 @@
-"""Photos -> committed faces: resumable, idempotent, told row by row.
+"""Enrolls photos: resumable, idempotent, with a result for each row.
 
-Workers take chunks of photos through reading, decoding, detecting and embedding, side by side; one thread commits
-the chunks in order. What is committed is acknowledged; a run that ends early, however it ends, goes on where it was.
+Workers read, decode, detect and embed chunks of photos in parallel; one thread commits the chunks in order. Every
+yielded result is committed, and an interrupted run can be repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import repeat
 from typing import Any, Protocol
 
 from indexer.enrollment.lookalikes import Lookalike, Lookalikes
-from indexer.enrollment.sources import Row
+from indexer.enrollment.rows import Row
 from indexer.errors import Conflict, RejectedImage
 from indexer.gallery.faces import Enrolled, NewFace
 from indexer.gallery.store import Store
@@ -25,19 +25,18 @@ from indexer.vision.batch_errors import as_rejection, isolate_failures
 from indexer.vision.pipeline import Seen
 
 CHUNK = 16
-"""Photos that one worker takes at a time, and that are committed together."""
+"""Photos processed by one worker and committed together."""
 
-BYTES_AT_ONCE = 64 * 2**20
-"""Bytes of photo files that one worker holds at a time, or one photo where that is larger. With the pixels that
-`pipeline.PIXELS_AT_ONCE` lets it decode at a time, 144 MB, or one photo of 300 MB (`decode.Limits`), this bounds what
-a worker holds; there are two workers more than cores. Chunks that wait to be committed hold embeddings alone, and
-crops (15 kB each) where they are kept."""
+MAX_CHUNK_BYTES = 64 * 2**20
+"""Bytes of photo files in memory for each worker, or one larger photo. With the decoded pixels (144 MB by
+`pipeline.PIXELS_AT_ONCE`, or one photo of 300 MB by `decode.Limits`) this bounds a worker's memory; there are two more
+workers than cores. Chunks waiting to be committed only hold embeddings, and crops (15 kB each) if they are kept."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one row. `message` and `details` say more, to people and to programs: why it was rejected, or whom
-    an enrolled face looks like."""
+    """The result of one row. `message`, for people, and `details`, for programs, explain a rejection or name the
+    identity that an enrolled face looks like."""
 
     image: str
     external_id: str
@@ -48,15 +47,15 @@ class Result:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
-NOTHING_SAID = Enrolled(Outcome.UNCHANGED, None, None)
-"""What becomes of a person of whom nothing is said beyond their id."""
+UNCHANGED = Enrolled(Outcome.UNCHANGED, None, None)
+"""The result of an identity with nothing but its id."""
 
 Record = Callable[[Any, Sequence[Result]], None]
-"""Writes results down in the transaction that commits them, its first argument (`store.Also`)."""
+"""Stores results in the transaction that commits them, which is its first argument."""
 
 
-class Describes(Protocol):
-    """A FacePipeline, or what asks one."""
+class FaceDescriber(Protocol):
+    """A FacePipeline, or an object that queues for one."""
 
     def load(self) -> None: ...
 
@@ -65,8 +64,10 @@ class Describes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A row with everything found out about it but not committed: its face, or its rejection, or neither where the
-    gallery has the image already. `alike` is whom the face looks like."""
+    """A processed row before the commit: its face, its rejection, or neither if the image is enrolled already.
+
+    `alike` is the identity that the face looks like.
+    """
 
     row: Row
     new: NewFace | None = None
@@ -76,17 +77,17 @@ class _Prepared:
 
 
 class Enroller:
-    """Enrols rows into one gallery. `workers` chunks are on their way at a time.
+    """Enrolls rows into one gallery, `workers` chunks at a time.
 
-    With `keep_crops` the aligned crops are kept beside the embeddings, so that others can be made of them. With
-    `lookalikes`, faces that look like another identity are held, or told of, whichever it says: found as the chunks are
-    committed, so that the same rows end the same however the workers take turns.
+    With `keep_crops` the aligned crops are stored with the embeddings, for re-embedding. With `lookalikes`, faces that
+    look like another identity are held or reported. They are compared when chunks are committed, so that the results do
+    not depend on the order in which workers finish.
     """
 
     def __init__(
         self,
         store: Store,
-        pipeline: Describes,
+        pipeline: FaceDescriber,
         gallery: Gallery,
         max_image_bytes: int,
         workers: int,
@@ -102,11 +103,15 @@ class Enroller:
         self._lookalikes = lookalikes
 
     def enroll(self, rows: Sequence[Row], pick: Pick = Pick.ONLY, record: Record | None = None) -> Generator[Result]:
-        """One result a row, in order, each yielded after it is committed. Close the iterator to stop early.
+        """Enrolls the rows. Close the iterator to stop early.
 
-        `record` gets the results of each transaction in it: what it writes is there when they are, and only then.
+        `record` is called with the results of each transaction inside it, so that both are committed together.
 
-        Raises Conflict when the gallery is re-embedded meanwhile; run again, it goes on with the other pack.
+        Yields:
+            One result for each row, in order, after it was committed.
+
+        Raises:
+            Conflict: The gallery was re-embedded meanwhile; run again with the new pack.
         """
         self._pipeline.load()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="enroll")
@@ -122,18 +127,18 @@ class Enroller:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, rows: Sequence[Row], pick: Pick) -> list[_Prepared]:
-        """Reads and looks at the photos, as many at a time as BYTES_AT_ONCE allows."""
+        """Reads and processes the photos, in batches of at most MAX_CHUNK_BYTES."""
         prepared: list[_Prepared] = []
         batch: list[tuple[Row, bytes | RejectedImage]] = []
         for row in rows:
             batch.append((row, self._read(row)))
             held = sum(len(image) for _, image in batch if isinstance(image, bytes))
-            if held + self._max_bytes > BYTES_AT_ONCE:  # the next photo may be as large as they come
-                prepared += self._look(batch, pick)
+            if held + self._max_bytes > MAX_CHUNK_BYTES:  # the next photo may have the maximum size
+                prepared += self._process(batch, pick)
                 batch = []
-        return prepared + self._look(batch, pick)
+        return prepared + self._process(batch, pick)
 
-    def _look(self, batch: Sequence[tuple[Row, bytes | RejectedImage]], pick: Pick) -> list[_Prepared]:
+    def _process(self, batch: Sequence[tuple[Row, bytes | RejectedImage]], pick: Pick) -> list[_Prepared]:
         images = [image for _, image in batch if isinstance(image, bytes)]
         hashes = [sha256(image) for image in images]
         known = self._store.faces.known_images(self._gallery.id, hashes)
@@ -146,20 +151,19 @@ class Enroller:
                 prepared.append(_Prepared(row, rejection=image))
                 continue
             sha = next(shas)
-            there = known.get(sha)
-            if there is None:
+            enrolled = known.get(sha)
+            if enrolled is None:
                 answer = next(seen)
                 ready = [new_face(row.person, sha, face, self._keep_crops) for face in answer.faces[:1]]
                 prepared.append(_Prepared(row, next(iter(ready), None), answer.rejection))
-            elif there.external_id == row.person.external_id:
-                prepared.append(_Prepared(row, known_face=there.face_id))
+            elif enrolled.external_id == row.person.external_id:
+                prepared.append(_Prepared(row, known_face=enrolled.face_id))
             else:
-                prepared.append(_Prepared(row, rejection=another_identity(there.external_id)))
+                prepared.append(_Prepared(row, rejection=another_identity(enrolled.external_id)))
         return prepared
 
     def _describe(self, images: Sequence[bytes], pick: Pick) -> list[Seen]:
-        """What the pipeline sees. An image that it fails on is rejected, or the run would end there every time;
-        errors that no image is to blame for are raised."""
+        """Describes the images. Images on which the pipeline fails are rejected; other errors are raised."""
         answers = isolate_failures(images, lambda some: self._pipeline.describe(some, pick, gate=True))
         return [Seen(rejection=as_rejection(answer)) if isinstance(answer, Exception) else answer for answer in answers]
 
@@ -170,25 +174,27 @@ class Enroller:
             return rejection.without_traceback()
 
     def _commit(self, prepared: Sequence[_Prepared], record: Record | None) -> list[Result]:
-        prepared = self._compared(prepared)
+        prepared = self._compare(prepared)
         kept = [p for p in prepared if p.rejection is None]
-        says = any(p.new is not None or _says(p.row.person) for p in kept)
+        has_changes = any(p.new is not None or _has_fields(p.row.person) for p in kept)
         results: list[Result] = []
 
-        def tell(transaction: Any, became: Sequence[Enrolled]) -> None:
-            told = iter(became) if says else repeat(NOTHING_SAID)
-            results.extend(_result(p, told) for p in prepared)
+        def collect(transaction: Any, enrolled: Sequence[Enrolled]) -> None:
+            outcomes = iter(enrolled) if has_changes else repeat(UNCHANGED)
+            results.extend(_result(p, outcomes) for p in prepared)
             if record is not None:
                 record(transaction, results)
 
-        if says or record is not None:
-            self._store.faces.enroll(self._gallery, [p.new or p.row.person for p in kept] if says else [], tell)
+        if has_changes or record is not None:
+            self._store.faces.enroll(
+                self._gallery, [p.new or p.row.person for p in kept] if has_changes else [], collect
+            )
         else:
-            tell(None, ())
+            collect(None, ())
         return results
 
-    def _compared(self, prepared: Sequence[_Prepared]) -> Sequence[_Prepared]:
-        """The same, with whom each new face looks like; rejected where it is held for that."""
+    def _compare(self, prepared: Sequence[_Prepared]) -> Sequence[_Prepared]:
+        """Adds the identity that each new face looks like; rejects faces that are held."""
         if self._lookalikes is None:
             return prepared
         places = [i for i, p in enumerate(prepared) if p.new is not None and p.rejection is None]
@@ -201,42 +207,43 @@ class Enroller:
 
 
 def new_face(person: Person, image_sha256: str, face: Face, keep_crop: bool) -> NewFace:
-    """The face of an image, ready to be enrolled, with its crop as a file where that is to be kept."""
+    """Returns the face of an image for the store, with its encoded crop if it is kept."""
     crop = crops.write(face.crop) if keep_crop and face.crop is not None else None
     return NewFace(person, image_sha256, replace(face, crop=None), crop)
 
 
 def check_pack(gallery: Gallery, pack: Pack) -> None:
-    """Raises Conflict when the gallery's embeddings were made by another state of the pack."""
+    """Raises Conflict if the gallery's embeddings were computed by another pack or version of it."""
     if (gallery.model, gallery.fingerprint, gallery.dim) != (pack.name, pack.fingerprint, pack.dim):
         raise Conflict(
-            f"gallery {gallery.name!r} was made with {gallery.model} {gallery.fingerprint}, and this is "
-            f"{pack.name} {pack.fingerprint}: their embeddings cannot be compared. `whosthere gallery reembed "
-            f"{gallery.name} --model {pack.name}` moves it, from kept crops or the photos (--images)",
+            f"gallery {gallery.name!r} was created with {gallery.model} {gallery.fingerprint}, but the installed pack "
+            f"is {pack.name} {pack.fingerprint}: their embeddings cannot be compared. `whosthere gallery reembed "
+            f"{gallery.name} --model {pack.name}` moves it, using kept crops or the photos (--images)",
             code="model_mismatch",
         )
 
 
 def another_identity(owner: str) -> RejectedImage:
+    """Returns the rejection of an image that is enrolled for another identity."""
     return RejectedImage(
-        f"the same image is enrolled for identity {owner!r}; delete that face first if it is the wrong person's",
+        f"the same image is enrolled for identity {owner!r}; delete that face first if it shows another person",
         code=Reason.LOOKS_LIKE_ANOTHER_IDENTITY,
         details={"external_id": owner},
     )
 
 
 def looks_like(other: Lookalike) -> RejectedImage:
-    """Why a face is held."""
+    """Returns the rejection of a face that is held."""
     return RejectedImage(
-        f"{other.message}; the same person under two ids, or somebody very alike: "
-        "WHOSTHERE_LOOKALIKES=report enrols the photo and tells",
+        f"{other.message}; the same person under two ids, or two people who look very similar: "
+        "WHOSTHERE_LOOKALIKES=report enrolls the photo and reports it",
         code=Reason.LOOKS_LIKE_ANOTHER_IDENTITY,
         details=other.details,
     )
 
 
-def _says(person: Person) -> bool:
-    """Whether anything is said of a person beyond their id."""
+def _has_fields(person: Person) -> bool:
+    """Returns whether a person has more than an id."""
     return any((person.name, person.valid_from, person.valid_until, person.metadata))
 
 

@@ -1,8 +1,8 @@
-"""Embeddings of a gallery by another pack: laid beside its own, then taken in their place, and back again.
+"""Moves a gallery to another model pack: computes new embeddings, switches to them, and can switch back.
 
-They are made of the kept crops, or of the photos where those are at hand. What is laid beside stays whatever happens to
-the run, so that running it again goes on; until the switch the gallery answers as ever. A crop that one pack's detector
-aligned is embedded as it is: another pack's may have put it a little differently.
+New embeddings are computed from kept crops, or from the photos. They are committed in batches, so that an interrupted
+run can be repeated; until the switch the gallery answers from its old embeddings. A kept crop is embedded as it is,
+although the detector of the new pack might have aligned it slightly differently.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 BATCH = 128
-"""Faces that are embedded and committed at a time: six seconds of IR-50 on a slow CPU, and enough to fill a GPU."""
+"""Faces embedded and committed at a time: six seconds of IR-50 on a slow CPU, and enough to fill a GPU."""
 
 PHOTOS = 8
-"""Photos that are read and looked at at a time."""
+"""Photos processed at a time."""
 
 SAME_FACE = 0.4
-"""Overlap (intersection over union) from which a face found in a photo is the enrolled one: detectors draw their boxes
-differently, and two people's hardly overlap."""
+"""Intersection over union from which a face found in a photo is the enrolled one: boxes of different detectors differ,
+and those of two people hardly overlap."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an embedding is. Faces that are enrolled meanwhile count as they are come by."""
+    """The progress of a re-embedding. Faces enrolled meanwhile are counted when they are reached."""
 
     embedded: int
-    """By now, those of earlier runs among them."""
+    """Including those of earlier runs."""
     missing: int
-    """That there is no crop and no photo of."""
+    """Faces with neither a crop nor a photo."""
     faces: int
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A face that cannot be embedded, as people find its photo."""
+    """A face that cannot be embedded, with what identifies its photo."""
 
     face_id: int
     external_id: str
@@ -63,12 +63,14 @@ class Missing:
 
 
 class Reembedder:
-    """Embeds one gallery by the pack of `pipeline`. `images` are photos by their SHA-256 (`hashed` makes that), for the
-    faces of which no crop was kept.
+    """Re-embeds one gallery with the pack of `pipeline`.
 
-    Going back to a former pack is the same: its embeddings are still there, and only faces enrolled since are embedded.
-    Several at a time do no harm. Raises Conflict when the gallery is bound to that pack, or to another one than
-    `gallery` says, from the start or meanwhile.
+    `images` are photos by their SHA-256, as `hash_images` returns them, for faces without a kept crop. A rollback to a
+    former pack works the same: its embeddings are kept, and only faces enrolled since are embedded. Several runs at the
+    same time are safe.
+
+    Raises:
+        Conflict: The gallery is bound to that pack already, or no longer to the pack of `gallery`.
     """
 
     def __init__(
@@ -80,31 +82,35 @@ class Reembedder:
         self._fingerprint = pipeline.pack.fingerprint
         self._images = images or {}
         self._missing: dict[int, Missing] = {}
-        """Faces that this run has looked at in vain, by their ids."""
+        """Faces that this run could not embed, by id."""
 
     def embed(self) -> Generator[Progress]:
-        """Embeds every face that lacks an embedding, telling how far it is at the start and after each batch that is
-        committed. Close the iterator to stop early. Raises ModelUnavailable too."""
-        rest = self._rest()
-        next(rest)
+        """Embeds every face without an embedding. Close the iterator to stop early.
+
+        Yields the progress at the start and after each committed batch. Raises ModelUnavailable as well.
+        """
+        batches = self._embed_missing()
+        next(batches)
         faces = self._store.galleries.counts(self._gallery.id)[1]
         embedded = self._store.reembeddings.count(self._gallery.id, self._fingerprint)
         yield Progress(embedded, len(self._missing), faces)
-        for more in rest:
+        for more in batches:
             embedded += more
             yield Progress(embedded, len(self._missing), max(faces, embedded + len(self._missing)))
 
     def missing(self) -> list[Missing]:
-        """The faces that were looked at in vain, in the order of their enrolment; after `switch` those that it found
-        missing, also where it dropped them."""
+        """Returns the faces that could not be embedded, in the order of enrollment; after `switch` including those that
+        it deleted."""
         return list(self._missing.values())
 
     def switch(self, drop_missing: bool = False) -> SwitchResult:
-        """Embeds what is left, and binds the gallery to the pack in one transaction; the embeddings it had lie beside
-        from then on. With `drop_missing` the faces that cannot be embedded are deleted, their identities stay; without,
-        one such face keeps it from switching."""
+        """Embeds the remaining faces and binds the gallery to the pack in one transaction. Its old embeddings are kept.
+
+        With `drop_missing`, faces that cannot be embedded are deleted and their identities stay; without, one such face
+        prevents the switch.
+        """
         while True:
-            for _ in self._rest():
+            for _ in self._embed_missing():
                 pass
             ended = self._store.reembeddings.switch(
                 self._gallery, self._fingerprint, self._missing.keys(), drop_missing
@@ -112,22 +118,22 @@ class Reembedder:
             if not ended.newer:
                 return ended
 
-    def _rest(self) -> Iterator[int]:
-        """Embeds every face that lacks an embedding: how many each batch added that is committed, and 0 once begun."""
+    def _embed_missing(self) -> Iterator[int]:
+        """Embeds every face without an embedding. Yields 0 at the start, then the number of each committed batch."""
         pack, after = self._pipeline.pack, 0
         self._store.reembeddings.start(self._gallery, pack.name, self._fingerprint, pack.dim)
         yield 0
         left: dict[int, Missing] = {}
         while some := self._store.reembeddings.missing(self._gallery.id, self._fingerprint, after, BATCH):
-            after = some[-1].face_id  # ids rise: faces that are enrolled meanwhile come after it
+            after = some[-1].face_id  # faces enrolled meanwhile have higher ids
             yield self._embed([face for face in some if face.face_id not in self._missing])
             left |= {face.face_id: self._missing[face.face_id] for face in some if face.face_id in self._missing}
-        self._missing = left  # others are gone, or somebody else has embedded them
+        self._missing = left  # others were deleted, or embedded by another run
 
     def _embed(self, some: Sequence[UnembeddedFace]) -> int:
-        """Embeds those that can be, and commits; how many."""
-        found = self._of_crops(some)
-        found |= self._of_photos([face for face in some if face.face_id not in found])
+        """Embeds and commits the faces that can be embedded. Returns their number."""
+        found = self._from_crops(some)
+        found |= self._from_photos([face for face in some if face.face_id not in found])
         if found:
             vectors = np.stack(list(found.values()))
             self._store.reembeddings.put(self._gallery, self._fingerprint, list(found), vectors)
@@ -136,8 +142,8 @@ class Reembedder:
                 self._missing[face.face_id] = Missing(face.face_id, face.external_id, face.image_sha256)
         return len(found)
 
-    def _of_crops(self, some: Sequence[UnembeddedFace]) -> dict[int, NDArray[np.float32]]:
-        """Embeddings of kept crops, by face."""
+    def _from_crops(self, some: Sequence[UnembeddedFace]) -> dict[int, NDArray[np.float32]]:
+        """Returns the embeddings of kept crops, by face id."""
         read: dict[int, NDArray[np.uint8]] = {}
         for face in some:
             if face.crop is not None:
@@ -145,17 +151,19 @@ class Reembedder:
                     read[face.face_id] = crops.read(face.crop)
                 except InvalidRequest as error:
                     log.warning("Face %d of %s: %s", face.face_id, face.external_id, error.message)
-        return dict(_answered(list(read), lambda ids: self._pipeline.embed(np.stack([read[i] for i in ids]))))
+        return dict(_successes(list(read), lambda ids: self._pipeline.embed(np.stack([read[i] for i in ids]))))
 
-    def _of_photos(self, some: Sequence[UnembeddedFace]) -> dict[int, NDArray[np.float32]]:
-        """Embeddings of faces whose photo is at hand and shows them where it did, by face. The largest face is looked
-        for first, as enrolling does: looking for all of them places landmarks a little differently."""
+    def _from_photos(self, some: Sequence[UnembeddedFace]) -> dict[int, NDArray[np.float32]]:
+        """Returns the embeddings of faces found in their photo at the enrolled position, by face id.
+
+        The largest face is tried first, as enrollment does: detecting all faces gives slightly different landmarks.
+        """
         left = [face for face in some if face.image_sha256 in self._images]
         found: dict[int, NDArray[np.float32]] = {}
         for pick in (Pick.LARGEST, None):
             for start in range(0, len(left), PHOTOS):
                 photos = [(f, data) for f in left[start : start + PHOTOS] if (data := self._read(f)) is not None]
-                for (face, _), answer in _answered(photos, lambda pairs: self._describe(pairs, pick)):  # noqa: B023
+                for (face, _), answer in _successes(photos, lambda pairs: self._describe(pairs, pick)):  # noqa: B023
                     same = max(answer.faces, key=lambda one: iou(one.detection.box, face.box), default=None)
                     if same is not None and iou(same.detection.box, face.box) >= SAME_FACE:
                         found[face.face_id] = same.embedding
@@ -166,7 +174,7 @@ class Reembedder:
         return self._pipeline.describe([data for _, data in photos], pick)
 
     def _read(self, face: UnembeddedFace) -> bytes | None:
-        """The photo's bytes, when they are still what they were when they were hashed."""
+        """Returns the bytes of the photo, if it has not changed since it was hashed."""
         path = self._images[face.image_sha256]
         try:
             data = path.read_bytes()
@@ -176,10 +184,10 @@ class Reembedder:
         return data if sha256(data) == face.image_sha256 else None
 
 
-def hashed(paths: Sequence[Path], max_bytes: int) -> dict[str, Path]:
-    """The files of at most `max_bytes` among `paths` and in the folders below them, by the SHA-256 of their bytes.
+def hash_images(paths: Sequence[Path], max_bytes: int) -> dict[str, Path]:
+    """Returns the files of at most `max_bytes` in `paths` and the folders below, by the SHA-256 of their bytes.
 
-    Raises InvalidRequest when a path is not there or cannot be read.
+    Raises InvalidRequest if a path does not exist or cannot be read.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -197,12 +205,14 @@ def hashed(paths: Sequence[Path], max_bytes: int) -> dict[str, Path]:
     return found
 
 
-def _answered(items: Sequence[Item], ask: Callable[[Sequence[Item]], Iterable[Answer]]) -> list[tuple[Item, Answer]]:
-    """Each item with its answer, as `each`; one that the pipeline fails on is left out."""
-    answered: list[tuple[Item, Answer]] = []
-    for item, answer in zip(items, isolate_failures(items, ask), strict=True):
+def _successes(
+    items: Sequence[Item], process: Callable[[Sequence[Item]], Iterable[Answer]]
+) -> list[tuple[Item, Answer]]:
+    """Returns each item with its answer; items on which the pipeline fails are logged and left out."""
+    successes: list[tuple[Item, Answer]] = []
+    for item, answer in zip(items, isolate_failures(items, process), strict=True):
         if isinstance(answer, Exception):
             log.warning("A face cannot be embedded: %s: %s", type(answer).__name__, answer)
         else:
-            answered.append((item, answer))
-    return answered
+            successes.append((item, answer))
+    return successes

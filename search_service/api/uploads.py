@@ -16,7 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from indexer.enrollment.archives import MAX_ENTRIES
-from indexer.enrollment.sources import MANIFEST
+from indexer.enrollment.containers import MANIFEST
 from indexer.errors import InvalidRequest, StorageUnavailable
 from search_service.api.state import State
 

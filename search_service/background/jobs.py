@@ -17,8 +17,9 @@ from datetime import timedelta
 from typing import IO, Any
 
 from indexer.clock import now
-from indexer.enrollment.enroller import Describes, Enroller, Result
-from indexer.enrollment.sources import Row, rows_of_archive
+from indexer.enrollment.enroller import Enroller, FaceDescriber, Result
+from indexer.enrollment.rows import Row
+from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import Conflict, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError
 from indexer.settings import Settings
 from indexer.types import Gallery, Pick
@@ -199,7 +200,7 @@ class JobRunner:
 class CourteousPipeline:
     """Describes one photo at a time, after probes that wait; `check` is called before each photo."""
 
-    def __init__(self, networks: Describes, queue: InferenceQueue, check: Callable[[], None]) -> None:
+    def __init__(self, networks: FaceDescriber, queue: InferenceQueue, check: Callable[[], None]) -> None:
         self._networks = networks
         self._queue = queue
         self._check = check

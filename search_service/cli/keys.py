@@ -9,7 +9,7 @@ import click
 
 from indexer.cli.common import examples, json_option, print_json, show, table
 from indexer.clock import now
-from indexer.enrollment.sources import parse_time
+from indexer.enrollment.manifests import parse_time
 from indexer.errors import InvalidRequest
 from search_service.cli.common import with_context
 from search_service.serializers import key_object

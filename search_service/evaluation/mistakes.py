@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from indexer.app_context import AppContext
-from indexer.enrollment.sources import Row
+from indexer.enrollment.rows import Row
 from indexer.errors import RejectedImage
 from indexer.types import Face, Pick
 from indexer.vision.decode import Limits, decode

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from indexer.app_context import SPARE_WORKERS, AppContext
-from indexer.enrollment.enroller import BYTES_AT_ONCE, CHUNK
-from indexer.enrollment.sources import Row
+from indexer.enrollment.enroller import CHUNK, MAX_CHUNK_BYTES
+from indexer.enrollment.rows import Row
 from indexer.errors import RejectedImage
 from indexer.types import Pick, Reason, sha256
 from indexer.vision.batch_errors import as_rejection, isolate_failures
@@ -55,7 +55,7 @@ class PhotoReader:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, rows: Sequence[Row]) -> list[DescribedPhoto]:
-        """Describes photos, as many together as BYTES_AT_ONCE allows."""
+        """Describes photos, as many together as MAX_CHUNK_BYTES allows."""
         photos: list[DescribedPhoto] = []
         batch: list[tuple[Row, bytes]] = []
         for row in rows:
@@ -65,7 +65,7 @@ class PhotoReader:
                 photos += self._describe(batch)
                 photos.append(DescribedPhoto(row, "", Seen(rejection=rejection.without_traceback())))
                 batch = []
-            if sum(len(image) for _, image in batch) + self._max_bytes > BYTES_AT_ONCE:
+            if sum(len(image) for _, image in batch) + self._max_bytes > MAX_CHUNK_BYTES:
                 photos += self._describe(batch)
                 batch = []
         return photos + self._describe(batch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from indexer.enrollment.sources import Row
+from indexer.enrollment.rows import Row
 from indexer.errors import InvalidRequest
 from indexer.types import Person, Pick
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from indexer.app_context import SPARE_WORKERS, AppContext
 from indexer.enrollment.enroller import Enroller, Result
-from indexer.enrollment.sources import Row
+from indexer.enrollment.rows import Row
 from indexer.errors import InvalidRequest
 from indexer.models.packs import Pack
 from indexer.settings import Settings, read_settings

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from indexer.enrollment.lookalikes import Duplicates
+from indexer.enrollment.duplicates import Duplicates
 from search_service.api.models.base import Cursor, Name, Payload, Score, Time
 from search_service.calibration.report import Basis
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request
 
-from indexer.enrollment.lookalikes import ALL_PAIRS, find_duplicates, lookalike_bound
+from indexer.enrollment.duplicates import ALL_PAIRS, find_duplicates
+from indexer.enrollment.lookalikes import lookalike_bound
 from indexer.errors import Conflict, Overloaded
 from indexer.serializers import gallery_detail, gallery_object
 from search_service.api.models.base import Deleted

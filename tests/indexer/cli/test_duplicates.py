@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from indexer.app_context import AppContext
 from indexer.enrollment.enroller import Enroller
 from indexer.enrollment.lookalikes import lookalike_bound
-from indexer.enrollment.sources import Row
+from indexer.enrollment.rows import Row
 from indexer.models.packs import SFACE
 from indexer.settings import read_settings
 from indexer.types import Outcome, Person

@@ -372,7 +372,7 @@ def test_what_is_in_a_zip(empty: Command, demo: Demo, tmp_path: Path) -> None:
         (["FOLDER", "--gallery", "staff", "--model", "unknown"], "no model pack 'unknown'; expected one of"),
         (["FOLDER", "--gallery", "staff", "--pick", "first"], "'first' is not one of"),
         (["FOLDER", "--gallery", "staff", "--fast"], "No such option"),
-        (["nowhere", "--gallery", "staff"], "there is no nowhere; expected a folder, an image or a ZIP"),
+        (["nowhere", "--gallery", "staff"], "there is no nowhere; expected a folder, an image or a ZIP file"),
         (["PHOTO", "--gallery", "a/b"], "must not contain a slash"),
         (["PHOTO", "--gallery", "staff", "--report", "FOLDER/no/report.csv"], "cannot be written"),
     ],
@@ -396,7 +396,7 @@ def test_a_gallery_of_another_pack_is_refused(staff: Command, demo: Demo) -> Non
         ran = staff(*arguments, "--gallery", "staff", "--json")
         assert ran.code == 1
         assert ran.out == ""
-        assert "Error: gallery 'staff' was made with sface 0123456789abcdef" in ran.err
+        assert "Error: gallery 'staff' was created with sface 0123456789abcdef" in ran.err
     assert staff.query("SELECT count(*) FROM faces") == [(7,)]
 
 
@@ -436,7 +436,7 @@ def test_few_bytes_are_held_at_a_time(empty: Command, demo: Demo, monkeypatch: p
     at_once = 3 * max(sizes)
     given: list[list[int]] = []
     watch_describe(monkeypatch, lambda images: given.append([len(image) for image in images]))
-    monkeypatch.setattr(enroller, "BYTES_AT_ONCE", at_once)
+    monkeypatch.setattr(enroller, "MAX_CHUNK_BYTES", at_once)
     monkeypatch.setenv("WHOSTHERE_MAX_IMAGE_BYTES", str(max(sizes)))
     summary = empty.ok("enroll", demo.photos, "--gallery", "staff", "--json").json
     assert [row["external_id"] for row in summary["results"]] == sorted(p.name for p in demo.photos.iterdir())

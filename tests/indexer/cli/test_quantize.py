@@ -124,7 +124,7 @@ def test_too_few_faces(empty: Command, demo: Demo, tmp_path: Path) -> None:
     ("arguments", "code", "says"),
     [
         (["sface"], 2, "Missing option '--calibrate'"),
-        (["sface", "--calibrate", "nowhere"], 2, "there is no nowhere; expected a folder, an image or a ZIP"),
+        (["sface", "--calibrate", "nowhere"], 2, "there is no nowhere; expected a folder, an image or a ZIP file"),
         (["nope", "--calibrate", "."], 2, "there is no model pack 'nope'"),
         (["buffalo_l", "--calibrate", "."], 1, "`whosthere models pull buffalo_l` fetches it"),
     ],

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from indexer.enrollment import duplicates
 from indexer.enrollment import enroller as enroller_module
-from indexer.enrollment import lookalikes
+from indexer.enrollment.duplicates import Duplicates, find_duplicates
 from indexer.enrollment.enroller import Enroller, Result
-from indexer.enrollment.lookalikes import Duplicates, Lookalikes, find_duplicates, lookalike_bound
-from indexer.enrollment.sources import Row
+from indexer.enrollment.lookalikes import Lookalike, Lookalikes, lookalike_bound
+from indexer.enrollment.rows import Row
 from indexer.gallery.faces import NewFace
 from indexer.gallery.store import Store
 from indexer.models.model_files import ModelFiles
@@ -65,7 +66,7 @@ def index(store: Store, gallery: Gallery, tmp_path: Path) -> SynchronizedIndex:
     return index_of(store, gallery, tmp_path / "indexes")
 
 
-def alike(found: Sequence[lookalikes.Lookalike | None]) -> list[tuple[str, bool] | None]:
+def alike(found: Sequence[Lookalike | None]) -> list[tuple[str, bool] | None]:
     """Whom each looks like, and whether by a face that is enrolled."""
     return [None if one is None else (one.external_id, one.face_id is not None) for one in found]
 
@@ -331,8 +332,8 @@ def test_every_pair_is_found(
     blocks: tuple[int, int],
     threshold: float,
 ) -> None:
-    monkeypatch.setattr(lookalikes, "BLOCK_ROWS", blocks[0])
-    monkeypatch.setattr(lookalikes, "BLOCK_COLUMNS", blocks[1])
+    monkeypatch.setattr(duplicates, "BLOCK_ROWS", blocks[0])
+    monkeypatch.setattr(duplicates, "BLOCK_COLUMNS", blocks[1])
     heard: list[tuple[int, int]] = []
     found = find_duplicates(
         store,
@@ -364,8 +365,8 @@ def test_the_nearest_of_each_find_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     every = find_duplicates(store, gallery, index, 0.5)
-    monkeypatch.setattr(lookalikes, "ALL_PAIRS", 59)
-    monkeypatch.setattr(lookalikes, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", 59)
+    monkeypatch.setattr(duplicates, "BLOCK_ROWS", 16)
     nearest = find_duplicates(store, gallery, index, 0.5)
     assert not nearest.exact
     assert nearest.faces == 60
@@ -383,10 +384,10 @@ def test_of_too_many_pairs_the_best_are_told(
     most: int,
 ) -> None:
     whole = find_duplicates(store, gallery, index, -1)
-    monkeypatch.setattr(lookalikes, "MOST_PAIRS", most)
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", most)
     for block in (1024, 8):
-        monkeypatch.setattr(lookalikes, "BLOCK_ROWS", block)
-        monkeypatch.setattr(lookalikes, "BLOCK_COLUMNS", block)
+        monkeypatch.setattr(duplicates, "BLOCK_ROWS", block)
+        monkeypatch.setattr(duplicates, "BLOCK_COLUMNS", block)
         found = find_duplicates(store, gallery, index, -1)
         assert not found.complete
         assert [p.identities for p in found.pairs] == [p.identities for p in whole.pairs[:most]]
@@ -398,7 +399,7 @@ def test_a_wrong_photo_is_told_from_one_person_under_two_ids(
 ) -> None:
     """Ana has a photo of ben, which is hers by mistake; cem and cem-2 are one person, whose photos are all right; dan's
     only photo is of ben, and nobody can tell whose id is wrong."""
-    monkeypatch.setattr(lookalikes, "ALL_PAIRS", all_pairs)
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", all_pairs)
     people = [("ana", 1), ("ana", 1), ("ana", 2), ("ben", 2), ("ben", 2), ("cem", 3), ("cem", 3)]
     people += [("cem-2", 3), ("cem-2", 3), ("dan", 2)]
     enrolled = store.faces.enroll(gallery, [new(who, near(seen, i), i) for i, (who, seen) in enumerate(people)])

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from indexer.enrollment import reembed
 from indexer.enrollment.enroller import Enroller
-from indexer.enrollment.reembed import Missing, Progress, Reembedder, hashed
-from indexer.enrollment.sources import Row
+from indexer.enrollment.reembed import Missing, Progress, Reembedder, hash_images
+from indexer.enrollment.rows import Row
 from indexer.errors import Conflict, InvalidRequest, InvalidVector
 from indexer.gallery.change_log import ChangeKind
 from indexer.gallery.faces import NewFace
@@ -331,7 +331,7 @@ def test_photos_stand_in_for_crops(
         (tmp_path / "below").mkdir(exist_ok=True)
         (tmp_path / "below" / str(image)).write_bytes(photo(image))
     (tmp_path / "below" / "large").write_bytes(bytes(1000))
-    found = hashed([tmp_path, tmp_path / "below" / "20"], 100)
+    found = hash_images([tmp_path, tmp_path / "below" / "20"], 100)
     assert found == {sha256(photo(i)): tmp_path / "below" / str(i) for i in (20, 21, 22, 3)}
     (tmp_path / "below" / "21").write_bytes(photo(7))
     (tmp_path / "below" / "22").unlink()
@@ -346,7 +346,7 @@ def test_photos_stand_in_for_crops(
 
 def test_folders_that_are_not_there() -> None:
     with pytest.raises(InvalidRequest, match=r"nowhere cannot be read: No such file.*; expected photos or"):
-        hashed([Path("nowhere")], MAX_BYTES)
+        hash_images([Path("nowhere")], MAX_BYTES)
 
 
 def test_the_way_back_gives_the_same_bits(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
@@ -416,7 +416,7 @@ def test_a_damaged_crop_keeps_no_other_face_out(
     damaged = [replace(new_face("eve", image), crop=b"nonsense") for image in (30, 31)]
     with_photo, without = enroll(store, gallery, damaged)
     (tmp_path / "photo").write_bytes(photo(30))
-    run = Reembedder(store, Numbers(NEW), gallery, hashed([tmp_path], MAX_BYTES))
+    run = Reembedder(store, Numbers(NEW), gallery, hash_images([tmp_path], MAX_BYTES))
     assert not run.switch().switched
     assert [face.face_id for face in run.missing()] == [without]
     run.switch(drop_missing=True)
@@ -499,7 +499,7 @@ def test_real_faces_from_crops_and_photos(
     add(["group"], keep=False)
     before = {p.external_id: _embedding(store, gallery, p.external_id) for p in store.identities.list(gallery.id)}
     assert not Reembedder(store, other, gallery).switch().switched
-    now = Reembedder(store, other, gallery, hashed([tmp_path], MAX_BYTES)).switch().gallery
+    now = Reembedder(store, other, gallery, hash_images([tmp_path], MAX_BYTES)).switch().gallery
     assert (now.model, now.fingerprint) == ("other", OTHER.fingerprint)
     for name, old in before.items():
         expected = other.describe([photos[name]], Pick.CENTER)[0].faces[0].embedding

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from indexer.enrollment.sources import Row, identity_of_stem, parse_time, rows_of
+from indexer.enrollment.manifests import parse_time
+from indexer.enrollment.rows import Row
+from indexer.enrollment.sources import identity_of_stem, rows_of
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.types import Person, Reason
 from tests.indexer.cli.command import Command
@@ -182,7 +184,7 @@ def test_names_that_are_not_utf_8_can_be_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.zip", "nothing.jpg"])
 def test_a_path_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"there is no .*{name}; expected a folder, an image or a ZIP"):
+    with pytest.raises(InvalidRequest, match=f"there is no .*{name}; expected a folder, an image or a ZIP file"):
         rows_of([tmp_path / name])
 
 
@@ -267,8 +269,8 @@ def test_bad_dates_say_what_was_expected(value: str) -> None:
         (b"\n\n", "is empty"),
         (b"image,name\nana.jpg,Ana\n", "has no column 'external_id'; it has image, name"),
         (b"file,external_id\nana.jpg,ana\n", "has no column 'image'"),
-        (b"image,external_id,Name,NAME\n", "has two columns of one name: image, external_id, name, name"),
-        (b"image,external_id,Team,Team\n", "has two columns of one name"),
+        (b"image,external_id,Name,NAME\n", "has duplicate columns: image, external_id, name, name"),
+        (b"image,external_id,Team,Team\n", "has duplicate columns"),
         (b"image,external_id\nana.jpg,Zo\xeb\n", "is not UTF-8"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not UTF-8"),
         (b'image,external_id\nana.jpg,"ana\n', "is not CSV"),
@@ -480,7 +482,7 @@ def test_a_damaged_or_encrypted_entry_is_rejected_alone(tmp_path: Path, compress
     assert (content(ana), content(cleo)) == (b"a", b"c")
     assert content(ben) == "unreadable_image"
     assert message(ben).startswith("the archive entry ")
-    assert ("is packed by method 99; expected" in message(ben)) == (how == "method")
+    assert ("is compressed by method 99; expected" in message(ben)) == (how == "method")
     assert (b"password" in message(ben).encode()) == (how == "encrypted")
 
 
@@ -494,7 +496,7 @@ def test_a_zip_bomb_is_refused_by_what_it_unpacks_to(tmp_path: Path) -> None:
     assert archive.stat().st_size < 100_000
     bomb, exact = rows_of([archive])
     assert content(bomb) == "image_too_large"
-    assert "unpacks to more than the 1,000 bytes allowed" in message(bomb)
+    assert "decompresses to more than the 1,000 bytes allowed" in message(bomb)
     assert content(exact) == b"\0" * LIMIT
 
 
@@ -512,10 +514,12 @@ def test_what_cannot_be_unpacked_piece_by_piece_is_not_unpacked(tmp_path: Path, 
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 5_000_000
-    assert message(bomb) == f"the archive entry is packed by method {compression}; expected 0 (stored) or 8 (deflated)"
+    assert (
+        message(bomb) == f"the archive entry is compressed by method {compression}; expected 0 (stored) or 8 (deflated)"
+    )
     manifest = pack(tmp_path / "manifest.zip", {"manifest.csv": "image,external_id\n"}, compression)
     with pytest.raises(
-        InvalidRequest, match=rf"manifest\.csv: the archive entry is packed by method {compression}; expected"
+        InvalidRequest, match=rf"manifest\.csv: the archive entry is compressed by method {compression}; expected"
     ):
         rows_of([manifest])
 
@@ -533,7 +537,7 @@ def test_what_is_no_zip_is_wrong_usage(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "photos.zip").write_bytes(data)
     ran = Command(tmp_path / "home")("enroll", tmp_path / "photos.zip", "--gallery", "staff")
     assert ran.code == 2
-    assert ran.err.startswith(f"Error: {tmp_path / 'photos.zip'} is not a ZIP that can be read: ")
+    assert ran.err.startswith(f"Error: {tmp_path / 'photos.zip'} is not a readable ZIP file: ")
 
 
 def test_a_zip_whose_manifest_cannot_be_read_is_wrong_usage(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_images_and_a_manifest_one_by_one(client: httpx.Client, gallery: str, ma
         (sent(packed({})), "no images"),
         (sent(packed({"notes.txt": b"x"})), "no images"),
         (sent(packed({"../a.jpg": b"x"})), "points out"),
-        (sent(packed({"a.jpg": bytes(2**27)}, compression=zipfile.ZIP_DEFLATED)), "unpacks to 134,217,728"),
+        (sent(packed({"a.jpg": bytes(2**27)}, compression=zipfile.ZIP_DEFLATED)), "decompressed 134,217,728"),
         ({"manifest": ("m.csv", b"image,external_id\n")}, "no images"),
     ],
 )

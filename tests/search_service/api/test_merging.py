@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from indexer.enrollment import lookalikes
+from indexer.enrollment import duplicates
 from search_service.api.routes import galleries
 from tests.indexer.gallery.faces import new_face, vector
 from tests.indexer.gallery.together import in_threads
@@ -93,10 +93,10 @@ def test_a_gallery_too_large_to_wait_for_is_refused(
 def test_one_gallery_is_compared_at_a_time(service: Running, doubled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(*asked: Any) -> lookalikes.Duplicates:
+    def slow(*asked: Any) -> duplicates.Duplicates:
         begun.set()
         assert go_on.wait(DEADLINE)
-        return lookalikes.find_duplicates(*asked)
+        return duplicates.find_duplicates(*asked)
 
     monkeypatch.setattr(galleries, "find_duplicates", slow)
 

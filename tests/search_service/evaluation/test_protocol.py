@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from indexer.enrollment.sources import Row
+from indexer.enrollment.rows import Row
 from indexer.errors import InvalidRequest
 from indexer.types import Person
 from search_service.evaluation.protocol import Protocol, split

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from indexer.enrollment.sources import Row, rows_of
+from indexer.enrollment.rows import Row
+from indexer.enrollment.sources import rows_of
 from indexer.errors import RejectedImage
 from indexer.settings import read_settings
 from indexer.types import Pick
