@@ -296,8 +296,8 @@ def test_a_manifest_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason", "says"),
     [
-        ("gone.jpg,x,,", "unreadable_image", "there is no file 'gone.jpg'"),
-        (f"{'n' * 300}.jpg,x,,", "unreadable_image", "there is no file"),
+        ("gone.jpg,x,,", "unreadable_image", "the manifest names 'gone.jpg'"),
+        (f"{'n' * 300}.jpg,x,,", "unreadable_image", "there is no such file"),
         (",x,,", "invalid_row", "line 3 of the manifest: it names no image"),
         ("ben.jpg,,,", "invalid_row", "line 3 of the manifest: an external_id must be"),
         (f"ben.jpg,{'x' * 201},,", "invalid_row", "line 3 of the manifest: an external_id must be"),
