@@ -1,4 +1,4 @@
-"""Everything one process needs, opened from its settings when it is first asked for: the one place that owns it."""
+"""The objects that a process shares, each created from the settings when it is first used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from sqlalchemy import Engine
 from indexer.enrollment.enroller import Enroller, check_pack
 from indexer.enrollment.lookalikes import Lookalikes, lookalike_bound
 from indexer.errors import Conflict, InvalidSetting, NotFound
-from indexer.gallery.calibrations import CalibrationRepository
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.store import Store
 from indexer.models.catalogue import Catalogue
@@ -38,24 +37,25 @@ class locked_property(cached_property[Made]):  # noqa: N801 (a decorator)
     """
 
     def __get__(self, context: AppContext, owner: type[Any] | None = None) -> Made:  # type: ignore[override]
-        with context.making:
+        with context.lock:
             return super().__get__(context, owner)
 
 
 SPARE_WORKERS = 2
-"""Workers beyond one a core: while they read, decode or wait for each other's Python, every core still has a batch to
-compute."""
+"""Enrollment workers in addition to one for each core: while some read, decode or wait for Python's interpreter lock,
+every core still has a batch to compute."""
 
 
 class AppContext:
-    """The database, the indexes, the model files and the networks of one home folder. Thread-safe.
+    """The database, the indexes, the model files and the networks of one data folder. Thread-safe.
 
-    Raises InvalidSetting for what only the whole can tell to be wrong.
+    Raises:
+        InvalidSetting: A setting is wrong in a way that only the data folder shows.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.making = threading.RLock()
+        self.lock = threading.RLock()
         self.stopwatch = Stopwatch()
         self._vectors = _vectors(settings.vectors)
         self._pipelines: dict[tuple[str, str, int], FacePipeline] = {}
@@ -71,7 +71,7 @@ class AppContext:
 
     @property
     def migrated_engine(self) -> Engine:
-        """The database, its tables at the newest version."""
+        """The database, after migrating its tables to the current version."""
         migrate(self.engine)
         return self.engine
 
@@ -79,11 +79,6 @@ class AppContext:
     def store(self) -> Store:
         """The galleries, identities and faces: the source of truth."""
         return Store(self.migrated_engine)
-
-    @locked_property
-    def calibrations(self) -> CalibrationRepository:
-        """The score distributions measured on the galleries themselves."""
-        return CalibrationRepository(self.migrated_engine)
 
     @locked_property
     def indexes(self) -> Indexes:
@@ -99,25 +94,30 @@ class AppContext:
 
     @property
     def pack(self) -> Pack:
-        """The pack that new galleries are bound to: the one of the settings, else the best that is installed.
+        """The pack for new galleries: the one in the settings, otherwise the best installed one.
 
         Raises ModelUnavailable.
         """
         return self.packs.find_installed(self.settings.model) if self.settings.model else self.packs.best_installed()
 
     def usable(self, name: str | None) -> Pack:
-        """The pack of that name, or the one for new galleries where none is said. Raises NotFound for one that is not
-        known, ModelUnavailable for one that cannot run here."""
+        """Returns the pack of that name, or the one for new galleries if `name` is empty.
+
+        Raises:
+            ModelUnavailable: The pack is not installed.
+            NotFound: There is no pack of that name.
+        """
         return self.packs.find_installed(name) if name else self.pack
 
     @property
     def cores(self) -> int:
+        """Number of cores that the networks use."""
         return self.settings.threads or usable_cores()
 
     def pipeline(self, pack: Pack, streams: int = 1) -> FacePipeline:
-        """The pack's networks for `streams` callers at a time; one that answers single probes uses every core."""
+        """Returns the pack's networks for `streams` concurrent callers, which share the cores."""
         key = pack.name, pack.fingerprint, streams
-        with self.making:
+        with self.lock:
             if key not in self._pipelines:
                 limits = Limits(self.settings.max_image_bytes, self.settings.max_image_pixels)
                 threads = Threads(streams, max(1, self.cores // streams))
@@ -133,43 +133,47 @@ class AppContext:
             return self._pipelines[key]
 
     def pipeline_of(self, gallery: Gallery) -> FacePipeline:
-        """Raises as `pack_of`."""
+        """Returns the pipeline of the gallery's pack for single images. Raises as `pack_of` does."""
         return self.pipeline(self.pack_of(gallery))
 
     def open_gallery(self, name: str, model: str | None = None) -> Gallery:
-        """The gallery of that name, made where it is missing with the pack `model`, or the one for new galleries.
+        """Returns the gallery of that name, after creating it with the pack `model` (or the default one) if needed.
 
-        Raises NotFound for a pack that is not known, ModelUnavailable for one that cannot run here, and Conflict when
-        the gallery is bound to another one.
+        Raises:
+            Conflict: The gallery is bound to another pack than `model`.
+            ModelUnavailable: The pack is not installed.
+            NotFound: There is no pack of that name.
         """
         wanted = self.packs.find(model) if model else None
         try:
             gallery = self.store.galleries.get(name)
         except NotFound:
             pack = self.usable(model)
-            self.pipeline(pack, streams=self.cores).load()  # what cannot enrol makes no gallery
+            self.pipeline(pack, streams=self.cores).load()  # no gallery is created if its pack cannot be loaded
             try:
                 return self.store.galleries.create(name, pack.name, pack.fingerprint, pack.dim)
-            except Conflict:  # somebody else made it this moment
+            except Conflict:  # another process just created it
                 gallery = self.store.galleries.get(name)
         if wanted is not None and gallery.model != wanted.name:
             raise Conflict(
-                f"gallery {name!r} is bound to model pack {gallery.model!r}, and {wanted.name!r} was asked for; "
+                f"gallery {name!r} is bound to model pack {gallery.model!r}, but {wanted.name!r} was requested; "
                 "a gallery never mixes packs",
                 code="model_mismatch",
             )
         return gallery
 
     def pack_of(self, gallery: Gallery) -> Pack:
-        """The pack that the gallery was made with. Raises Conflict, NotFound or ModelUnavailable when this program
-        does not have it."""
+        """Returns the pack that the gallery is bound to.
+
+        Raises Conflict, ModelUnavailable or NotFound if that version of the pack is not available.
+        """
         pack = self.packs.find(gallery.model)
         check_pack(gallery, pack)
         return pack
 
     def lookalikes(self, gallery: Gallery, photos: int = 0) -> Lookalikes | None:
-        """What finds people who look like somebody else, in a gallery that is to hold so many photos; None where nobody
-        wants to know."""
+        """Returns the check of new faces against other people's, for a gallery of up to `photos` photos; None if it is
+        turned off."""
         if self.settings.lookalikes == "off":
             return None
         index = self.indexes.of(gallery)
@@ -177,7 +181,7 @@ class AppContext:
         return Lookalikes(self.store, gallery, index, bound, self.settings.lookalikes == "hold")
 
     def enroller(self, gallery: Gallery, photos: int = 0) -> Enroller:
-        """A stream a core, and workers enough to keep them all computing; `photos` are to be enrolled."""
+        """Returns an enroller of `photos` photos that keeps every core computing."""
         pipeline = self.pipeline(self.pack_of(gallery), streams=self.cores)
         return Enroller(
             self.store,
@@ -190,7 +194,7 @@ class AppContext:
         )
 
     def close(self) -> None:
-        """Writes down what the indexes have learned and lets the database go."""
+        """Saves the indexes and closes the connections to the database."""
         try:
             if "indexes" in self.__dict__:
                 self.indexes.save()
@@ -207,5 +211,5 @@ def _vectors(wanted: str) -> VectorEngine:
         return MilvusEngine(wanted)
     try:
         return FaissEngine(Tier(wanted))
-    except ValueError:  # which is not repeated: a mistyped URL may hold a password
+    except ValueError:  # the value is not repeated: a mistyped URL may contain a password
         raise InvalidSetting(f"WHOSTHERE_VECTORS: expected one of {', '.join(Tier)} or milvus://HOST:PORT") from None

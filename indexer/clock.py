@@ -1,4 +1,4 @@
-"""The clock, in one place."""
+"""The current time, in one place for tests to replace."""
 
 from __future__ import annotations
 
@@ -6,4 +6,5 @@ from datetime import UTC, datetime
 
 
 def now() -> datetime:
+    """Returns the current time in UTC."""
     return datetime.now(UTC)

@@ -1,18 +1,23 @@
-"""Everything that can go wrong, as one tree. No HTTP here: the API maps these at its edge.
+"""The project's exceptions. They do not depend on HTTP; the API maps them to responses.
 
     WhosthereError
-    ├── InvalidRequest          what was asked for makes no sense as it stands
+    ├── InvalidRequest          the request is not valid
     │   ├── InvalidSetting      a setting is unknown or has a bad value
     │   ├── InvalidVector       an embedding has the wrong shape, type or values
-    │   └── RejectedImage       an image or a face that cannot be used; `code` is the reason
-    ├── NotFound                no such gallery, identity, face, model
+    │   └── RejectedImage       an image or a face cannot be used; `code` is the reason
+    ├── NotFound                there is no such gallery, identity, face or model
     ├── Conflict                it exists already, or belongs to another model pack
-    ├── ModelUnavailable        a model file is missing, damaged or cannot be fetched
-    ├── StorageUnavailable      the database or the disk does not answer
-    └── Overloaded              too much is waiting already; try again later
+    ├── ModelUnavailable        a model file is missing, damaged or cannot be downloaded
+    ├── StorageUnavailable      the database or the disk cannot be used
+    └── Overloaded              too many requests are waiting; try again later
 
-Each error has a `code` (a stable word, see the public contract), a message for people that names the bad
-input and says what was expected, and `details` for programs.
+Each error has a stable `code`, a message for people that names the bad input and what was expected, and `details` for
+programs:
+
+    try:
+        gallery = store.galleries.get("staff")
+    except NotFound as error:
+        print(error.code, error.message)  # gallery_not_found there is no gallery 'staff'
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from collections.abc import Mapping
 
 
 class WhosthereError(Exception):
-    """The root of the tree."""
+    """The base class of all errors that the project raises on purpose."""
 
     code = "failed"
 
@@ -45,10 +50,10 @@ class InvalidVector(InvalidRequest):
 
 
 class RejectedImage(InvalidRequest):
-    """An image, or the face in it, that cannot be used; `code` is one of `types.Reason`."""
+    """An image, or the face in it, cannot be used; `code` is one of `types.Reason`."""
 
     def without_traceback(self) -> RejectedImage:
-        """Itself, to be kept as an answer: without traceback and cause, whose frames hold the decoded image."""
+        """Removes traceback and cause, whose frames refer to the decoded image, and returns this error to be kept."""
         self.__cause__ = self.__context__ = None
         return self.with_traceback(None)
 
@@ -66,7 +71,7 @@ class ModelUnavailable(WhosthereError):
 
 
 PYTORCH_MISSING = "pytorch_missing"
-"""Code of a ModelUnavailable error for a sound file that needs PyTorch, which is not installed."""
+"""Code of a ModelUnavailable error for a valid file that needs PyTorch, which is not installed."""
 
 
 class StorageUnavailable(WhosthereError):

@@ -1,4 +1,4 @@
-"""Writing files so that readers, and whoever looks after a crash, see the old one or the new one, whole; and locks."""
+"""Atomic replacement of files, which also holds after a crash, and file locks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
 
 
 def write_atomically(target: Path, parts: Iterable[bytes | memoryview], shared: bool = False) -> None:
-    """Replaces `target`, as `atomic_file` does."""
+    """Replaces `target` by the concatenated parts, as `atomic_file` does."""
     with atomic_file(target, shared) as (file, _):
         for part in parts:
             file.write(part)
@@ -25,10 +25,19 @@ def write_atomically(target: Path, parts: Iterable[bytes | memoryview], shared: 
 
 @contextmanager
 def atomic_file(path: Path, shared: bool = False) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file, and the name it has for now: it takes the place of `path`, whole, when the block ends.
+    """Opens a temporary file that replaces `path` when the block ends, and is deleted if the block raises.
 
-    Nothing is left of it when the block raises. Only its owner may read it; with `shared`, whoever the umask lets.
-    Makes the folder where needed. Raises OSError.
+    Creates the folder if needed. Readers see the old file or the complete new one, also after a crash.
+
+    Args:
+        path: The file to replace.
+        shared: Whether the umask decides who can read the file; otherwise only its owner can.
+
+    Yields:
+        The open file, and its temporary path.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, temporary = _new_file(path, 0o666 if shared else 0o600)
@@ -38,10 +47,10 @@ def atomic_file(path: Path, shared: bool = False) -> Iterator[tuple[BinaryIO, Pa
         file.flush()
         os.fsync(file.fileno())
         if os.name != "posix":
-            file.close()  # Windows renames no open file
-        temporary.replace(path)  # still locked, elsewhere: nobody takes it for left over
+            file.close()  # Windows cannot rename an open file
+        temporary.replace(path)  # on POSIX still locked, so that it is no leftover
     except BaseException:
-        with suppress(OSError):  # what is still buffered meets the same full disk
+        with suppress(OSError):  # flushing buffered data fails on a full disk
             file.close()
         temporary.unlink(missing_ok=True)
         raise
@@ -50,7 +59,7 @@ def atomic_file(path: Path, shared: bool = False) -> Iterator[tuple[BinaryIO, Pa
 
 
 def remove_leftovers(path: Path) -> None:
-    """Deletes what killed processes left of files that were to replace `path`: those that nobody holds a lock on.
+    """Deletes temporary files of killed processes that were to replace `path`: those that are not locked.
 
     Raises OSError.
     """
@@ -67,7 +76,7 @@ def _new_file(path: Path, mode: int) -> tuple[int, Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the new name itself survive a power cut, where the system offers that."""
+    """Makes renamed files survive a power failure, on systems that support it."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -79,8 +88,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[bool]:
-    """Whether nobody else holds the lock on the file of that name, which is held then. Makes its folder where needed.
-    Raises OSError."""
+    """Tries to lock a file for the block and yields whether it succeeded.
+
+    Creates the file's folder if needed. Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = try_lock(path)
     try:
@@ -91,8 +102,14 @@ def exclusive_lock(path: Path) -> Iterator[bool]:
 
 
 def try_lock(path: Path, mode: int = 0o666) -> int | None:
-    """Locks the file, making it with `mode` where needed: a descriptor, to be given to `unlock`; None while someone
-    else holds it. The system lets go of it when a process ends, in whatever way. Raises OSError."""
+    """Locks the file, creating it with `mode` if needed. The system releases the lock when the process ends.
+
+    Returns:
+        A descriptor for `unlock`; None if the file is locked already.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
     lock = os.open(path, os.O_CREAT | os.O_RDWR, mode)
     try:
         if sys.platform == "win32":
@@ -111,6 +128,7 @@ def try_lock(path: Path, mode: int = 0o666) -> int | None:
 
 
 def unlock(path: Path, lock: int) -> None:
-    with suppress(OSError):  # Windows removes no open file
-        path.unlink()  # while it is held: who waits for it sees that it is gone, and makes another
+    """Deletes a locked file and releases the lock."""
+    with suppress(OSError):  # Windows cannot delete an open file
+        path.unlink()  # while locked: `try_lock` notices that its file was deleted
     os.close(lock)

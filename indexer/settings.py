@@ -156,20 +156,20 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What `read_settings` gives, and nothing else."""
+        """Uses only the values that `read_settings` passes."""
         return (init_settings,)
 
     @field_validator("home", mode="before")
     @classmethod
     def _expanded(cls, value: object) -> object:
         if value == "":
-            raise ValueError("expected a folder, got nothing")
+            raise ValueError("expected a folder, got an empty value")
         return Path(value).expanduser() if isinstance(value, str | Path) else value
 
     def model_post_init(self, _: Any) -> None:
         if not self.database_url:
             path = str(self.home / "whosthere.db")
-            for sign in "%?#":  # in a URL they mean something else
+            for sign in "%?#":  # have a meaning in URLs
                 path = path.replace(sign, f"%{ord(sign):02X}")
             object.__setattr__(self, "database_url", f"sqlite:///{path}")
 
@@ -185,9 +185,14 @@ class Settings(BaseSettings):
 
 
 def read_settings(environment: Mapping[str, str] | None = None, **given: object) -> Settings:
-    """The settings of this process; `given` (from the command line) go before the environment.
+    """Returns the settings of this process.
 
-    Raises InvalidSetting, which names the variable, for an unknown name or a bad value.
+    Args:
+        environment: Variables, by default those of the process; only names with PREFIX are used.
+        given: Values from the command line, which take precedence; None counts as not given.
+
+    Raises:
+        InvalidSetting: A variable is unknown or has a bad value; the message names it.
     """
     environment = os.environ if environment is None else environment
     values: dict[str, object] = {}

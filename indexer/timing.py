@@ -1,4 +1,4 @@
-"""How long the stages of an answer take, told to whoever listens."""
+"""Durations of the stages of a search or enrollment, reported to listeners."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 Listener = Callable[[str, float], None]
-"""Hears the name of a stage, and the seconds that it took."""
+"""Receives the name of a stage and its duration in seconds."""
 
 Stage = Callable[[str], AbstractContextManager[None]]
-"""`with stage("decode"): ...`"""
+"""Returns a context manager that times a stage: `with stage("decode"): ...`"""
 
 
 def untimed(_: str) -> AbstractContextManager[None]:
-    """The Stage that nobody listens to."""
+    """A Stage that measures nothing."""
     return nullcontext()
 
 
 class Stopwatch:
-    """Thread-safe. Costs next to nothing while nobody listens."""
+    """Times stages and notifies listeners. Thread-safe; costs next to nothing without listeners."""
 
     def __init__(self) -> None:
         self._listeners: tuple[Listener, ...] = ()
@@ -28,7 +28,7 @@ class Stopwatch:
         self._listeners = (*self._listeners, listener)
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Times what is done within; what raises is not told of."""
+        """Times the block and notifies the listeners, unless it raises."""
         return self._timed(name) if self._listeners else nullcontext()
 
     @contextmanager

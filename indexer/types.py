@@ -1,4 +1,4 @@
-"""The values that flow through the pipeline, and the one place where embeddings are checked and serialised."""
+"""The values that flow through the pipeline, and the checks and serialization of embeddings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Vectors = NDArray[np.float32]
 
 
 class Pick(StrEnum):
-    """Which face of several counts."""
+    """Which of several faces in an image is used."""
 
     ONLY = "only"
     LARGEST = "largest"
@@ -51,21 +51,21 @@ class Reason(StrEnum):
     DETECTION_UNSURE = "detection_unsure"
     LOOKS_LIKE_ANOTHER_IDENTITY = "looks_like_another_identity"
     INVALID_ROW = "invalid_row"
-    """The manifest row or archive entry is wrong, whatever its image: a bad date, a clashing id, an unsafe path."""
+    """The manifest row or archive entry is wrong, not its image: a bad date, a clashing id, an unsafe path."""
 
 
 class Precision(StrEnum):
-    """How an embedder computes."""
+    """The number format in which an embedder computes."""
 
     FLOAT32 = "float32"
     NATIVE = "native"
-    """bfloat16 on a CPU whose instructions are made for it, half precision on a GPU."""
+    """bfloat16 on CPUs with instructions for it, half precision on GPUs."""
     INT8 = "int8"
-    """On the CPU, what `models quantize` made of the network."""
+    """The network that `models quantize` wrote, on the CPU."""
 
 
 class Tier(StrEnum):
-    """How an index searches. `AUTO` is exact while that is fast, compressed beyond."""
+    """How an index searches. `AUTO` is exact for small galleries and compressed for large ones."""
 
     AUTO = "auto"
     EXACT = "exact"
@@ -74,7 +74,7 @@ class Tier(StrEnum):
 
 
 class Device(StrEnum):
-    """What networks run on. `AUTO` is a CUDA GPU where there is one that the pack can use, else the CPU."""
+    """Where the networks run. `AUTO` is a CUDA GPU if there is one that the pack can use, otherwise the CPU."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -87,10 +87,10 @@ CROP_SIZE = 112
 
 @dataclass(frozen=True)
 class ScoreTail:
-    """How often two photos of different people score above t, far out: FMR(t) = rate * exp(-(t - start) / scale).
+    """The false match rate of single comparisons at high thresholds: FMR(t) = rate * exp(-(t - start) / scale).
 
-    An exponential tail fitted over `start`; `before` it are measured points, each a rate and its cosine, rates falling.
-    Measured by `benchmarks/thresholds.py`.
+    An exponential tail fitted above `start`. `before` has measured points below it, each a rate and its cosine, in
+    falling order of the rates. `benchmarks/thresholds.py` measures both.
     """
 
     start: float
@@ -99,23 +99,22 @@ class ScoreTail:
     before: tuple[tuple[float, float], ...] = ()
 
     def cosine(self, fmr: float) -> float:
-        """That a share `fmr` of the scores is above."""
+        """Returns the cosine that a share `fmr` of the scores exceeds."""
         return self.cosine_at(-math.log(fmr))
 
     def cosine_at(self, surprise: float) -> float:
-        """The same of a surprise, -log FMR, which may stand for a rate that is too small for a float."""
+        """Returns the same for a given -log FMR, which can describe rates that are too small for a float."""
         (a, x), (b, y) = next((line for line in self._lines if surprise <= line[1][0]), self._lines[-1])
         return x + (y - x) * (surprise - a) / (b - a)
 
     def surprise(self, cosine: float) -> float:
-        """-log FMR at a cosine."""
+        """Returns -log FMR at a cosine."""
         (a, x), (b, y) = next((line for line in self._lines if cosine <= line[1][1]), self._lines[-1])
         return a + (b - a) * (cosine - x) / (y - x)
 
     @cached_property
     def _lines(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-        """Between points of surprise and cosine, rising; the first one goes on before its points, and the last one
-        beyond."""
+        """Lines between points of -log FMR and cosine, in rising order; the first and last one are extended."""
         points = [(-math.log(rate), cosine) for rate, cosine in (*self.before, (self.rate, self.start))]
         points.append((points[-1][0] + 1, points[-1][1] + self.scale))
         return [(one, other) for one, other in pairwise(points) if one[0] < other[0] and one[1] < other[1]]
@@ -136,7 +135,7 @@ class Box:
 
     @property
     def size(self) -> float:
-        """How many pixels the face is across: the side of the square of the same area."""
+        """The side of the square of the same area, in pixels."""
         return float(np.sqrt(max(self.area, 0.0)))
 
     @property
@@ -160,7 +159,7 @@ class Detection:
     score: float
 
     def scaled(self, sx: float, sy: float, dx: float = 0.0, dy: float = 0.0) -> Detection:
-        """The same face in pixels that are `sx`, `sy` times finer and start at (`dx`, `dy`)."""
+        """Returns the same face in pixels that are `sx`, `sy` times finer, with the origin at (-`dx`, -`dy`)."""
         b = self.box
         return Detection(
             Box(b.x * sx + dx, b.y * sy + dy, b.w * sx, b.h * sy),
@@ -171,31 +170,31 @@ class Detection:
 
 @dataclass(frozen=True)
 class Quality:
-    """Measurements of one face; `indexer.vision.quality` says how each is taken and what is too little."""
+    """Measurements of one face, made by `indexer.vision.quality`, which also has the limits."""
 
     size: float
-    """Pixels across in the original image."""
+    """`Box.size` in pixels of the original image."""
     sharpness: float
     yaw: float
-    """-1..1; 0 looks into the camera."""
+    """-1..1; 0 is frontal."""
     brightness: float
     """Mean luma of the face, 0..255."""
     contrast: float
     """Standard deviation of the face's luma."""
     reasons: tuple[Reason, ...] = ()
-    """Why this face should not be enrolled; empty when it may be."""
+    """Why the face should not be enrolled; empty if it can be."""
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face of an image, described and embedded. Box and landmarks: pixels of the upright original."""
+    """One face of an image with its embedding. Box and landmarks are in pixels of the upright original."""
 
     detection: Detection
     quality: Quality
     embedding: NDArray[np.float32]
     """(D,) float32 of unit length."""
     crop: Pixels | None = None
-    """(112, 112, 3) RGB, what was embedded; None where nobody cut it out."""
+    """(112, 112, 3) RGB, the aligned crop that was embedded; None if it was not kept."""
 
 
 @dataclass(frozen=True)
@@ -205,16 +204,16 @@ class Gallery:
     model: str
     """Name of the model pack the gallery is bound to."""
     fingerprint: str
-    """Of the pack: what its embeddings depend on."""
+    """Fingerprint of the pack's files and preprocessing, on which embeddings depend."""
     dim: int
     seq: int
-    """Number of the last change made."""
+    """Sequence number of the last change."""
     created_at: datetime
 
 
 @dataclass(frozen=True)
 class Person:
-    """What a caller says of one identity."""
+    """A caller's description of one identity."""
 
     external_id: str
     name: str | None = None
@@ -225,7 +224,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Identity:
-    """One enrolled person. Dates are UTC; valid from `valid_from` on and before `valid_until`."""
+    """One enrolled person, valid at or after `valid_from` and before `valid_until` (UTC)."""
 
     id: int
     external_id: str
@@ -240,7 +239,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class NamedIdentity:
-    """An identity as answers name it, and how many faces it has."""
+    """The part of an identity that search results contain, and its number of faces."""
 
     id: int
     external_id: str
@@ -251,7 +250,7 @@ class NamedIdentity:
 
 @dataclass(frozen=True, eq=False)
 class StoredFace:
-    """One enrolled face as the gallery keeps it."""
+    """One enrolled face as it is stored."""
 
     id: int
     identity_id: int
@@ -263,7 +262,7 @@ class StoredFace:
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of a vector index: the best face of one identity."""
+    """One result of a vector index: the best face of one identity."""
 
     identity_id: int
     face_id: int
@@ -271,28 +270,30 @@ class Hit:
 
 
 UNIT_TOLERANCE = 1e-3
-"""How far from 1 the length of an embedding may be. Half precision, which callers may have sent it through,
-keeps 11 bits: 5e-4 relative at most (IEEE 754)."""
+"""Accepted difference of an embedding's length from 1. Half precision, in which callers may have stored it, has 11
+bits: a relative error of at most 5e-4 (IEEE 754)."""
 
 
 def check_vectors(values: ArrayLike | Sequence[object], dim: int) -> Vectors:
-    """`values` as (N, `dim`) float32 rows of unit length, C-contiguous.
+    """Returns `values` as C-contiguous (N, `dim`) float32 rows of unit length; a single vector becomes one row.
 
-    A single vector becomes one row. Raises InvalidVector when the shape, the type, a value or a length is off;
-    nothing is repaired silently, except that lengths within UNIT_TOLERANCE of 1 are made exact.
+    Lengths within UNIT_TOLERANCE of 1 are normalized; nothing else is repaired.
+
+    Raises:
+        InvalidVector: The shape, the type, a value or a length is wrong.
     """
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "fiu":
             raise ValueError(f"its type is {array.dtype}")
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused below
+        with np.errstate(over="ignore"):  # too large values become infinite and are rejected below
             array = np.ascontiguousarray(np.atleast_2d(array), dtype=np.float32)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidVector(f"an embedding must be {dim} numbers; {error}") from error
     if array.ndim != 2 or array.shape[1] != dim:
         raise InvalidVector(f"an embedding must have {dim} numbers; got an array of shape {array.shape}")
     if not np.isfinite(array).all():
-        raise InvalidVector("an embedding holds a number that is not finite")
+        raise InvalidVector("an embedding contains a number that is not finite")
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(array, axis=1, keepdims=True)
     if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
@@ -302,21 +303,21 @@ def check_vectors(values: ArrayLike | Sequence[object], dim: int) -> Vectors:
 
 
 def normalize(raw: NDArray[np.float32]) -> Vectors:
-    """Rows of (N, D) brought to unit length. A row of zeros raises InvalidVector: it has no direction."""
+    """Returns the rows of (N, D) scaled to unit length. Raises InvalidVector on a row of zeros or infinite values."""
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(raw, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-        raise InvalidVector("the network answered with an embedding that has no direction")
+        raise InvalidVector("the network returned an embedding of length zero or of infinite values")
     return np.asarray(raw / lengths, dtype=np.float32)
 
 
 def vector_to_bytes(vector: NDArray[np.float32]) -> bytes:
-    """Little-endian float32, the form in which embeddings are stored."""
+    """Returns little-endian float32, the form in which embeddings are stored."""
     return np.asarray(vector, dtype="<f4").tobytes()
 
 
 def vectors_from_bytes(rows: Sequence[bytes], dim: int) -> Vectors:
-    """(N, `dim`) float32 from what `vector_to_bytes` wrote. Raises InvalidVector on a row of another size."""
+    """Returns (N, `dim`) float32 from rows of `vector_to_bytes`. Raises InvalidVector on a row of another size."""
     for row in rows:
         if len(row) != 4 * dim:
             raise InvalidVector(f"a stored embedding has {len(row)} bytes, expected {4 * dim}")

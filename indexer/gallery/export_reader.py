@@ -1,4 +1,4 @@
-"""Whole galleries read from one state of the database."""
+"""Reads whole galleries from one state of the database."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from indexer.gallery.galleries import read_counts, read_gallery
 from indexer.gallery.schema import MAX_QUERY_VALUES, EmbeddingRow, FaceRow, IdentityRow
 from indexer.types import Gallery, Person
 
-FACES_HELD = 1_000
-"""Rows fetched at a time, however many faces these identities have."""
+FACES_AT_ONCE = 1_000
+"""Rows fetched at a time, however many faces the identities have."""
 
 
 @dataclass(frozen=True, eq=False)
 class FaceRecord:
-    """A face as it is stored, with its embedding by the gallery's own pack."""
+    """A face as it is stored, with its embedding by the gallery's pack."""
 
     id: int
     image_sha256: str
@@ -35,12 +35,12 @@ class FaceRecord:
     quality: Mapping[str, object]
     created_at: datetime
     embedding: bytes
-    """As `types.vector_to_bytes` wrote it."""
+    """Little-endian float32, written by `types.vector_to_bytes`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """An identity with one of its faces; `face` is None where it has none."""
+    """An identity with one of its faces; `face` is None if it has none."""
 
     person: Person
     face: FaceRecord | None
@@ -48,20 +48,20 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A gallery in one state, whoever writes meanwhile."""
+    """A gallery in one state, unaffected by concurrent changes."""
 
     gallery: Gallery
     identities: int
     faces: int
     records: Iterator[Record]
-    """One a face, and one for each identity without faces: the identities in the order of their making, the faces of
-    each in the order of their enrolment."""
+    """One for each face and for each identity without faces: identities in the order of creation, the faces of each in
+    the order of enrollment."""
 
 
 @contextmanager
 def snapshot_of(engine: Engine, name: str) -> Iterator[Snapshot]:
-    """The gallery as it is now, for as long as the context lasts. Raises NotFound."""
-    # SQLite reads from one state within a transaction anyway; PostgreSQL must be asked to.
+    """Opens a snapshot of the gallery that is readable inside the block. Raises NotFound."""
+    # SQLite reads from one state in every transaction, PostgreSQL at this isolation level.
     level = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
     with storage_errors(), Session(engine.execution_options(**level)) as session:
         gallery = read_gallery(session, name)
@@ -69,8 +69,8 @@ def snapshot_of(engine: Engine, name: str) -> Iterator[Snapshot]:
 
 
 def _records(session: Session, gallery: Gallery) -> Iterator[Record]:
-    """Groups of identities, each with its faces: joined and sorted as a whole, PostgreSQL would write every embedding
-    to the disk once more before it answers with the first."""
+    """Yields identities with their faces, page by page: to sort a join of all of them, PostgreSQL would write every
+    embedding to the disk before it returns the first."""
     for people in _people(session, gallery.id):
         groups = groupby(
             _faces(session, gallery.fingerprint, [p.id for p in people]), key=lambda face: face.identity_id
@@ -101,7 +101,7 @@ def _people(session: Session, gallery_id: int) -> Iterator[Sequence[Row[Any]]]:
 
 
 def _faces(session: Session, fingerprint: str, identity_ids: Sequence[int]) -> Iterator[Row[Any]]:
-    """The faces of these identities, FACES_HELD in memory at a time."""
+    """Yields the faces of these identities, with FACES_AT_ONCE in memory."""
     columns = (
         FaceRow.id,
         FaceRow.identity_id,
@@ -114,7 +114,7 @@ def _faces(session: Session, fingerprint: str, identity_ids: Sequence[int]) -> I
         by_pack(EmbeddingRow.embedding, FaceRow.id, fingerprint).label("embedding"),
     )
     query = select(*columns).where(FaceRow.identity_id.in_(identity_ids)).order_by(FaceRow.identity_id, FaceRow.id)
-    yield from session.execute(query, execution_options={"yield_per": FACES_HELD})
+    yield from session.execute(query, execution_options={"yield_per": FACES_AT_ONCE})
 
 
 def _face(row: Row[Any]) -> FaceRecord:

@@ -1,4 +1,4 @@
-"""A home makes each of its parts once, however many ask for it at the same moment."""
+"""Tests that an AppContext creates each of its objects once, also with several threads."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tests.variants import SETTINGS
 from tests.waiting import wait_for
 
 
-def test_the_pack_of_that_name_or_the_one_for_new_galleries(tmp_path: Path) -> None:
-    home = AppContext(read_settings(SETTINGS, home=tmp_path, model="sface"))
-    assert [home.usable(name).name for name in (None, "", "sface")] == ["sface"] * 3
+def test_usable_returns_named_pack_or_default_pack(tmp_path: Path) -> None:
+    context = AppContext(read_settings(SETTINGS, home=tmp_path, model="sface"))
+    assert [context.usable(name).name for name in (None, "", "sface")] == ["sface"] * 3
     with pytest.raises(NotFound):
-        home.usable("arcface")
-    home.close()
+        context.usable("arcface")
+    context.close()
 
 
-class NotedLock:
-    """A lock that knows which threads have asked for it."""
+class RecordingLock:
+    """A lock that records which threads tried to acquire it."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -41,23 +41,23 @@ class NotedLock:
         self.lock.release()
 
 
-def test_every_part_is_made_once_and_under_the_homes_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From Python 3.12 on, `cached_property` has no lock of its own."""
+def test_objects_are_created_once_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since Python 3.12, `cached_property` has no lock."""
     free: list[bool] = []
-    making = NotedLock()
+    lock = RecordingLock()
 
-    def slowly(url: str) -> Engine:
-        wait_for(lambda: len(making.threads) == 8, "the other threads to ask for it, too")
-        thread = threading.Thread(target=lambda: free.append(making.lock.acquire(blocking=False)))
+    def open_slowly(url: str) -> Engine:
+        wait_for(lambda: len(lock.threads) == 8, "the other threads to try the lock")
+        thread = threading.Thread(target=lambda: free.append(lock.lock.acquire(blocking=False)))
         thread.start()
         thread.join()
         return open_database(url)
 
-    monkeypatch.setattr(module, "open_database", slowly)
-    home = AppContext(read_settings(SETTINGS, home=tmp_path))
-    monkeypatch.setattr(home, "making", making)
-    stores = in_threads([lambda: home.store] * 8)
-    indexes = in_threads([lambda: home.indexes] * 8)
-    home.close()
+    monkeypatch.setattr(module, "open_database", open_slowly)
+    context = AppContext(read_settings(SETTINGS, home=tmp_path))
+    monkeypatch.setattr(context, "lock", lock)
+    stores = in_threads([lambda: context.store] * 8)
+    indexes = in_threads([lambda: context.indexes] * 8)
+    context.close()
     assert free == [False]
     assert len({id(part) for part in (*stores, *indexes)}) == 2

@@ -1,4 +1,4 @@
-"""Embeddings are checked and serialised in one place; boxes and detections move with their image."""
+"""Tests of the checks and the serialization of embeddings, and of boxes and detections."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def test_one_vector_becomes_one_row(values: ArrayLike) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint8, np.uint64])
-def test_whole_numbers(dtype: type[np.generic]) -> None:
+def test_integer_vectors_are_accepted(dtype: type[np.generic]) -> None:
     assert check_vectors(np.array([0, 1, 0], dtype=dtype), 3).tolist() == [[0.0, 1.0, 0.0]]
     assert check_vectors([0, -1, 0], 3).tolist() == [[0.0, -1.0, 0.0]]
 
 
-def test_odd_memory_layouts() -> None:
+def test_any_memory_layout_becomes_contiguous() -> None:
     rows = np.eye(4, dtype=np.float32)[:, ::-1]
     for odd in (rows, np.asfortranarray(rows), np.repeat(rows, 2, axis=0)[::2], np.repeat(rows, 2, axis=1)[:, ::2]):
         found = check_vectors(odd, 4)
@@ -62,7 +62,7 @@ def test_odd_memory_layouts() -> None:
         assert np.array_equal(found, np.eye(4)[::-1])
 
 
-def test_what_is_given_is_not_touched() -> None:
+def test_check_vectors_does_not_modify_its_argument() -> None:
     given = np.array([[1.0005, 0.0]], dtype=np.float32)
     given.flags.writeable = False
     found = check_vectors(given, 2)
@@ -73,7 +73,7 @@ def test_what_is_given_is_not_touched() -> None:
     assert writable[0, 0] == 1
 
 
-def test_no_rows() -> None:
+def test_no_vectors_become_no_rows() -> None:
     assert check_vectors(np.empty((0, 3)), 3).shape == (0, 3)
 
 
@@ -111,7 +111,7 @@ BAD: list[tuple[object, str]] = [
 
 
 @pytest.mark.parametrize(("values", "message"), BAD, ids=[repr(values)[:40] for values, _ in BAD])
-def test_everything_else_is_refused(values: ArrayLike, message: str) -> None:
+def test_invalid_vectors_are_rejected(values: ArrayLike, message: str) -> None:
     with pytest.raises(InvalidVector, match=message) as caught:
         check_vectors(values, 3)
     assert caught.value.code == "invalid_embedding"
@@ -119,7 +119,7 @@ def test_everything_else_is_refused(values: ArrayLike, message: str) -> None:
     assert isinstance(caught.value, WhosthereError)
 
 
-def test_half_precision_passes_and_is_made_exact() -> None:
+def test_half_precision_is_accepted_and_normalized() -> None:
     rng = np.random.default_rng(0)
     exact = normalize(rng.standard_normal((200, 512)).astype(np.float32))
     found = check_vectors(exact.astype(np.float16), 512)
@@ -127,7 +127,7 @@ def test_half_precision_passes_and_is_made_exact() -> None:
     assert np.abs(found - exact).max() < 1e-3
 
 
-def test_bytes_are_little_endian_float32_whatever_comes_in() -> None:
+def test_bytes_are_little_endian_float32() -> None:
     expected = bytes.fromhex("0000803f 000000c0 00000000".replace(" ", ""))
     for dtype in ("<f4", ">f4"):
         assert vector_to_bytes(np.array([1, -2, 0], dtype=dtype)) == expected
@@ -145,12 +145,12 @@ def test_bytes_round_trip_exactly() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 8, 11, 13, 16])
-def test_bytes_of_another_size(size: int) -> None:
+def test_bytes_of_another_size_are_rejected(size: int) -> None:
     with pytest.raises(InvalidVector, match=f"has {size} bytes, expected 12"):
         vectors_from_bytes([bytes(12), bytes(size)], 3)
 
 
-def test_normalise() -> None:
+def test_normalize_scales_rows_to_unit_length() -> None:
     raw = np.array([[3, 4], [0, -0.001]], dtype=np.float32)
     found = normalize(raw)
     assert found.dtype == np.float32
@@ -160,12 +160,12 @@ def test_normalise() -> None:
 
 
 @pytest.mark.parametrize("row", [[0, 0], [np.nan, 1], [np.inf, 1], [3e38, 3e38]])
-def test_normalise_refuses_what_has_no_direction(row: list[float]) -> None:
-    with pytest.raises(InvalidVector, match="no direction"):
+def test_normalize_rejects_zero_and_infinite_rows(row: list[float]) -> None:
+    with pytest.raises(InvalidVector, match="length zero or of infinite values"):
         normalize(np.array([[1, 0], row], dtype=np.float32))
 
 
-def test_box() -> None:
+def test_box_has_area_center_and_size() -> None:
     box = Box(10, 20, 30, 40)
     assert (box.area, box.center) == (1200, (25, 40))
     assert box.size == pytest.approx(1200**0.5)
@@ -174,7 +174,7 @@ def test_box() -> None:
         box.x = 1  # type: ignore[misc]
 
 
-def test_a_detection_moves_with_its_pixels() -> None:
+def test_scaled_detection_has_scaled_box_and_landmarks() -> None:
     points = np.array([[10, 20], [30, 40], [1, 2], [3, 4], [5, 6]], dtype=np.float32)
     there = Detection(Box(10, 20, 30, 40), points, 0.75)
     found = there.scaled(2, 0.5, dx=100, dy=-1)
@@ -189,5 +189,5 @@ def test_a_detection_moves_with_its_pixels() -> None:
     assert np.array_equal(back.landmarks, points)
 
 
-def test_sha256() -> None:
+def test_sha256_is_hexadecimal() -> None:
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

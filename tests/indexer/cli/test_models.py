@@ -119,7 +119,7 @@ def test_pulling_a_pack_of_ones_own(command: Command, server: WebServer, demo: D
     assert (enrolled["model"], enrolled["enrolled"]) == ("mine", 7)
     refused = command("enroll", demo.photos, "--gallery", "staff", "--model", "sface")
     assert refused.code == 1
-    assert "is bound to model pack 'mine', and 'sface' was asked for; a gallery never mixes packs" in refused.err
+    assert "is bound to model pack 'mine', but 'sface' was requested; a gallery never mixes packs" in refused.err
 
 
 def test_what_was_pulled_and_does_not_run_is_taken_away_again(command: Command, server: WebServer) -> None:

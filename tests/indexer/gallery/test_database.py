@@ -125,7 +125,7 @@ def test_postgresql_stops_and_comes_back() -> None:
 
 
 def test_postgresql_restarts_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "IDLE_SECONDS", 0.0)  # every connection of the pool has been idle for longer
+    monkeypatch.setattr(database, "CHECK_AFTER_SECONDS", 0.0)  # every connection of the pool has been idle for longer
     with running() as server, opened(server.migrated()) as store:
         gallery = make_gallery(store)
         in_threads([lambda: store.galleries.counts(gallery.id)] * 4)
