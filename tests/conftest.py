@@ -50,6 +50,14 @@ def pipeline(models_folder: Path) -> FacePipeline:
     return loaded
 
 
+def link_int8_forms(models: Path, to: Path, *names: str) -> None:
+    """Gives files of another models folder, which hold the embedded pack's embedder, its int8 form, if there is one."""
+    for form in (models / "int8").glob(f"{SFACE.embedder.name}.int8.*"):
+        (to / "int8").mkdir(exist_ok=True)
+        for name in names:
+            (to / "int8" / form.name.replace(SFACE.embedder.name, name)).symlink_to(form)
+
+
 def _quantize_once(files: ModelFiles) -> None:
     """Makes the embedder in int8, in one of the workers that share the folder."""
     report = files.quantized_path(SFACE.embedder).with_suffix(".json")

@@ -22,6 +22,7 @@ from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
 from tests.indexer.models.web_server import WebServer, run_web_server
 from tests.indexer.vision import golden
+from tests.variants import PRECISION_SETTING
 
 
 def shipped(file: ModelFile) -> Path:
@@ -37,8 +38,9 @@ def checkpoint(module: nn.Module) -> bytes:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """Over a home with a models folder of its own."""
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Over a home with a models folder of its own, in which nothing is quantized."""
+    monkeypatch.delenv(PRECISION_SETTING, raising=False)
     return Command(tmp_path / "home")
 
 

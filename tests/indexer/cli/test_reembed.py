@@ -25,7 +25,6 @@ from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
 from tests.indexer.gallery.faces import face, vector
 from tests.photos import six_people
-from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for
 
 ADDED = ("--detector", "sface", "--scale", "1", "--no-mirror")
@@ -262,7 +261,7 @@ def test_a_pack_that_has_other_files_now_is_no_way_back(command: Command) -> Non
         database.execute("INSERT INTO embeddings SELECT face_id, '0123456789abcdef', embedding FROM embeddings")
     ran = command("gallery", "reembed", "staff", "--rollback")
     assert ran.code == 1
-    assert "was bound to other 0123456789abcdef, and other is" in ran.err
+    assert "was bound to other 0123456789abcdef, but the installed other is" in ran.err
 
 
 def test_killed_in_the_middle_it_goes_on(
@@ -275,7 +274,9 @@ def test_killed_in_the_middle_it_goes_on(
     by_other += (
         "AND face_id IN (SELECT id FROM faces WHERE gallery_id = (SELECT id FROM galleries WHERE name = 'many'))"
     )
-    process = command.start("gallery", "reembed", "many", *TO_OTHER, WHOSTHERE_THREADS="1")
+    process = command.start(
+        "gallery", "reembed", "many", *TO_OTHER, WHOSTHERE_THREADS="1", WHOSTHERE_PRECISION="native"
+    )
     wait_for(
         lambda: command.query(f"SELECT count(*) {by_other}") > [(0,)] or process.poll() is not None, "a batch is in"
     )
@@ -303,7 +304,7 @@ def test_killed_in_the_middle_it_goes_on(
 def _enroll_many(home: Path, pipeline: FacePipeline, faces: int) -> None:
     """Gallery `many`: one person after the other with the faces of one photo, by `sface`, with their crops."""
     [seen] = pipeline.describe([six_people()], None)
-    with closing(AppContext(read_settings(SETTINGS, home=home))) as opened:
+    with closing(AppContext(read_settings({"WHOSTHERE_PRECISION": "native"}, home=home))) as opened:
         gallery = opened.open_gallery("many", "sface")
         new = []
         for number in range(faces):

@@ -20,6 +20,7 @@ from indexer.models.packs import SFACE, Network
 from indexer.settings import read_settings
 from indexer.types import Outcome, Pick
 from search_service.service_context import ServiceContext
+from tests.conftest import link_int8_forms
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, running, serving
 from tests.variants import SETTINGS
@@ -42,6 +43,7 @@ def two_packs(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, pho
     for file in SFACE.files:  # made at need where nobody has prepared it yet
         name = f"prepared/{file.prepared_sha256}.onnx"
         (folder / "models" / name).symlink_to(models_folder / name)
+    link_int8_forms(models_folder, folder / "models", SFACE.embedder.name, "other+sface.onnx")
     embedder = ModelFiles(folder).path(SFACE.embedder)
     assert embedder is not None
     described = FileDescription(file="other+sface.onnx", network=Network.ONNX)
