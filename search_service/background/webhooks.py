@@ -1,60 +1,65 @@
-"""Events go to their webhooks: signed, at least once, again and again until they arrive or were tried too often."""
+"""Sends events to webhooks: signed, at least once, and repeated until they are delivered or were tried too often."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
-import http.client
 import json
 import logging
 import random
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
-from urllib.parse import urlsplit
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import httpx
+from standardwebhooks import Webhook as StandardWebhook
 
 from indexer.errors import WhosthereError
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
-from search_service.store.webhooks import MAX_WAIT, ClaimedDelivery, WebhookRepository
+from search_service.store.webhooks import MAX_WAIT, ClaimedDelivery
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 AT_ONCE = 8
-"""Webhooks that are sent to at the same time; to each goes one event after the other."""
+"""Webhooks that are sent to at the same time; each gets one event after the other."""
 
 IDLE_SECONDS = 1.0
-"""How often the database is asked for what other processes recorded, and for what is due again."""
+"""How often the database is asked for events that other processes recorded, and for deliveries that are due again."""
 
 FAILED_SECONDS = 10.0
-"""The same while the database does not answer."""
+"""How often it is asked while it does not answer."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long one try may take, and when the next one follows: the wait doubles from the first to the longest."""
+    """How long one attempt may take, and when the next one follows: the wait doubles from the first to the longest."""
 
     timeout_seconds: float = 10.0
-    """For a receiver that writes the event down and answers; what it does with it can wait."""
+    """Enough for a receiver that stores the event, answers, and works later."""
     lease_seconds: float = 15.0
-    """How long a try is nobody else's; longer than it may take."""
+    """How long no other process attempts the same delivery; longer than an attempt may take."""
     first_seconds: float = 5.0
     longest_seconds: float = MAX_WAIT.total_seconds()
     tries: int = 35
-    """A day: ten waits that grow and 24 of an hour. Who repairs a receiver within it has lost nothing."""
+    """A day: ten growing waits and 24 of an hour. A receiver that is repaired within it misses nothing."""
 
     def waits(self, attempts: int, failures: int) -> tuple[timedelta | None, timedelta]:
-        """Until an event is tried again after so many tries, None when that was the last; and until its webhook is,
-        after so many failures in a row. A random quarter more or less keeps those that failed together from coming
-        again together; it is the same for both, so that every event that failed no more often than its webhook is due
-        when that is well again."""
+        """Returns how long a delivery waits after that many attempts, None if that was the last, and how long its
+        webhook waits after that many failures in a row.
+
+        A random quarter more or less keeps deliveries that failed together from being repeated together. It is the same
+        for both waits, so that a delivery that failed no more often than its webhook is due when the webhook is.
+        """
         spread = random.uniform(0.75, 1.25)  # noqa: S311 (no secret)
         again = None if attempts >= self.tries else self._wait(attempts) * spread
         return again, self._wait(failures) * spread
@@ -64,193 +69,154 @@ class Schedule:
 
 
 class Deliverer:
-    """A thread that sends what is due, beside those of other processes over the same database."""
+    """Sends the deliveries that are due from a thread with an event loop, next to other processes over the same
+    database."""
 
     def __init__(self, context: ServiceContext, schedule: Schedule = Schedule()) -> None:
         self._context = context
         self._schedule = schedule
-        self._tls = ssl.create_default_context()
-        self._wake = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
         self._stopping = False
         self._busy: set[str] = set()
         self._turns: dict[str, int] = {}
         """When each webhook had its last turn, counted in turns."""
-        self._lock = threading.Lock()
+        self._database = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def wake(self) -> None:
-        """An event was recorded: there may be something to send at once."""
-        self._wake.set()
+        """Looks for due deliveries at once, because an event was recorded. Thread-safe."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop was closed
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     def stop(self) -> None:
-        """Returns when what is being sent at this moment has arrived or failed; the rest is sent after the next start,
-        or by another process."""
+        """Returns when the attempts that are running have ended. The rest is sent after the next start, or by another
+        process."""
         self._stopping = True
-        self._wake.set()
+        self.wake()
         self._thread.join()
 
     def _run(self) -> None:
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook") as pool:
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._loop.run_until_complete(self._deliver_all())
+        finally:
+            self._loop.close()  # unlike asyncio.run, it does not wait for name servers that do not answer
+            self._database.shutdown()
+
+    async def _deliver_all(self) -> None:
+        async with open_client() as client, asyncio.TaskGroup() as attempts:
             while not self._stopping:
                 self._wake.clear()
                 wait = IDLE_SECONDS
                 try:
-                    self._send_due(pool)
+                    await self._start_due(client, attempts)
                 except WhosthereError as error:
                     log.warning("webhooks wait for the database: %s", error.message)
                     wait = FAILED_SECONDS
                 except Exception:
                     log.exception("webhooks are not sent")
                     wait = FAILED_SECONDS
-                self._wake.wait(wait)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), wait)
 
-    def _send_due(self, pool: ThreadPoolExecutor) -> None:
-        """Begins to send the first of each webhook that nothing is being sent to, AT_ONCE together. Where more wait,
-        those go first whose last turn was longest ago: whoever has the longest queue would else always be first."""
+    async def _start_due(self, client: httpx.AsyncClient, attempts: asyncio.TaskGroup) -> None:
+        """Starts the first delivery of each webhook that is not busy, up to AT_ONCE together. Where more are due, those
+        whose last turn is longest ago come first: otherwise the longest queue would always win."""
         webhooks = self._context.webhooks
-        with self._lock:
-            busy = frozenset(self._busy)
+        busy = frozenset(self._busy)
+        due = await self._in_thread(lambda: webhooks.due(busy))
         lease = timedelta(seconds=self._schedule.lease_seconds)
-        due = sorted(webhooks.due(busy), key=lambda one: self._turns.get(one.webhook_id, 0))
-        for one in due[: AT_ONCE - len(busy)]:
+        for one in sorted(due, key=lambda one: self._turns.get(one.webhook_id, 0))[: AT_ONCE - len(busy)]:
             self._turns[one.webhook_id] = max(self._turns.values(), default=0) + 1
-            claimed = webhooks.claim(one.id, lease)
-            if claimed is not None:
-                with self._lock:
-                    self._busy.add(claimed.webhook_id)
-                pool.submit(self._deliver, webhooks, claimed)
+            delivery = await self._in_thread(lambda one=one: webhooks.claim(one.id, lease))  # type: ignore[misc]
+            if delivery is not None:
+                self._busy.add(delivery.webhook_id)
+                attempts.create_task(self._deliver(client, delivery))
 
-    def _deliver(self, webhooks: WebhookRepository, claimed: ClaimedDelivery) -> None:
+    async def _deliver(self, client: httpx.AsyncClient, delivery: ClaimedDelivery) -> None:
+        webhooks = self._context.webhooks
         try:
-            problem = send(claimed, self._schedule.timeout_seconds, self._tls)
+            problem = await send(client, delivery, self._schedule.timeout_seconds)
             if problem is None:
-                webhooks.mark_delivered(claimed)
+                await self._in_thread(lambda: webhooks.mark_delivered(delivery))
                 return
-            again, pause = self._schedule.waits(claimed.attempts, claimed.failures + 1)
-            webhooks.mark_failed(claimed, problem, again, pause)
-            then = f"again in {again.total_seconds():.0f} s" if again else "that was the last try"
+            again, pause = self._schedule.waits(delivery.attempts, delivery.failures + 1)
+            await self._in_thread(lambda: webhooks.mark_failed(delivery, problem, again, pause))
             log.warning(
-                "webhook %s: event %d, try %d: %s; %s",
-                claimed.webhook_id,
-                claimed.event.id,
-                claimed.attempts,
+                "webhook %s: event %d, attempt %d: %s; %s",
+                delivery.webhook_id,
+                delivery.event.id,
+                delivery.attempts,
                 problem,
-                then,
+                f"again in {again.total_seconds():.0f} s" if again else "that was the last attempt",
             )
         except WhosthereError as error:  # it is due again when its lease ends
-            log.warning("webhook %s: %s", claimed.webhook_id, error.message)
+            log.warning("webhook %s: %s", delivery.webhook_id, error.message)
         except Exception:
-            log.exception("webhook %s: event %d", claimed.webhook_id, claimed.event.id)
+            log.exception("webhook %s: event %d", delivery.webhook_id, delivery.event.id)
         finally:
-            with self._lock:
-                self._busy.discard(claimed.webhook_id)
+            self._busy.discard(delivery.webhook_id)
             self._wake.set()
 
-
-def body_of(claimed: ClaimedDelivery) -> bytes:
-    """The same bytes at every try."""
-    told = {"webhook": claimed.webhook_id, "event": event_object(claimed.event)}
-    return json.dumps(told, ensure_ascii=False).encode()
+    async def _in_thread(self, call: Callable[[], Result]) -> Result:
+        """Runs a call of the database in a pool apart from that of name lookups, which may hang."""
+        return await asyncio.get_running_loop().run_in_executor(self._database, call)
 
 
-def signed(claimed: ClaimedDelivery, body: bytes, at: int) -> Mapping[str, str]:
-    """The headers of a try at a time in whole seconds since 1970."""
-    mac = hmac.new(claimed.secret.encode(), f"{at}.".encode() + body, hashlib.sha256).hexdigest()
-    return {
-        "Content-Type": "application/json",
-        "User-Agent": "whosthere",
-        "X-Whosthere-Delivery": str(claimed.id),
-        "X-Whosthere-Timestamp": str(at),
-        "X-Whosthere-Signature": f"v1={mac}",
-    }
+def open_client() -> httpx.AsyncClient:
+    """Returns a client without proxies, redirects and kept connections."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(verify=ssl.create_default_context(), trust_env=False, limits=limits)
 
 
-def send(claimed: ClaimedDelivery, timeout_seconds: float, tls: ssl.SSLContext) -> str | None:
-    """Posts it once: what went wrong, None when a 2xx came back. Redirects are not followed, proxies not asked, and of
-    the answer nothing but its status is read. The time is that of the whole: name, connection, TLS and answer."""
-    until = time.monotonic() + timeout_seconds
-    parts = urlsplit(claimed.url)
-    host, port = parts.hostname or "", parts.port
-    https = parts.scheme == "https"
-    if https:
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, port, timeout=timeout_seconds, context=tls
-        )
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    body = body_of(claimed)
-    expired = threading.Event()
-    late: threading.Timer | None = None
+async def send(client: httpx.AsyncClient, delivery: ClaimedDelivery, timeout_seconds: float) -> str | None:
+    """Attempts a delivery once and returns what went wrong, or None if the receiver answered 2xx.
+
+    The time includes name lookup, connection, TLS and answer. Of the answer only the status is read.
+    """
+    body = body_of(delivery)
+    headers = signed_headers(delivery, body, int(time.time()))
+    # httpcore closes the socket of a TLS handshake that exceeds its own limit, but not of one that is cancelled.
+    each_step = 0.9 * timeout_seconds
     try:
-        connection.sock = _reach(host, connection.port, until)
-        if https:
-            connection.sock = tls.wrap_socket(connection.sock, server_hostname=host, do_handshake_on_connect=False)
-        late = threading.Timer(_left(until), _hang_up, (connection, expired))  # a socket's own counts between bytes
-        late.daemon = True
-        late.start()
-        if isinstance(connection.sock, ssl.SSLSocket):
-            connection.sock.do_handshake()
-        connection.request("POST", path, body, dict(signed(claimed, body, int(time.time()))))
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException, ValueError) as error:  # a name that cannot be one is a ValueError
-        if isinstance(error, TimeoutError) or expired.is_set():
-            return f"no answer within {timeout_seconds:g} s"
-        told = str(error).strip()  # in which the other side may be quoted
-        said = "".join(sign if sign.isprintable() else "?" for sign in told)
-        return f"not reached: {said or type(error).__name__}"
-    finally:
-        if late is not None:
-            late.cancel()
-        connection.close()
+        async with (
+            asyncio.timeout(timeout_seconds),
+            client.stream("POST", delivery.url, content=body, headers=headers, timeout=each_step) as response,
+        ):
+            status = response.status_code
+    except (TimeoutError, httpx.TimeoutException):
+        return f"no answer within {timeout_seconds:g} s"
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # ValueError: not a valid host name
+        quoted = str(error).strip()  # may contain what the receiver sent
+        printable = "".join(char if char.isprintable() else "?" for char in quoted)
+        return f"not reached: {printable or type(error).__name__}"
     return None if 200 <= status < 300 else f"answered {status}"
 
 
-def _reach(host: str, port: int, until: float) -> socket.socket:
-    """A connection to the first of the host's addresses that takes one. Raises OSError, a TimeoutError when it is
-    `until` by the monotonic clock, and ValueError for a name that cannot be one."""
-    problem = OSError("the name has no address")
-    for family, kind, protocol, _, address in _addresses(host, port, until):
-        connection = socket.socket(family, kind, protocol)
-        try:
-            connection.settimeout(_left(until))
-            connection.connect(address)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # headers and body are two packets
-            return connection
-        except OSError as error:
-            connection.close()
-            problem = error
-    raise problem
+def body_of(delivery: ClaimedDelivery) -> bytes:
+    """Returns the body of a delivery, the same bytes at every attempt."""
+    content = {"webhook": delivery.webhook_id, "event": event_object(delivery.event)}
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
-def _addresses(host: str, port: int, until: float) -> list[Any]:
-    """As `socket.getaddrinfo`, which cannot be told how long to wait: its thread is left to end by itself."""
-    found: Future[list[Any]] = Future()
-
-    def ask() -> None:
-        try:
-            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except (OSError, ValueError) as error:
-            found.set_exception(error)
-
-    threading.Thread(target=ask, name="webhook-name", daemon=True).start()
-    return found.result(_left(until))
-
-
-def _left(until: float) -> float:
-    """Seconds. Raises TimeoutError when there are none."""
-    left = until - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _hang_up(connection: http.client.HTTPConnection, expired: threading.Event) -> None:
-    """Lets whoever waits for the other side wait no longer."""
-    expired.set()
-    if connection.sock is not None:
-        with suppress(OSError):
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)  # beneath TLS, whose own would be in the way
+def signed_headers(delivery: ClaimedDelivery, body: bytes, at: int) -> Mapping[str, str]:
+    """Returns the headers of an attempt at a time in whole seconds since 1970: with this project's own signature and
+    that of Standard Webhooks 1.0.0, whose key is the secret's bytes as they are."""
+    key = delivery.secret.encode()
+    mac = hmac.new(key, f"{at}.".encode() + body, hashlib.sha256).hexdigest()
+    signature = StandardWebhook(key).sign(str(delivery.id), datetime.fromtimestamp(at, UTC), body.decode())
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "whosthere",
+        "X-Whosthere-Delivery": str(delivery.id),
+        "X-Whosthere-Timestamp": str(at),
+        "X-Whosthere-Signature": f"v1={mac}",
+        "webhook-id": str(delivery.id),
+        "webhook-timestamp": str(at),
+        "webhook-signature": signature,
+    }
