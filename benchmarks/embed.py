@@ -41,7 +41,7 @@ from indexer.vision import cuda, networks, runtime
 from indexer.vision.cuda import CudaSession
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.quantize import quantize_embedder
-from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, to_blob, usable_cores
+from indexer.vision.runtime import CPU_BATCH, Preprocessing, Session, Threads, to_blob, usable_cores
 from tests.indexer.vision import golden
 
 ROUNDS = 5
@@ -77,7 +77,7 @@ class Plain:
     """PyTorch with its defaults, or with the memory format that is often recommended."""
 
     network: nn.Module
-    feed: Feed
+    feed: Preprocessing
     device: str = "cpu"
     layout: torch.memory_format = torch.contiguous_format
 
@@ -124,7 +124,7 @@ def random_pack(files: ModelFiles) -> Pack:
 
 def cpu_ways(pack: Pack, files: ModelFiles, threads: Threads) -> list[Way]:
     """Lists the ways; PyTorch runs only with the threads that it chooses itself."""
-    feed, streams = networks.feed_of(pack), threads.streams
+    feed, streams = networks.embedder_preprocessing(pack), threads.streams
     exact, int8 = files.prepared_model(pack.embedder), files.quantized_model(pack.embedder)
     ways = [
         Way(
@@ -157,10 +157,10 @@ def first_output(session: Session) -> Run:
 
 
 def on_gpu(pack: Pack, files: ModelFiles, crops: NDArray[np.uint8]) -> list[dict[str, Cell]]:
-    if pack.embedder.network not in CHECKPOINTS or cuda.problem() is not None:
-        say(f"{pack.name}: not on a GPU: {cuda.problem() or 'it is no PyTorch network'}")
+    if pack.embedder.network not in CHECKPOINTS or cuda.find_problem() is not None:
+        say(f"{pack.name}: not on a GPU: {cuda.find_problem() or 'it is no PyTorch network'}")
         return []
-    feed = networks.feed_of(pack)
+    feed = networks.embedder_preprocessing(pack)
     network, *others = (load_network(files.read(pack.embedder), pack.embedder) for _ in range(3))
     plain = Plain(network.cuda(), feed, "cuda")
     sessions = {
@@ -231,12 +231,12 @@ def embed(way: Way, crops: NDArray[np.uint8]) -> Vectors:
 
 def whole_paths(pack: Pack, files: ModelFiles, images: Sequence[bytes]) -> list[dict[str, Cell]]:
     """Measures JPEG bytes to embeddings, on the CPU and, if there is one, on a GPU."""
-    feed, streams = networks.feed_of(pack), usable_cores()
+    feed, streams = networks.embedder_preprocessing(pack), usable_cores()
     model, threads = files.prepared_model(pack.embedder), Threads(streams)
     sessions: list[tuple[str, str, str, Session]] = [
-        ("CPU", "openvino", "native", networks.on_cpu(model, pack.embedder, feed, Precision.NATIVE, threads))
+        ("CPU", "openvino", "native", networks.load_on_cpu(model, pack.embedder, feed, Precision.NATIVE, threads))
     ]
-    if cuda.problem() is None:
+    if cuda.find_problem() is None:
         network = load_network(files.read(pack.embedder), pack.embedder)
         device = torch.cuda.get_device_name()
         sessions.append((device, "whosthere", "native", CudaSession(network, feed, half=True)))
@@ -264,7 +264,7 @@ def describe_rate(pack: Pack, files: ModelFiles, session: Session, images: Seque
     options = Options(threads=Threads(streams), device=Device.CPU)
     pipeline = FacePipeline(replace(SFACE, zooms=pack.zooms), files, options)
     detector, _ = pipeline._load()
-    pipeline._networks = detector, networks.embedder_of(pack, session)
+    pipeline._networks = detector, networks.build_embedder(pack, session)
     shares = [images[i : i + DESCRIBED] for i in range(0, len(images), DESCRIBED)]
     taken = []
     with ThreadPoolExecutor(streams) as pool:

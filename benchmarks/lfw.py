@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import Pack
 from indexer.types import Face, Pick, Vectors
-from indexer.vision.pipeline import FacePipeline, Options, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult, Options
 from indexer.vision.runtime import usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,9 +138,9 @@ def say(what: str) -> None:
     print(time.strftime("%H:%M:%S"), what, file=sys.stderr, flush=True)
 
 
-def describe_all(pipeline: FacePipeline, images: Iterator[bytes] | Sequence[bytes], total: int) -> list[Seen]:
+def describe_all(pipeline: FacePipeline, images: Iterator[bytes] | Sequence[bytes], total: int) -> list[ImageResult]:
     """Describes the central face of each image without the quality gate, with progress on stderr."""
-    seen: list[Seen] = []
+    seen: list[ImageResult] = []
     batch: list[bytes] = []
     begun = time.monotonic()
     for image in images:

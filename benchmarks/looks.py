@@ -43,10 +43,10 @@ class Variant:
     name: str
     pack: Pack = SFACE
     precision: Precision = Precision.NATIVE
-    side: int = detection.LOOK_SIDE
+    side: int = detection.REFINE_SIDE
     """Width of the face at the second look; 0 leaves it out."""
-    face: int = detection.LOOK_FACE
-    levels: tuple[int, ...] = detection.LEVELS
+    face: int = detection.REFINE_FACE_SIZE
+    levels: tuple[int, ...] = detection.DETECTION_SIDES
 
 
 VARIANTS = (
@@ -56,7 +56,7 @@ VARIANTS = (
     Variant("without the second look", side=0),
     Variant("second look: face at 160 in 256", side=256, face=160),
     Variant("second look: face at 130 in 256", side=256, face=130),
-    Variant("first look from 320 on", levels=detection.LEVELS[1:]),
+    Variant("first look from 320 on", levels=detection.DETECTION_SIDES[1:]),
 )
 
 
@@ -75,14 +75,20 @@ def main() -> None:
 @contextmanager
 def changed(variant: Variant) -> Iterator[None]:
     """Sets the detection module's constants for a variant until the end of the block."""
-    shipped = detection.LOOK_SIDE, detection.LOOK_FACE, detection.LEVELS, detection.look_again
-    detection.LOOK_SIDE, detection.LOOK_FACE, detection.LEVELS = variant.side, variant.face, variant.levels
+    shipped = detection.REFINE_SIDE, detection.REFINE_FACE_SIZE, detection.DETECTION_SIDES, detection.refine_detections
+    detection.REFINE_SIDE, detection.REFINE_FACE_SIZE, detection.DETECTION_SIDES = (
+        variant.side,
+        variant.face,
+        variant.levels,
+    )
     if variant.side == 0:
-        detection.look_again = lambda detector, faces: [face for _, face in faces]
+        detection.refine_detections = lambda detector, faces: [face for _, face in faces]
     try:
         yield
     finally:
-        detection.LOOK_SIDE, detection.LOOK_FACE, detection.LEVELS, detection.look_again = shipped
+        detection.REFINE_SIDE, detection.REFINE_FACE_SIZE, detection.DETECTION_SIDES, detection.refine_detections = (
+            shipped
+        )
 
 
 def identification(data: Embedded, people: OpenSet) -> dict[str, Cell]:

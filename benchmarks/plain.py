@@ -16,7 +16,7 @@ from indexer.models.packs import SFACE
 from indexer.types import Precision, Vectors, normalize
 from indexer.vision.align import align
 from indexer.vision.detectors.yunet import MAX_OVERLAP
-from indexer.vision.runtime import Feed, Session, Threads, load
+from indexer.vision.runtime import Preprocessing, Session, Threads, load
 
 MIN_SCORE = 0.6
 
@@ -67,7 +67,7 @@ def same_embedder_loop(precision: Precision) -> PlainLoop:
     with tempfile.TemporaryDirectory() as folder:
         files = ModelFiles(Path(folder))
         detector = _detector(files, Path(folder))
-        session: Session = load(files.prepared_model(SFACE.embedder), Feed(), precision, Threads())
+        session: Session = load(files.prepared_model(SFACE.embedder), Preprocessing(), precision, Threads())
 
     def embed(image: NDArray[np.uint8], face: NDArray[np.float32]) -> NDArray[np.float32]:
         crop = align(np.ascontiguousarray(image[..., ::-1]), face[4:14].reshape(5, 2))

@@ -34,7 +34,7 @@ from indexer.vision import quality
 from indexer.vision.align import align
 from indexer.vision.decode import decode
 from indexer.vision.pipeline import FacePipeline
-from indexer.vision.quality import INNER
+from indexer.vision.quality import FACE_REGION
 
 MISS_FMR = 1e-4
 JPEG_QUALITY = 90
@@ -195,7 +195,9 @@ def rival_sharpness(photo: bytes, face: Face) -> dict[str, float]:
     """Returns the crop's relative Laplacian, and its sharpness with other strengths of smoothing."""
     grey = cv2.cvtColor(align(decode(photo).pixels, face.detection.landmarks), cv2.COLOR_RGB2GRAY)
     wide = grey.astype(np.float32)
-    found = {"Laplacian": float(cv2.Laplacian(wide[INNER], cv2.CV_32F).var() / max(wide[INNER].var(), 1e-6))}
+    found = {
+        "Laplacian": float(cv2.Laplacian(wide[FACE_REGION], cv2.CV_32F).var() / max(wide[FACE_REGION].var(), 1e-6))
+    }
     for sigma in (1.0, 1.5, 2.5):
         smooth = np.asarray(cv2.GaussianBlur(wide, (0, 0), sigma), dtype=np.float32)
         found[f"smoothed by {sigma:g}"] = quality._sharpness(smooth)

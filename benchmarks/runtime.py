@@ -34,7 +34,7 @@ from indexer.types import Detection, Pick, Precision
 from indexer.vision import runtime
 from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.pipeline import Options
-from indexer.vision.runtime import Feed, Session, Threads
+from indexer.vision.runtime import Preprocessing, Session, Threads
 
 BASE = ("onnxruntime", Precision.FLOAT32)
 WAYS = (("openvino", Precision.FLOAT32), ("openvino", Precision.NATIVE), BASE)
@@ -64,7 +64,7 @@ def median_ms(calls: list[Callable[[], object]]) -> list[float]:
     return [float(value) for value in np.median(times, axis=(0, 2))]
 
 
-def time_network(name: str, model: bytes, feed: Feed, side: int, threads: Threads) -> list[dict[str, Cell]]:
+def time_network(name: str, model: bytes, feed: Preprocessing, side: int, threads: Threads) -> list[dict[str, Cell]]:
     """Measures each runtime and batch on noise; the time does not depend on the image."""
     installed = runtime.engines()
     ways = [way for way in WAYS if way[0] in installed]
@@ -78,7 +78,7 @@ def time_network(name: str, model: bytes, feed: Feed, side: int, threads: Thread
             rows.append(
                 {
                     "what": f"{name} {side} x {side}",
-                    "threads": threads.per_stream,
+                    "threads": threads.threads_per_stream,
                     "runtime": engine,
                     "precision": str(precision),
                     "batch": batch,
@@ -148,12 +148,12 @@ def main() -> None:
         files = ModelFiles(Path(models))
         yunet, sface = files.prepared_model(SFACE.detector), files.prepared_model(SFACE.embedder)
         for name, model, feed, side in (
-            ("YuNet", yunet, YuNet.feed, 160),
-            ("YuNet", yunet, YuNet.feed, 320),
-            ("YuNet, coarsest,", onnx_prepare.extract_outputs(yunet, YuNet.parts[1]), YuNet.feed, 320),
-            ("SFace", sface, Feed(), 112),
+            ("YuNet", yunet, YuNet.preprocessing, 160),
+            ("YuNet", yunet, YuNet.preprocessing, 320),
+            ("YuNet, coarsest,", onnx_prepare.extract_outputs(yunet, YuNet.output_slices[1]), YuNet.preprocessing, 320),
+            ("SFace", sface, Preprocessing(), 112),
         ):
-            for threads in (Threads(each=1), Threads()):
+            for threads in (Threads(per_stream=1), Threads()):
                 rows += time_network(name, model, feed, side, threads)
     lfw.write_results(lfw.RESULTS / "runtime.csv", rows + compare_precisions(folder) + count_strides(folder))
 

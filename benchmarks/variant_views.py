@@ -16,12 +16,12 @@ from benchmarks.lfw import Shot, say
 from indexer.models.packs import SFACE
 from indexer.types import CROP_SIZE, Box, Detection, Pick, Pixels
 from indexer.vision import detection, quality
-from indexer.vision.align import TEMPLATE, align, similarity
+from indexer.vision.align import REFERENCE_LANDMARKS, align, estimate_similarity
 from indexer.vision.decode import Limits, Photo, decode
-from indexer.vision.detection import Seek
+from indexer.vision.detection import SearchScope
 from indexer.vision.detectors.base import Detector
 from indexer.vision.embedders.base import Embedder
-from indexer.vision.pipeline import FIRST_SIDE, choose
+from indexer.vision.pipeline import REDUCED_SIDE, select_faces
 
 AT_ONCE = 64
 """Photos at a time."""
@@ -39,9 +39,9 @@ Raw = NDArray[np.float32]
 class Look:
     """A way to detect landmarks at a second look."""
 
-    face: int = detection.LOOK_FACE
+    face: int = detection.REFINE_FACE_SIZE
     """Width of the face in pixels, in a square of `side`."""
-    side: int = detection.LOOK_SIDE
+    side: int = detection.REFINE_SIDE
     mirror: bool = False
     """Looks at the mirrored face."""
     upright: bool = False
@@ -75,7 +75,7 @@ def blurred(crop: Pixels) -> Pixels:
     return np.asarray(cv2.GaussianBlur(crop, (0, 0), 2.5), np.uint8)
 
 
-def zoomed(zoom: float) -> Callable[[Pixels], Pixels]:
+def zoom_landmarks(zoom: float) -> Callable[[Pixels], Pixels]:
     """Returns a function that zooms a crop and repeats its edge outside."""
     matrix = cv2.getRotationMatrix2D(((CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2), 0, zoom)
     return lambda crop: np.asarray(
@@ -119,8 +119,8 @@ VIEWS: Mapping[str, View] = {
     "256 wide": View(IN_256, zoom=0.95),
     "384 near": View(IN_384, zoom=1.05),
     "384 wide": View(IN_384, zoom=0.95),
-    "crop wide": View(UPRIGHT, paint=zoomed(0.95)),
-    "crop near": View(UPRIGHT, paint=zoomed(1.05)),
+    "crop wide": View(UPRIGHT, paint=zoom_landmarks(0.95)),
+    "crop near": View(UPRIGHT, paint=zoom_landmarks(1.05)),
     "u blurred": View(UPRIGHT, paint=blurred),
 }
 
@@ -153,7 +153,7 @@ class Study:
 
     def _all(self) -> list[Photo]:
         if not self._photos:
-            self._photos = [decode(shot.path.read_bytes(), Limits(), FIRST_SIDE) for shot in self._shots]
+            self._photos = [decode(shot.path.read_bytes(), Limits(), REDUCED_SIDE) for shot in self._shots]
         return self._photos
 
     def _first(self) -> list[Detection]:
@@ -162,8 +162,10 @@ class Study:
         if not stored.exists():
             found: list[Detection] = []
             for some in in_parts(self._all()):
-                for photo, faces in zip(some, detection.find(self._detector, some, Seek.CENTER), strict=True):
-                    found += choose(faces, Pick.CENTER, photo)
+                for photo, faces in zip(
+                    some, detection.detect_faces(self._detector, some, SearchScope.CENTER), strict=True
+                ):
+                    found += select_faces(faces, Pick.CENTER, photo)
             boxes = np.array([(f.box.x, f.box.y, f.box.w, f.box.h) for f in found])
             np.savez(stored, b=boxes, p=np.stack([f.landmarks for f in found]), s=np.array([f.score for f in found]))
         with np.load(stored) as file:
@@ -174,7 +176,9 @@ class Study:
 
     def _look(self, look: Look) -> Points:
         pairs = list(zip(self._all(), self._first(), strict=True))
-        return np.stack([points for some in in_parts(pairs, 4) for points in look_again(self._detector, look, some)])
+        return np.stack(
+            [points for some in in_parts(pairs, 4) for points in refine_detections(self._detector, look, some)]
+        )
 
     def _run(self, view: View) -> Raw:
         points = np.mean([self.landmarks(one) for one in view.looks], axis=0)
@@ -190,12 +194,14 @@ class Study:
         found = []
         for photo, face, points in zip(self._all(), self._first(), self.landmarks("upright"), strict=True):
             crop = align(photo.pixels, points)
-            measured = quality.measure(Detection(face.box, points, face.score), crop, self._detector.enrolled)
+            measured = quality.measure(Detection(face.box, points, face.score), crop, self._detector.enrollment_score)
             found.append((face.score, measured.size, measured.sharpness, measured.yaw))
         return np.array(found, np.float32)
 
 
-def look_again(detector: Detector, look: Look, faces: Sequence[tuple[Photo, Detection]]) -> list[NDArray[np.float32]]:
+def refine_detections(
+    detector: Detector, look: Look, faces: Sequence[tuple[Photo, Detection]]
+) -> list[NDArray[np.float32]]:
     """Returns the landmarks (5, 2) of each face in its photo."""
     side = look.side
     matrices = [to_canvas(look, face) for _, face in faces]
@@ -221,9 +227,9 @@ def to_canvas(look: Look, face: Detection) -> NDArray[np.float64]:
     """Returns the (2, 3) matrix from the photo's pixels to those of the square."""
     side = look.side
     if look.upright:
-        factor = look.face / detection.TEMPLATE_FACE
-        target = (TEMPLATE - CROP_SIZE / 2) * factor + side / 2
-        return similarity(face.landmarks, target)
+        factor = look.face / detection.REFERENCE_FACE_SIZE
+        target = (REFERENCE_LANDMARKS - CROP_SIZE / 2) * factor + side / 2
+        return estimate_similarity(face.landmarks, target)
     factor = look.face / max(face.box.size, 1.0)
     cx, cy = face.box.center
     return np.array([[factor, 0, side / 2 - factor * cx], [0, factor, side / 2 - factor * cy]])
@@ -232,14 +238,14 @@ def to_canvas(look: Look, face: Detection) -> NDArray[np.float64]:
 def cut(photo: Photo, points: NDArray[np.float32], view: View) -> Pixels:
     where = points
     if (view.move, view.zoom) != ((0.0, 0.0), 1.0):
-        onto = similarity(points)
+        onto = estimate_similarity(points)
         center = (CROP_SIZE - 1) / 2
         turn = cv2.getRotationMatrix2D((center, center), 0, view.zoom)
         turn[:, 2] += np.array(view.move)
         # Landmarks that `align` brings to where `turn` moves the template from.
         whole = np.vstack([turn, (0, 0, 1)]) @ np.vstack([onto, (0, 0, 1)])
         back = cv2.invertAffineTransform(whole[:2])
-        where = (TEMPLATE @ back[:, :2].T + back[:, 2]).astype(np.float32)
+        where = (REFERENCE_LANDMARKS @ back[:, :2].T + back[:, 2]).astype(np.float32)
     return view.paint(align(photo.pixels, where))
 
 

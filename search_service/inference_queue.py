@@ -25,8 +25,8 @@ from typing import Any, Protocol
 from indexer.errors import Overloaded
 from indexer.types import Gallery, Pick
 from indexer.vision.batch_errors import isolate_failures
-from indexer.vision.decode import pixels_said
-from indexer.vision.pipeline import PIXELS_AT_ONCE, FacePipeline, Seen
+from indexer.vision.decode import count_pixels
+from indexer.vision.pipeline import MAX_BATCH_PIXELS, FacePipeline, ImageResult
 from search_service.search import Answer, Query
 
 SEARCHES_AT_ONCE = 40
@@ -45,7 +45,7 @@ class Kind:
 Question = tuple[Gallery, Query]
 """What the images of one search have in common. A gallery that has changed is a different one."""
 
-Search = Callable[[Sequence[Seen], Gallery, Query], Sequence[Answer]]
+Search = Callable[[Sequence[ImageResult], Gallery, Query], Sequence[Answer]]
 
 
 class Observer(Protocol):
@@ -75,7 +75,7 @@ class _Job:
     future: asyncio.Future[Any]
     since: float
     """`time.perf_counter` on arrival."""
-    seen: Seen | None = None
+    seen: ImageResult | None = None
 
 
 class InferenceQueue:
@@ -117,7 +117,7 @@ class InferenceQueue:
             self._networks.join()
         self._searches.shutdown()
 
-    async def describe(self, images: Sequence[bytes], pipeline: FacePipeline, kind: Kind) -> list[Seen]:
+    async def describe(self, images: Sequence[bytes], pipeline: FacePipeline, kind: Kind) -> list[ImageResult]:
         """Returns one description for each image, in order. Raises Overloaded at once if too many are waiting."""
         return await self._add(images, pipeline, kind, None)
 
@@ -141,7 +141,7 @@ class InferenceQueue:
     ) -> list[Any]:
         loop, since = asyncio.get_running_loop(), time.perf_counter()
         jobs = [
-            _Job(image, pixels_said(image), pipeline, kind, question, loop.create_future(), since) for image in images
+            _Job(image, count_pixels(image), pipeline, kind, question, loop.create_future(), since) for image in images
         ]
         size = sum(map(len, images))
         with self._changed:
@@ -180,7 +180,7 @@ class InferenceQueue:
                 self._changed.notify_all()
 
     def _next_batch(self) -> list[_Job]:
-        """Takes an image of each request in turn, as many as `max_batch` and PIXELS_AT_ONCE allow, or a larger one.
+        """Takes an image of each request in turn, as many as `max_batch` and MAX_BATCH_PIXELS allow, or a larger one.
 
         A request whose next image does not fit is first next time.
         """
@@ -189,7 +189,7 @@ class InferenceQueue:
         skipped: deque[deque[_Job]] = deque()
         while self._waiting and len(batch) < self._max_batch:
             request = self._waiting.popleft()
-            if batch and pixels + request[0].pixels > PIXELS_AT_ONCE:
+            if batch and pixels + request[0].pixels > MAX_BATCH_PIXELS:
                 skipped.append(request)
                 continue
             batch.append(request.popleft())
@@ -238,16 +238,16 @@ class InferenceQueue:
             wanted = [job for job in jobs if not job.future.cancelled()]
             self._run(wanted, lambda some: self._search([job.seen for job in some if job.seen is not None], *question))
 
-    def _run(self, jobs: Sequence[_Job], step: Callable[[Sequence[_Job]], Sequence[Seen | Answer]]) -> None:
+    def _run(self, jobs: Sequence[_Job], step: Callable[[Sequence[_Job]], Sequence[ImageResult | Answer]]) -> None:
         """Runs a step of the jobs together. Each job gets its own result or error, and the thread goes on."""
-        results: Sequence[Seen | Answer | Exception]
+        results: Sequence[ImageResult | Answer | Exception]
         try:
             results = isolate_failures(jobs, step)
         except Exception as error:
             results = [error] * len(jobs)
         finished = []
         for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, Seen) and job.question is not None:
+            if isinstance(result, ImageResult) and job.question is not None:
                 job.seen, job.image = result, b""
             else:
                 finished.append((job.future, result))
@@ -257,12 +257,12 @@ class InferenceQueue:
                 loop.call_soon_threadsafe(_resolve, own)
 
 
-def _described(jobs: Sequence[_Job], pipeline: FacePipeline, kind: Kind) -> list[Seen]:
+def _described(jobs: Sequence[_Job], pipeline: FacePipeline, kind: Kind) -> list[ImageResult]:
     images = [job.image for job in jobs]
     return pipeline.describe(images, kind.pick, kind.gate) if kind.embed else pipeline.detect(images)
 
 
-def _resolve(finished: Sequence[tuple[asyncio.Future[Any], Seen | Answer | Exception]]) -> None:
+def _resolve(finished: Sequence[tuple[asyncio.Future[Any], ImageResult | Answer | Exception]]) -> None:
     for future, result in finished:
         if future.done():
             continue

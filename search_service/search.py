@@ -15,7 +15,7 @@ from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.packs import Pack
 from indexer.types import Detection, Face, Gallery, Hit, Identity, NamedIdentity, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
-from indexer.vision.pipeline import Seen
+from indexer.vision.pipeline import ImageResult
 from search_service.matching.decision import Decision, DecisionReason, decide
 from search_service.matching.frames import fuse, weight_of
 from search_service.matching.fusion import Templates, rescore
@@ -129,7 +129,7 @@ class SearchService:
         """Returns one answer for each image; problems with one image are reported in its own answer."""
         return self.search_seen(self._context.pipeline_of(gallery).describe(images, query.pick), gallery, query)
 
-    def search_seen(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> list[Answer]:
+    def search_seen(self, seen: Sequence[ImageResult], gallery: Gallery, query: Query) -> list[Answer]:
         """Returns one answer for each image whose faces are described already."""
         faces = [face for one in seen for face in one.faces]
         vectors = np.stack([face.embedding for face in faces]) if faces else np.empty((0, gallery.dim), np.float32)
@@ -151,10 +151,10 @@ class SearchService:
         """
         read = [image for image in images if not isinstance(image, RejectedImage)]
         seen = iter(self._context.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST))
-        every = [Seen(rejection=image) if isinstance(image, RejectedImage) else next(seen) for image in images]
+        every = [ImageResult(rejection=image) if isinstance(image, RejectedImage) else next(seen) for image in images]
         return self.search_seen_frames(every, gallery, query)
 
-    def search_seen_frames(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> Answer:
+    def search_seen_frames(self, seen: Sequence[ImageResult], gallery: Gallery, query: Query) -> Answer:
         """Does the same with images whose faces are described already."""
         places = [place for place, one in enumerate(seen) if one.faces]
         if not places:
@@ -247,7 +247,7 @@ def _are_enough(hits: Sequence[Hit], people: Mapping[int, NamedIdentity], wanted
 
 
 def _frame_answers(
-    seen: Sequence[Seen], shown: int | None = None, disagreeing: Collection[int] = ()
+    seen: Sequence[ImageResult], shown: int | None = None, disagreeing: Collection[int] = ()
 ) -> tuple[FrameAnswer, ...]:
     return tuple(
         FrameAnswer(None if one.faces else one.rejection, place in disagreeing, place == shown)
@@ -255,7 +255,7 @@ def _frame_answers(
     )
 
 
-def compare_seen(seen: Sequence[Seen], pack: Pack) -> Comparison:
+def compare_seen(seen: Sequence[ImageResult], pack: Pack) -> Comparison:
     """Compares two described images. Raises RejectedImage, which names the image."""
     faces: list[Face] = []
     for name, one in zip(("a", "b"), seen, strict=True):

@@ -22,14 +22,14 @@ from indexer.models.packs import Pack
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision import crops
 from indexer.vision.batch_errors import as_rejection, isolate_failures
-from indexer.vision.pipeline import Seen
+from indexer.vision.pipeline import ImageResult
 
 CHUNK = 16
 """Photos processed by one worker and committed together."""
 
 MAX_CHUNK_BYTES = 64 * 2**20
 """Bytes of photo files in memory for each worker, or one larger photo. With the decoded pixels (144 MB by
-`pipeline.PIXELS_AT_ONCE`, or one photo of 300 MB by `decode.Limits`) this bounds a worker's memory; there are two more
+`pipeline.MAX_BATCH_PIXELS`, or a photo of 300 MB by `decode.Limits`) this bounds a worker's memory; there are two more
 workers than cores. Chunks waiting to be committed only hold embeddings, and crops (15 kB each) if they are kept."""
 
 
@@ -59,7 +59,7 @@ class FaceDescriber(Protocol):
 
     def load(self) -> None: ...
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]: ...
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +162,13 @@ class Enroller:
                 prepared.append(_Prepared(row, rejection=another_identity(enrolled.external_id)))
         return prepared
 
-    def _describe(self, images: Sequence[bytes], pick: Pick) -> list[Seen]:
+    def _describe(self, images: Sequence[bytes], pick: Pick) -> list[ImageResult]:
         """Describes the images. Images on which the pipeline fails are rejected; other errors are raised."""
         answers = isolate_failures(images, lambda some: self._pipeline.describe(some, pick, gate=True))
-        return [Seen(rejection=as_rejection(answer)) if isinstance(answer, Exception) else answer for answer in answers]
+        return [
+            ImageResult(rejection=as_rejection(answer)) if isinstance(answer, Exception) else answer
+            for answer in answers
+        ]
 
     def _read(self, row: Row) -> bytes | RejectedImage:
         try:
@@ -208,7 +211,7 @@ class Enroller:
 
 def new_face(person: Person, image_sha256: str, face: Face, keep_crop: bool) -> NewFace:
     """Returns the face of an image for the store, with its encoded crop if it is kept."""
-    crop = crops.write(face.crop) if keep_crop and face.crop is not None else None
+    crop = crops.encode(face.crop) if keep_crop and face.crop is not None else None
     return NewFace(person, image_sha256, replace(face, crop=None), crop)
 
 

@@ -24,7 +24,7 @@ from indexer.types import Gallery, Pick, sha256
 from indexer.vision import crops
 from indexer.vision.batch_errors import isolate_failures
 from indexer.vision.detectors.base import iou
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Reembedder:
         for face in some:
             if face.crop is not None:
                 try:
-                    read[face.face_id] = crops.read(face.crop)
+                    read[face.face_id] = crops.decode(face.crop)
                 except InvalidRequest as error:
                     log.warning("Face %d of %s: %s", face.face_id, face.external_id, error.message)
         return dict(_successes(list(read), lambda ids: self._pipeline.embed(np.stack([read[i] for i in ids]))))
@@ -170,7 +170,7 @@ class Reembedder:
             left = [face for face in left if face.face_id not in found]
         return found
 
-    def _describe(self, photos: Sequence[tuple[UnembeddedFace, bytes]], pick: Pick | None) -> list[Seen]:
+    def _describe(self, photos: Sequence[tuple[UnembeddedFace, bytes]], pick: Pick | None) -> list[ImageResult]:
         return self._pipeline.describe([data for _, data in photos], pick)
 
     def _read(self, face: UnembeddedFace) -> bytes | None:

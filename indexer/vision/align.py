@@ -8,18 +8,20 @@ from numpy.typing import NDArray
 
 from indexer.types import CROP_SIZE, Pixels
 
-TEMPLATE = np.array(
+REFERENCE_LANDMARKS = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]],
     dtype=np.float64,
 )
 """Where the five points come to lie, in pixels (ArcFace: insightface `face_align.arcface_dst`; SFace's
 `alignCrop` in OpenCV uses the same)."""
 
-WARP_SIDE = 32_766
+MAX_WARP_SIDE = 32_766
 """The longest side that OpenCV 4's `warpAffine` takes; of a longer image only the part around the face is used."""
 
 
-def similarity(landmarks: NDArray[np.floating], template: NDArray[np.floating] = TEMPLATE) -> NDArray[np.float64]:
+def estimate_similarity(
+    landmarks: NDArray[np.floating], template: NDArray[np.floating] = REFERENCE_LANDMARKS
+) -> NDArray[np.float64]:
     """The (2, 3) matrix that turns, scales and moves `landmarks` (5, 2) onto `template` with least squared error.
 
     The closed form for similarities in the plane: with points as complex numbers, z -> a z + b, where
@@ -43,15 +45,15 @@ def align(pixels: Pixels, landmarks: NDArray[np.floating]) -> Pixels:
     Outside the image is black. A face more than twice as large as the crop is first averaged down by a whole
     factor: bilinear sampling looks at four pixels only, and skipping the others makes noise of fine detail.
     """
-    matrix = similarity(landmarks)
+    matrix = estimate_similarity(landmarks)
     shrink = max(1, int(1 / np.hypot(matrix[0, 0], matrix[1, 0])))
-    if shrink >= 2 or max(pixels.shape[:2]) > WARP_SIDE:
-        pixels, matrix = shrunk(pixels, matrix, shrink, CROP_SIZE) or (pixels, matrix)
+    if shrink >= 2 or max(pixels.shape[:2]) > MAX_WARP_SIDE:
+        pixels, matrix = crop_and_downscale(pixels, matrix, shrink, CROP_SIZE) or (pixels, matrix)
     crop = cv2.warpAffine(pixels, matrix, (CROP_SIZE, CROP_SIZE), flags=cv2.INTER_LINEAR)
     return np.asarray(crop, dtype=np.uint8)
 
 
-def shrunk(
+def crop_and_downscale(
     pixels: Pixels, matrix: NDArray[np.float64], shrink: int, side: int
 ) -> tuple[Pixels, NDArray[np.float64]] | None:
     """The part of the image that `matrix` brings into a square of `side` pixels, averaged down by `shrink`, and the

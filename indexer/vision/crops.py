@@ -16,14 +16,14 @@ from indexer.errors import InvalidRequest
 from indexer.types import CROP_SIZE, Pixels
 
 
-def write(crop: Pixels) -> bytes:
+def encode(crop: Pixels) -> bytes:
     """The (112, 112, 3) RGB uint8 crop as a file that `read` makes the same pixels of."""
     buffer = io.BytesIO()
     Image.fromarray(crop).save(buffer, "WEBP", lossless=True, quality=0, method=0)
     return buffer.getvalue()
 
 
-def read(data: bytes) -> Pixels:
+def decode(data: bytes) -> Pixels:
     """The (112, 112, 3) RGB uint8 crop. Raises InvalidRequest when `data` is no such file."""
     try:
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:

@@ -23,23 +23,23 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from indexer.errors import ModelUnavailable, Overloaded
-from indexer.vision.runtime import Feed
+from indexer.vision.runtime import Preprocessing
 
 log = logging.getLogger(__name__)
 
-SIZES = (1, 2, 4, 16, 32, 64, 256)
+BATCH_SIZES = (1, 2, 4, 16, 32, 64, 256)
 """Batches that are computed; others are cut and padded to these."""
 
-MOST_PIXELS = 2**23
+MAX_BATCH_PIXELS = 2**23
 """Of a batch: 256 crops are 3.2 million, four canvases of 1280 x 1280 6.6 million. It bounds the GPU's memory."""
 
 IN_FLIGHT = 4
 """Batches that wait on the GPU while the next is copied to pinned memory."""
 
-OFTEN = 3
+MIN_CAPTURE_REQUESTS = 3
 """A shape is captured when it is asked for this often: a capture costs hundreds of runs."""
 
-GRAPHS = 24
+MAX_GRAPHS = 24
 """Captured at a time, a session: seven sizes of crops; a detector meets many shapes of photos, few of them often."""
 
 WARM_UP = 3
@@ -55,7 +55,7 @@ _launching = threading.Lock()
 capture, and a second capture is not. Nobody waits for the GPU with it, so that what is started overlaps."""
 
 
-def problem() -> str | None:
+def find_problem() -> str | None:
     """Why PyTorch cannot use a GPU here; None where it can."""
     if torch.version.cuda is None:
         return f"PyTorch {torch.__version__} is built without CUDA; expected a build for CUDA"
@@ -83,7 +83,7 @@ def _first_line(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Cut:
+class BatchSlice:
     """Rows `start` to `stop` of what is asked for, computed as a batch of `size`."""
 
     start: int
@@ -91,12 +91,12 @@ class Cut:
     size: int
 
 
-def sizes(height: int, width: int) -> tuple[int, ...]:
-    """Those of SIZES in which canvases of these sides are computed."""
-    return tuple(size for size in SIZES if size * height * width <= MOST_PIXELS) or SIZES[:1]
+def batch_sizes(height: int, width: int) -> tuple[int, ...]:
+    """Those of BATCH_SIZES in which canvases of these sides are computed."""
+    return tuple(size for size in BATCH_SIZES if size * height * width <= MAX_BATCH_PIXELS) or BATCH_SIZES[:1]
 
 
-def cuts(count: int, among: tuple[int, ...]) -> Iterator[Cut]:
+def plan_batches(count: int, among: tuple[int, ...]) -> Iterator[BatchSlice]:
     """`count` rows as batches of the sizes `among`, rising. The last is padded where that doubles it at most."""
     start = 0
     while start < count:
@@ -104,11 +104,11 @@ def cuts(count: int, among: tuple[int, ...]) -> Iterator[Cut]:
         padded = next((size for size in among if left <= size <= 2 * left), None)
         size = padded or max((size for size in among if size <= left), default=among[0])
         stop = start + min(left, size)
-        yield Cut(start, stop, size)
+        yield BatchSlice(start, stop, size)
         start = stop
 
 
-class Favourites(Generic[V]):
+class GraphCache(Generic[V]):
     """What is made once for the shapes that are asked for most."""
 
     def __init__(self, room: int) -> None:
@@ -127,7 +127,7 @@ class Favourites(Generic[V]):
         if shape in self._kept:
             self._kept.move_to_end(shape)
             return self._kept[shape]
-        if self._asked[shape] < OFTEN:
+        if self._asked[shape] < MIN_CAPTURE_REQUESTS:
             return None
         if len(self._kept) >= self._room:
             oldest = next(iter(self._kept))
@@ -138,7 +138,7 @@ class Favourites(Generic[V]):
         return made
 
 
-def normalised(canvases: Tensor, feed: Feed, dtype: torch.dtype) -> Tensor:
+def preprocess(canvases: Tensor, feed: Preprocessing, dtype: torch.dtype) -> Tensor:
     """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) as `feed` says, channels last in memory. Computed in float32."""
     x = canvases.to(torch.float32)
     if feed.bgr:
@@ -151,25 +151,25 @@ def normalised(canvases: Tensor, feed: Feed, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).permute(0, 3, 1, 2)
 
 
-class Fed(nn.Module):
+class PreprocessedNetwork(nn.Module):
     """A network with what stands before and after it: (N, H, W, 3) uint8 RGB -> its outputs in float32.
 
-    The network is changed: half precision where asked for, channels last, batch normalisation folded.
+    The network is changed: half precision where asked for, channels last, batch normalisation fold_batch_norms.
     """
 
-    def __init__(self, network: nn.Module, feed: Feed, half: bool) -> None:
+    def __init__(self, network: nn.Module, feed: Preprocessing, half: bool) -> None:
         super().__init__()
         self._dtype = torch.float16 if half else torch.float32
         self._feed = feed
-        plain: nn.Module = folded(network.eval().float()).to(self._dtype)
+        plain: nn.Module = fold_batch_norms(network.eval().float()).to(self._dtype)
         self._network = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, canvases: Tensor) -> list[Tensor]:
-        outputs = self._network(normalised(canvases, self._feed, self._dtype))
+        outputs = self._network(preprocess(canvases, self._feed, self._dtype))
         return [output.float().contiguous() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
 
 
-def folded(network: nn.Module) -> fx.GraphModule:
+def fold_batch_norms(network: nn.Module) -> fx.GraphModule:
     """The network with each batch normalisation that follows a convolution or a linear layer made part of it, which
     saves reading and writing all it answers. Other batch normalisations stay: zeros that pad a convolution come after
     them."""
@@ -197,7 +197,7 @@ _FUSES: dict[tuple[type[nn.Module], type[nn.Module]], Callable[[Any, Any], nn.Mo
 }
 
 
-def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def allocate_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Memory of the host that the GPU reads and writes by itself. PyTorch keeps it for the next, and gives it to no one
     before the copies that were started with it are done."""
     return torch.empty(shape, dtype=dtype, pin_memory=True)
@@ -220,7 +220,7 @@ class _Graph:
     the graph that ran last, and are copied before the next runs. Made and replayed with `_launching` held, in `stream`.
     """
 
-    def __init__(self, fed: Fed, shape: Shape, stream: torch.cuda.Stream, pool: Any) -> None:
+    def __init__(self, fed: PreprocessedNetwork, shape: Shape, stream: torch.cuda.Stream, pool: Any) -> None:
         # Outside of the pool: what is written into it must survive other graphs.
         self.input = torch.zeros((*shape, 3), dtype=torch.uint8, device=stream.device)
         with _measuring():
@@ -244,14 +244,14 @@ class CudaSession:
     float32 is asked for, as for landmarks, the GPU should answer what the CPU does.
     """
 
-    batch = IN_FLIGHT * SIZES[-1]
+    batch = IN_FLIGHT * BATCH_SIZES[-1]
 
-    def __init__(self, module: nn.Module, feed: Feed, half: bool) -> None:
+    def __init__(self, module: nn.Module, feed: Preprocessing, half: bool) -> None:
         """Raises ModelUnavailable when the GPU's memory does not hold the network."""
         torch.backends.cudnn.allow_tf32 = False  # of the process; networks in half precision do not ask
         torch.backends.cuda.matmul.allow_tf32 = False
         self._lock = threading.Lock()
-        fed = Fed(module, feed, half)
+        fed = PreprocessedNetwork(module, feed, half)
         with _launching:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
@@ -262,7 +262,7 @@ class CudaSession:
                     f"the GPU's memory does not hold the network: {_first_line(error)}", code="device_unavailable"
                 ) from error
             torch.cuda.current_stream().synchronize()
-        self._graphs: Favourites[_Graph | None] = Favourites(GRAPHS)
+        self._graphs: GraphCache[_Graph | None] = GraphCache(MAX_GRAPHS)
 
     def run(self, canvases: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """All outputs, in the network's order, for (N, H, W, 3) RGB uint8, N at least 1.
@@ -274,7 +274,7 @@ class CudaSession:
         answers: list[list[NDArray[np.float32]]] = []
         with self._lock, torch.inference_mode(), torch.cuda.stream(self._stream):
             try:
-                for cut in cuts(count, sizes(height, width)):
+                for cut in plan_batches(count, batch_sizes(height, width)):
                     flying.append(self._start(canvases[cut.start : cut.stop], (cut.size, height, width)))
                     if len(flying) == IN_FLIGHT:
                         answers += self._landed(flying)
@@ -291,7 +291,7 @@ class CudaSession:
     def _start(self, rows: NDArray[np.uint8], shape: Shape) -> list[Tensor]:
         """Puts copying there, computing and copying back of one batch into the stream, and waits for none of it; what
         comes back may be read after that."""
-        staged = pinned(rows.shape, torch.uint8)
+        staged = allocate_pinned(rows.shape, torch.uint8)
         np.copyto(staged.numpy(), rows)
         with _launching:
             graph = self._graphs.find(shape, lambda: self._captured(shape))
@@ -302,7 +302,7 @@ class CudaSession:
                 graph.input[: len(rows)].copy_(staged, non_blocking=True)
                 graph.replay()
                 outputs = [output[: len(rows)] for output in graph.outputs]
-            back = [pinned(output.shape, torch.float32) for output in outputs]
+            back = [allocate_pinned(output.shape, torch.float32) for output in outputs]
             for target, output in zip(back, outputs, strict=True):
                 target.copy_(output, non_blocking=True)
         return back

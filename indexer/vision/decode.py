@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from indexer.errors import RejectedImage
 from indexer.types import Pixels, Reason
 from indexer.vision import image_headers
-from indexer.vision.image_headers import MOST_PARTS, Header
+from indexer.vision.image_headers import MAX_SEGMENTS, Header
 
 FORMATS = {
     "JPEG": "JPEG",
@@ -28,7 +28,7 @@ FORMATS = {
 }
 """Pillow's name of each format that is read, and the name people know."""
 
-MOST_SCANS = 20
+MAX_SCANS = 20
 """Of the largest progressive JPEG; a smaller one may have more. libjpeg's own script makes 10 (`jcparam.c`)."""
 
 GIF = b"GIF87a", b"GIF89a"
@@ -79,7 +79,7 @@ class Photo:
         return self.width / width, self.height / height
 
     @property
-    def reduced(self) -> bool:
+    def is_reduced(self) -> bool:
         return self.pixels.shape[:2] != (self.height, self.width)
 
 
@@ -99,7 +99,7 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
         raise _too_large(f"the file has {len(data):,} bytes, more than the {limits.max_bytes:,} allowed")
     header = image_headers.read(data)
     if header is not None:
-        _check_header(header, image_headers.scans(data), limits)
+        _check_header(header, image_headers.count_scans(data), limits)
     try:
         with _open(data) as image:
             _check(image, limits)
@@ -120,7 +120,7 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
         raise _unreadable(f"it cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
-def pixels_said(data: bytes) -> int:
+def count_pixels(data: bytes) -> int:
     """How many pixels the image has, as its header says, in a bounded time; 0 where that cannot be read. A TIFF's may
     lie anywhere and be as long as the file: it is taken for a large image."""
     header = image_headers.read(data)
@@ -155,9 +155,9 @@ def _register_formats() -> None:
 
 
 def _check_header(header: Header, scans: int, limits: Limits) -> None:
-    if header.parts > MOST_PARTS:
-        raise _unreadable(f"it has more than {MOST_PARTS:,} parts beside its pixels; expected a photo")
-    if scans * header.width * header.height > MOST_SCANS * limits.max_pixels:
+    if header.parts > MAX_SEGMENTS:
+        raise _unreadable(f"it has more than {MAX_SEGMENTS:,} parts beside its pixels; expected a photo")
+    if scans * header.width * header.height > MAX_SCANS * limits.max_pixels:
         raise _too_large(f"its {header.width} x {header.height} pixels are told in {scans} scans, too many to read")
 
 

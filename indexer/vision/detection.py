@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import CROP_SIZE, Box, Detection, Pixels
-from indexer.vision.align import TEMPLATE, shrunk, similarity
+from indexer.vision.align import REFERENCE_LANDMARKS, crop_and_downscale, estimate_similarity
 from indexer.vision.decode import Photo
 from indexer.vision.detectors.base import Detector, iou
 
 
-class Seek(Enum):
+class SearchScope(Enum):
     """Which faces matter. What does not matter is not searched for, which saves most of a large photo's time."""
 
     ALL = "all"
@@ -32,32 +32,32 @@ class Seek(Enum):
     """The one nearest to the middle."""
 
 
-LEVELS: tuple[int, ...] = (160, 320, 1280)
+DETECTION_SIDES: tuple[int, ...] = (160, 320, 1280)
 """Longest sides, in pixels, at which a photo is looked at in turn; YuNet finds faces of 10 to 300 pixels."""
 
-ALL_LEVELS = LEVELS[1:]
-"""The levels for Seek.ALL: the first one finds nothing that they do not."""
+ALL_FACES_SIDES = DETECTION_SIDES[1:]
+"""The levels for SearchScope.ALL: the first one finds nothing that they do not."""
 
-PLAIN_FACE = 40
+CONFIDENT_FACE_SIZE = 40
 """A face that a level shows this large (in its pixels) and as surely as `Detector.plain` is the photo's main one: what
 that level misses is a third as large at most, so a finer level can only add bystanders."""
 
-SAME_FACE = 0.4
+SAME_FACE_IOU = 0.4
 """Overlap (intersection over union) from which two boxes are one face seen twice."""
 
-LOOK_SIDE = 320
-LOOK_FACE = 200
-"""A second look is a square of LOOK_SIDE pixels in which an upright face is about LOOK_FACE across: of the sizes tried
-on LFW this lost the fewest mates (`benchmarks/results/looks.csv`)."""
+REFINE_SIDE = 320
+REFINE_FACE_SIZE = 200
+"""Pixels. The second detection pass uses a square of REFINE_SIDE in which an upright face is about REFINE_FACE_SIZE
+wide: of the sizes tried on LFW this missed the fewest mates (`benchmarks/results/looks.csv`)."""
 
-LOOK_BOX = 0.7, 1.25
-"""Least and most of LOOK_FACE that the first look's box becomes, whatever its landmarks say of the face's size. On LFW
-the two agree: 165 to 216 pixels."""
+REFINE_BOX_RATIOS = 0.7, 1.25
+"""Bounds of the first pass's box size in the square, relative to REFINE_FACE_SIZE; they limit the effect of wrong
+landmarks. On LFW the box becomes 165 to 216 pixels."""
 
-TEMPLATE_FACE = 100
-"""Pixels across of the box of a face whose landmarks are `align.TEMPLATE`; 94 on average on LFW."""
+REFERENCE_FACE_SIZE = 100
+"""Pixels across of the box of a face whose landmarks are `align.REFERENCE_LANDMARKS`; 94 on average on LFW."""
 
-CANVAS_PIXELS = 4 * LOOK_SIDE**2
+MAX_BATCH_PIXELS = 4 * REFINE_SIDE**2
 """Pixels run through the detector at a time: four squares of 320 fit a core's cache, of sixteen each takes a quarter
 longer."""
 
@@ -75,25 +75,27 @@ class _Canvas:
     sy: float
 
 
-def find(detector: Detector, photos: Sequence[Photo], seek: Seek = Seek.ALL) -> list[list[Detection]]:
+def detect_faces(
+    detector: Detector, photos: Sequence[Photo], seek: SearchScope = SearchScope.ALL
+) -> list[list[Detection]]:
     """The faces of each photo, surest first, in pixels of the upright original.
 
-    A photo whose face in question is plain at one level is not looked at any closer, except for Seek.ALL.
+    A photo whose face in question is plain at one level is not looked at any closer, except for SearchScope.ALL.
     """
     found: list[list[Detection]] = [[] for _ in photos]
     left = list(range(len(photos)))
-    for level in ALL_LEVELS if seek is Seek.ALL else LEVELS:
+    for level in ALL_FACES_SIDES if seek is SearchScope.ALL else DETECTION_SIDES:
         _look(detector, photos, level, left, found)
         left = [
             i
             for i in left
             if max(photos[i].pixels.shape[:2]) > level
-            and (seek is Seek.ALL or not _plain(photos[i], found[i], level, seek, detector.plain))
+            and (seek is SearchScope.ALL or not _plain(photos[i], found[i], level, seek, detector.confident_score))
         ]
     return [_merge(faces) for faces in found]
 
 
-def look_again(detector: Detector, faces: Sequence[tuple[Photo, Detection]]) -> list[Detection]:
+def refine_detections(detector: Detector, faces: Sequence[tuple[Photo, Detection]]) -> list[Detection]:
     """Each face with box and landmarks as a second, closer look places them.
 
     The face is turned upright and looked at twice, as it is and mirrored; the mean of both answers counts, so that what
@@ -101,10 +103,10 @@ def look_again(detector: Detector, faces: Sequence[tuple[Photo, Detection]]) -> 
     returned as it was.
     """
     refined = [face for _, face in faces]
-    per_run = max(1, CANVAS_PIXELS // (2 * LOOK_SIDE**2))
+    per_run = max(1, MAX_BATCH_PIXELS // (2 * REFINE_SIDE**2))
     for start in range(0, len(faces), per_run):
         batch = faces[start : start + per_run]
-        canvases = np.zeros((2, len(batch), LOOK_SIDE, LOOK_SIDE, 3), np.uint8)
+        canvases = np.zeros((2, len(batch), REFINE_SIDE, REFINE_SIDE, 3), np.uint8)
         squares = [_square(photo, face, onto) for (photo, face), onto in zip(batch, canvases[0], strict=True)]
         for straight, mirrored in canvases.swapaxes(0, 1):
             cv2.flip(straight, 1, mirrored)
@@ -121,13 +123,13 @@ def look_again(detector: Detector, faces: Sequence[tuple[Photo, Detection]]) -> 
 def _same(faces: Sequence[Detection], wanted: Detection) -> Detection | None:
     """The one of `faces` that is the face wanted."""
     best = max(faces, key=lambda face: iou(face.box, wanted.box), default=None)
-    return best if best is not None and iou(best.box, wanted.box) >= SAME_FACE else None
+    return best if best is not None and iou(best.box, wanted.box) >= SAME_FACE_IOU else None
 
 
 def _mirrored(face: Detection) -> Detection:
-    """A face of a mirrored square as the square itself shows it. Pixel x lies at LOOK_SIDE - 1 - x."""
-    box, points = face.box, face.landmarks[MIRRORED] * (-1, 1) + (LOOK_SIDE - 1, 0)
-    return Detection(Box(LOOK_SIDE - 1 - box.x - box.w, box.y, box.w, box.h), points.astype(np.float32), face.score)
+    """A face of a mirrored square as the square itself shows it. Pixel x lies at REFINE_SIDE - 1 - x."""
+    box, points = face.box, face.landmarks[MIRRORED] * (-1, 1) + (REFINE_SIDE - 1, 0)
+    return Detection(Box(REFINE_SIDE - 1 - box.x - box.w, box.y, box.w, box.h), points.astype(np.float32), face.score)
 
 
 def _mean(faces: Sequence[Detection]) -> Detection:
@@ -151,7 +153,7 @@ def _look(
         canvas = _canvas(detector, index, photos[index], level)
         shape = canvas.pixels.shape
         waiting[shape].append(canvas)
-        if (len(waiting[shape]) + 1) * shape[0] * shape[1] > CANVAS_PIXELS:
+        if (len(waiting[shape]) + 1) * shape[0] * shape[1] > MAX_BATCH_PIXELS:
             run(waiting.pop(shape))
     for canvases in waiting.values():
         run(canvases)
@@ -173,13 +175,13 @@ def _canvas(detector: Detector, index: int, photo: Photo, level: int) -> _Canvas
     return _Canvas(index, canvas, photo.width / w, photo.height / h)
 
 
-def _plain(photo: Photo, faces: Sequence[Detection], level: int, seek: Seek, sure: float) -> bool:
+def _plain(photo: Photo, faces: Sequence[Detection], level: int, seek: SearchScope, sure: float) -> bool:
     """Whether one of `faces` is surely the one sought. A face that covers the middle is the nearest to it."""
     per_pixel = max(photo.width, photo.height) / level
     return any(
         face.score >= sure
-        and face.box.size / per_pixel >= PLAIN_FACE
-        and (seek is Seek.LARGEST or face.box.contains(photo.width / 2, photo.height / 2))
+        and face.box.size / per_pixel >= CONFIDENT_FACE_SIZE
+        and (seek is SearchScope.LARGEST or face.box.contains(photo.width / 2, photo.height / 2))
         for face in faces
     )
 
@@ -188,7 +190,7 @@ def _merge(faces: list[Detection]) -> list[Detection]:
     """One detection a face: of several looks at it the surest."""
     kept: list[Detection] = []
     for face in sorted(faces, key=lambda f: -f.score):
-        if all(iou(face.box, other.box) < SAME_FACE for other in kept):
+        if all(iou(face.box, other.box) < SAME_FACE_IOU for other in kept):
             kept.append(face)
     return kept
 
@@ -212,8 +214,8 @@ class _Square:
 
 
 def _square(photo: Photo, face: Detection, onto: Pixels) -> _Square:
-    """The upright square around a face, LOOK_SIDE pixels wide, written `onto` black; where it leaves the photo it stays
-    so.
+    """Writes the upright square around a face, REFINE_SIDE pixels wide, to `onto`, which is black where the square
+    leaves the photo.
 
     A face that is made less than half as large is first averaged down by a whole factor, as in `align`.
     """
@@ -222,21 +224,21 @@ def _square(photo: Photo, face: Detection, onto: Pixels) -> _Square:
     matrix = _upright(face.landmarks / scale, np.array(face.box.center) / scale, size)
     back = cv2.invertAffineTransform(matrix)
     shrink = max(1, int(np.hypot(back[0, 0], back[1, 0])))
-    part = shrunk(photo.pixels, matrix, shrink, LOOK_SIDE)
+    part = crop_and_downscale(photo.pixels, matrix, shrink, REFINE_SIDE)
     if part is not None:
-        cv2.warpAffine(*part, (LOOK_SIDE, LOOK_SIDE), onto, flags=cv2.INTER_LINEAR)
+        cv2.warpAffine(*part, (REFINE_SIDE, REFINE_SIDE), onto, flags=cv2.INTER_LINEAR)
     return _Square(back * scale[:, None])
 
 
 def _upright(landmarks: NDArray[np.float64], center: NDArray[np.float64], size: float) -> NDArray[np.float64]:
     """The (2, 3) matrix that brings a face whose box has that center and size into the square: by its landmarks, or by
     its box alone where they lie in one point."""
-    onto = (TEMPLATE - CROP_SIZE / 2) * (LOOK_FACE / TEMPLATE_FACE) + LOOK_SIDE / 2
+    onto = (REFERENCE_LANDMARKS - CROP_SIZE / 2) * (REFINE_FACE_SIZE / REFERENCE_FACE_SIZE) + REFINE_SIDE / 2
     try:
-        linear = similarity(landmarks, onto)[:, :2]
+        linear = estimate_similarity(landmarks, onto)[:, :2]
     except ValueError:
-        linear, landmarks, onto = np.eye(2) * LOOK_FACE / size, center[None], np.full((1, 2), LOOK_SIDE / 2)
-    least, most = (LOOK_FACE * bound / size for bound in LOOK_BOX)
+        linear, landmarks, onto = np.eye(2) * REFINE_FACE_SIZE / size, center[None], np.full((1, 2), REFINE_SIDE / 2)
+    least, most = (REFINE_FACE_SIZE * bound / size for bound in REFINE_BOX_RATIOS)
     factor = float(np.hypot(*linear[:, 0]))
     linear = linear * (min(max(factor, least), most) / factor)
     return np.column_stack([linear, onto.mean(0) - linear @ landmarks.mean(0)])

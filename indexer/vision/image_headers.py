@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MOST_PARTS = 5_000
+MAX_SEGMENTS = 5_000
 """Segments of a JPEG before its pixels, or chunks of a PNG: a JPEG has some tens, a PNG of 32 MB as libpng writes it, 8
 kB a chunk, 4,000."""
 
@@ -27,9 +27,9 @@ _SCAN = 0xDA
 class Header:
     width: int
     height: int
-    """0 x 0 where it is not told before MOST_PARTS."""
+    """0 x 0 where it is not told before MAX_SEGMENTS."""
     parts: int
-    """Counted up to one more than MOST_PARTS."""
+    """Counted up to one more than MAX_SEGMENTS."""
 
 
 def read(data: bytes) -> Header | None:
@@ -39,7 +39,7 @@ def read(data: bytes) -> Header | None:
     return _png(data) if data.startswith(PNG) else None
 
 
-def scans(data: bytes) -> int:
+def count_scans(data: bytes) -> int:
     """Of a JPEG, with those of further pictures in it, as a thumbnail: each goes over all pixels again."""
     return data.count(b"\xff\xda") if data.startswith(JPEG) else 0
 
@@ -47,7 +47,7 @@ def scans(data: bytes) -> int:
 def _jpeg(data: bytes) -> Header:
     width = height = parts = 0
     at, end = 2, len(data) - 1
-    while at < end and data[at] == 0xFF and parts <= MOST_PARTS:
+    while at < end and data[at] == 0xFF and parts <= MAX_SEGMENTS:
         parts += 1
         marker = data[at + 1]
         if marker == 0xFF:  # padding
@@ -65,7 +65,7 @@ def _jpeg(data: bytes) -> Header:
 
 def _png(data: bytes) -> Header:
     parts, at = 0, len(PNG)
-    while at < len(data) and parts <= MOST_PARTS:
+    while at < len(data) and parts <= MAX_SEGMENTS:
         parts += 1
         if data[at + 4 : at + 8] == b"IEND":
             break

@@ -17,12 +17,12 @@ from indexer.models.model_files import ModelFiles, load_checkpoints_module
 from indexer.models.packs import CHECKPOINTS, Center, ModelFile, Network, Pack
 from indexer.types import CROP_SIZE, Device, Precision, sha256
 from indexer.vision import runtime
-from indexer.vision.detectors.base import WHOLE, Detector
+from indexer.vision.detectors.base import ALL_OUTPUTS, Detector
 from indexer.vision.detectors.retinaface import RetinaFace
 from indexer.vision.detectors.scrfd import Scrfd
 from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.embedders.base import Embedder
-from indexer.vision.runtime import Feed, Session, Threads
+from indexer.vision.runtime import Preprocessing, Session, Threads
 
 DETECTORS: dict[Network, type[YuNet] | type[Scrfd] | type[RetinaFace]] = {
     Network.YUNET: YuNet,
@@ -38,28 +38,30 @@ def load(
     cuda = uses_cuda(pack, device)
     build = DETECTORS[pack.detector.network]
     # The detector always computes in float32 on the CPU: bfloat16 moves landmarks.
-    detector = build(*_sessions(pack.detector, files, build.feed, cuda, Precision.FLOAT32, threads, build.parts))
-    (session,) = _sessions(pack.embedder, files, feed_of(pack), cuda, precision, threads)
-    return detector, embedder_of(pack, session)
+    detector = build(
+        *_sessions(pack.detector, files, build.preprocessing, cuda, Precision.FLOAT32, threads, build.output_slices)
+    )
+    (session,) = _sessions(pack.embedder, files, embedder_preprocessing(pack), cuda, precision, threads)
+    return detector, build_embedder(pack, session)
 
 
-def feed_of(pack: Pack) -> Feed:
+def embedder_preprocessing(pack: Pack) -> Preprocessing:
     """How the pack's embedder wants its crops."""
-    return Feed((pack.mean,) * 3, pack.scale)
+    return Preprocessing((pack.mean,) * 3, pack.scale)
 
 
-def on_cpu(model: bytes, file: ModelFile, feed: Feed, precision: Precision, threads: Threads) -> Session:
+def load_on_cpu(model: bytes, file: ModelFile, feed: Preprocessing, precision: Precision, threads: Threads) -> Session:
     """The ONNX model that was made of `file`, by the fastest engine that is installed. Raises ModelUnavailable."""
     return runtime.load(model, feed, precision, threads, next(iter(runtime.engines(file.engines)), None))
 
 
-def embedder_of(pack: Pack, session: Session) -> Embedder:
-    """The embedder whose network `session` runs. Raises as `read_center`."""
-    center = read_center(pack.center, pack.dim) if pack.center else None
+def build_embedder(pack: Pack, session: Session) -> Embedder:
+    """The embedder whose network `session` runs. Raises as `load_center`."""
+    center = load_center(pack.center, pack.dim) if pack.center else None
     return Embedder(session, pack.dim, pack.mirror, center)
 
 
-def read_center(center: Center, dim: int) -> NDArray[np.float32]:
+def load_center(center: Center, dim: int) -> NDArray[np.float32]:
     """(dim,). Raises ModelUnavailable: the file is not there, or not the one the pack means."""
     file = resources.files("indexer.models") / "data" / center.name
     try:
@@ -78,31 +80,31 @@ def uses_cuda(pack: Pack, device: Device) -> bool:
     """Whether the pack's networks run on the GPU. Raises ModelUnavailable when `cuda` was asked for and cannot be."""
     if device is Device.CPU:
         return False
-    problem = next(filter(None, (cuda_problem(file) for file in pack.files)), None)
+    problem = next(filter(None, (find_cuda_problem(file) for file in pack.files)), None)
     if problem is not None and device is Device.CUDA:
         raise ModelUnavailable(f"pack {pack.name} cannot run on CUDA here: {problem}", code="device_unavailable")
     return problem is None
 
 
-def cuda_problem(file: ModelFile) -> str | None:
+def find_cuda_problem(file: ModelFile) -> str | None:
     """Why this network cannot run on a GPU here; None where it can."""
     if file.network not in CHECKPOINTS:
-        return runtime.cuda_problem()
+        return runtime.find_cuda_problem()
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'whosthere[torch]'"
     from indexer.vision import cuda
 
-    return cuda.problem()
+    return cuda.find_problem()
 
 
 def _sessions(
     file: ModelFile,
     files: ModelFiles,
-    feed: Feed,
+    feed: Preprocessing,
     cuda: bool,
     precision: Precision,
     threads: Threads,
-    parts: Sequence[slice] = (WHOLE,),
+    parts: Sequence[slice] = (ALL_OUTPUTS,),
 ) -> list[Session]:
     """One for each of `parts` of the network's outputs."""
     if cuda and file.network in CHECKPOINTS:
@@ -111,10 +113,10 @@ def _sessions(
         half = precision is not Precision.FLOAT32
         return [CudaSession(load_checkpoints_module(file).module(files.read(file), file), feed, half)]
     model = files.quantized_model(file) if precision is Precision.INT8 and not cuda else files.prepared_model(file)
-    models = [model if part == WHOLE else onnx_prepare.extract_outputs(model, part) for part in parts]
+    models = [model if part == ALL_OUTPUTS else onnx_prepare.extract_outputs(model, part) for part in parts]
     if cuda:
         return [runtime.load(model, feed, precision, threads, runtime.ON_CUDA) for model in models]
-    return [on_cpu(model, file, feed, precision, threads) for model in models]
+    return [load_on_cpu(model, file, feed, precision, threads) for model in models]
 
 
 def check_pack(pack: Pack, files: ModelFiles) -> Pack:

@@ -34,7 +34,7 @@ MAX_BRIGHTNESS = 240.0
 MIN_CONTRAST = 5.0
 """Standard deviation of the luma. 4 to 5: 44 % missed; 5 to 6: 26 %; 8 to 10: 10 %; from 30 on no more than usual."""
 
-INNER = slice(24, 104), slice(24, 88)
+FACE_REGION = slice(24, 104), slice(24, 88)
 """The part of the aligned crop that is face in every pose: eyes to chin, between the temples."""
 
 SMOOTHING = 2.0
@@ -51,7 +51,7 @@ def measure(detection: Detection, crop: Pixels, sure: float) -> Quality:
     its detector's faces may be enrolled."""
     whole = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
     smooth = np.asarray(cv2.GaussianBlur(whole.astype(np.float32), (0, 0), SMOOTHING), dtype=np.float32)
-    grey = whole[INNER]
+    grey = whole[FACE_REGION]
     quality = Quality(
         size=round(detection.box.size, 1),
         sharpness=round(_sharpness(smooth), 2),
@@ -63,7 +63,7 @@ def measure(detection: Detection, crop: Pixels, sure: float) -> Quality:
     return Quality(**{**quality.__dict__, "reasons": reasons}) if reasons else quality
 
 
-def explain(reason: Reason, detection: Detection, quality: Quality, sure: float) -> str:
+def rejection_message(reason: Reason, detection: Detection, quality: Quality, sure: float) -> str:
     """What was measured for `reason`, and what was expected."""
     return {
         Reason.DETECTION_UNSURE: f"the detector is only {detection.score:.2f} sure of the face; "
@@ -98,11 +98,11 @@ def _sharpness(smooth: NDArray[np.float32]) -> float:
     in one direction. Hence the smoothing before (see `measure`) and the weakest of eight directions. The division
     makes dark or flat light, which lowers both, leave it alone. In ten-thousandths per pixel^4.
     """
-    xx, xy, yy = (cv2.Sobel(smooth, cv2.CV_32F, dx, dy)[INNER].ravel() / 4 for dx, dy in ((2, 0), (1, 1), (0, 2)))
+    xx, xy, yy = (cv2.Sobel(smooth, cv2.CV_32F, dx, dy)[FACE_REGION].ravel() / 4 for dx, dy in ((2, 0), (1, 1), (0, 2)))
     derivatives = np.stack([xx, xy, yy]).astype(np.float64)
     products = derivatives @ derivatives.T / xx.size
     weakest = min(float(d @ products @ d) for d in _DIRECTIONS)
-    return 1e4 * weakest / max(float(smooth[INNER].var()), 1e-6)
+    return 1e4 * weakest / max(float(smooth[FACE_REGION].var()), 1e-6)
 
 
 def _directions(count: int) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import ModelFile, Pack
 from indexer.types import Pixels, Precision, Vectors, sha256
 from indexer.vision import networks
-from indexer.vision.runtime import CPU_BATCH, Feed, Session, Threads, no_telemetry, to_blob
+from indexer.vision.runtime import CPU_BATCH, Preprocessing, Session, Threads, no_telemetry, to_blob
 
 MIN_FACES = 50
 MAX_FACES = 300
@@ -99,7 +99,7 @@ def quantize_embedder(
     exact = files.prepared_model(pack.embedder)
     file = files.with_known_hash(pack.embedder)
     is_held_out = np.arange(len(faces)) % HELD_OUT == HELD_OUT - 1
-    feed = networks.feed_of(pack)
+    feed = networks.embedder_preprocessing(pack)
     model = _quantize(exact, file, feed, faces[~is_held_out], progress)
     sessions = _sessions(exact, model, feed, file)
     try:
@@ -131,7 +131,9 @@ def quantize_embedder(
     return report
 
 
-def _quantize(model: bytes, file: ModelFile, feed: Feed, faces: NDArray[np.uint8], progress: ProgressListener) -> bytes:
+def _quantize(
+    model: bytes, file: ModelFile, feed: Preprocessing, faces: NDArray[np.uint8], progress: ProgressListener
+) -> bytes:
     import onnx
 
     proto = onnx.load_model_from_string(model)
@@ -186,10 +188,12 @@ def _quiet_nncf() -> Iterator[Any]:
             console.quiet = was_quiet
 
 
-def _sessions(exact: bytes, int8: bytes, feed: Feed, file: ModelFile) -> dict[Precision, Session]:
+def _sessions(exact: bytes, int8: bytes, feed: Preprocessing, file: ModelFile) -> dict[Precision, Session]:
     """Loads the model in each precision as the pipeline does. Raises ModelUnavailable."""
     return {
-        precision: networks.on_cpu(int8 if precision is Precision.INT8 else exact, file, feed, precision, Threads())
+        precision: networks.load_on_cpu(
+            int8 if precision is Precision.INT8 else exact, file, feed, precision, Threads()
+        )
         for precision in (Precision.FLOAT32, Precision.NATIVE, Precision.INT8)
     }
 
@@ -198,7 +202,7 @@ def _cosines(pack: Pack, sessions: dict[Precision, Session], faces: NDArray[np.u
     """Returns the cosines (N,) between each face's embeddings in int8 and float32, as galleries store them."""
 
     def embed(precision: Precision) -> Vectors:
-        return networks.embedder_of(pack, sessions[precision]).embed(faces)
+        return networks.build_embedder(pack, sessions[precision]).embed(faces)
 
     return np.asarray((embed(Precision.FLOAT32) * embed(Precision.INT8)).sum(1), np.float32)
 

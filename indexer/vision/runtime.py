@@ -30,7 +30,7 @@ CPU_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Feed:
+class Preprocessing:
     """How a network wants its pixels: (x - mean) * scale, x being 0..255, the channels as RGB or BGR."""
 
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -55,15 +55,15 @@ class Threads:
     """`streams` batches are computed side by side, each on `each` threads."""
 
     streams: int = 1
-    each: int = 0
+    per_stream: int = 0
     """0: as many as there are cores for a stream."""
 
     @property
-    def per_stream(self) -> int:
-        return self.each or max(1, usable_cores() // self.streams)
+    def threads_per_stream(self) -> int:
+        return self.per_stream or max(1, usable_cores() // self.streams)
 
 
-def to_blob(canvases: NDArray[np.uint8], feed: Feed) -> Tensor:
+def to_blob(canvases: NDArray[np.uint8], feed: Preprocessing) -> Tensor:
     """(N, H, W, 3) RGB uint8 -> (N, 3, H, W) float32 as `feed` says."""
     ordered = canvases[..., ::-1] if feed.bgr else canvases
     blob = np.ascontiguousarray(ordered.transpose(0, 3, 1, 2), dtype=np.float32)
@@ -90,7 +90,9 @@ def engines(preferred: Sequence[str] = ENGINES) -> list[str]:
     return [name for name in preferred if importlib.util.find_spec(name)]
 
 
-def load(model: bytes, feed: Feed, precision: Precision, threads: Threads, engine: str | None = None) -> Session:
+def load(
+    model: bytes, feed: Preprocessing, precision: Precision, threads: Threads, engine: str | None = None
+) -> Session:
     """Loads an ONNX model that is fed as `feed` says.
 
     Raises ModelUnavailable when no runtime is installed or the model does not load.
@@ -108,7 +110,7 @@ def load(model: bytes, feed: Feed, precision: Precision, threads: Threads, engin
 
 
 @cache
-def cuda_problem() -> str | None:
+def find_cuda_problem() -> str | None:
     """Why ONNX networks cannot run on a GPU here; None where they can."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed: pip install onnxruntime-gpu"
@@ -118,7 +120,7 @@ def cuda_problem() -> str | None:
     if _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime is built without CUDA: pip install onnxruntime-gpu in its place"
     try:  # what it was built with says nothing of the GPU, its driver and CUDA's libraries
-        _OnnxRuntime(_one_node(), Feed(), Threads(each=1), _CUDA)
+        _OnnxRuntime(_one_node(), Preprocessing(), Threads(per_stream=1), _CUDA)
     except Exception as error:  # it raises errors of its own
         return str(error)
     return None
@@ -163,7 +165,7 @@ class _OpenVino:
 
     batch = CPU_BATCH
 
-    def __init__(self, model: bytes, feed: Feed, precision: Precision, threads: Threads) -> None:
+    def __init__(self, model: bytes, feed: Preprocessing, precision: Precision, threads: Threads) -> None:
         with no_telemetry():
             import openvino
 
@@ -173,9 +175,9 @@ class _OpenVino:
         core = openvino.Core()
         config: dict[str, Any] = {
             "NUM_STREAMS": threads.streams,
-            "INFERENCE_NUM_THREADS": threads.streams * threads.per_stream,
+            "INFERENCE_NUM_THREADS": threads.streams * threads.threads_per_stream,
         }
-        if threads.streams > 1 or threads.per_stream < usable_cores():
+        if threads.streams > 1 or threads.threads_per_stream < usable_cores():
             # A pinned stream waits for whatever else runs on its core: several processes, each with some of the cores,
             # are all pinned to the first ones.
             config["ENABLE_CPU_PINNING"] = False
@@ -209,14 +211,14 @@ CUDA_OPTIONS = {
 
 
 class _OnnxRuntime:
-    def __init__(self, model: bytes, feed: Feed, threads: Threads, provider: str) -> None:
+    def __init__(self, model: bytes, feed: Preprocessing, threads: Threads, provider: str) -> None:
         with no_telemetry():
             import onnxruntime
 
         self._feed = feed
         self.batch = CUDA_BATCH if provider == _CUDA else CPU_BATCH
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads.per_stream
+        options.intra_op_num_threads = threads.threads_per_stream
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to other threads
         options.log_severity_level = 3
         tuning = CUDA_OPTIONS if provider == _CUDA else {}

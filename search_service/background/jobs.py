@@ -23,7 +23,7 @@ from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import Conflict, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError
 from indexer.settings import Settings
 from indexer.types import Gallery, Pick
-from indexer.vision.pipeline import Seen
+from indexer.vision.pipeline import ImageResult
 from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
 from search_service.store.jobs import ClaimedJob, JobRepository, JobResult, JobState
@@ -208,10 +208,10 @@ class CourteousPipeline:
     def load(self) -> None:
         self._networks.load()
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         return [self._describe(image, pick, gate) for image in images]
 
-    def _describe(self, image: bytes, pick: Pick | None, gate: bool) -> Seen:
+    def _describe(self, image: bytes, pick: Pick | None, gate: bool) -> ImageResult:
         self._queue.wait_until_idle(LONGEST_PAUSE)
         self._check()
         (seen,) = self._networks.describe([image], pick, gate)

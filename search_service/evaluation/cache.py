@@ -27,7 +27,7 @@ from indexer.files import remove_leftovers, write_atomically
 from indexer.models.packs import Pack
 from indexer.types import Box, Detection, Face, Pick, Quality, Reason, Vectors, sha256
 from indexer.vision.decode import Limits
-from indexer.vision.pipeline import FacePipeline, Options, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult, Options
 from indexer.vision.runtime import Threads
 
 MOST_BYTES = 2 * 2**30
@@ -62,7 +62,7 @@ class Cache:
         self._own = folder / kind
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self._new: dict[str, Seen] = {}
+        self._new: dict[str, ImageResult] = {}
         self._open: OrderedDict[Path, _File | None] = OrderedDict()
         self._places: dict[str, tuple[Path, int]] = {}
         self.made = 0
@@ -75,13 +75,13 @@ class Cache:
         for path in sorted(self._own.glob(f"photos-*{ENDING}")):
             self._places |= {key: (path, row) for row, key in enumerate(_keys(path))}
 
-    def find(self, key: str) -> Seen | None:
+    def find(self, key: str) -> ImageResult | None:
         with self._lock:
             seen = self._find(key)
             self.found += seen is not None
             return seen
 
-    def put(self, key: str, seen: Seen) -> None:
+    def put(self, key: str, seen: ImageResult) -> None:
         with self._lock:
             self.made += 1
             if self.failure is not None:
@@ -96,7 +96,7 @@ class Cache:
             self._write()
             self._delete_old_files()
 
-    def _find(self, key: str) -> Seen | None:
+    def _find(self, key: str) -> ImageResult | None:
         if key in self._new:
             return self._new[key]
         if key not in self._places:
@@ -149,7 +149,7 @@ class CachedPipeline(FacePipeline):
     def load(self) -> None:
         """Nothing is loaded in advance."""
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         """Does the same as every pipeline, but without the aligned crops."""
         keys = [f"{sha256(image)}-{pick or 'all'}" for image in images]
         seen = [self._cache.find(key) for key in keys]
@@ -185,24 +185,24 @@ def _code(package: Any) -> list[bytes]:
     return parts
 
 
-def _without_crops(seen: Seen) -> Seen:
+def _without_crops(seen: ImageResult) -> ImageResult:
     faces = tuple(Face(face.detection, face.quality, face.embedding) for face in seen.faces)
-    return Seen(faces, seen.rejection, seen.width, seen.height)
+    return ImageResult(faces, seen.rejection, seen.width, seen.height)
 
 
-def _gated(seen: Seen) -> Seen:
+def _gated(seen: ImageResult) -> ImageResult:
     """Returns the result of `describe` with `gate`: an image whose first face is too poor is rejected."""
     if not seen.faces or not (reasons := seen.faces[0].quality.reasons):
         return seen
     message = f"the face is too poor to be enrolled: {', '.join(reasons)}"
     rejection = RejectedImage(message, code=reasons[0])
-    return Seen((), rejection, seen.width, seen.height)
+    return ImageResult((), rejection, seen.width, seen.height)
 
 
 # A file is one line of JSON with the SHA-256 of all that follows and the keys, one of descriptions, and the embeddings.
 
 
-def _serialize(seen: dict[str, Seen]) -> list[bytes]:
+def _serialize(seen: dict[str, ImageResult]) -> list[bytes]:
     entries = json.dumps([_entry(one) for one in seen.values()]).encode() + b"\n"
     vectors = b"".join(face.embedding.astype("<f4").tobytes() for one in seen.values() for face in one.faces)
     head = {"sha256": sha256(entries + vectors), "keys": list(seen)}
@@ -234,7 +234,7 @@ def _read(path: Path) -> _File | None:
     return _File(entries, [0, *np.cumsum(counts).tolist()], vectors)
 
 
-def _entry(seen: Seen) -> dict[str, Any]:
+def _entry(seen: ImageResult) -> dict[str, Any]:
     rejection = seen.rejection
     return {
         "size": [seen.width, seen.height],
@@ -251,9 +251,9 @@ def _entry(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _seen(entry: dict[str, Any], vectors: Vectors) -> Seen:
+def _seen(entry: dict[str, Any], vectors: Vectors) -> ImageResult:
     rejection = entry["rejection"]
-    return Seen(
+    return ImageResult(
         tuple(_face(face, vector) for face, vector in zip(entry["faces"], vectors, strict=False)),
         rejection and RejectedImage(rejection[1], code=rejection[0], details=rejection[2]),
         *entry["size"],

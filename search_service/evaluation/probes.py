@@ -15,7 +15,7 @@ from indexer.enrollment.rows import Row
 from indexer.errors import RejectedImage
 from indexer.types import Pick, Reason, sha256
 from indexer.vision.batch_errors import as_rejection, isolate_failures
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.evaluation.metrics import NOT_SEARCHED, Searches
 from search_service.matching.decision import Decision
 from search_service.matching.ranking import Candidate
@@ -28,7 +28,7 @@ class DescribedPhoto:
 
     row: Row
     sha256: str
-    seen: Seen
+    seen: ImageResult
 
 
 class PhotoReader:
@@ -63,7 +63,7 @@ class PhotoReader:
                 batch.append((row, row.read(self._max_bytes)))
             except RejectedImage as rejection:
                 photos += self._describe(batch)
-                photos.append(DescribedPhoto(row, "", Seen(rejection=rejection.without_traceback())))
+                photos.append(DescribedPhoto(row, "", ImageResult(rejection=rejection.without_traceback())))
                 batch = []
             if sum(len(image) for _, image in batch) + self._max_bytes > MAX_CHUNK_BYTES:
                 photos += self._describe(batch)
@@ -74,7 +74,9 @@ class PhotoReader:
         images = [image for _, image in batch]
         results = isolate_failures(images, lambda some: self._pipeline.describe(some, self._pick))
         return [
-            DescribedPhoto(row, sha256(image), one if isinstance(one, Seen) else Seen(rejection=as_rejection(one)))
+            DescribedPhoto(
+                row, sha256(image), one if isinstance(one, ImageResult) else ImageResult(rejection=as_rejection(one))
+            )
             for (row, image), one in zip(batch, results, strict=True)
         ]
 

@@ -13,7 +13,7 @@ from indexer.errors import ModelUnavailable
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Gallery, Pick
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.inference_queue import InferenceQueue, Kind
 from search_service.search import Answer, Query
 from tests.waiting import DEADLINE, wait_for_async
@@ -36,19 +36,19 @@ class HeldPipeline(FacePipeline):
         self.go = threading.Event()
         self.go.set()
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         return self._answer(f"{pick}/{gate}", images, is_bad=pick is BAD.pick)
 
-    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[Seen]:
+    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[ImageResult]:
         return self._answer("detect", images, is_bad=False)
 
-    def _answer(self, kind: str, images: Sequence[bytes], is_bad: bool) -> list[Seen]:
+    def _answer(self, kind: str, images: Sequence[bytes], is_bad: bool) -> list[ImageResult]:
         self.calls.append((kind, list(images)))
         self.entered.set()
         assert self.go.wait(DEADLINE)
         if is_bad:
             raise ModelUnavailable("out of order")
-        return [Seen(width=len(data), height=len(kind)) for data in images]
+        return [ImageResult(width=len(data), height=len(kind)) for data in images]
 
     @property
     def batches(self) -> list[list[bytes]]:
@@ -59,7 +59,7 @@ class HeldPipeline(FacePipeline):
         return [len(images) for images in self.batches]
 
 
-def no_search(seen: Sequence[Seen], gallery: Gallery, query: Query) -> Sequence[Answer]:
+def no_search(seen: Sequence[ImageResult], gallery: Gallery, query: Query) -> Sequence[Answer]:
     raise AssertionError("nothing is searched")
 
 

@@ -14,7 +14,7 @@ import pytest
 from indexer.errors import Conflict, ModelUnavailable, NotFound, RejectedImage
 from indexer.models.packs import SFACE
 from indexer.types import Gallery, Pick, Reason
-from indexer.vision.pipeline import Seen
+from indexer.vision.pipeline import ImageResult
 from search_service.api.models.probes import answer_payload
 from search_service.calibration.thresholds import Thresholds
 from search_service.inference_queue import InferenceQueue
@@ -30,17 +30,17 @@ NOBODY = b"nobody"
 WRONG_SIZE = b"wrong size"
 
 
-def described(image: bytes) -> Seen:
+def described(image: bytes) -> ImageResult:
     """Returns the face of person N for the image `N`."""
     if image == NOBODY:
-        return Seen(rejection=RejectedImage("nobody", code=Reason.NO_FACE))
+        return ImageResult(rejection=RejectedImage("nobody", code=Reason.NO_FACE))
     if image == WRONG_SIZE:
-        return Seen((face(np.ones(3, np.float32)),))
-    return Seen((face(vector(int(image), SFACE.dim)),)) if image.isdigit() else Seen(width=len(image))
+        return ImageResult((face(np.ones(3, np.float32)),))
+    return ImageResult((face(vector(int(image), SFACE.dim)),)) if image.isdigit() else ImageResult(width=len(image))
 
 
 class People(HeldPipeline):
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         super().describe(images, pick, gate)
         return [described(image) for image in images]
 
@@ -55,7 +55,7 @@ class ObservedSearch:
         self.go = threading.Event()
         self.go.set()
 
-    def search(self, seen: Sequence[Seen], gallery: Gallery, query: Query) -> Sequence[Answer]:
+    def search(self, seen: Sequence[ImageResult], gallery: Gallery, query: Query) -> Sequence[Answer]:
         self.sizes.append(len(seen))
         self.entered.set()
         assert self.go.wait(DEADLINE)

@@ -11,7 +11,7 @@ import pytest
 
 from indexer.errors import InvalidVector, ModelUnavailable, Overloaded
 from indexer.types import Pick
-from indexer.vision.pipeline import PIXELS_AT_ONCE, FacePipeline, Seen
+from indexer.vision.pipeline import MAX_BATCH_PIXELS, FacePipeline, ImageResult
 from search_service.inference_queue import InferenceQueue, Kind
 from tests import photos
 from tests.search_service.queueing import (
@@ -42,7 +42,7 @@ def queue() -> Iterator[InferenceQueue]:
         yield queue
 
 
-def widths(results: Sequence[Sequence[Seen]]) -> list[list[int]]:
+def widths(results: Sequence[Sequence[ImageResult]]) -> list[list[int]]:
     return [[seen.width for seen in result] for result in results]
 
 
@@ -89,7 +89,7 @@ def test_requests_take_turns(held: HeldPipeline) -> None:
 def test_batch_has_few_large_images_and_small_ones_overtake_them(queue: InferenceQueue, held: HeldPipeline) -> None:
     large = photos.encode(np.zeros((5000, 6000, 3), np.uint8), "PNG", compress_level=1)
     huge = photos.encode(np.zeros((7000, 7000, 3), np.uint8), "PNG", compress_level=1)
-    assert 30_000_000 < PIXELS_AT_ONCE < 49_000_000
+    assert 30_000_000 < MAX_BATCH_PIXELS < 49_000_000
     requests = (queue.describe(images, held, LARGEST) for images in ([large, large, huge], [large], [b"small"]))
     run(lambda: results_behind_a_batch(queue, held, *requests))
     assert held.batches[1:] == [[large, b"small"], [large], [large], [huge]]
@@ -140,7 +140,7 @@ def test_shared_batch_gives_the_results_of_the_pipeline_alone(queue: InferenceQu
     images = [photos.astronaut(), b"no image", photos.no_faces()[0], photos.six_people(), photos.astronaut()]
     kinds = [LARGEST, LARGEST, Kind(Pick.CENTER), Kind(None), Kind(Pick.ONLY, gate=True)]
 
-    async def test() -> list[list[Seen]]:
+    async def test() -> list[list[ImageResult]]:
         return await asyncio.gather(
             *(queue.describe([image], pipeline, kind) for image, kind in zip(images, kinds, strict=True)),
             queue.describe([images[3]], pipeline, DETECT),
@@ -177,11 +177,11 @@ def test_failure_of_a_group_reaches_only_its_own_requests(queue: InferenceQueue,
 class FragilePipeline(HeldPipeline):
     """Fails on the images `bad` and `void`, and omits the image `short`."""
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         seen = super().describe([image for image in images if image != b"short"], pick, gate)
         if b"void" in images:
             raise InvalidVector("an embedding has no direction")
-        return [Seen(width=1 // (image != b"bad") * one.width) for image, one in zip(images, seen, strict=False)]
+        return [ImageResult(width=1 // (image != b"bad") * one.width) for image, one in zip(images, seen, strict=False)]
 
 
 @pytest.mark.parametrize(("image", "error"), [(b"bad", ZeroDivisionError), (b"void", InvalidVector)])

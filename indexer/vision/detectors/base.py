@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from indexer.types import Box, Detection
 
-WHOLE = slice(None)
+ALL_OUTPUTS = slice(None)
 """All outputs of a network."""
 
 
@@ -19,9 +19,9 @@ class Detector(Protocol):
 
     stride: int
     """Heights and widths must be multiples of this."""
-    plain: float
-    """From this score on a face is surely one: see `detection.PLAIN_FACE`."""
-    enrolled: float
+    confident_score: float
+    """From this score on a face is surely one: see `detection.CONFIDENT_FACE_SIZE`."""
+    enrollment_score: float
     """From this score on, at the second look, a face may be enrolled."""
 
     def detect(self, canvases: NDArray[np.uint8]) -> list[list[Detection]]:
@@ -33,7 +33,7 @@ class Detector(Protocol):
         ...
 
 
-def cells(
+def select_cells(
     scores: NDArray[np.float32], least: float, columns: int, each: int = 1
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Which of `scores` (K,) reach `least`, (M,), and the column and row of the cell of each, (M, 2). Scores come row
@@ -43,7 +43,7 @@ def cells(
     return kept, np.stack([column, row], axis=1).astype(np.float32)
 
 
-def suppress(
+def suppress_overlaps(
     boxes: NDArray[np.float32], points: NDArray[np.float32], scores: NDArray[np.float32], overlap: float
 ) -> list[Detection]:
     """Detections without those that overlap a better one by more than `overlap` (intersection over union).

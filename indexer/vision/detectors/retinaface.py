@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Detection
-from indexer.vision.detectors.base import WHOLE, suppress
-from indexer.vision.runtime import Feed, Session
+from indexer.vision.detectors.base import ALL_OUTPUTS, suppress_overlaps
+from indexer.vision.runtime import Preprocessing, Session
 
 STRIDES = (8, 16, 32)
 ANCHORS = ((16, 32), (64, 128), (256, 512))
@@ -29,11 +29,11 @@ class RetinaFace:
     """Takes BGR less the means of ImageNet. Outputs boxes, probabilities and landmarks a prior (see
     `retinaface_network.RetinaFaceNetwork`)."""
 
-    feed = Feed(mean=(104.0, 117.0, 123.0), bgr=True)
-    parts = (WHOLE,)
+    preprocessing = Preprocessing(mean=(104.0, 117.0, 123.0), bgr=True)
+    output_slices = (ALL_OUTPUTS,)
     stride = 32
-    plain = 0.9
-    enrolled = 0.9
+    confident_score = 0.9
+    enrollment_score = 0.9
     """ModelScope's threshold: without the weights nothing better can be measured."""
 
     def __init__(self, session: Session) -> None:
@@ -57,7 +57,9 @@ def _read(
     """The faces of one canvas; only what is kept is decoded."""
     (kept,) = np.nonzero(scores >= MIN_SCORE)
     chosen = among[kept]
-    return suppress(decode_boxes(chosen, offsets[kept]), decode_points(chosen, points[kept]), scores[kept], MAX_OVERLAP)
+    return suppress_overlaps(
+        decode_boxes(chosen, offsets[kept]), decode_points(chosen, points[kept]), scores[kept], MAX_OVERLAP
+    )
 
 
 @lru_cache(maxsize=KEPT_SIZES)

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Detection
-from indexer.vision.detectors.base import WHOLE, cells, suppress
-from indexer.vision.runtime import Feed, Session
+from indexer.vision.detectors.base import ALL_OUTPUTS, select_cells, suppress_overlaps
+from indexer.vision.runtime import Preprocessing, Session
 
 STRIDES = (8, 16, 32)
 ANCHORS = 2
@@ -24,11 +24,11 @@ class Scrfd:
     distances from its centre in strides. Outputs are (N * anchors, values) or (N, anchors, values): image after image
     (see `prepare.prepare`)."""
 
-    feed = Feed(mean=(127.5, 127.5, 127.5), scale=1 / 128)
-    parts = (WHOLE,)
+    preprocessing = Preprocessing(mean=(127.5, 127.5, 127.5), scale=1 / 128)
+    output_slices = (ALL_OUTPUTS,)
     stride = 32
-    plain = 0.5
-    enrolled = 0.5
+    confident_score = 0.5
+    enrollment_score = 0.5
     """InsightFace's own threshold: without the weights nothing better can be measured."""
 
     def __init__(self, session: Session) -> None:
@@ -60,13 +60,13 @@ def _read(
     """The faces of one canvas `width` pixels wide."""
     found_boxes, found_points, found_scores = [], [], []
     for stride, score, box, point in zip(STRIDES, scores, boxes, points, strict=True):
-        kept, origin = cells(score, MIN_SCORE, width // stride, ANCHORS)
+        kept, origin = select_cells(score, MIN_SCORE, width // stride, ANCHORS)
         center = origin * stride
         # Distances to the left, upper, right and lower side.
         first, last = box[kept, :2] * stride, box[kept, 2:] * stride
         found_boxes.append(np.concatenate([center - first, first + last], axis=1))
         found_points.append(center[:, None] + point[kept].reshape(-1, 5, 2) * stride)
         found_scores.append(score[kept])
-    return suppress(
+    return suppress_overlaps(
         np.concatenate(found_boxes), np.concatenate(found_points), np.concatenate(found_scores), MAX_OVERLAP
     )

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import Detection
-from indexer.vision.detectors.base import WHOLE, cells, suppress
-from indexer.vision.runtime import Feed, Session
+from indexer.vision.detectors.base import ALL_OUTPUTS, select_cells, suppress_overlaps
+from indexer.vision.runtime import Preprocessing, Session
 
 STRIDES = (8, 16, 32)
 MIN_SCORE = 0.6
 """OpenCV Zoo's demo keeps scores over 0.9 and misses small and turned faces; 0.6 is `FaceDetectorYN`'s range in
-OpenCV's own accuracy tests. Surer answers are asked of a face that is enrolled: see `YuNet.enrolled`."""
+OpenCV's own accuracy tests. Surer answers are asked of a face that is enrolled: see `YuNet.enrollment_score`."""
 MAX_OVERLAP = 0.3
 """OpenCV's default for `FaceDetectorYN`."""
 
@@ -23,14 +23,14 @@ class YuNet:
     """Takes BGR, 0..255. Outputs a level: class, objectness, box and points, each cell telling them as offsets
     in strides (decoded as OpenCV's `face_detect.cpp` does)."""
 
-    feed = Feed(bgr=True)
+    preprocessing = Preprocessing(bgr=True)
     stride = 32
-    plain = 0.8
-    enrolled = 0.9
+    confident_score = 0.8
+    enrollment_score = 0.9
     """Of photos made worse 51 % are missed from 0.89 to 0.9, 40 % from 0.9 to 0.91 (`benchmarks/quality.py`, see
     `quality`); of LFW's probes as they are two of the eight from 0.9 to 0.91 are missed, which says one in four."""
 
-    parts = WHOLE, slice(len(STRIDES) - 1, None, len(STRIDES))
+    output_slices = ALL_OUTPUTS, slice(len(STRIDES) - 1, None, len(STRIDES))
     """All outputs, and those of the last of STRIDES: the faces of a second look are found there. On LFW every one of
     12,820 was surest at it, and the network is a fifth faster without the others (`benchmarks/runtime.py`)."""
 
@@ -74,12 +74,12 @@ def _read(
     """The faces of one canvas `width` pixels wide."""
     found_boxes, found_points, found_scores = [], [], []
     for stride, score, box, point in zip(strides, scores, boxes, points, strict=True):
-        kept, origin = cells(score, MIN_SCORE, width // stride)
+        kept, origin = select_cells(score, MIN_SCORE, width // stride)
         center = (origin + box[kept, :2]) * stride
         size = np.exp(box[kept, 2:]) * stride
         found_boxes.append(np.concatenate([center - size / 2, size], axis=1))
         found_points.append((point[kept].reshape(-1, 5, 2) + origin[:, None]) * stride)
         found_scores.append(score[kept])
-    return suppress(
+    return suppress_overlaps(
         np.concatenate(found_boxes), np.concatenate(found_points), np.concatenate(found_scores), MAX_OVERLAP
     )

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from indexer.serializers import SCORE_DECIMALS
 from indexer.types import Detection, Quality, Reason
-from indexer.vision.pipeline import Seen
+from indexer.vision.pipeline import ImageResult
 from search_service.api.models.base import ErrorBody, Payload, Score, error_body
 from search_service.api.models.events import RecordedPayload
 from search_service.matching.decision import Decision, DecisionReason
@@ -158,13 +158,13 @@ def answer_payload(answer: Answer, images: Sequence[str | None]) -> AnswerPayloa
     )
 
 
-def detect_payload(seen: Seen, image: str | None) -> DetectPayload:
+def detect_payload(seen: ImageResult, image: str | None) -> DetectPayload:
     """Serializes the detected faces."""
     faces = [FacePayload(**_face_fields(face.detection, face.quality)) for face in seen.faces]
     return DetectPayload(image=image, width=seen.width, height=seen.height, faces=faces)
 
 
-def embed_payload(seen: Seen, image: str | None, model: str, dim: int) -> EmbedPayload:
+def embed_payload(seen: ImageResult, image: str | None, model: str, dim: int) -> EmbedPayload:
     """Serializes the faces with their embeddings."""
     faces = [
         EmbeddedFacePayload(**_face_fields(face.detection, face.quality), embedding=face.embedding.tolist())

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from indexer.errors import Conflict
 from indexer.types import Reason
-from indexer.vision.pipeline import Seen
+from indexer.vision.pipeline import ImageResult
 from search_service.api.middleware.idempotency import Memory, memory_of
 from search_service.api.models.probes import (
     AnswerPayload,
@@ -158,6 +158,6 @@ def models(service: Service) -> Any:
     return {"models": [packs.describe(name) for name in packs.names()], "default": service.context.pack.name}
 
 
-async def _described(service: State, asked: DescribeRequest, embed: bool = True) -> list[Seen]:
+async def _described(service: State, asked: DescribeRequest, embed: bool = True) -> list[ImageResult]:
     pipeline = service.context.pipeline(asked.pack)
     return await service.queue.describe([image.data for image in asked.images], pipeline, Kind(asked.pick, embed))

@@ -24,7 +24,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from indexer.enrollment import enroller
 from indexer.errors import InvalidVector, ModelUnavailable, StorageUnavailable, WhosthereError
 from indexer.types import Pick, vectors_from_bytes
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from tests import photos
 from tests.indexer.cli.command import Command, reasons
 from tests.indexer.cli.conftest import Demo
@@ -424,7 +424,9 @@ def watch_describe(monkeypatch: pytest.MonkeyPatch, before: Describe) -> None:
     """Calls `before` with the images of each call of the real `describe`."""
     describe = FacePipeline.describe
 
-    def watched(self: FacePipeline, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def watched(
+        self: FacePipeline, images: Sequence[bytes], pick: Pick | None, gate: bool = False
+    ) -> list[ImageResult]:
         before(images)
         return describe(self, images, pick, gate)
 

@@ -272,7 +272,7 @@ def test_doctor_names_a_pack_that_is_not_installed(command: Command, monkeypatch
 def test_doctor_tells_what_the_pack_lacks(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
     monkeypatch.setenv("WHOSTHERE_DEVICE", "cuda")
-    monkeypatch.setattr(runtime, "cuda_problem", lambda: "there is no GPU")
+    monkeypatch.setattr(runtime, "find_cuda_problem", lambda: "there is no GPU")
     ran = command("doctor", "--json")
     assert ran.code == 1
     wrong = {finding["check"]: finding["found"] for finding in ran.json if not finding["ok"]}
@@ -280,7 +280,7 @@ def test_doctor_tells_what_the_pack_lacks(command: Command, monkeypatch: pytest.
         "model pack sface": "no int8 form (whosthere models quantize sface)",
         "device": "pack sface cannot run on CUDA here: there is no GPU",
     }
-    monkeypatch.setattr(runtime, "cuda_problem", lambda: None)
+    monkeypatch.setattr(runtime, "find_cuda_problem", lambda: None)
     monkeypatch.delenv("WHOSTHERE_PRECISION")
     command.ok("doctor")
 

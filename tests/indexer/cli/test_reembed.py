@@ -211,7 +211,7 @@ def test_a_face_enrolled_just_before_the_switch_is_listed(
 def test_crops_are_kept_only_when_asked_for_and_go_with_their_person(command: Command, demo: Demo) -> None:
     assert (kept_crops(command, "staff"), kept_crops(command, "bare")) == (7, 0)
     for (image,) in command.query("SELECT image FROM crops"):
-        assert crops.read(image).shape == (112, 112, 3)
+        assert crops.decode(image).shape == (112, 112, 3)
     command.ok("identity", "delete", "hanks", "--gallery", "staff")
     assert (kept_crops(command, "staff"), command.query("SELECT count(*) FROM crops")) == (6, [(6,)])
     command.ok("gallery", "reembed", "staff", *TO_OTHER)
@@ -310,5 +310,5 @@ def _enroll_many(home: Path, pipeline: FacePipeline, faces: int) -> None:
         for number in range(faces):
             face = seen.faces[number % len(seen.faces)]
             assert face.crop is not None
-            new.append(NewFace(Person(f"p{number}"), sha256(b"%d" % number), face, crops.write(face.crop)))
+            new.append(NewFace(Person(f"p{number}"), sha256(b"%d" % number), face, crops.encode(face.crop)))
         opened.store.faces.enroll(gallery, new)

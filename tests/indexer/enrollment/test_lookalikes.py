@@ -24,7 +24,7 @@ from indexer.models.packs import SFACE
 from indexer.types import Gallery, Outcome, Person, Pick, Reason, ScoreTail, Tier
 from indexer.vectors.engines import FaissEngine
 from indexer.vectors.synchronizer import SynchronizedIndex
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from tests.indexer.gallery.faces import DIM, face, image_hash, vector
 from tests.postgres import Database, opened
 
@@ -183,8 +183,8 @@ class Told(FacePipeline):
     def load(self) -> None:
         pass
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
-        return [Seen((face(_told(image)),)) for image in images]
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+        return [ImageResult((face(_told(image)),)) for image in images]
 
 
 def _told(image: bytes) -> NDArray[np.float32]:

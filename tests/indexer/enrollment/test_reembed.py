@@ -30,7 +30,7 @@ from indexer.types import Box, Gallery, Outcome, Person, Pick, Vectors, sha256
 from indexer.vectors.engines import FaissEngine
 from indexer.vectors.synchronizer import Indexes
 from indexer.vision import crops
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from tests.indexer.gallery.faces import face, vector
 from tests.indexer.gallery.together import in_threads
 from tests.photos import aligned_face, astronaut, six_people
@@ -79,7 +79,7 @@ class Numbers(FacePipeline):
         self._then(self.batches)
         return np.stack([embedding(self.pack, number) for number in numbers])
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         """Each photo shows the person, and another one to their right."""
         seen = []
         for number in (int(image.split()[1]) for image in images):
@@ -87,13 +87,13 @@ class Numbers(FacePipeline):
             box = found.detection.box
             beside = replace(found.detection, box=Box(box.x + box.w, box.y, box.w, box.h))
             stranger = replace(found, detection=beside, embedding=embedding(self.pack, 255))
-            seen.append(Seen((found,) if gate else (stranger, found)))
+            seen.append(ImageResult((found,) if gate else (stranger, found)))
             self.images.append(number)
         return seen
 
 
 def new_face(external_id: str, image: int, keep: bool = True, pack: Pack = OLD) -> NewFace:
-    kept = crops.write(crop(image)) if keep else None
+    kept = crops.encode(crop(image)) if keep else None
     return NewFace(Person(external_id), sha256(photo(image)), face(embedding(pack, image)), kept)
 
 
@@ -448,7 +448,7 @@ def test_enrolling_keeps_crops_when_asked_to(store: Store, gallery: Gallery, kee
     kept = [face.crop for face in store.reembeddings.missing(gallery.id, NEW.fingerprint, 0, 100)]
     assert len(kept) == 40
     if keep:
-        assert [int(crops.read(file or b"")[0, 0, 0]) for file in kept] == list(range(40))
+        assert [int(crops.decode(file or b"")[0, 0, 0]) for file in kept] == list(range(40))
     else:
         assert kept == [None] * 40
 

@@ -23,11 +23,11 @@ from indexer.models.architectures.iresnet import iresnet18, iresnet34, iresnet50
 from indexer.models.packs import IR50, ModelFile, Network
 from indexer.types import Precision, normalize
 from indexer.vision import runtime
-from indexer.vision.runtime import Feed, Threads
+from indexer.vision.runtime import Preprocessing, Threads
 from tests.indexer.vision import golden
 
 SMALL = replace(IR50.embedder, name="small.pt", network=Network.IRESNET18)
-FEED = Feed((IR50.mean,) * 3, IR50.scale)
+FEED = Preprocessing((IR50.mean,) * 3, IR50.scale)
 
 State = dict[str, Tensor]
 

@@ -16,14 +16,16 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import DETECTORS, SFACE, ModelFile
 from indexer.types import Precision
 from indexer.vision import runtime
-from indexer.vision.runtime import Feed, Session, Threads
+from indexer.vision.runtime import Preprocessing, Session, Threads
 
 FILES = [SFACE.detector, SFACE.embedder]
 IDS = ["yunet", "sface"]
 
 
 def session(models_folder: Path, file: ModelFile, engine: str) -> Session:
-    return runtime.load(ModelFiles(models_folder).prepared_model(file), Feed(), Precision.FLOAT32, Threads(), engine)
+    return runtime.load(
+        ModelFiles(models_folder).prepared_model(file), Preprocessing(), Precision.FLOAT32, Threads(), engine
+    )
 
 
 def batch(count: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -56,7 +58,7 @@ def test_extracted_outputs_equal_those_of_the_whole(models_folder: Path) -> None
     assert [o.name for o in graph.output] == ["cls_32", "obj_32", "bbox_32", "kps_32"]
     assert len(graph.node) < len(onnx.load_model_from_string(whole).graph.node) / 2 + 10
     canvases = batch(2, 96, 64)
-    some, every = (runtime.load(m, Feed(), Precision.FLOAT32, Threads()).run(canvases) for m in (part, whole))
+    some, every = (runtime.load(m, Preprocessing(), Precision.FLOAT32, Threads()).run(canvases) for m in (part, whole))
     for a, b in zip(some, every[2::3], strict=True):
         assert np.allclose(a, b, atol=1e-4)
 
@@ -85,7 +87,7 @@ def test_prepared_model_equals_the_original(models_folder: Path, file: ModelFile
     height, width = (160, 192) if file.network in DETECTORS else (112, 112)
     blob = batch(1, height, width)
     expected = ReferenceEvaluator(smaller(original, height, width)).run(
-        None, {original.graph.input[0].name: runtime.to_blob(blob, Feed())}
+        None, {original.graph.input[0].name: runtime.to_blob(blob, Preprocessing())}
     )
     found = session(models_folder, file, engine).run(blob)
     assert len(found) == len(expected) == (12 if file.network in DETECTORS else 1)

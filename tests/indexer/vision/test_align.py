@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from indexer.types import CROP_SIZE
-from indexer.vision.align import TEMPLATE, align, similarity
+from indexer.vision.align import REFERENCE_LANDMARKS, align, estimate_similarity
 from tests import photos
 from tests.indexer.vision import upstream
 
@@ -33,23 +33,23 @@ def turned(points: NDArray[np.float64], degrees: float, scale: float, x: float, 
 @pytest.mark.parametrize("seed", range(20))
 def test_similarity_is_the_least_squares_solution(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    points = turned(TEMPLATE, rng.uniform(-180, 180), rng.uniform(0.1, 20), *rng.uniform(-500, 5000, 2))
+    points = turned(REFERENCE_LANDMARKS, rng.uniform(-180, 180), rng.uniform(0.1, 20), *rng.uniform(-500, 5000, 2))
     points += rng.normal(0, rng.uniform(0, 30), (5, 2))
-    assert np.allclose(similarity(points), least_squares(points, TEMPLATE), rtol=1e-6, atol=1e-6)
+    assert np.allclose(estimate_similarity(points), least_squares(points, REFERENCE_LANDMARKS), rtol=1e-6, atol=1e-6)
 
 
 def test_similarity_never_mirrors() -> None:
-    mirrored = TEMPLATE * (-1, 1) + (CROP_SIZE, 0)
-    matrix = similarity(mirrored)
+    mirrored = REFERENCE_LANDMARKS * (-1, 1) + (CROP_SIZE, 0)
+    matrix = estimate_similarity(mirrored)
     assert np.linalg.det(matrix[:, :2]) > 0
-    assert np.allclose(matrix, least_squares(mirrored, TEMPLATE), atol=1e-9)
+    assert np.allclose(matrix, least_squares(mirrored, REFERENCE_LANDMARKS), atol=1e-9)
 
 
 @pytest.mark.parametrize(("degrees", "scale"), [(0, 1), (30, 0.5), (-100, 3.7), (180, 12)])
 def test_similarity_undoes_a_similarity(degrees: float, scale: float) -> None:
-    matrix = similarity(turned(TEMPLATE, degrees, scale, 300, -40))
-    moved = turned(TEMPLATE, degrees, scale, 300, -40) @ matrix[:, :2].T + matrix[:, 2]
-    assert np.allclose(moved, TEMPLATE, atol=1e-9)
+    matrix = estimate_similarity(turned(REFERENCE_LANDMARKS, degrees, scale, 300, -40))
+    moved = turned(REFERENCE_LANDMARKS, degrees, scale, 300, -40) @ matrix[:, :2].T + matrix[:, 2]
+    assert np.allclose(moved, REFERENCE_LANDMARKS, atol=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:`estimate` is deprecated:FutureWarning")  # scikit-image, of InsightFace
@@ -58,16 +58,16 @@ def test_it_crops_as_insightface(exact: bool, monkeypatch: pytest.MonkeyPatch) -
     """Bit for bit where InsightFace is given the template and the landmarks in float64. By itself it computes in
     float32, which moves the matrix in its last digits and here and there a pixel by one grey level."""
     theirs = upstream.face_align()
-    assert np.array_equal(theirs.arcface_dst, TEMPLATE.astype(np.float32))
+    assert np.array_equal(theirs.arcface_dst, REFERENCE_LANDMARKS.astype(np.float32))
     if exact:
-        monkeypatch.setattr(theirs, "arcface_dst", TEMPLATE)
+        monkeypatch.setattr(theirs, "arcface_dst", REFERENCE_LANDMARKS)
     photo = photos.pixels(photos.astronaut())
     rng = np.random.default_rng(0)
     for _ in range(50):
         scale = rng.uniform(0.4, 1.9)  # larger faces are averaged down first, which InsightFace does not
-        points = turned(TEMPLATE - CROP_SIZE / 2, rng.uniform(-180, 180), scale, *rng.uniform(100, 400, 2))
+        points = turned(REFERENCE_LANDMARKS - CROP_SIZE / 2, rng.uniform(-180, 180), scale, *rng.uniform(100, 400, 2))
         points = (points + rng.normal(0, 3 * scale, (5, 2))).astype(np.float64 if exact else np.float32)
-        matrix = similarity(points)
+        matrix = estimate_similarity(points)
         assert np.hypot(*matrix[:, 0]) > 0.5
         assert np.abs(matrix - theirs.estimate_norm(points)).max() < (1e-9 if exact else 1e-3)
         difference = np.abs(align(photo, points).astype(int) - theirs.norm_crop(photo, points))
@@ -79,7 +79,7 @@ def test_it_crops_as_insightface(exact: bool, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_landmarks_that_coincide_or_are_no_numbers(value: float) -> None:
     with pytest.raises(ValueError, match="coincide"):
-        similarity(np.full((5, 2), value))
+        estimate_similarity(np.full((5, 2), value))
 
 
 @pytest.mark.parametrize("scale", [0.5, 1, 1.5, 2, 2.5, 3, 4, 5.3])
@@ -90,11 +90,11 @@ def test_each_pixel_of_the_crop_shows_its_place(scale: float, degrees: float) ->
     places = np.stack(np.meshgrid(np.arange(side), np.arange(side)))  # (2, y, x)
     red, green = np.round(127.5 + 100 * np.sin(2 * np.pi / length * places))
     photo = np.stack([red, green, np.full_like(red, 80)], 2).astype(np.uint8)
-    points = turned(TEMPLATE - CROP_SIZE / 2, degrees, scale, 450, 440)
+    points = turned(REFERENCE_LANDMARKS - CROP_SIZE / 2, degrees, scale, 450, 440)
     crop = align(photo, points).astype(np.float64)
 
     v, u = np.mgrid[:CROP_SIZE, :CROP_SIZE]
-    inverse = np.vstack([similarity(points), [0, 0, 1]])
+    inverse = np.vstack([estimate_similarity(points), [0, 0, 1]])
     place = np.linalg.solve(inverse, np.stack([u.ravel(), v.ravel(), np.ones(CROP_SIZE * CROP_SIZE)]))[:2]
     place = place.reshape(2, CROP_SIZE, CROP_SIZE)
     inside = ((place > 16) & (place < side - 16)).all(0)
@@ -110,23 +110,23 @@ def test_each_pixel_of_the_crop_shows_its_place(scale: float, degrees: float) ->
 
 def test_outside_the_photo_is_black() -> None:
     white = np.full((100, 100, 3), 255, np.uint8)
-    crop = align(white, TEMPLATE - (56, 0))  # the crop begins 56 pixels left of the photo
+    crop = align(white, REFERENCE_LANDMARKS - (56, 0))  # the crop begins 56 pixels left of the photo
     assert (crop[:, :55] == 0).all()
     assert (crop[:99, 57:] == 255).all()
-    assert (align(white, TEMPLATE + 5000) == 0).all()
-    assert (align(white, (TEMPLATE + 5000) * 5) == 0).all()
+    assert (align(white, REFERENCE_LANDMARKS + 5000) == 0).all()
+    assert (align(white, (REFERENCE_LANDMARKS + 5000) * 5) == 0).all()
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4.5, 10])
 def test_fine_detail_of_large_faces_is_averaged(scale: float) -> None:
     side = int(CROP_SIZE * scale) + 20
     board = (np.indices((side, side)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
-    crop = align(board, TEMPLATE * scale + 10)
+    crop = align(board, REFERENCE_LANDMARKS * scale + 10)
     # An odd square has one more pixel of one colour: 5 of 9 at worst.
     assert np.abs(crop.astype(int) - 127.5).max() <= 15
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     # The deviation of a mean of n x n pixels is that of a pixel over n.
-    assert align(noise, TEMPLATE * scale + 10).std() < 1.1 * noise.std() / int(scale)
+    assert align(noise, REFERENCE_LANDMARKS * scale + 10).std() < 1.1 * noise.std() / int(scale)
 
 
 @pytest.mark.parametrize("times", [2, 3, 4, 6])

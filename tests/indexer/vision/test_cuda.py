@@ -23,24 +23,24 @@ from indexer.models.packs import SFACE, Network
 from indexer.types import Device, normalize
 from indexer.vision import cuda, networks, runtime
 from indexer.vision.cuda import (
-    GRAPHS,
-    MOST_PIXELS,
-    OFTEN,
-    SIZES,
+    BATCH_SIZES,
+    MAX_BATCH_PIXELS,
+    MAX_GRAPHS,
+    MIN_CAPTURE_REQUESTS,
     CudaSession,
-    Favourites,
-    Fed,
-    cuts,
-    folded,
-    normalised,
-    sizes,
+    GraphCache,
+    PreprocessedNetwork,
+    batch_sizes,
+    fold_batch_norms,
+    plan_batches,
+    preprocess,
 )
 from indexer.vision.detectors.retinaface import RetinaFace
-from indexer.vision.runtime import Feed, Tensor
+from indexer.vision.runtime import Preprocessing, Tensor
 from tests.indexer.vision import golden
 
-ARCFACE = Feed((127.5,) * 3, 1 / 127.5)
-PROBLEM = cuda.problem()
+ARCFACE = Preprocessing((127.5,) * 3, 1 / 127.5)
+PROBLEM = cuda.find_problem()
 needs_cuda = pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 
 
@@ -58,7 +58,7 @@ def filled(kind: Callable[[], nn.Module]) -> nn.Module:
     return deepcopy(_original(kind))
 
 
-def on_cpu(network: nn.Module, feed: Feed, canvases: NDArray[np.uint8]) -> list[Tensor]:
+def on_cpu(network: nn.Module, feed: Preprocessing, canvases: NDArray[np.uint8]) -> list[Tensor]:
     """What the plain network answers to what every other runtime is fed."""
     with torch.inference_mode():
         outputs = network(torch.from_numpy(runtime.to_blob(canvases, feed)))
@@ -71,7 +71,7 @@ def cosines(a: Tensor, b: Tensor) -> NDArray[np.float32]:
 
 def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert cuda.problem() == f"PyTorch {torch.__version__} is built without CUDA; expected a build for CUDA"
+    assert cuda.find_problem() == f"PyTorch {torch.__version__} is built without CUDA; expected a build for CUDA"
     pack = replace(
         SFACE,
         detector=replace(SFACE.detector, network=Network.RETINAFACE),
@@ -92,7 +92,7 @@ def test_no_driver_no_gpu_and_an_old_gpu_are_told_apart(monkeypatch: pytest.Monk
         raise RuntimeError("Found no NVIDIA driver on your system.\nPlease check that you have one.")
 
     monkeypatch.setattr(torch.cuda, "init", init)
-    assert cuda.problem() == "Found no NVIDIA driver on your system."
+    assert cuda.find_problem() == "Found no NVIDIA driver on your system."
 
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -107,18 +107,18 @@ def test_no_driver_no_gpu_and_an_old_gpu_are_told_apart(monkeypatch: pytest.Monk
         return SimpleNamespace(add=add)
 
     monkeypatch.setattr(torch, "ones", ones)
-    problem = cuda.problem()
+    problem = cuda.find_problem()
     assert problem is not None
     assert "Tesla K80 of compute capability 3.7; it is built for sm_75, sm_90: CUDA error: no kernel image" in problem
     assert "\n" not in problem
 
 
 def test_sizes_keep_a_batch_within_its_pixels() -> None:
-    assert sizes(112, 112) == SIZES
-    assert sizes(1280, 1280) == (1, 2, 4)
-    assert sizes(320, 320) == (1, 2, 4, 16, 32, 64)
-    assert sizes(5000, 5000) == (1,)  # one is computed, however large
-    assert all(size * 320 * 320 <= MOST_PIXELS for size in sizes(320, 320))
+    assert batch_sizes(112, 112) == BATCH_SIZES
+    assert batch_sizes(1280, 1280) == (1, 2, 4)
+    assert batch_sizes(320, 320) == (1, 2, 4, 16, 32, 64)
+    assert batch_sizes(5000, 5000) == (1,)  # one is computed, however large
+    assert all(size * 320 * 320 <= MAX_BATCH_PIXELS for size in batch_sizes(320, 320))
 
 
 @pytest.mark.parametrize(
@@ -140,13 +140,13 @@ def test_sizes_keep_a_batch_within_its_pixels() -> None:
     ],
 )
 def test_cuts(count: int, expected: list[int]) -> None:
-    assert [cut.size for cut in cuts(count, SIZES)] == expected
+    assert [cut.size for cut in plan_batches(count, BATCH_SIZES)] == expected
 
 
-@pytest.mark.parametrize("among", [SIZES, (1, 4), (1,)])
+@pytest.mark.parametrize("among", [BATCH_SIZES, (1, 4), (1,)])
 def test_cuts_take_every_row_once_and_waste_at_most_half(among: tuple[int, ...]) -> None:
     for count in range(1, 600):
-        parts = list(cuts(count, among))
+        parts = list(plan_batches(count, among))
         assert [row for cut in parts for row in range(cut.start, cut.stop)] == list(range(count))
         assert all(cut.size in among and cut.size / 2 <= cut.stop - cut.start <= cut.size for cut in parts)
 
@@ -161,7 +161,7 @@ class Maker:
         self.made.append(side)
         return side
 
-    def ask(self, favourites: Favourites[int], side: int, times: int = 1) -> int | None:
+    def ask(self, favourites: GraphCache[int], side: int, times: int = 1) -> int | None:
         found = None
         for _ in range(times):
             found = favourites.find((1, side, side), partial(self.make, side))
@@ -169,49 +169,54 @@ class Maker:
 
 
 def test_favourites_are_made_once_and_only_for_what_comes_often() -> None:
-    maker, favourites = Maker(), Favourites[int](2)
+    maker, favourites = Maker(), GraphCache[int](2)
     ask = partial(maker.ask, favourites)
-    assert ask(32, OFTEN - 1) is None
+    assert ask(32, MIN_CAPTURE_REQUESTS - 1) is None
     assert ask(32) == 32
     assert ask(32, 5) == 32
     assert maker.made == [32]
-    assert ask(64, OFTEN) == 64
-    assert ask(96, OFTEN) is None  # no room
+    assert ask(64, MIN_CAPTURE_REQUESTS) == 64
+    assert ask(96, MIN_CAPTURE_REQUESTS) is None  # no room
     assert ask(64) == 64
     assert maker.made == [32, 64]
-    assert ask(96, 2 * 8 - OFTEN) is None  # 32 was asked for eight times
+    assert ask(96, 2 * 8 - MIN_CAPTURE_REQUESTS) is None  # 32 was asked for eight times
     assert ask(96) == 96  # 32, the least recent, made room
     assert ask(96) == 96
     assert maker.made == [32, 64, 96]
 
 
 def test_shapes_that_take_turns_do_not_drive_each_other_out() -> None:
-    maker, favourites = Maker(), Favourites[int](GRAPHS)
+    maker, favourites = Maker(), GraphCache[int](MAX_GRAPHS)
     for _ in range(50):
-        for side in range(2 * GRAPHS):
+        for side in range(2 * MAX_GRAPHS):
             maker.ask(favourites, side)
-    assert len(maker.made) == GRAPHS
+    assert len(maker.made) == MAX_GRAPHS
 
 
 def test_what_could_not_be_made_is_not_tried_again() -> None:
     tries: list[int] = []
-    favourites: Favourites[None] = Favourites(2)
+    favourites: GraphCache[None] = GraphCache(2)
     for _ in range(10):
         assert favourites.find((1, 2, 3), lambda: tries.append(1)) is None
     assert len(tries) == 1
 
 
-FEEDS = [Feed(), ARCFACE, Feed((104.0, 117.0, 123.0), bgr=True), Feed((1.0, 0.0, 250.5), 1 / 58, True)]
+FEEDS = [
+    Preprocessing(),
+    ARCFACE,
+    Preprocessing((104.0, 117.0, 123.0), bgr=True),
+    Preprocessing((1.0, 0.0, 250.5), 1 / 58, True),
+]
 
 
 @pytest.mark.parametrize("feed", FEEDS)
-def test_feeds_as_the_cpu_does(feed: Feed) -> None:
+def test_feeds_as_the_cpu_does(feed: Preprocessing) -> None:
     canvases = noise(3, 32, 64)
-    fed = normalised(torch.from_numpy(canvases), feed, torch.float32)
+    fed = preprocess(torch.from_numpy(canvases), feed, torch.float32)
     assert fed.is_contiguous(memory_format=torch.channels_last)
     assert np.allclose(fed.numpy(), runtime.to_blob(canvases, feed), rtol=1e-6, atol=1e-6)
     assert np.array_equal(canvases, noise(3, 32, 64))
-    half = normalised(torch.from_numpy(canvases), feed, torch.float16)
+    half = preprocess(torch.from_numpy(canvases), feed, torch.float16)
     assert half.dtype == torch.float16
     assert np.allclose(half.numpy(), fed.numpy(), rtol=2**-11, atol=1e-6)
 
@@ -226,7 +231,7 @@ def batch_norms(network: nn.Module) -> int:
     [(iresnet18, 112, 8 + 1), (RetinaFaceNetwork, 32, 0)],
 )
 def test_folding_changes_nothing_but_the_work(network: Callable[[], nn.Module], side: int, left: int) -> None:
-    plain, fused = filled(network), folded(filled(network))
+    plain, fused = filled(network), fold_batch_norms(filled(network))
     assert batch_norms(plain) > batch_norms(fused) == left
     canvases = noise(2, side, side)
     for a, b in zip(on_cpu(plain, ARCFACE, canvases), on_cpu(fused, ARCFACE, canvases), strict=True):
@@ -244,7 +249,7 @@ def test_a_shared_convolution_is_not_folded() -> None:
             return torch.add(self.norm(y), y)
 
     plain = filled(Twice)
-    fused = folded(filled(Twice))
+    fused = fold_batch_norms(filled(Twice))
     assert batch_norms(fused) == 1
     assert np.allclose(on_cpu(plain, ARCFACE, noise(1))[0], on_cpu(fused, ARCFACE, noise(1))[0], atol=1e-6)
 
@@ -253,7 +258,7 @@ def test_fed_answers_what_the_network_does() -> None:
     plain, canvases = filled(iresnet18), noise(3)
     (expected,) = on_cpu(plain, ARCFACE, canvases)
     for half, least in ((False, 0.999999), (True, 0.999)):
-        fed = Fed(filled(iresnet18), ARCFACE, half)
+        fed = PreprocessedNetwork(filled(iresnet18), ARCFACE, half)
         with torch.inference_mode():
             (answer,) = fed(torch.from_numpy(canvases))
         assert answer.dtype == torch.float32
@@ -262,10 +267,10 @@ def test_fed_answers_what_the_network_does() -> None:
 
 def test_fed_feeds_detectors_and_keeps_their_outputs_apart() -> None:
     canvases = noise(2, 64, 96)
-    fed = Fed(filled(RetinaFaceNetwork), RetinaFace.feed, False)
+    fed = PreprocessedNetwork(filled(RetinaFaceNetwork), RetinaFace.preprocessing, False)
     with torch.inference_mode():
         answers = fed(torch.from_numpy(canvases))
-    expected = on_cpu(filled(RetinaFaceNetwork), RetinaFace.feed, canvases)
+    expected = on_cpu(filled(RetinaFaceNetwork), RetinaFace.preprocessing, canvases)
     for a, b in zip(answers, expected, strict=True):
         assert a.is_contiguous()
         assert np.abs(a.numpy() - b).max() < 1e-4
@@ -286,7 +291,7 @@ class TwoOutputs(nn.Module):
 class StandIn:
     """What is left of a captured graph without a GPU: the same buffers each time, overwritten by each run."""
 
-    def __init__(self, fed: Fed, shape: cuda.Shape, stream: object, pool: object) -> None:
+    def __init__(self, fed: PreprocessedNetwork, shape: cuda.Shape, stream: object, pool: object) -> None:
         self.input = torch.full((*shape, 3), 99, dtype=torch.uint8)
         self.outputs = fed(self.input)
         self._fed = fed
@@ -300,7 +305,7 @@ class StandIn:
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a session run on the CPU, where streams do everything at once: all but the capture is the real code."""
     stream = SimpleNamespace(device=torch.device("cpu"), synchronize=lambda: None)
-    monkeypatch.setattr(cuda, "pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    monkeypatch.setattr(cuda, "allocate_pinned", lambda shape, dtype: torch.empty(shape, dtype=dtype))
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
@@ -310,11 +315,11 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_cut_and_padded_batches_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "SIZES", (1, 4, 16))
-    session = CudaSession(filled(TwoOutputs), RetinaFace.feed, False)
+    monkeypatch.setattr(cuda, "BATCH_SIZES", (1, 4, 16))
+    session = CudaSession(filled(TwoOutputs), RetinaFace.preprocessing, False)
     canvases = noise(81, 32, 64)  # five full batches and one row: more than are in flight
-    expected = on_cpu(filled(TwoOutputs), RetinaFace.feed, canvases)
-    for _ in range(OFTEN):
+    expected = on_cpu(filled(TwoOutputs), RetinaFace.preprocessing, canvases)
+    for _ in range(MIN_CAPTURE_REQUESTS):
         for count in (81, 7, 3, 1):
             answers = session.run(canvases[:count])
             assert [answer.dtype for answer in answers] == [np.float32] * 2
@@ -332,7 +337,7 @@ def test_what_cannot_be_captured_is_computed_all_the_same(
 
     monkeypatch.setattr(cuda, "_Graph", fail)
     session = CudaSession(filled(iresnet18), ARCFACE, False)
-    first, *others = [session.run(noise(1))[0] for _ in range(OFTEN + 2)]
+    first, *others = [session.run(noise(1))[0] for _ in range(MIN_CAPTURE_REQUESTS + 2)]
     assert all(np.array_equal(first, other) for other in others)
     (told,) = caplog.messages
     assert (
@@ -344,15 +349,15 @@ def test_what_cannot_be_captured_is_computed_all_the_same(
 @pytest.mark.usefixtures("no_gpu")
 def test_full_memory_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     session = CudaSession(filled(iresnet18), ARCFACE, False)
-    forward = Fed.forward
+    forward = PreprocessedNetwork.forward
 
-    def fail(self: Fed, canvases: torch.Tensor) -> list[torch.Tensor]:
+    def fail(self: PreprocessedNetwork, canvases: torch.Tensor) -> list[torch.Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much.\nmore")
 
-    monkeypatch.setattr(Fed, "forward", fail)
+    monkeypatch.setattr(PreprocessedNetwork, "forward", fail)
     with pytest.raises(Overloaded, match=r"a batch of pictures of 112 x 112: CUDA out of memory"):
         session.run(noise(1))
-    monkeypatch.setattr(Fed, "forward", forward)
+    monkeypatch.setattr(PreprocessedNetwork, "forward", forward)
     assert session.run(noise(1))[0].shape == (1, 512)
 
 
@@ -363,7 +368,7 @@ def test_embeddings_agree_with_the_cpu_at_every_size(half: bool) -> None:
     (expected,) = on_cpu(filled(iresnet50), ARCFACE, crops)
     session = CudaSession(filled(iresnet50), ARCFACE, half)
     for count in (1, 3, 5, 17, 64, 300):
-        answers = [session.run(crops[:count])[0] for _ in range(OFTEN + 2)]  # eager, captured, replayed
+        answers = [session.run(crops[:count])[0] for _ in range(MIN_CAPTURE_REQUESTS + 2)]  # eager, captured, replayed
         for answer in answers:
             assert answer.dtype == np.float32
             assert answer.shape == (count, 512)
@@ -372,11 +377,13 @@ def test_embeddings_agree_with_the_cpu_at_every_size(half: bool) -> None:
 
 @needs_cuda
 def test_detectors_agree_with_the_cpu_in_many_shapes() -> None:
-    session = CudaSession(filled(RetinaFaceNetwork), RetinaFace.feed, False)
+    session = CudaSession(filled(RetinaFaceNetwork), RetinaFace.preprocessing, False)
     plain = filled(RetinaFaceNetwork)
-    for number, (height, width) in enumerate([(64, 96), (96, 64), (320, 320), (32, 32), (64, 96)] * OFTEN):
+    for number, (height, width) in enumerate(
+        [(64, 96), (96, 64), (320, 320), (32, 32), (64, 96)] * MIN_CAPTURE_REQUESTS
+    ):
         canvases = noise(1 + number % 5, height, width, number)
-        for a, b in zip(session.run(canvases), on_cpu(plain, RetinaFace.feed, canvases), strict=True):
+        for a, b in zip(session.run(canvases), on_cpu(plain, RetinaFace.preprocessing, canvases), strict=True):
             assert a.shape == b.shape
             assert np.abs(a - b).max() < 1e-3  # without TensorFloat-32
 
@@ -386,7 +393,7 @@ def test_rows_that_pad_do_not_leak() -> None:
     """Neither what was there before nor how many rows there are changes an answer."""
     session = CudaSession(filled(iresnet18), ARCFACE, True)
     crops = noise(16)
-    for _ in range(OFTEN):
+    for _ in range(MIN_CAPTURE_REQUESTS):
         session.run(crops)
     (full,) = session.run(crops)
     for fill in (0, 255):
@@ -404,7 +411,7 @@ def test_threads_get_their_own_answers_from_several_sessions() -> None:
     plain = filled(iresnet18)
     expected = [on_cpu(plain, ARCFACE, batch)[0] for batch in batches]
     sessions = [CudaSession(filled(iresnet18), ARCFACE, half) for half in (True, False)]
-    detector = CudaSession(filled(RetinaFaceNetwork), RetinaFace.feed, False)
+    detector = CudaSession(filled(RetinaFaceNetwork), RetinaFace.preprocessing, False)
 
     def work(number: int) -> Tensor:
         detector.run(noise(1 + number % 3, 64 + 32 * (number % 4), 64, number))

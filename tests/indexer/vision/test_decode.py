@@ -56,7 +56,7 @@ def rejection(data: bytes, **options: Any) -> RejectedImage:
 def test_reads_every_format(form: str) -> None:
     photo = decode(photos.encode(marks(), form))
     assert_same(photo, marks(), form in LOSSLESS)
-    assert not photo.reduced
+    assert not photo.is_reduced
     assert photo.scale == (1, 1)
 
 
@@ -219,7 +219,7 @@ def test_reduced_jpeg(longest_side: int | None, width: int, height: int, progres
     photo = decode(data, longest_side=longest_side)
     assert photo.pixels.shape == (height, width, 3)
     assert (photo.width, photo.height) == (1201, 803)
-    assert photo.reduced == (width != 1201)
+    assert photo.is_reduced == (width != 1201)
     assert photo.scale == (1201 / width, 803 / height)
     expected = np.asarray(Image.fromarray(ramp(1201, 803)).resize((width, height), Image.Resampling.BOX))
     assert np.abs(photo.pixels.astype(int) - expected).mean() < 2
@@ -230,7 +230,7 @@ def test_reduced_and_turned(orientation: int) -> None:
     data = photos.encode(photos.stored(ramp(640, 480), orientation), "JPEG", exif=photos.exif(orientation))
     photo = decode(data, longest_side=320)
     assert photo.pixels.shape == (240, 320, 3)
-    assert (photo.width, photo.height, photo.reduced) == (640, 480, True)
+    assert (photo.width, photo.height, photo.is_reduced) == (640, 480, True)
     assert np.abs(photo.pixels.astype(int) - ramp(640, 480)[::2, ::2]).mean() < 2
 
 
@@ -238,7 +238,7 @@ def test_only_jpeg_is_reduced() -> None:
     for form in ("PNG", "WEBP", "TIFF"):
         photo = decode(photos.encode(ramp(640, 480), form), longest_side=80)
         assert photo.pixels.shape == (480, 640, 3)
-        assert not photo.reduced
+        assert not photo.is_reduced
 
 
 @pytest.mark.parametrize(("width", "height"), [(8000, 5), (5, 8000), (9000, 1), (1, 1)])

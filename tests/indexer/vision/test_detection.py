@@ -14,7 +14,7 @@ from indexer.models.packs import SFACE
 from indexer.types import Box, Detection, Device, Pixels, Precision
 from indexer.vision import detection, networks
 from indexer.vision.decode import Photo, decode
-from indexer.vision.detection import Seek
+from indexer.vision.detection import SearchScope
 from indexer.vision.detectors.base import iou
 from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.runtime import Threads
@@ -32,8 +32,8 @@ def whole(pixels: Pixels) -> Photo:
     return Photo(pixels, pixels.shape[1], pixels.shape[0])
 
 
-def one(detector: YuNet, photo: Photo, seek: Seek = Seek.ALL) -> list[Detection]:
-    (faces,) = detection.find(detector, [photo], seek)
+def one(detector: YuNet, photo: Photo, seek: SearchScope = SearchScope.ALL) -> list[Detection]:
+    (faces,) = detection.detect_faces(detector, [photo], seek)
     return faces
 
 
@@ -70,7 +70,7 @@ def test_a_face_that_fills_the_frame(detector: YuNet, side: int) -> None:
     passport = whole(photos.enlarged(astronaut()[top : top + height, left : left + width], side, tall))
     found = one(detector, passport)
     assert len(found) == 1
-    (again,) = detection.look_again(detector, [(passport, found[0])])
+    (again,) = detection.refine_detections(detector, [(passport, found[0])])
     for seen in (found[0], again):
         assert shift(seen.scaled(width / side, height / tall, left, top), face) < 0.06
 
@@ -87,8 +87,8 @@ def test_a_group_photo_of_12_megapixels(detector: YuNet) -> None:
     found = one(detector, whole(canvas))
     expected = [face.scaled(0.5, 0.5, left, top) for left, top in places for face in known]
     assert {round(f.box.size / 10) for f in expected} <= {5, 6, 7}
-    refined = detection.look_again(detector, [(whole(canvas), face) for face in found])
-    sure = detection.look_again(detector, [(whole(six), face) for face in known])
+    refined = detection.refine_detections(detector, [(whole(canvas), face) for face in found])
+    sure = detection.refine_detections(detector, [(whole(six), face) for face in known])
     surely = [face.scaled(0.5, 0.5, left, top) for left, top in places for face in sure]
     for faces, there, limit in ((found, expected, 0.25), (refined, surely, 0.08)):
         misses = [min(shift(face, wanted) for face in faces) for wanted in there]
@@ -109,8 +109,8 @@ def test_boxes_of_a_reduced_jpeg_are_in_pixels_of_the_original(detector: YuNet) 
         nearest = min(known, key=lambda k: shift(back, k))
         assert shift(back, nearest) < 0.09
         assert iou(back.box, nearest.box) > 0.8
-    refined = detection.look_again(detector, [(photo, face) for face in found])
-    sure = detection.look_again(detector, [(whole(six), face) for face in known])
+    refined = detection.refine_detections(detector, [(photo, face) for face in found])
+    sure = detection.refine_detections(detector, [(whole(six), face) for face in known])
     for face in refined:
         back = face.scaled(1280 / 3840, 886 / 2657)
         assert min(shift(back, wanted) for wanted in sure) < 0.05
@@ -128,12 +128,12 @@ def test_many_photos_of_different_shapes_keep_their_places(detector: YuNet) -> N
         np.zeros((2, 3000, 3), np.uint8),
         face,
     ]
-    together = detection.find(detector, [whole(np.ascontiguousarray(picture)) for picture in pictures])
+    together = detection.detect_faces(detector, [whole(np.ascontiguousarray(picture)) for picture in pictures])
     assert [len(faces) for faces in together] == [1, 0, 6, 1, 1, 0, 0, 1]
     for picture, faces in zip(pictures, together, strict=True):
         for a, b in zip(one(detector, whole(np.ascontiguousarray(picture))), faces, strict=True):
             assert np.allclose(a.landmarks, b.landmarks, atol=0.05)
-    assert detection.find(detector, []) == []
+    assert detection.detect_faces(detector, []) == []
 
 
 def test_a_found_face_is_told_once_and_surest_first(detector: YuNet) -> None:
@@ -151,16 +151,16 @@ def test_not_being_thorough_finds_the_same_main_face(detector: YuNet) -> None:
     beside[200:1400, 200:1400] = photos.enlarged(face, 1200, 1200)
     beside[1000:1200, 1700:1900] = photos.enlarged(face, 200, 200)  # a bystander, a sixth as large
     for picture in (face, beside, photos.enlarged(face, 1600, 1600), photos.pixels(photos.six_people())):
-        thorough, quick = (one(detector, whole(picture), way) for way in (Seek.ALL, Seek.LARGEST))
+        thorough, quick = (one(detector, whole(picture), way) for way in (SearchScope.ALL, SearchScope.LARGEST))
         assert iou(main_face(thorough).box, main_face(quick).box) > 0.8
         assert len(quick) <= len(thorough)
-    assert len(one(detector, whole(beside), Seek.ALL)) == 2
+    assert len(one(detector, whole(beside), SearchScope.ALL)) == 2
 
 
 def test_not_being_thorough_still_searches_where_nothing_is_plain(detector: YuNet) -> None:
     small = np.full((1280, 1280, 3), 100, np.uint8)
     small[800:900, 900:1000] = photos.enlarged(astronaut(), 100, 100)  # a face of 20 pixels
-    (face,) = one(detector, whole(small), Seek.LARGEST)
+    (face,) = one(detector, whole(small), SearchScope.LARGEST)
     assert 800 < face.box.center[1] < 900 < face.box.center[0] < 1000
 
 
@@ -176,7 +176,7 @@ def test_looking_again_mends_a_rough_box(detector: YuNet, dx: float, dy: float, 
         known.landmarks + np.float32(9),
         0.65,
     ).scaled(scale, scale)
-    (again,) = detection.look_again(detector, [(photo, rough)])
+    (again,) = detection.refine_detections(detector, [(photo, rough)])
     assert shift(again, known.scaled(scale, scale)) < 0.05
     assert iou(again.box, known.scaled(scale, scale).box) > 0.8
     assert again.score > 0.8
@@ -187,12 +187,12 @@ def test_looking_again_keeps_what_it_does_not_find(detector: YuNet) -> None:
     nowhere = Detection(Box(20, 380, 60, 60), np.full((5, 2), 400, np.float32), 0.61)
     outside = Detection(Box(5000, 5000, 60, 60), np.full((5, 2), 5030, np.float32), 0.61)
     (face,) = one(detector, photo)
-    answers = detection.look_again(detector, [(photo, nowhere), (photo, face), (photo, outside)])
+    answers = detection.refine_detections(detector, [(photo, nowhere), (photo, face), (photo, outside)])
     assert answers[0] is nowhere
     assert answers[2] is outside
     assert answers[1] is not face
     assert shift(answers[1], face) < 0.05
-    assert detection.look_again(detector, []) == []
+    assert detection.refine_detections(detector, []) == []
 
 
 def test_looking_again_takes_the_face_that_was_meant(detector: YuNet) -> None:
@@ -201,7 +201,7 @@ def test_looking_again_takes_the_face_that_was_meant(detector: YuNet) -> None:
     photo = whole(np.ascontiguousarray(np.concatenate([face, face[:, ::-1]], axis=1)))
     faces = one(detector, photo)
     assert len(faces) == 2
-    for before, after in zip(faces, detection.look_again(detector, [(photo, f) for f in faces]), strict=True):
+    for before, after in zip(faces, detection.refine_detections(detector, [(photo, f) for f in faces]), strict=True):
         assert iou(before.box, after.box) > 0.7
 
 
@@ -210,12 +210,12 @@ def test_looking_again_turns_the_face_upright(detector: YuNet, degrees: int) -> 
     """The detector itself finds a face that lies on its side badly or not at all."""
     picture = astronaut()
     (known,) = one(detector, whole(picture))
-    (straight,) = detection.look_again(detector, [(whole(picture), known)])
+    (straight,) = detection.refine_detections(detector, [(whole(picture), known)])
     turn = cv2.getRotationMatrix2D(known.box.center, degrees, 1.0)
     turned = np.asarray(cv2.warpAffine(picture, turn, (512, 512), borderMode=cv2.BORDER_REFLECT), np.uint8)
     there = known.landmarks @ turn[:, :2].T + turn[:, 2]
     rough = Detection(known.box, (there + np.array([3, -2])).astype(np.float32), 0.7)
-    (again,) = detection.look_again(detector, [(whole(turned), rough)])
+    (again,) = detection.refine_detections(detector, [(whole(turned), rough)])
     expected = straight.landmarks @ turn[:, :2].T + turn[:, 2]
     assert float(np.hypot(*(again.landmarks - expected).T).mean()) < 0.03 * known.box.size
     assert again.score == pytest.approx(straight.score, abs=0.03)
@@ -235,8 +235,8 @@ def test_looking_again_sees_a_mirrored_face_as_it_is(detector: YuNet) -> None:
         (face.landmarks[[1, 0, 2, 4, 3]] * (-1, 1) + (511, 0)).astype(np.float32),
         face.score,
     )
-    (a,) = detection.look_again(detector, [(whole(picture), face)])
-    (b,) = detection.look_again(detector, [(whole(mirrored), flipped)])
+    (a,) = detection.refine_detections(detector, [(whole(picture), face)])
+    (b,) = detection.refine_detections(detector, [(whole(mirrored), flipped)])
     back = b.landmarks[[1, 0, 2, 4, 3]] * (-1, 1) + (511, 0)
     assert np.abs(a.landmarks - back).max() < 1
     assert a.box.x == pytest.approx(511 - b.box.x - b.box.w, abs=0.5)
@@ -247,5 +247,5 @@ def test_looking_again_with_landmarks_in_one_point(detector: YuNet) -> None:
     photo = whole(astronaut())
     (face,) = one(detector, photo)
     shapeless = Detection(face.box, np.full((5, 2), 200, np.float32), face.score)
-    (again,) = detection.look_again(detector, [(photo, shapeless)])
+    (again,) = detection.refine_detections(detector, [(photo, shapeless)])
     assert shift(again, face) < 0.05

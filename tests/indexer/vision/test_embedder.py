@@ -16,7 +16,7 @@ from indexer.types import Precision, normalize
 from indexer.vision import networks, runtime
 from indexer.vision.embedders.base import Embedder
 from indexer.vision.pipeline import FacePipeline
-from indexer.vision.runtime import Feed, Session, Threads
+from indexer.vision.runtime import Preprocessing, Session, Threads
 from tests import photos
 
 assert SFACE.center is not None
@@ -25,7 +25,9 @@ CENTER = SFACE.center
 
 @pytest.fixture(scope="module")
 def session(models_folder: Path) -> Session:
-    return runtime.load(ModelFiles(models_folder).prepared_model(SFACE.embedder), Feed(), Precision.FLOAT32, Threads())
+    return runtime.load(
+        ModelFiles(models_folder).prepared_model(SFACE.embedder), Preprocessing(), Precision.FLOAT32, Threads()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def crops(pipeline: FacePipeline) -> NDArray[np.uint8]:
 
 @pytest.mark.numeric
 def test_the_center_is_taken_from_the_mean_of_both_sides(session: Session, crops: NDArray[np.uint8]) -> None:
-    center = networks.read_center(CENTER, SFACE.dim)
+    center = networks.load_center(CENTER, SFACE.dim)
     assert 0.2 < float(np.linalg.norm(center)) < 0.5  # before centering, faces are that far from being spread evenly
     bare, mirrored = Embedder(session, 128, mirror=False), Embedder(session, 128, mirror=True)
     sides = bare.embed(crops) + bare.embed(np.ascontiguousarray(crops[:, :, ::-1]))
@@ -59,20 +61,20 @@ def test_strangers_score_around_nothing(pipeline: FacePipeline, session: Session
 
 def test_a_center_that_is_not_the_packs() -> None:
     with pytest.raises(ModelUnavailable, match=r"sface_center\.json is [0-9a-f]{64}; expected 00000"):
-        networks.read_center(replace(CENTER, sha256=64 * "0"), SFACE.dim)
+        networks.load_center(replace(CENTER, sha256=64 * "0"), SFACE.dim)
     with pytest.raises(ModelUnavailable, match=r"shape \(128,\); expected \(512,\)"):
-        networks.read_center(CENTER, 512)
+        networks.load_center(CENTER, 512)
     with pytest.raises(ModelUnavailable, match=r"nothing\.json cannot be read: .*install whosthere anew"):
-        networks.read_center(Center("nothing.json", ""), SFACE.dim)
+        networks.load_center(Center("nothing.json", ""), SFACE.dim)
 
 
 @pytest.mark.numeric
 def test_several_crops_of_a_face_are_averaged(session: Session, crops: NDArray[np.uint8]) -> None:
     """Over the edges of batches too: eight crops and their mirror images are one."""
-    embedder = Embedder(session, 128, mirror=True, center=networks.read_center(CENTER, 128))
+    embedder = Embedder(session, 128, mirror=True, center=networks.load_center(CENTER, 128))
     bare = Embedder(session, 128, mirror=False)
     views = np.stack([crops, np.roll(crops, 3, axis=2), np.roll(crops, 2, axis=1)], axis=1)
     sides = [bare.embed(np.ascontiguousarray(side)) for v in range(3) for side in (views[:, v], views[:, v, :, ::-1])]
-    expected = normalize(normalize(np.sum(sides, axis=0)) - networks.read_center(CENTER, 128))
+    expected = normalize(normalize(np.sum(sides, axis=0)) - networks.load_center(CENTER, 128))
     assert np.allclose(embedder.embed_views(views), expected, atol=1e-4)
     assert np.allclose(embedder.embed_views(crops[:, None]), embedder.embed(crops))

@@ -11,8 +11,8 @@ from PIL import Image
 from indexer.errors import RejectedImage
 from indexer.types import Reason
 from indexer.vision import image_headers
-from indexer.vision.decode import Limits, decode, pixels_said
-from indexer.vision.image_headers import MOST_PARTS
+from indexer.vision.decode import Limits, count_pixels, decode
+from indexer.vision.image_headers import MAX_SEGMENTS
 from tests import photos
 
 MANY = 10**7 // 4
@@ -27,16 +27,16 @@ def encoded(form: str, width: int = 300, height: int = 200, **options: Any) -> b
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pixels_are_those_of_the_image(form: str) -> None:
-    assert pixels_said(encoded(form)) == 300 * 200
+    assert count_pixels(encoded(form)) == 300 * 200
 
 
 def test_a_tiff_is_taken_for_a_large_image() -> None:
-    assert pixels_said(encoded("TIFF")) == Limits().max_pixels
+    assert count_pixels(encoded("TIFF")) == Limits().max_pixels
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF"])
 def test_what_cannot_be_read_has_no_pixels(data: bytes) -> None:
-    assert pixels_said(data) == 0
+    assert count_pixels(data) == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"x" * 9}])
@@ -46,16 +46,16 @@ def test_jpegs_of_many_kinds(options: dict[str, Any]) -> None:
     assert header is not None
     assert (header.width, header.height) == (300, 200)
     assert header.parts < 20
-    assert image_headers.scans(data) == (10 if "progressive" in options else 1)
+    assert image_headers.count_scans(data) == (10 if "progressive" in options else 1)
     assert decode(data).width == 300
 
 
 def test_a_png_of_many_chunks_is_read_and_what_follows_it_is_nothing() -> None:
     data = encoded("PNG", 2000, 1000)
     assert decode(data).width == 2000
-    header = image_headers.read(data + bytes(12 * MOST_PARTS))
+    header = image_headers.read(data + bytes(12 * MAX_SEGMENTS))
     assert header is not None
-    assert 10 < header.parts < MOST_PARTS
+    assert 10 < header.parts < MAX_SEGMENTS
 
 
 JPEG_PARTS = {"APP5": "ffe50002", "COM": "fffe0002", "DQT": "ffdb0002", "padding": "ffffffff", "stuffing": "ff00ff00"}
@@ -77,7 +77,7 @@ def test_a_png_of_nothing_but_chunks_is_refused() -> None:
 def _refused_by_its_header(data: bytes) -> None:
     header = image_headers.read(data)
     assert header is not None
-    assert header.parts == MOST_PARTS + 1  # it looked no further
+    assert header.parts == MAX_SEGMENTS + 1  # it looked no further
     with pytest.raises(RejectedImage, match="more than 5,000 parts") as raised:
         decode(data)
     assert raised.value.code == Reason.UNREADABLE_IMAGE

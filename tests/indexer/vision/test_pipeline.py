@@ -17,10 +17,18 @@ from indexer.errors import ModelUnavailable, RejectedImage
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, ModelFile
 from indexer.types import CROP_SIZE, Box, Detection, Face, Pick, Pixels, Reason
-from indexer.vision.align import similarity
+from indexer.vision.align import estimate_similarity
 from indexer.vision.decode import Limits, Photo
 from indexer.vision.detectors.base import iou
-from indexer.vision.pipeline import PIXELS_AT_ONCE, SECOND_FACE, FacePipeline, Options, Seen, choose, zoomed
+from indexer.vision.pipeline import (
+    MAX_BATCH_PIXELS,
+    RIVAL_AREA_RATIO,
+    FacePipeline,
+    ImageResult,
+    Options,
+    select_faces,
+    zoom_landmarks,
+)
 from indexer.vision.runtime import Threads
 from tests import photos
 from tests.variants import PRECISION
@@ -30,13 +38,13 @@ def png(picture: Pixels) -> bytes:
     return photos.encode(np.ascontiguousarray(picture), "PNG", compress_level=1)
 
 
-def face_of(seen: Seen) -> Face:
+def face_of(seen: ImageResult) -> Face:
     assert seen.rejection is None, seen.rejection
     (face,) = seen.faces
     return face
 
 
-def code(seen: Seen) -> str:
+def code(seen: ImageResult) -> str:
     assert seen.rejection is not None
     assert seen.faces == ()
     return seen.rejection.code
@@ -116,7 +124,7 @@ def test_only_rejects_a_second_face_of_half_the_area(pipeline: FacePipeline, sec
     (everyone,) = pipeline.describe([data], None)
     assert len(everyone.faces) == 2
     ratio = everyone.faces[1].detection.box.area / everyone.faces[0].detection.box.area
-    assert (ratio >= SECOND_FACE) == several
+    assert (ratio >= RIVAL_AREA_RATIO) == several
     (only,) = pipeline.describe([data], Pick.ONLY)
     if several:
         assert code(only) == Reason.SEVERAL_FACES
@@ -143,18 +151,21 @@ def sized(area: float, x: float = 0) -> Detection:
 def test_choose() -> None:
     photo = Photo(np.zeros((100, 1000, 3), np.uint8), 1000, 100)
     small, half, large = sized(20, x=490), sized(50, x=200), sized(100)
-    assert choose([small, large, half], None, photo) == [large, half, small]
-    assert choose([small, large, half], Pick.LARGEST, photo) == [large, half]  # the second look decides between them
-    assert choose([small, large, sized(49.9)], Pick.LARGEST, photo) == [large]
-    assert choose([large, half, small], Pick.CENTER, photo) == [small]
-    assert choose([small, large, sized(49.9)], Pick.ONLY, photo) == [large]
+    assert select_faces([small, large, half], None, photo) == [large, half, small]
+    assert select_faces([small, large, half], Pick.LARGEST, photo) == [
+        large,
+        half,
+    ]  # the second look decides between them
+    assert select_faces([small, large, sized(49.9)], Pick.LARGEST, photo) == [large]
+    assert select_faces([large, half, small], Pick.CENTER, photo) == [small]
+    assert select_faces([small, large, sized(49.9)], Pick.ONLY, photo) == [large]
     with pytest.raises(RejectedImage) as caught:
-        choose([small, large, half, sized(60)], Pick.ONLY, photo)
+        select_faces([small, large, half, sized(60)], Pick.ONLY, photo)
     assert caught.value.code == Reason.SEVERAL_FACES
     assert caught.value.details == {"faces": 3}
     for pick in (None, *Pick):
         with pytest.raises(RejectedImage) as caught:
-            choose([], pick, photo)
+            select_faces([], pick, photo)
         assert caught.value.code == Reason.NO_FACE
 
 
@@ -200,7 +211,7 @@ def numbers(box: Box) -> tuple[float, ...]:
     return (box.x, box.y, box.w, box.h)
 
 
-def same(a: Seen, b: Seen) -> bool:
+def same(a: ImageResult, b: ImageResult) -> bool:
     """Whether they are the same but for the rounding of numbers, which may depend on the size of a batch."""
     return (
         (a.width, a.height, len(a.faces)) == (b.width, b.height, len(b.faces))
@@ -309,7 +320,7 @@ def test_whole_photos_are_held_a_few_at_a_time(pipeline: FacePipeline) -> None:
         tracemalloc.stop()
     assert [same(s, alone) for s in seen] == [True] * 12
     # Pixels of the reduced and of the whole photos, a copy that decoding makes, and the networks' inputs.
-    assert peak < 3 * PIXELS_AT_ONCE + 12 * 3 * 4_000_000 // 4 + 120e6, f"{peak / 1e6:.0f} MB"
+    assert peak < 3 * MAX_BATCH_PIXELS + 12 * 3 * 4_000_000 // 4 + 120e6, f"{peak / 1e6:.0f} MB"
 
 
 @dataclass(frozen=True)
@@ -323,7 +334,7 @@ class CountingFiles(ModelFiles):
 
 def test_loads_at_the_first_call_and_once(models_folder: Path) -> None:
     files = CountingFiles(models_folder)
-    lazy = FacePipeline(SFACE, files, Options(threads=Threads(each=1)))
+    lazy = FacePipeline(SFACE, files, Options(threads=Threads(per_stream=1)))
     assert files.asked == []
     images: Sequence[bytes] = [photos.astronaut(), png(astronaut()[:, ::-1])]
     with ThreadPoolExecutor(8) as pool:
@@ -344,7 +355,7 @@ def test_a_model_that_cannot_be_had(tmp_path: Path) -> None:
 @pytest.mark.parametrize("zoom", [0.9, 0.95, 1.0, 1.05, 1.2])
 def test_zoomed_crops_show_the_same_middle(zoom: float) -> None:
     points = np.array([[210, 105], [250, 100], [233, 128], [217, 146], [250, 142]], np.float64)
-    before, after = similarity(points), similarity(zoomed(points, zoom))
+    before, after = estimate_similarity(points), estimate_similarity(zoom_landmarks(points, zoom))
     middle = np.array([*((CROP_SIZE - 1) / 2,) * 2])
     for place in ((0.0, 0.0), (30.0, -12.0)):
         here = cv2.invertAffineTransform(before) @ (*(middle + place), 1)

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from indexer.types import Box, Detection, Face, Pick, Pixels, Quality, Reason
 from indexer.vision import quality
-from indexer.vision.align import TEMPLATE, align
+from indexer.vision.align import REFERENCE_LANDMARKS, align
 from indexer.vision.detectors.yunet import YuNet
 from indexer.vision.pipeline import FacePipeline
 from tests import photos
 
-SURE = YuNet.enrolled
+SURE = YuNet.enrollment_score
 
 
 def astronaut() -> Pixels:
@@ -31,7 +31,7 @@ def only_face(pipeline: FacePipeline, picture: Pixels) -> Face:
     return face
 
 
-def straight(landmarks: NDArray[np.float64] = TEMPLATE, score: float = 0.95, size: float = 200) -> Detection:
+def straight(landmarks: NDArray[np.float64] = REFERENCE_LANDMARKS, score: float = 0.95, size: float = 200) -> Detection:
     return Detection(Box(0, 0, size, size), landmarks.astype(np.float32), score)
 
 
@@ -133,10 +133,10 @@ def test_sharpness_falls_with_blur_and_not_with_light() -> None:
 
 def test_light_is_measured_on_the_face() -> None:
     crop = np.full((112, 112, 3), 250, np.uint8)
-    crop[quality.INNER] = 60
+    crop[quality.FACE_REGION] = 60
     measured = quality.measure(straight(), crop, SURE)
     assert (measured.brightness, measured.contrast) == (60, 0)
-    crop[quality.INNER][::2] = 100
+    crop[quality.FACE_REGION][::2] = 100
     measured = quality.measure(straight(), crop, SURE)
     assert (measured.brightness, measured.contrast) == (80, 20)
 
@@ -192,7 +192,7 @@ def test_yaw_of_a_photo_and_its_mirror_image(pipeline: FacePipeline) -> None:
 )
 def test_explain_says_what_was_measured_and_expected(reason: Reason) -> None:
     measured = Quality(size=12, sharpness=3, yaw=-0.91, brightness=17, contrast=5)
-    message = quality.explain(reason, straight(score=0.61), measured, SURE)
+    message = quality.rejection_message(reason, straight(score=0.61), measured, SURE)
     value = {
         Reason.DETECTION_UNSURE: "0.61",
         Reason.FACE_TOO_SMALL: "12 pixels",

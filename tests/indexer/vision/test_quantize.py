@@ -26,7 +26,7 @@ from indexer.vision import quantize, runtime
 from indexer.vision.embedders.base import Embedder
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.quantize import MIN_COSINE, MIN_FACES, QuantizationReport, quantize_embedder
-from indexer.vision.runtime import Feed, Threads, no_telemetry
+from indexer.vision.runtime import Preprocessing, Threads, no_telemetry
 from tests import photos
 from tests.conftest import calibration_faces
 
@@ -97,7 +97,9 @@ def test_both_engines_run_int8(
 ) -> None:
     files = made[0]
     exact, int8 = (
-        Embedder(runtime.load(model, Feed(), precision, Threads(), engine), SFACE.dim, SFACE.mirror).embed(faces[:20])
+        Embedder(runtime.load(model, Preprocessing(), precision, Threads(), engine), SFACE.dim, SFACE.mirror).embed(
+            faces[:20]
+        )
         for model, precision in (
             (files.prepared_model(SFACE.embedder), Precision.FLOAT32),
             (files.quantized_model(SFACE.embedder), Precision.INT8),

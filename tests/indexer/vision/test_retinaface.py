@@ -16,7 +16,7 @@ from indexer.models.packs import IR50
 from indexer.types import Precision
 from indexer.vision import runtime
 from indexer.vision.detectors import retinaface
-from indexer.vision.detectors.base import suppress
+from indexer.vision.detectors.base import suppress_overlaps
 from indexer.vision.detectors.retinaface import MAX_OVERLAP, RetinaFace, decode_boxes, decode_points, priors
 from indexer.vision.runtime import Session, Threads
 from tests.indexer.vision import golden
@@ -39,7 +39,7 @@ def exported(network: RetinaFaceNetwork) -> bytes:
 
 @pytest.fixture(scope="module", params=runtime.ENGINES)
 def session(request: pytest.FixtureRequest, exported: bytes) -> Session:
-    return runtime.load(exported, RetinaFace.feed, Precision.FLOAT32, Threads(), request.param)
+    return runtime.load(exported, RetinaFace.preprocessing, Precision.FLOAT32, Threads(), request.param)
 
 
 def canvases(count: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -92,7 +92,7 @@ def test_detections_are_upstreams(session: Session, monkeypatch: pytest.MonkeyPa
     corners = expected["boxes"][kept] * np.array([width, height, width, height], np.float32)
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     points = expected["points"][kept].reshape(-1, 5, 2) * np.array([width, height], np.float32)
-    wanted = suppress(boxes, points, expected["conf"][0, kept, 1], MAX_OVERLAP)
+    wanted = suppress_overlaps(boxes, points, expected["conf"][0, kept, 1], MAX_OVERLAP)
     if least != retinaface.MIN_SCORE:
         monkeypatch.setattr(retinaface, "MIN_SCORE", least)
     (found,) = RetinaFace(session).detect(upstream_canvas())

@@ -65,7 +65,7 @@ def network(batched: bool = False) -> bytes:
 def detector(request: pytest.FixtureRequest) -> Scrfd:
     engine, batched = request.param
     model = onnx_prepare.prepare(network(batched), free_sides=True)
-    return Scrfd(runtime.load(model, Scrfd.feed, Precision.FLOAT32, Threads(), engine))
+    return Scrfd(runtime.load(model, Scrfd.preprocessing, Precision.FLOAT32, Threads(), engine))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["2-D", "3-D"])

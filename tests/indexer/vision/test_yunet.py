@@ -13,7 +13,7 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Box, Pixels, Precision
 from indexer.vision import runtime
-from indexer.vision.detectors.base import iou, suppress
+from indexer.vision.detectors.base import iou, suppress_overlaps
 from indexer.vision.detectors.yunet import MAX_OVERLAP, MIN_SCORE, YuNet
 from indexer.vision.runtime import Threads
 from tests import photos
@@ -24,8 +24,8 @@ def yunet(request: pytest.FixtureRequest, models_folder: Path) -> YuNet:
     model = ModelFiles(models_folder).prepared_model(SFACE.detector)
     return YuNet(
         *(
-            runtime.load(some, YuNet.feed, Precision.FLOAT32, Threads(), request.param)
-            for some in (model, onnx_prepare.extract_outputs(model, YuNet.parts[1]))
+            runtime.load(some, YuNet.preprocessing, Precision.FLOAT32, Threads(), request.param)
+            for some in (model, onnx_prepare.extract_outputs(model, YuNet.output_slices[1]))
         )
     )
 
@@ -111,13 +111,13 @@ def test_suppress_keeps_the_best_of_overlapping_boxes() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 10, 10], [0, 6, 10, 10], [50, 50, 10, 10]], np.float32)
     points = np.arange(40, dtype=np.float32).reshape(4, 5, 2)
     scores = np.array([0.7, 0.9, 0.8, 0.75], np.float32)
-    kept = suppress(boxes, points, scores, 0.3)
+    kept = suppress_overlaps(boxes, points, scores, 0.3)
     # The second wins over the first (overlap 0.82); the third overlaps it by 0.22 only.
     assert [round(face.score, 2) for face in kept] == [0.9, 0.8, 0.75]
     assert kept[0].box == Box(1, 0, 10, 10)
     assert np.array_equal(kept[0].landmarks, points[1])
-    assert [round(f.score, 2) for f in suppress(boxes, points, scores, 0.2)] == [0.9, 0.75]
-    assert suppress(boxes[:0], points[:0], scores[:0], 0.3) == []
+    assert [round(f.score, 2) for f in suppress_overlaps(boxes, points, scores, 0.2)] == [0.9, 0.75]
+    assert suppress_overlaps(boxes[:0], points[:0], scores[:0], 0.3) == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from PIL import Image
 from indexer.errors import InvalidRequest
 from indexer.settings import read_settings
 from indexer.types import Pick
-from indexer.vision.pipeline import Seen
+from indexer.vision.pipeline import ImageResult
 from search_service.api.permissions import BodyKind
 from search_service.background import jobs as jobs_module
 from search_service.background.jobs import CourteousPipeline, JobRunner
@@ -119,7 +119,7 @@ class Steps:
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
     steps, look = Steps(), CourteousPipeline._describe
 
-    def stepped(self: CourteousPipeline, image: bytes, pick: Pick | None, gate: bool) -> Seen:
+    def stepped(self: CourteousPipeline, image: bytes, pick: Pick | None, gate: bool) -> ImageResult:
         steps.wait(self._check)
         return look(self, image, pick, gate)
 

@@ -14,7 +14,7 @@ import pytest
 from indexer.models.packs import SFACE, Pack
 from indexer.settings import read_settings
 from indexer.types import Pick
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.api import bodies
 from search_service.api.permissions import BodyKind
 from search_service.demo import PROBES
@@ -37,11 +37,11 @@ class Held(FacePipeline):
         self.go = threading.Event()
         self.sizes: list[int] = []
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         self._wait(images)
         return super().describe(images, pick, gate)
 
-    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[Seen]:
+    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[ImageResult]:
         self._wait(images)
         return super().detect(images, pick)
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from indexer.clock import now
 from indexer.errors import Conflict
 from indexer.types import Pick
-from indexer.vision.pipeline import Seen
+from indexer.vision.pipeline import ImageResult
 from search_service.background import jobs
 from search_service.background.jobs import CourteousPipeline, JobRunner
 from search_service.inference_queue import InferenceQueue
@@ -46,10 +46,10 @@ class Networks:
 
     def load(self) -> None: ...
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[Seen]:
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         assert (len(images), pick, gate) == (1, Pick.ONLY, True)
         self.before.append(len(self._probes.calls))
-        return [Seen(width=len(image)) for image in images]
+        return [ImageResult(width=len(image)) for image in images]
 
 
 def describe_during_two_probes(
@@ -57,7 +57,7 @@ def describe_during_two_probes(
 ) -> None:
     """Describes two photos of a job while one probe is computed and another waits, both until `until` holds."""
     pipeline = CourteousPipeline(networks, queue, lambda: None)
-    seen: list[Seen] = []
+    seen: list[ImageResult] = []
 
     async def test() -> None:
         probes.go.clear()

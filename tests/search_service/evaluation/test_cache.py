@@ -12,7 +12,7 @@ from PIL import Image
 from indexer.models.packs import SFACE
 from indexer.settings import read_settings
 from indexer.types import Pick, Reason
-from indexer.vision.pipeline import FacePipeline, Seen
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.evaluation.cache import AT_ONCE, Cache, CachedPipeline, kind_of
 from search_service.service_context import ServiceContext
 from tests import photos
@@ -28,7 +28,7 @@ def images() -> list[bytes]:
     return [photos.astronaut(), photos.six_people(), photos.no_faces()[-1], b"no image", small.getvalue()]
 
 
-def same(one: Seen, other: Seen) -> None:
+def same(one: ImageResult, other: ImageResult) -> None:
     assert (one.width, one.height, len(one.faces)) == (other.width, other.height, len(other.faces))
     assert (one.rejection and one.rejection.code) == (other.rejection and other.rejection.code)
     for a, b in zip(one.faces, other.faces, strict=True):
@@ -106,7 +106,7 @@ def test_files_are_private_and_leftovers_are_deleted(
 
 
 def test_least_recently_used_files_are_deleted(tmp_path: Path) -> None:
-    seen = Seen(width=1, height=1)
+    seen = ImageResult(width=1, height=1)
     for name in ("old", "new"):
         cache = Cache(tmp_path, name, most_bytes=400)
         for i in range(3):
@@ -130,7 +130,7 @@ def test_failure_to_write_does_not_affect_results(context: ServiceContext, image
     (tmp_path / "cache").write_text("no folder")
     cache = Cache(tmp_path / "cache", KIND)
     for i in range(AT_ONCE + 1):
-        cache.put(str(i), Seen())
+        cache.put(str(i), ImageResult())
     cache.flush()
     assert cache.failure is not None
     assert CachedPipeline(context, SFACE, cache).describe(images[:1], Pick.CENTER)[0].faces
