@@ -37,9 +37,13 @@ def gallery_duplicates(context: AppContext, name: str, threshold: float | None, 
     gallery = context.store.galleries.get(name)
     if threshold is None:
         threshold = lookalike_bound(context.pack_of(gallery), context.store.galleries.counts(gallery.id)[1])
-    with progress_count("Comparing", "faces") as tell:
+    with progress_count("Comparing", "faces") as show_progress:
         found = find_duplicates(
-            context.store, gallery, context.indexes.of(gallery), threshold, lambda done, total: tell(done, total, "")
+            context.store,
+            gallery,
+            context.indexes.of(gallery),
+            threshold,
+            lambda done, total: show_progress(done, total, ""),
         )
     if as_json:
         print_json({"gallery": name} | _rounded(asdict(found)))

@@ -88,7 +88,7 @@ def enroll(
     target = context.open_gallery(gallery, model)
     results: list[Result] = []
     outcomes: Counter[Outcome] = Counter()
-    with _report(report) as write, progress_count("Enrolling", "images") as tell:
+    with _report(report) as write, progress_count("Enrolling", "images") as show_progress:
         enrolling = context.enroller(target, len(rows)).enroll(rows, Pick(pick))
         try:
             for result in enrolling:
@@ -96,7 +96,7 @@ def enroll(
                 write(result)
                 outcomes[result.outcome] += 1
                 rejected = outcomes[Outcome.REJECTED]
-                tell(len(results), len(rows), f"{rejected} rejected" if rejected else "")
+                show_progress(len(results), len(rows), f"{rejected} rejected" if rejected else "")
         finally:
             enrolling.close()
     context.indexes.of(target).caught_up()

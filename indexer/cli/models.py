@@ -62,11 +62,11 @@ def models_list(context: AppContext, as_json: bool) -> None:
 
 
 def _listed(context: AppContext, name: str) -> dict[str, object]:
-    """Returns the pack as JSON; `problem` says why it cannot be used."""
-    told = context.packs.describe(name)
-    if "problem" in told:
-        return told
-    return told | {"problem": context.packs.problem(context.packs.find(name), context.settings.precision)}
+    """Returns the pack as JSON; `problem` is why it cannot be used."""
+    description = context.packs.describe(name)
+    if "problem" in description:
+        return description
+    return description | {"problem": context.packs.problem(context.packs.find(name), context.settings.precision)}
 
 
 @models_group.command(
@@ -247,10 +247,10 @@ def models_quantize(context: AppContext, name: str, folders: tuple[Path, ...], a
     pack = context.packs.find_installed(name)
     if importlib.util.find_spec("nncf") is None:  # fails before the photos are read
         raise ModelUnavailable("NNCF is not installed: pip install 'whosthere[quantize]'")
-    with progress_count("Looking for faces", "faces") as tell:
-        faces = _crops(context, pack, _spread(rows_of(folders)), tell)
-    with progress_count("Calibrating", "faces") as tell:
-        report = quantize.quantize_embedder(pack, context.files, faces, lambda done, of: tell(done, of, ""))
+    with progress_count("Looking for faces", "faces") as show_progress:
+        faces = _crops(context, pack, _spread(rows_of(folders)), show_progress)
+    with progress_count("Calibrating", "faces") as show_progress:
+        report = quantize.quantize_embedder(pack, context.files, faces, lambda done, of: show_progress(done, of, ""))
     if as_json:
         print_json(asdict(report))
         return
@@ -271,7 +271,9 @@ def _spread(rows: Sequence[Row]) -> list[Row]:
     return [row for start in range(step) for row in rows[start::step]]
 
 
-def _crops(context: AppContext, pack: Pack, rows: Sequence[Row], tell: Callable[[int, int, str], None]) -> list[Pixels]:
+def _crops(
+    context: AppContext, pack: Pack, rows: Sequence[Row], show_progress: Callable[[int, int, str], None]
+) -> list[Pixels]:
     """Returns the aligned crop of the largest face of each photo with a face, at most MAX_FACES."""
     settings = context.settings
     limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
@@ -286,7 +288,7 @@ def _crops(context: AppContext, pack: Pack, rows: Sequence[Row], tell: Callable[
         for seen in pipeline.detect(images, Pick.LARGEST):
             faces += [face.crop for face in seen.faces if face.crop is not None]
         looked = min(start + PHOTOS_AT_ONCE, len(rows))
-        tell(min(len(faces), quantize.MAX_FACES), min(len(rows), quantize.MAX_FACES), f"in {looked} photos")
+        show_progress(min(len(faces), quantize.MAX_FACES), min(len(rows), quantize.MAX_FACES), f"in {looked} photos")
         if len(faces) >= quantize.MAX_FACES:
             break
     return faces[: quantize.MAX_FACES]

@@ -49,25 +49,28 @@ def gallery_export(context: AppContext, name: str, file: Path, as_json: bool) ->
     from indexer.enrollment.parquet.export import export_gallery
 
     start = time.monotonic()
-    with progress_count("Exporting", "rows") as tell:
-        made = export_gallery(context.migrated_engine, name, file, lambda done, total: tell(done, total, ""))
+    with progress_count("Exporting", "rows") as show_progress:
+        exported = export_gallery(
+            context.migrated_engine, name, file, lambda done, total: show_progress(done, total, "")
+        )
     seconds = time.monotonic() - start
     if as_json:
         print_json(
             {
-                "gallery": made.gallery.name,
-                "model": made.gallery.model,
-                "identities": made.identities,
-                "faces": made.faces,
+                "gallery": exported.gallery.name,
+                "model": exported.gallery.model,
+                "identities": exported.identities,
+                "faces": exported.faces,
                 "file": click.format_filename(file),
-                "bytes": made.bytes,
+                "bytes": exported.bytes,
                 "seconds": round(seconds, 3),
             }
         )
         return
+    gallery = exported.gallery
     click.echo(
-        f"Gallery {made.gallery.name} ({made.gallery.model}): {made.identities} identities with {made.faces} faces "
-        f"written to {click.format_filename(file)}, {made.bytes / 1e6:.1f} MB, in {seconds:.1f} s."
+        f"Gallery {gallery.name} ({gallery.model}): {exported.identities} identities with {exported.faces} faces "
+        f"written to {click.format_filename(file)}, {exported.bytes / 1e6:.1f} MB, in {seconds:.1f} s."
     )
 
 
@@ -99,9 +102,11 @@ def gallery_import(context: AppContext, name: str, file: Path, model: str | None
     start = time.monotonic()
     outcomes: Counter[Outcome] = Counter()
     rejections: list[RowResult] = []
-    with open_gallery_file(file) as source, progress_count("Importing", "rows") as tell:
+    with open_gallery_file(file) as source, progress_count("Importing", "rows") as show_progress:
         target = gallery_for(context.store, context.packs, lambda: context.pack, name, source, model)
-        with closing(import_rows(context.store, target, source, lambda done, total: tell(done, total, ""))) as results:
+        with closing(
+            import_rows(context.store, target, source, lambda done, total: show_progress(done, total, ""))
+        ) as results:
             for result in results:
                 outcomes[result.outcome] += 1
                 if result.outcome is Outcome.REJECTED and len(rejections) < MOST_REJECTIONS:

@@ -93,9 +93,9 @@ def gallery_reembed(
     pack = context.packs.find_installed(model) if model else _former(context, gallery)
     photos = hash_images(images, context.settings.max_image_bytes) if images else {}
     reembedder = Reembedder(context.store, context.pipeline(pack), gallery, photos)
-    with progress_count("Embedding", "faces") as tell:
+    with progress_count("Embedding", "faces") as show_progress:
         for progress in reembedder.embed():
-            tell(progress.embedded, progress.faces, f"{progress.missing} missing" if progress.missing else "")
+            show_progress(progress.embedded, progress.faces, f"{progress.missing} missing" if progress.missing else "")
     ended = reembedder.switch(drop_missing)
     missing = reembedder.missing()
     if ended.switched:

@@ -5,17 +5,11 @@ It needs httpx and nothing else of this project. `docs/python-client.md` shows h
 
 from search_service.client.answers import (
     Answer,
-    Basis,
     Calibration,
     Candidate,
     Comparison,
-    Decision,
-    DecisionReason,
     Deleted,
-    Delivery,
-    DeliveryState,
     Detected,
-    Direction,
     Duplicates,
     Embedded,
     EmbeddedFace,
@@ -28,29 +22,30 @@ from search_service.client.answers import (
     GalleryDetail,
     Identity,
     Index,
-    Job,
-    JobState,
-    Key,
-    MadeKey,
-    MadeWebhook,
     Merged,
     Model,
     ModelFile,
     Models,
-    Outcome,
-    Pick,
     Problem,
     Quality,
-    Ready,
-    Reason,
     Recorded,
-    Scope,
     StoredFace,
     Threshold,
-    Webhook,
 )
 from search_service.client.async_client import AsyncClient, AsyncGalleryHandle, AsyncIdentityHandle, AsyncJobHandle
 from search_service.client.calls import UNSET, Query
+from search_service.client.enums import (
+    Basis,
+    Decision,
+    DecisionReason,
+    DeliveryState,
+    Direction,
+    JobState,
+    Outcome,
+    Pick,
+    Reason,
+    Scope,
+)
 from search_service.client.errors import (
     ApiError,
     Conflict,
@@ -71,6 +66,7 @@ from search_service.client.errors import (
 )
 from search_service.client.request_bodies import Photo
 from search_service.client.retry import Retries
+from search_service.client.service_answers import Delivery, Job, Key, MadeKey, MadeWebhook, Ready, Webhook
 from search_service.client.sync_client import Client, GalleryHandle, IdentityHandle, JobHandle
 
 __all__ = [

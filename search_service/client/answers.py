@@ -9,101 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Generic, TypeVar
+
+from search_service.client.enums import Basis, Decision, DecisionReason, Direction, Outcome, Reason
 
 T = TypeVar("T")
 
 
-class Decision(StrEnum):
-    MATCH = "match"
-    NO_MATCH = "no_match"
-    REVIEW = "review"
-
-
-class DecisionReason(StrEnum):
-    NO_CANDIDATES = "no_candidates"
-    BELOW_THRESHOLD = "below_threshold"
-    CLOSE_RUNNER_UP = "close_runner_up"
-    POOR_PROBE = "poor_probe"
-    FRAMES_DISAGREE = "frames_disagree"
-    IDENTITY_EXPIRED = "identity_expired"
-    IDENTITY_NOT_YET_VALID = "identity_not_yet_valid"
-
-
-class Reason(StrEnum):
-    """Why an image was rejected."""
-
-    UNREADABLE_IMAGE = "unreadable_image"
-    IMAGE_TOO_LARGE = "image_too_large"
-    NO_FACE = "no_face"
-    SEVERAL_FACES = "several_faces"
-    FACE_TOO_SMALL = "face_too_small"
-    FACE_TOO_BLURRY = "face_too_blurry"
-    FACE_TURNED_AWAY = "face_turned_away"
-    FACE_BADLY_LIT = "face_badly_lit"
-    DETECTION_UNSURE = "detection_unsure"
-    LOOKS_LIKE_ANOTHER_IDENTITY = "looks_like_another_identity"
-    INVALID_ROW = "invalid_row"
-
-
-class Outcome(StrEnum):
-    ENROLLED = "enrolled"
-    UNCHANGED = "unchanged"
-    REJECTED = "rejected"
-
-
-class Pick(StrEnum):
-    """Which face of several counts."""
-
-    ONLY = "only"
-    LARGEST = "largest"
-    CENTER = "center"
-
-
-class Direction(StrEnum):
-    IN = "in"
-    OUT = "out"
-
-
-class JobState(StrEnum):
-    RECEIVING = "receiving"
-    QUEUED = "queued"
-    RUNNING = "running"
-    CANCELLING = "cancelling"
-    CANCELLED = "cancelled"
-    DONE = "done"
-    FAILED = "failed"
-
-
-ENDED = frozenset({JobState.CANCELLED, JobState.DONE, JobState.FAILED})
-
-
-class Scope(StrEnum):
-    """What a key is for. Each contains those before it."""
-
-    SEARCH = "search"
-    ENROLL = "enroll"
-    ADMIN = "admin"
-
-
-class Basis(StrEnum):
-    """What a threshold follows from."""
-
-    MEASURED = "measured"
-    EXTRAPOLATED = "extrapolated"
-    BORROWED = "borrowed"
-    PACK = "pack"
-
-
-class DeliveryState(StrEnum):
-    WAITING = "waiting"
-    DEAD = "dead"
-
-
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """Some entries of a list; `cursor` is where the next ones begin, None at the end."""
+    """A page of a list. `cursor` requests the next page; None on the last one."""
 
     entries: tuple[T, ...]
     cursor: str | None
@@ -111,7 +26,7 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True)
 class Problem:
-    """What was wrong with one image of several."""
+    """Why one of several images was rejected."""
 
     code: Reason | str
     message: str
@@ -120,11 +35,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Quality:
+    """The measured quality of a face."""
+
     size: float
     """Pixels across in the original image."""
     sharpness: float
     yaw: float
-    """-1..1; 0 looks into the camera."""
+    """-1..1; 0 for a frontal face."""
     brightness: float
     """Mean luma, 0..255."""
     contrast: float
@@ -134,7 +51,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Face:
-    """A face found in an image. Pixels of the upright original."""
+    """A detected face. Coordinates are pixels of the upright original."""
 
     box: tuple[float, ...] | None
     """Left, top, width, height."""
@@ -146,6 +63,8 @@ class Face:
 
 @dataclass(frozen=True)
 class Candidate:
+    """An identity in the ranked answer."""
+
     rank: int
     identity_id: int
     external_id: str
@@ -158,7 +77,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Event:
-    """Somebody was seen. What it says of the identity was true then."""
+    """A recorded event, with the identity's data at that time."""
 
     id: int
     gallery: str
@@ -176,12 +95,16 @@ class Event:
 
 @dataclass(frozen=True)
 class Recorded(Event):
+    """The event of a face in an answer."""
+
     recorded: bool
-    """False where it repeats this event, which was recorded earlier."""
+    """False if the face repeats this event, which was recorded earlier."""
 
 
 @dataclass(frozen=True)
 class FaceAnswer(Face):
+    """The candidates and the decision for one face."""
+
     decision: Decision | str
     reasons: tuple[DecisionReason | str, ...]
     threshold: float
@@ -191,26 +114,26 @@ class FaceAnswer(Face):
 
     @property
     def match(self) -> Candidate | None:
-        """Who it is; None unless the decision is `match`."""
+        """The matched identity; None unless the decision is `match`."""
         return self.candidates[0] if self.decision == Decision.MATCH and self.candidates else None
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What became of one of several images of one person."""
+    """The result of one of several images of one person."""
 
     image: str | None
     error: Problem | None
-    """Why it was passed over."""
+    """Why it was ignored."""
     disagrees: bool
-    """Whether it looks like somebody else than the others."""
+    """Whether it shows another person than the others."""
     shown: bool
-    """Whether the answer's box, landmarks and quality are those of its face."""
+    """Whether the answer's box, landmarks and quality are of this frame."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one probe. `faces` is empty where `error` says why. `frames` are of `search_frames`."""
+    """The answer to one probe. If `faces` is empty, `error` is the reason. `frames` is set by `search_frames`."""
 
     image: str | None
     gallery: str
@@ -221,13 +144,14 @@ class Answer:
 
     @property
     def match(self) -> Candidate | None:
-        """Who the first face is, the only one unless `all_faces` were asked for; None unless its decision is
-        `match`."""
+        """The match of the first face, which is the only one without `all_faces`."""
         return self.faces[0].match if self.faces else None
 
 
 @dataclass(frozen=True)
 class Detected:
+    """The faces of an image."""
+
     image: str | None
     width: int
     height: int
@@ -307,7 +231,7 @@ class StoredFace(Face):
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What became of one image."""
+    """The result of one image."""
 
     image: str | None
     external_id: str
@@ -320,20 +244,26 @@ class Enrolled:
 
 @dataclass(frozen=True)
 class Deleted:
+    """What was deleted, and the number of its faces."""
+
     deleted: str
     faces: int
 
 
 @dataclass(frozen=True)
 class Merged:
+    """The result of a merge."""
+
     identity: Identity
     merged: str
     faces: int
-    """How many were moved."""
+    """Number of moved faces."""
 
 
 @dataclass(frozen=True)
 class Side:
+    """One of two identities that look alike, with its most similar face."""
+
     external_id: str
     name: str | None
     face_id: int
@@ -349,7 +279,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class WrongPhoto:
-    """A face that looks like somebody else, and like none of the other faces of its own identity."""
+    """A face that looks like another identity, and unlike the other faces of its own."""
 
     face: Side
     own_score: float
@@ -359,6 +289,8 @@ class WrongPhoto:
 
 @dataclass(frozen=True)
 class Duplicates:
+    """The identities of a gallery that look alike."""
+
     gallery: str
     threshold: float
     faces: int
@@ -370,6 +302,8 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Threshold:
+    """The threshold for a wanted FPIR, with its uncertainty."""
+
     fpir: float
     threshold: float
     low: float | None
@@ -381,12 +315,16 @@ class Threshold:
 
 @dataclass(frozen=True)
 class LikelyOne:
+    """Two identities that are likely one person."""
+
     external_ids: tuple[str, str]
     score: float
 
 
 @dataclass(frozen=True)
 class Calibration:
+    """The thresholds of a gallery."""
+
     gallery: str
     model: str
     faces: int
@@ -401,6 +339,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ModelFile:
+    """A file of a model pack."""
+
     name: str
     sha256: str | None
     size: int | None
@@ -411,7 +351,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Model:
-    """A model pack; of one that cannot be read, `problem` says why, and nothing else is told."""
+    """A model pack. If it cannot be read, only `problem` is set."""
 
     name: str
     installed: bool
@@ -426,103 +366,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Models:
+    """The model packs, and the default of new galleries."""
+
     models: tuple[Model, ...]
     default: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """A bulk enrolment. `done` of its `images` were `enrolled`, `unchanged` or `rejected`."""
-
-    id: str
-    gallery: str
-    state: JobState | str
-    images: int
-    done: int
-    enrolled: int
-    unchanged: int
-    rejected: int
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    problem: str | None
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key, without its secret."""
-
-    id: str
-    name: str
-    scopes: tuple[Scope | str, ...]
-    galleries: tuple[str, ...] | None
-    per_minute: int | None
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-
-
-@dataclass(frozen=True)
-class MadeKey(Key):
-    key: str = field(repr=False)
-    """Shown this once, and kept nowhere."""
-
-
-@dataclass(frozen=True)
-class Webhook:
-    """A webhook, without its secret."""
-
-    url: str
-    gallery: str | None
-    decisions: tuple[Decision | str, ...]
-    id: str
-    created_at: datetime
-    waiting: int
-    dead: int
-
-
-@dataclass(frozen=True)
-class MadeWebhook(Webhook):
-    secret: str = field(repr=False)
-    """Signs what is sent. Shown this once."""
-
-
-@dataclass(frozen=True)
-class Webhooks:
-    webhooks: tuple[Webhook, ...]
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One event on its way to one webhook."""
-
-    id: int
-    webhook_id: str
-    event_id: int
-    state: DeliveryState | str
-    attempts: int
-    next_at: datetime
-    problem: str | None
-
-
-@dataclass(frozen=True)
-class WebhookDeleted:
-    deleted: str
-    undelivered: int
-
-
-@dataclass(frozen=True)
-class Ready:
-    """`status` is `ready`, `loading` or `failed`."""
-
-    status: str
-    problem: str | None = None
-    galleries: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> bool:
-        return self.status == "ready"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
@@ -14,12 +14,8 @@ from search_service.client.answers import (
     Answer,
     Calibration,
     Comparison,
-    Decision,
     Deleted,
-    Delivery,
-    DeliveryState,
     Detected,
-    Direction,
     Duplicates,
     Embedded,
     Enrolled,
@@ -27,33 +23,22 @@ from search_service.client.answers import (
     Gallery,
     GalleryDetail,
     Identity,
-    Job,
-    Key,
-    MadeKey,
-    MadeWebhook,
     Merged,
     Models,
-    Outcome,
-    Pick,
-    Ready,
-    Scope,
     StoredFace,
-    Webhook,
-    WebhookDeleted,
-    Webhooks,
 )
-from search_service.client.errors import NotDone
+from search_service.client.enums import Decision, Direction, Pick
 from search_service.client.parsing import read
-from search_service.client.request_bodies import Body, Photo, file_body, form, json_body, photo, without_none
-from search_service.client.retry import Api, Pages, Pause, Reply, Request, Steps, address, parse_json, parser_of
+from search_service.client.request_bodies import Body, Photo, file_body, form, iso_time, json_body, photo, without_none
+from search_service.client.retry import Api, Pages, Reply, Request, Steps, address, parse_json, parser_of
+from search_service.client.service_answers import (
+    Job,
+    Ready,
+)
 
 T = TypeVar("T")
 
 NOT_MODIFIED = HTTPStatus.NOT_MODIFIED
-
-FIRST_POLL_SECONDS = 0.1
-LONGEST_POLL_SECONDS = 2.0
-"""Pauses between polls while waiting for a job: they double from the first to the longest."""
 
 
 class Unset(Enum):
@@ -136,12 +121,12 @@ class ServiceCalls:
         decision: Decision | str | None = None,
         direction: Direction | str | None = None,
     ) -> Pages[Event]:
-        """Those to which all that is said applies, in the order of their recording: from `since` on and before
-        `until`, which are UTC where they have no zone."""
+        """Yields the events that match all filters, in the order of recording, from `since` up to but not including
+        `until`; times without a zone are UTC."""
         wanted = {
             "gallery": gallery,
-            "since": _time(since),
-            "until": _time(until),
+            "since": iso_time(since),
+            "until": iso_time(until),
             "external_id": external_id,
             "device": device,
             "decision": decision,
@@ -156,7 +141,7 @@ class ServiceCalls:
         self, gallery: str, *, external_id: str | None = None, before: datetime | None = None
     ) -> Steps[int]:
         """Deletes a person's events for good, or everybody's before a time; how many there were."""
-        params = without_none({"gallery": gallery, "external_id": external_id, "before": _time(before)})
+        params = without_none({"gallery": gallery, "external_id": external_id, "before": iso_time(before)})
         return self.api.ask(
             Request("DELETE", address("events"), params), lambda reply: read(int, parse_json(reply).get("forgotten"))
         )
@@ -243,7 +228,7 @@ class GalleryCalls:
     ) -> Steps[Job]:
         """Enrolls photos of many people by name: `ana/1.jpg` and `ana_1.jpg` are photos of `ana`.
 
-        With a manifest (CSV), its row for a name says whose photo it is.
+        With a manifest (CSV), its row for a name gives the identity.
         """
         files = [photo("images", image, name) for name, image in images.items()]
         files += [photo("manifest", manifest, "manifest.csv")] if manifest is not None else []
@@ -356,104 +341,6 @@ class IdentityCalls:
         return address("galleries", self.gallery, "identities", self.external_id, *parts)
 
 
-@dataclass(frozen=True)
-class JobCalls:
-    api: Api
-    id: str
-
-    def show(self) -> Steps[Job]:
-        """Returns the job with its progress."""
-        return self.api.get(address("jobs", self.id), Job, {"limit": 1})
-
-    def rows(self, *, outcome: Outcome | str | None = None) -> Pages[Enrolled]:
-        """Yields the results so far, or those with one outcome."""
-        return self.api.pages(address("jobs", self.id), "results", Enrolled, without_none({"outcome": outcome}))
-
-    def cancel(self) -> Steps[Job]:
-        """Cancels the job. Enrolled photos stay enrolled; an ended job does not change."""
-        return self.api.post(address("jobs", self.id, "cancel"), Job)
-
-    def wait(self, timeout_seconds: float | None = None) -> Steps[Job]:
-        """Waits until the job is done, failed or cancelled. Raises NotDone."""
-        began, pause = self.api.clock(), FIRST_POLL_SECONDS
-        while True:
-            job = yield from self.show()
-            if job.ended:
-                return job
-            if timeout_seconds is not None and self.api.clock() - began + pause > timeout_seconds:
-                raise NotDone(f"job {self.id} is {job.state} after {timeout_seconds:g} s: {job.done} of {job.images}")
-            yield Pause(pause)
-            pause = min(2 * pause, LONGEST_POLL_SECONDS)
-
-
-@dataclass(frozen=True)
-class WebhookCalls:
-    api: Api
-
-    def list(self) -> Steps[tuple[Webhook, ...]]:
-        """Returns all webhooks, in the order of their creation."""
-        return self.api.ask(Request("GET", address("webhooks")), lambda reply: parser_of(Webhooks)(reply).webhooks)
-
-    def create(
-        self, url: str, *, gallery: str | None = None, decisions: Sequence[Decision | str] | None = None
-    ) -> Steps[MadeWebhook]:
-        """Sends every new event to a URL; by default the matches of every gallery."""
-        body = json_body(without_none({"url": url, "gallery": gallery, "decisions": decisions and list(decisions)}))
-        return self.api.post(address("webhooks"), MadeWebhook, body)
-
-    def show(self, webhook_id: str) -> Steps[Webhook]:
-        """Returns a webhook."""
-        return self.api.get(address("webhooks", webhook_id), Webhook)
-
-    def delete(self, webhook_id: str) -> Steps[WebhookDeleted]:
-        """Deletes a webhook with its waiting deliveries."""
-        return self.api.ask(Request("DELETE", address("webhooks", webhook_id)), parser_of(WebhookDeleted))
-
-    def deliveries(self, webhook_id: str, *, state: DeliveryState | str = DeliveryState.DEAD) -> Pages[Delivery]:
-        """Yields the dead deliveries, oldest first, or the waiting ones."""
-        path = address("webhooks", webhook_id, "deliveries")
-        return self.api.pages(path, "deliveries", Delivery, {"state": state})
-
-    def replay(self, webhook_id: str) -> Steps[int]:
-        """Retries the dead deliveries. Returns their number."""
-        request = Request("POST", address("webhooks", webhook_id, "replay"), idempotent=True)
-        return self.api.ask(request, lambda reply: read(int, parse_json(reply).get("replayed")))
-
-
-@dataclass(frozen=True)
-class KeyCalls:
-    api: Api
-
-    def list(self) -> Pages[Key]:
-        """Yields all keys by name, including revoked ones."""
-        return self.api.pages(address("keys"), "keys", Key)
-
-    def create(
-        self,
-        name: str,
-        *,
-        scopes: Sequence[Scope | str],
-        galleries: Sequence[str] | None = None,
-        expires_at: datetime | None = None,
-        per_minute: int | None = None,
-    ) -> Steps[MadeKey]:
-        """Creates a key. As soon as one exists, every request needs a key. The secret is returned only once.
-
-        If the answer is lost (ServiceUnreachable), revoke the key, if it exists, and create another.
-        """
-        optional = {
-            "galleries": galleries and list(galleries),
-            "expires_at": _time(expires_at),
-            "per_minute": per_minute,
-        }
-        body = json_body(without_none({"name": name, "scopes": list(scopes), **optional}))
-        return self.api.ask(Request("POST", address("keys"), body=body, unrepeatable=True), parser_of(MadeKey))
-
-    def revoke(self, key_id: str) -> Steps[Key]:
-        """Revokes a key. It stays in the list."""
-        return self.api.ask(Request("DELETE", address("keys", key_id)), parser_of(Key))
-
-
 def _images(images: Iterable[Photo]) -> list[Any]:
     """Returns the images as files of a form. Raises TypeError for a single image, an iterable of bytes."""
     if isinstance(images, bytes | bytearray | memoryview | str | os.PathLike) or hasattr(images, "read"):
@@ -470,8 +357,8 @@ def _person(
     return {
         "name": name,
         "metadata": dict(metadata or {}),
-        "valid_from": _time(valid_from),
-        "valid_until": _time(valid_until),
+        "valid_from": iso_time(valid_from),
+        "valid_until": iso_time(valid_until),
     }
 
 
@@ -484,12 +371,8 @@ def _condition(if_match: str | Unset | None) -> dict[str, str]:
 
 def _sendable(value: object) -> object:
     if isinstance(value, datetime):
-        return _time(value)
+        return iso_time(value)
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _time(time: datetime | None) -> str | None:
-    return None if time is None else time.isoformat()
 
 
 def _tagged(reply: Reply) -> Identity:

@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -103,6 +104,11 @@ def file_body(content_type: str, path: str | os.PathLike[str]) -> Body:
 def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields that are not None."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def iso_time(time: datetime | None) -> str | None:
+    """Returns a time as JSON has it."""
+    return None if time is None else time.isoformat()
 
 
 def _body(content_type: str, pieces: Sequence[bytes | Path]) -> Body:

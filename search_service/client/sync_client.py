@@ -13,8 +13,8 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
-from search_service.client.answers import Pick
-from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
+from search_service.client.calls import GalleryCalls, IdentityCalls, ServiceCalls
+from search_service.client.enums import Pick
 from search_service.client.request_bodies import Photo
 from search_service.client.retry import (
     Api,
@@ -29,6 +29,7 @@ from search_service.client.retry import (
     base_url,
     no_answer,
 )
+from search_service.client.service_calls import JobCalls, KeyCalls, WebhookCalls
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -179,7 +180,7 @@ class GalleryHandle(Handle[GalleryCalls]):
     ) -> JobHandle:
         """Enrolls photos of many people by name: `ana/1.jpg` and `ana_1.jpg` are photos of `ana`.
 
-        With a manifest (CSV), its row for a name says whose photo it is.
+        With a manifest (CSV), its row for a name gives the identity.
         """
         return self._job((self._many(images, manifest=manifest, pick=pick)).id)
 

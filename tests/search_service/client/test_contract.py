@@ -17,10 +17,11 @@ from indexer.models.packs import SFACE, describe
 from search_service.api.errors import RETRY_AFTER_SECONDS
 from search_service.api.middleware.idempotency import CHANGES_NOTHING, RENEWAL_SECONDS
 from search_service.calibration import report
-from search_service.client import answers, async_client, sync_client
-from search_service.client.calls import GalleryCalls, IdentityCalls, JobCalls, KeyCalls, ServiceCalls, WebhookCalls
+from search_service.client import answers, async_client, enums, service_answers, sync_client
+from search_service.client.calls import GalleryCalls, IdentityCalls, ServiceCalls
 from search_service.client.parsing import read
 from search_service.client.retry import Api, Options, Pages, Retries, Send
+from search_service.client.service_calls import JobCalls, KeyCalls, WebhookCalls
 from search_service.matching import decision
 from search_service.store import api_keys as stored_keys
 from search_service.store import events as stored_events
@@ -91,21 +92,21 @@ KINDS: Mapping[str, type] = {
     "GalleryDetailPayload": answers.GalleryDetail,
     "GalleryPayload": answers.Gallery,
     "IdentityPayload": answers.Identity,
-    "JobPayload": answers.Job,
-    "KeyPayload": answers.Key,
-    "MadeKey": answers.MadeKey,
-    "MadeWebhook": answers.MadeWebhook,
+    "JobPayload": service_answers.Job,
+    "KeyPayload": service_answers.Key,
+    "MadeKey": service_answers.MadeKey,
+    "MadeWebhook": service_answers.MadeWebhook,
     "MergedPayload": answers.Merged,
     "ModelsPayload": answers.Models,
-    "ReadyPayload": answers.Ready,
+    "ReadyPayload": service_answers.Ready,
     "StoredFacePayload": answers.StoredFace,
-    "WebhookDeleted": answers.WebhookDeleted,
-    "WebhookList": answers.Webhooks,
-    "WebhookPayload": answers.Webhook,
+    "WebhookDeleted": service_answers.WebhookDeleted,
+    "WebhookList": service_answers.Webhooks,
+    "WebhookPayload": service_answers.Webhook,
     "Deleted": answers.Deleted,
     # those that others consist of
     "CandidatePayload": answers.Candidate,
-    "DeliveryPayload": answers.Delivery,
+    "DeliveryPayload": service_answers.Delivery,
     "EmbeddedFacePayload": answers.EmbeddedFace,
     "ErrorBody": answers.Problem,
     "FaceAnswerPayload": answers.FaceAnswer,
@@ -131,15 +132,15 @@ UNWRAPPED = {
 """Pages, errors, and objects around one thing; and the model packs, which may say anything."""
 
 WORDS = [
-    (answers.Decision, decision.Decision),
-    (answers.DecisionReason, decision.DecisionReason),
-    (answers.Reason, types.Reason),
-    (answers.Outcome, types.Outcome),
-    (answers.Pick, types.Pick),
-    (answers.Direction, stored_events.Direction),
-    (answers.JobState, stored_jobs.JobState),
-    (answers.Scope, stored_keys.Scope),
-    (answers.Basis, report.Basis),
+    (enums.Decision, decision.Decision),
+    (enums.DecisionReason, decision.DecisionReason),
+    (enums.Reason, types.Reason),
+    (enums.Outcome, types.Outcome),
+    (enums.Pick, types.Pick),
+    (enums.Direction, stored_events.Direction),
+    (enums.JobState, stored_jobs.JobState),
+    (enums.Scope, stored_keys.Scope),
+    (enums.Basis, report.Basis),
 ]
 
 

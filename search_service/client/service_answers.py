@@ -1,0 +1,107 @@
+"""The answers about the service itself: jobs, keys, webhooks and readiness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from search_service.client.enums import ENDED, Decision, DeliveryState, JobState, Scope
+
+
+@dataclass(frozen=True)
+class Job:
+    """A bulk enrollment. `done` of its `images` were `enrolled`, `unchanged` or `rejected`."""
+
+    id: str
+    gallery: str
+    state: JobState | str
+    images: int
+    done: int
+    enrolled: int
+    unchanged: int
+    rejected: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    problem: str | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, without its secret."""
+
+    id: str
+    name: str
+    scopes: tuple[Scope | str, ...]
+    galleries: tuple[str, ...] | None
+    per_minute: int | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class MadeKey(Key):
+    key: str = field(repr=False)
+    """Shown this once, and kept nowhere."""
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """A webhook, without its secret."""
+
+    url: str
+    gallery: str | None
+    decisions: tuple[Decision | str, ...]
+    id: str
+    created_at: datetime
+    waiting: int
+    dead: int
+
+
+@dataclass(frozen=True)
+class MadeWebhook(Webhook):
+    secret: str = field(repr=False)
+    """Signs what is sent. Shown this once."""
+
+
+@dataclass(frozen=True)
+class Webhooks:
+    webhooks: tuple[Webhook, ...]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One event on its way to one webhook."""
+
+    id: int
+    webhook_id: str
+    event_id: int
+    state: DeliveryState | str
+    attempts: int
+    next_at: datetime
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class WebhookDeleted:
+    deleted: str
+    undelivered: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """`status` is `ready`, `loading` or `failed`."""
+
+    status: str
+    problem: str | None = None
+    galleries: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        return self.status == "ready"
