@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from indexer.enrollment.reembed import Reembedder
-from indexer.enrollment.sources import rows_of
 from indexer.gallery.store import Store
-from indexer.models.catalogue import FileDescription, PackDescription
-from indexer.models.model_files import ModelFiles
-from indexer.models.packs import SFACE, Network
 from indexer.settings import read_settings
-from indexer.types import Outcome, Pick
 from search_service.service_context import ServiceContext
-from tests.conftest import link_int8_forms
-from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, running, serving
 from tests.variants import SETTINGS
 from tests.waiting import wait_for
@@ -29,36 +20,6 @@ from tests.waiting import wait_for
 PROBE = "left-3-turned.jpg"
 SEARCHES = 3
 """That must be answered by each pack."""
-
-
-@pytest.fixture(scope="module")
-def two_packs(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, photos: Path) -> Path:
-    """A home with the demo's people and their crops in gallery `staff`, by `sface`, and a pack `other`: the same
-    networks, not fed the mirrored crop. To be copied, not used."""
-    folder = tmp_path_factory.mktemp("packs")
-    place = folder / "home"
-    place.mkdir()
-    new_home(place, folder / "models")
-    (folder / "models" / "prepared").mkdir()
-    for file in SFACE.files:  # made at need where nobody has prepared it yet
-        name = f"prepared/{file.prepared_sha256}.onnx"
-        (folder / "models" / name).symlink_to(models_folder / name)
-    link_int8_forms(models_folder, folder / "models", SFACE.embedder.name, "other+sface.onnx")
-    embedder = ModelFiles(folder).path(SFACE.embedder)
-    assert embedder is not None
-    described = FileDescription(file="other+sface.onnx", network=Network.ONNX)
-    said = PackDescription(detector="sface", embedder=described, dim=1, mean=0, scale=1, mirror=False)
-    with closing(ServiceContext(read_settings(SETTINGS, home=place, keep_crops=True))) as home:
-        home.packs.add("other", said, None, embedder)
-        enroller = home.enroller(home.open_gallery("staff", "sface"))
-        results = enroller.enroll(rows_of([photos / "photos"]), Pick.ONLY)
-        assert [result.outcome for result in results] == [Outcome.ENROLLED] * 7
-    return place
-
-
-@pytest.fixture
-def place(two_packs: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(two_packs, tmp_path / "home", symlinks=True))
 
 
 class Searching:
