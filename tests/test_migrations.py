@@ -56,7 +56,7 @@ def downgrade(engine: Engine) -> None:
     to(engine, "base", command.downgrade)
 
 
-def test_an_empty_database_gets_every_table(engine: Engine) -> None:
+def test_migration_creates_all_tables(engine: Engine) -> None:
     assert current_version(engine) is None
     assert tables(engine) == set()
     migrate(engine)
@@ -64,12 +64,12 @@ def test_an_empty_database_gets_every_table(engine: Engine) -> None:
     assert current_version(engine) == newest_version()
 
 
-def test_the_tables_are_those_of_the_models(engine: Engine) -> None:
+def test_migrated_tables_match_the_models(engine: Engine) -> None:
     migrate(engine)
     assert differences(engine) == []
 
 
-def test_a_difference_to_the_models_would_be_found(engine: Engine) -> None:
+def test_difference_to_the_models_is_found(engine: Engine) -> None:
     migrate(engine)
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(text("DROP INDEX ix_faces_identity_id"))
@@ -77,7 +77,7 @@ def test_a_difference_to_the_models_would_be_found(engine: Engine) -> None:
     assert sorted(found[0] for found in differences(engine)) == ["add_index", "remove_column"]
 
 
-def test_constraints_carry_the_names_of_the_models(engine: Engine) -> None:
+def test_constraints_have_the_names_of_the_models(engine: Engine) -> None:
     """`compare_metadata` does not look at these."""
     migrate(engine)
     inspector = inspect(engine)
@@ -92,7 +92,7 @@ def test_constraints_carry_the_names_of_the_models(engine: Engine) -> None:
     assert len(inspector.get_foreign_keys("faces")) == 2
 
 
-def test_ids_count_up_by_themselves_and_are_never_used_again(engine: Engine) -> None:
+def test_generated_ids_are_not_reused(engine: Engine) -> None:
     migrate(engine)
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
@@ -110,7 +110,7 @@ def test_ids_count_up_by_themselves_and_are_never_used_again(engine: Engine) -> 
     assert counting == {"galleries", "identities", "faces", "events", "deliveries"}
 
 
-def test_down_to_nothing_and_up_again(engine: Engine) -> None:
+def test_downgrade_to_base_and_upgrade(engine: Engine) -> None:
     migrate(engine)
     downgrade(engine)
     assert tables(engine) == {"alembic_version"}
@@ -120,7 +120,7 @@ def test_down_to_nothing_and_up_again(engine: Engine) -> None:
     assert differences(engine) == []
 
 
-def test_migrating_again_keeps_what_is_there(engine: Engine) -> None:
+def test_migrating_again_keeps_rows(engine: Engine) -> None:
     migrate(engine)
     store = Store(engine)
     gallery = make_gallery(store)
@@ -137,7 +137,7 @@ def to(engine: Engine, revision: str, move: Callable[[Config, str], None] = comm
         move(config, revision)
 
 
-def test_embeddings_of_before_they_had_a_table_of_their_own(engine: Engine) -> None:
+def test_embeddings_move_to_their_own_table(engine: Engine) -> None:
     """Those of 0001 are found by the store, to the bit, beside everything else; and go back."""
     to(engine, "0001")
     galleries = {1: ("staff", "0123456789abcdef", 32), 2: ("guests", "fedcba9876543210", 8)}
@@ -202,7 +202,7 @@ def test_four_threads_migrate_at_once(empty_database: Database, engine: Engine) 
     assert differences(engine) == []
 
 
-def test_by_hand_from_the_checkout(empty_database: Database, engine: Engine) -> None:
+def test_alembic_runs_from_the_checkout(empty_database: Database, engine: Engine) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "alembic", "upgrade", "head"],
         cwd=ROOT,
@@ -216,7 +216,7 @@ def test_by_hand_from_the_checkout(empty_database: Database, engine: Engine) -> 
     assert differences(engine) == []
 
 
-def test_the_program_may_be_installed_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrations_work_in_any_installation_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "50% off %(here)s"
     shutil.copytree(ROOT / "migrations", folder)
     monkeypatch.setattr(database, "_migrations_folder", lambda: folder)
@@ -226,7 +226,7 @@ def test_the_program_may_be_installed_anywhere(tmp_path: Path, monkeypatch: pyte
     engine.dispose()
 
 
-def test_a_newer_programs_database_is_left_alone(engine: Engine) -> None:
+def test_database_of_a_newer_version_is_rejected(engine: Engine) -> None:
     migrate(engine)
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -235,7 +235,7 @@ def test_a_newer_programs_database_is_left_alone(engine: Engine) -> None:
     assert current_version(engine) == "9999"
 
 
-def test_the_newest_version_is_alembic_s_head() -> None:
+def test_newest_version_is_alembics_head() -> None:
     """Which is read from the files' names, to start sooner."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))

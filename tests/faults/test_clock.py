@@ -23,7 +23,7 @@ def set_clock(file: Path, off: int) -> None:
     write_atomically(file, [f"{off}".encode()])
 
 
-def test_set_back(place: Place, enrol: Ask, photo: Photo, tmp_path: Path) -> None:
+def test_service_works_after_clock_is_set_back(place: Place, enrol: Ask, photo: Photo, tmp_path: Path) -> None:
     """A job whose worker was killed goes on, people are recorded again, and what was acknowledged is there."""
     file = tmp_path / "clock"
     set_clock(file, 0)

@@ -48,7 +48,9 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     disk.close()
 
 
-def test_full_and_roomy_again(disk: Disk, new_place: Callable[[str], Place], enrol: Ask, photo: Photo) -> None:
+def test_service_recovers_when_disk_has_space_again(
+    disk: Disk, new_place: Callable[[str], Place], enrol: Ask, photo: Photo
+) -> None:
     """Writers are told that it is full; searches are answered; nothing that was acknowledged is lost. With room made,
     the same process goes on by itself."""
     place = new_place(f"sqlite:///{disk.folder / 'whosthere.db'}")
@@ -77,7 +79,9 @@ def test_full_and_roomy_again(disk: Disk, new_place: Callable[[str], Place], enr
     check(place, {one["face_id"]: f"staff/{one['external_id']}" for one in told})
 
 
-def test_full_when_it_is_killed_and_when_it_ends(disk: Disk, new_place: Callable[[str], Place], enrol: Ask) -> None:
+def test_full_disk_at_kill_and_at_shutdown_loses_nothing(
+    disk: Disk, new_place: Callable[[str], Place], enrol: Ask
+) -> None:
     """It starts on a full disk as well, and what was acknowledged is there."""
     place = new_place(f"sqlite:///{disk.folder / 'whosthere.db'}")
     with place.serving() as serve:

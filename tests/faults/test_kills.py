@@ -26,7 +26,7 @@ TEAM = 2
 """People of each of those galleries."""
 
 
-def test_enrolled_one_by_one(place: Place, enrol: Ask) -> None:
+def test_kill_during_single_enrollments_loses_nothing(place: Place, enrol: Ask) -> None:
     """Every photo that was answered with 201 is there, and the next ones may come."""
     with place.serving() as serve, calling(str(serve.client.base_url), enrol) as callers:
         callers.wait(12, 201)
@@ -44,7 +44,7 @@ def test_enrolled_one_by_one(place: Place, enrol: Ask) -> None:
         assert enrol(client, max(callers.asked) + 1).status_code == 201
 
 
-def test_deletions(place: Place) -> None:
+def test_kill_during_deletions_loses_nothing(place: Place) -> None:
     """Identities, faces and whole galleries that were said to be deleted never come back; all others are there."""
     filled = place.fill({"staff": 2 * PEOPLE} | {f"team{n}": TEAM for n in range(PEOPLE)})
     staff = {owner: face_id for face_id, owner in filled["staff"].items()}
@@ -87,7 +87,7 @@ def test_deletions(place: Place) -> None:
         assert not {f"team{n // 3}" for n in callers.answered if n % 3 == 2} & names
 
 
-def test_a_folder_that_is_enrolled(
+def test_kill_during_folder_enrollment_loses_nothing(
     postgres: Postgres, new_place: Callable[[str], Place], photo: Photo, tmp_path: Path
 ) -> None:
     """The command line over PostgreSQL; tests/indexer_cli/test_enroll.py kills it over SQLite. Its report tells nothing

@@ -27,7 +27,9 @@ POINTS = json.dumps([[30, 40], [70, 41], [50, 60], [35, 80], [66, 81]])
 QUALITY = json.dumps({"size": 90, "sharpness": 12, "yaw": 0, "brightness": 130, "contrast": 44, "reasons": []})
 
 
-def test_killed_after_every_statement(empty_database: Database, new_place: Callable[[str], Place]) -> None:
+def test_migration_survives_kill_after_every_statement(
+    empty_database: Database, new_place: Callable[[str], Place]
+) -> None:
     """The database is at the old version, whole, until it is at the new one; the service then starts and has what was
     acknowledged before."""
     engine = open_database(empty_database.url)

@@ -43,7 +43,7 @@ def crash(server: Postgres) -> None:
 
 
 @pytest.mark.parametrize("end", [stop, crash])
-def test_restarted_under_load(
+def test_service_survives_restart_of_postgresql_under_load(
     server: Postgres, new_place: Callable[[str], Place], enrol: Ask, end: Callable[[Postgres], None]
 ) -> None:
     """Meanwhile requests get 503 and are told to come again; then everything goes on by itself."""

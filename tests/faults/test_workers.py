@@ -28,7 +28,7 @@ def workers_of(serve: Serve) -> set[int]:
     return {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", serve.log())}
 
 
-def test_one_worker_is_killed(place: Place, enrol: Ask) -> None:
+def test_killed_worker_is_replaced(place: Place, enrol: Ask) -> None:
     """Its callers lose their connections and no more; another one takes its place, and the service ends as ever."""
     with place.serving(workers=2) as serve:
         workers = workers_of(serve)
@@ -44,7 +44,7 @@ def test_one_worker_is_killed(place: Place, enrol: Ask) -> None:
     check(place, {told["face_id"]: f"staff/{told['external_id']}" for told in callers.bodies(201).values()})
 
 
-def test_a_request_whose_worker_is_killed_is_done_by_another_one(place: Place, photo: Photo) -> None:
+def test_request_of_a_killed_worker_is_completed_by_another(place: Place, photo: Photo) -> None:
     """The client tries again, with the same key, until the dead worker's hold on it has run out."""
     photos = [photo(number)[1] for number in range(SEVERAL)]
     home = ServiceContext(read_settings(SETTINGS, home=place.home, database_url=place.database_url))

@@ -22,13 +22,13 @@ def listed(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_it_writes_all_parts_in_order(tmp_path: Path) -> None:
+def test_parts_are_written_in_order(tmp_path: Path) -> None:
     write_atomically(tmp_path / "x", [b"one ", memoryview(b"two "), b"", b"three"])
     assert (tmp_path / "x").read_bytes() == b"one two three"
     assert listed(tmp_path) == ["x"]
 
 
-def test_it_replaces(tmp_path: Path) -> None:
+def test_existing_file_is_replaced(tmp_path: Path) -> None:
     target = tmp_path / "x"
     target.write_bytes(b"a much longer file that was there before")
     with target.open("rb") as reader:
@@ -40,14 +40,14 @@ def test_it_replaces(tmp_path: Path) -> None:
     assert listed(tmp_path) == ["x"]
 
 
-def test_it_makes_the_folder(tmp_path: Path) -> None:
+def test_folder_is_created(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a" / "b" / "x", [b"new"])
     assert (tmp_path / "a" / "b" / "x").read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("failure", [OSError, ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("there", [True, False])
-def test_it_leaves_nothing_when_the_content_fails(tmp_path: Path, failure: type[BaseException], there: bool) -> None:
+def test_failing_content_leaves_no_file(tmp_path: Path, failure: type[BaseException], there: bool) -> None:
     target = tmp_path / "x"
     if there:
         target.write_bytes(b"old")
@@ -63,7 +63,7 @@ def test_it_leaves_nothing_when_the_content_fails(tmp_path: Path, failure: type[
     assert not there or target.read_bytes() == b"old"
 
 
-def test_it_leaves_nothing_when_the_file_grows_too_large(tmp_path: Path) -> None:
+def test_too_large_file_leaves_no_file(tmp_path: Path) -> None:
     target = tmp_path / "x"
     target.write_bytes(b"old")
     with limited_file_size(10_000), pytest.raises(OSError, match="too large"):
@@ -91,7 +91,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True, timeout=30)
 
 
-def test_it_leaves_nothing_when_the_disk_is_full(small_disk: Path) -> None:
+def test_full_disk_leaves_no_file(small_disk: Path) -> None:
     target = small_disk / "x"
     write_atomically(target, [b"old"])
     with pytest.raises(OSError, match="No space left"):
@@ -100,14 +100,14 @@ def test_it_leaves_nothing_when_the_disk_is_full(small_disk: Path) -> None:
     assert listed(small_disk) == ["x"]
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):
         write_atomically(tmp_path / "file" / "x", [b"new"])
     assert listed(tmp_path) == ["file"]
 
 
-def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+def test_folder_in_place_of_the_file_raises(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(OSError, match="x"):
         write_atomically(tmp_path / "x", [b"new"])
@@ -115,7 +115,7 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     assert listed(tmp_path / "x") == []
 
 
-def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+def test_complete_file_replaces_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "made" / "4.index"
     for content in (b"one", b"two"):
         with atomic_file(path) as (file, temporary):
@@ -128,7 +128,7 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0  # embeddings are nobody else's
 
 
-def test_nothing_is_left_of_one_that_failed(tmp_path: Path) -> None:
+def test_failed_block_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     path.write_bytes(b"before")
     with pytest.raises(TypeError), atomic_file(path) as (file, _):
@@ -146,7 +146,7 @@ def _write_for_ever(path: str) -> None:
         threading.Event().wait()  # until the process is killed
 
 
-def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_deleted_and_open_files_stay(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     (tmp_path / "44.index.x.tmp").write_bytes(b"another gallery's")
     process = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(str(path),))
@@ -164,7 +164,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     assert {p.name for p in tmp_path.iterdir()} == {"4.index", "44.index.x.tmp"}
 
 
-def test_one_alone_holds_a_lock(tmp_path: Path) -> None:
+def test_lock_has_one_holder(tmp_path: Path) -> None:
     path = tmp_path / "made" / "4.lock"
     with exclusive_lock(path) as one, exclusive_lock(path) as other:
         assert (one, other) == (True, False)

@@ -14,7 +14,7 @@ from indexer.settings import PREFIX, Settings, read_settings
 from indexer.types import Precision
 
 
-def test_defaults() -> None:
+def test_defaults_without_environment() -> None:
     settings = read_settings({})
     assert settings.home == Path(platformdirs.user_data_dir("whosthere", appauthor=False))
     assert settings.database_url == f"sqlite:///{settings.home / 'whosthere.db'}"
@@ -25,7 +25,7 @@ def test_defaults() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
 
 
-def test_the_environment(tmp_path: Path) -> None:
+def test_settings_are_read_from_environment(tmp_path: Path) -> None:
     settings = read_settings(
         {
             "WHOSTHERE_HOME": str(tmp_path),
@@ -46,7 +46,7 @@ def test_the_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["what?", "no#1", "50%", "%41", "a b", "?mode=memory", "é:;@&=+"])
-def test_any_path_can_be_home(tmp_path: Path, name: str) -> None:
+def test_any_path_can_be_the_data_folder(tmp_path: Path, name: str) -> None:
     engine = open_database(read_settings({"WHOSTHERE_HOME": str(tmp_path / name)}).database_url)
     migrate(engine)
     engine.dispose()
@@ -54,19 +54,19 @@ def test_any_path_can_be_home(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name / "whosthere.db").is_file()
 
 
-def test_the_processs_own_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHOSTHERE_PORT", "1234")
     assert read_settings().port == 1234
     assert read_settings({}).port == 8000
     assert read_settings({"WHOSTHERE_PORT": "99"}).port == 99
 
 
-def test_a_database_url_stays_as_it_is(tmp_path: Path) -> None:
+def test_database_url_is_not_changed(tmp_path: Path) -> None:
     url = "postgresql://me:p%40ss@db/x"
     assert read_settings({"WHOSTHERE_DATABASE_URL": url, "WHOSTHERE_HOME": str(tmp_path)}).database_url == url
 
 
-def test_what_is_given_wins(tmp_path: Path) -> None:
+def test_given_values_take_precedence(tmp_path: Path) -> None:
     environment = {"WHOSTHERE_HOME": "/elsewhere", "WHOSTHERE_PORT": "1", "WHOSTHERE_HOST": "::1"}
     settings = read_settings(environment, home=tmp_path, port=2, host=None)
     assert (settings.home, settings.port, settings.host) == (tmp_path, 2, "::1")
@@ -82,14 +82,14 @@ def test_what_is_given_wins(tmp_path: Path) -> None:
         ("WHOSTHERE_FPR", "WHOSTHERE_FPIR"),
     ],
 )
-def test_an_unknown_variable_names_the_right_one(wrong: str, right: str) -> None:
+def test_unknown_variable_suggests_the_right_name(wrong: str, right: str) -> None:
     with pytest.raises(InvalidSetting, match=f"no setting {wrong}; did you mean {right}\\?$") as caught:
         read_settings({wrong: "secret"})
     assert caught.value.code == "invalid_setting"
     assert "secret" not in caught.value.message
 
 
-def test_an_unknown_variable_like_no_other() -> None:
+def test_unknown_variable_without_similar_name_is_rejected() -> None:
     with pytest.raises(InvalidSetting, match=r"there is no setting WHOSTHERE_QQQQ$"):
         read_settings({"WHOSTHERE_QQQQ": "1"})
     with pytest.raises(InvalidSetting, match="WHOSTHERE_QQQQ"):
@@ -126,7 +126,7 @@ def test_an_unknown_variable_like_no_other() -> None:
         ("MAX_WAITING", "0"),
     ],
 )
-def test_a_bad_value_names_its_variable(key: str, value: str) -> None:
+def test_error_for_bad_value_names_its_variable(key: str, value: str) -> None:
     with pytest.raises(InvalidSetting) as caught:
         read_settings({PREFIX + key: value, "WHOSTHERE_HOST": "localhost"})
     assert caught.value.message.startswith(f"{PREFIX}{key} is {value!r}: ")
@@ -134,11 +134,11 @@ def test_a_bad_value_names_its_variable(key: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "low", "high"), [("threads", 0, 1024), ("port", 0, 65535), ("max_batch", 1, 256)])
-def test_the_limits_themselves_are_allowed(key: str, low: int, high: int) -> None:
+def test_values_at_the_limits_are_allowed(key: str, low: int, high: int) -> None:
     assert [getattr(read_settings({}, **{key: value}), key) for value in (low, high)] == [low, high]
 
 
-def test_frozen() -> None:
+def test_settings_cannot_be_changed() -> None:
     settings = read_settings({})
     with pytest.raises(ValidationError, match="frozen"):
         settings.port = 1

@@ -70,19 +70,19 @@ def check(store: Store, gallery: Gallery, kept: list[list[int]], writers: int) -
         assert np.array_equal(vectors, vector(1000 * writer)[None])
 
 
-def test_eight_threads_write_into_one_gallery(store: Store) -> None:
+def test_eight_threads_write_to_one_gallery_without_gaps(store: Store) -> None:
     gallery = make_gallery(store)
     kept = in_threads([lambda w=w: write(store, gallery, w) for w in range(WRITERS)])  # type: ignore[misc]
     check(store, gallery, kept, WRITERS)
 
 
-def test_processes_write_into_one_gallery(store: Store, database: Database) -> None:
+def test_several_processes_write_to_one_gallery_without_gaps(store: Store, database: Database) -> None:
     gallery = make_gallery(store)
     kept = in_processes(write_by_url, [(database.url, writer) for writer in range(3)])
     check(store, gallery, kept, 3)
 
 
-def test_a_reader_never_sees_a_gap(store: Store) -> None:
+def test_reader_of_change_log_never_sees_a_gap(store: Store) -> None:
     """Whoever reads change N has N - 1 as well, and finds the face that N tells of."""
     gallery = make_gallery(store)
 
@@ -104,7 +104,7 @@ def test_a_reader_never_sees_a_gap(store: Store) -> None:
     assert seen == list(range(1, 49))
 
 
-def test_changes_come_in_order_from_a_number_on(store: Store) -> None:
+def test_since_returns_changes_in_order(store: Store) -> None:
     gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face("ana", image) for image in range(9)])
     assert [c.seq for c in store.changes.since(gallery.id, 0, 4)] == [1, 2, 3, 4]
@@ -130,19 +130,19 @@ def check_same_images(store: Store, gallery: Gallery, answers: list[list[Enrolle
     assert store.changes.last(gallery.id) == 13
 
 
-def test_two_threads_enrol_the_same_images(store: Store) -> None:
+def test_two_threads_enroll_the_same_images_once(store: Store) -> None:
     gallery = make_gallery(store)
     answers = in_threads([lambda: enroll_images(store, gallery, "ana")] * 4)
     check_same_images(store, gallery, answers)
 
 
-def test_two_processes_enrol_the_same_images(store: Store, database: Database) -> None:
+def test_two_processes_enroll_the_same_images_once(store: Store, database: Database) -> None:
     gallery = make_gallery(store)
     answers = in_processes(enroll_images_by_url, [(database.url, "ana")] * 2)
     check_same_images(store, gallery, answers)
 
 
-def test_two_people_claim_the_same_images(store: Store) -> None:
+def test_image_enrolled_for_two_people_at_once_belongs_to_one(store: Store) -> None:
     gallery = make_gallery(store)
     ana, eve = in_threads([lambda w=w: enroll_images(store, gallery, w) for w in ("ana", "eve")])  # type: ignore[misc]
     for image, (one, other) in enumerate(zip(ana, eve, strict=True)):
@@ -151,7 +151,7 @@ def test_two_people_claim_the_same_images(store: Store) -> None:
     assert store.galleries.counts(gallery.id)[1] == 12
 
 
-def test_a_gallery_deleted_while_it_is_enrolled_into(store: Store) -> None:
+def test_gallery_can_be_deleted_during_enrollment(store: Store) -> None:
     gallery = make_gallery(store)
 
     def enroll() -> int:

@@ -36,7 +36,7 @@ def as_person(there: Identity) -> Person:
     return Person(there.external_id, there.name, there.valid_from, there.valid_until, there.metadata)
 
 
-def test_a_check_sees_what_is_there_and_keeps_it(store: Store) -> None:
+def test_failing_check_keeps_identity_unchanged(store: Store) -> None:
     gallery = make_gallery(store)
     seen: list[Identity | None] = []
 
@@ -60,7 +60,7 @@ def test_a_check_sees_what_is_there_and_keeps_it(store: Store) -> None:
     assert (store.identities.get(gallery.id, "ana"), store.changes.last(gallery.id)) == (there, last)
 
 
-def test_a_change_is_made_of_what_is_there(store: Store) -> None:
+def test_change_receives_current_identity(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, name="Ana", metadata={"a": 1}))
     before, last = store.identities.get(gallery.id, "ana"), store.changes.last(gallery.id) or 0
@@ -75,7 +75,7 @@ def test_a_change_is_made_of_what_is_there(store: Store) -> None:
         store.identities.change(gallery.id, "ben", as_person)
 
 
-def test_a_change_to_what_cannot_be_is_refused(store: Store) -> None:
+def test_change_to_invalid_person_is_rejected(store: Store) -> None:
     gallery = make_gallery(store)
     start = datetime(2026, 1, 2, tzinfo=UTC)
     before, _ = store.identities.put(gallery.id, Person("ana", None, start))
@@ -85,7 +85,7 @@ def test_a_change_to_what_cannot_be_is_refused(store: Store) -> None:
 
 
 @pytest.mark.parametrize("check", [only_before, only_nobody])
-def test_one_of_many_who_expect_a_state_gets_their_way(store: Store, check: IdentityCheck) -> None:
+def test_one_of_many_conditional_changes_succeeds(store: Store, check: IdentityCheck) -> None:
     gallery = make_gallery(store)
     if check is only_before:
         store.identities.put(gallery.id, Person("ana", "before"))
@@ -102,7 +102,7 @@ def test_one_of_many_who_expect_a_state_gets_their_way(store: Store, check: Iden
     assert store.identities.get(gallery.id, "ana").name == f"after-{won.index(True)}"
 
 
-def test_no_change_of_many_is_lost(store: Store) -> None:
+def test_concurrent_changes_are_not_lost(store: Store) -> None:
     gallery = make_gallery(store)
     store.identities.put(gallery.id, Person("ana", metadata={"n": 0}))
 

@@ -67,7 +67,7 @@ def everything(store: Store, gallery_id: int) -> list[Callable[[], object]]:
         "sqlite+aiosqlite:///x",
     ],
 )
-def test_a_bad_url(url: str) -> None:
+def test_invalid_database_url_is_rejected(url: str) -> None:
     with pytest.raises(InvalidSetting, match="database") as caught:
         open_database(url)
     assert caught.value.code == "invalid_setting"
@@ -76,7 +76,7 @@ def test_a_bad_url(url: str) -> None:
         assert PASSWORD not in str(caught.value.__cause__)
 
 
-def test_nobody_listens() -> None:
+def test_unreachable_server_raises_storage_unavailable() -> None:
     engine = open_database(f"postgresql://me:{PASSWORD}@127.0.0.1:1/x")
     for call in (lambda: migrate(engine), *everything(Store(engine), 1)):
         with pytest.raises(StorageUnavailable, match="does not answer") as caught:
@@ -86,14 +86,14 @@ def test_nobody_listens() -> None:
     engine.dispose()
 
 
-def test_an_option_that_is_none() -> None:
+def test_unknown_connection_option_raises_storage_unavailable() -> None:
     engine = open_database(f"postgresql://me:{PASSWORD}@127.0.0.1:1/x?nonsense=1")
     with pytest.raises(StorageUnavailable, match="nonsense") as caught:
         migrate(engine)
     assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_wrong_password_and_a_missing_database(postgres: Postgres) -> None:
+def test_wrong_password_and_missing_database_raise_storage_unavailable(postgres: Postgres) -> None:
     hba = postgres.folder / "pg_hba.conf"
     hba.write_text("local all locked scram-sha-256\n" + hba.read_text())
     postgres.run("SELECT pg_reload_conf()")
@@ -108,7 +108,7 @@ def test_a_wrong_password_and_a_missing_database(postgres: Postgres) -> None:
         assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
-def test_postgresql_stops_and_comes_back() -> None:
+def test_store_recovers_after_postgresql_stops() -> None:
     with running() as server, opened(server.migrated()) as store:
         gallery = make_gallery(store)
         face_id = enroll_one(store, gallery, new_face("ana", 1))
@@ -124,7 +124,7 @@ def test_postgresql_stops_and_comes_back() -> None:
         assert enroll_one(store, gallery, new_face("ana", 2)) > face_id
 
 
-def test_postgresql_restarts_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connections_survive_a_restart_of_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "CHECK_AFTER_SECONDS", 0.0)  # every connection of the pool has been idle for longer
     with running() as server, opened(server.migrated()) as store:
         gallery = make_gallery(store)
@@ -134,7 +134,7 @@ def test_postgresql_restarts_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) 
         assert in_threads([lambda: store.galleries.counts(gallery.id)] * 8) == [(0, 0)] * 8
 
 
-def test_many_threads_share_a_few_connections(postgres: Postgres) -> None:
+def test_many_threads_share_few_connections(postgres: Postgres) -> None:
     engine = open_database(postgres.migrated())
     made: list[object] = []
     event.listen(engine, "connect", lambda connection, _: made.append(connection))
@@ -145,7 +145,7 @@ def test_many_threads_share_a_few_connections(postgres: Postgres) -> None:
     engine.dispose()
 
 
-def test_reading_holds_no_transaction_of_postgresql_open(postgres: Postgres) -> None:
+def test_reading_leaves_no_postgresql_transaction_open(postgres: Postgres) -> None:
     class Reader(Repository):
         def status(self) -> int:
             with self._read() as session:
@@ -160,7 +160,7 @@ def test_reading_holds_no_transaction_of_postgresql_open(postgres: Postgres) -> 
     engine.dispose()
 
 
-def test_a_postgresql_that_is_gone_is_given_up(postgres: Postgres) -> None:
+def test_query_to_lost_server_fails_in_bounded_time(postgres: Postgres) -> None:
     url = postgres.migrated()
     for asked, told in ((url, "10"), (f"{url}&connect_timeout=3", "3")):
         engine = open_database(asked)
@@ -172,18 +172,18 @@ def test_a_postgresql_that_is_gone_is_given_up(postgres: Postgres) -> None:
         engine.dispose()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_raises(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(StorageUnavailable, match="folder of the database"):
         open_database(f"sqlite:///{tmp_path / 'file' / 'below' / 'x.db'}")
 
 
-def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+def test_folder_in_place_of_the_file_raises(tmp_path: Path) -> None:
     (tmp_path / "x.db").mkdir()
     check_unusable(f"sqlite:///{tmp_path / 'x.db'}")
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+def test_file_that_is_not_a_database_raises_storage_unavailable(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"these are not the pages you are looking for\n" * 500)
     check_unusable(f"sqlite:///{tmp_path / 'x.db'}")
 
@@ -196,7 +196,7 @@ def check_unusable(url: str) -> None:
     engine.dispose()
 
 
-def test_a_damaged_database(tmp_path: Path, sqlite_template: Path) -> None:
+def test_damaged_database_raises_storage_unavailable(tmp_path: Path, sqlite_template: Path) -> None:
     """Its first page is whole; the others are not."""
     path = tmp_path / "x.db"
     shutil.copy(sqlite_template, path)
@@ -213,13 +213,13 @@ def test_a_damaged_database(tmp_path: Path, sqlite_template: Path) -> None:
                 call()
 
 
-def test_a_database_without_tables(empty_database: Database) -> None:
+def test_database_without_tables_raises_storage_unavailable(empty_database: Database) -> None:
     missing = r"no such table|does not exist"
     with opened(empty_database.url) as store, pytest.raises(StorageUnavailable, match=missing):
         store.galleries.list()
 
 
-def test_the_folder_is_made(tmp_path: Path) -> None:
+def test_folder_of_database_is_created(tmp_path: Path) -> None:
     path = tmp_path / "not" / "there" / "yet.db"
     engine = open_database(f"sqlite:///{path}")
     migrate(engine)
@@ -227,7 +227,7 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
     assert path.is_file()
 
 
-def test_a_new_file_that_another_one_writes_at_that_moment(tmp_path: Path) -> None:
+def test_new_file_written_by_another_process_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "new.db"
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("CREATE TABLE something (id INTEGER)")
@@ -244,7 +244,7 @@ def test_a_new_file_that_another_one_writes_at_that_moment(tmp_path: Path) -> No
     engine.dispose()
 
 
-def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
     engine = open_database(f"sqlite:///{tmp_path / 'x.db'}")
     with engine.connect() as connection:
         pragmas = [connection.execute(text(f"PRAGMA {p}")).scalar() for p in ("journal_mode", "synchronous")]
@@ -253,7 +253,7 @@ def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path) -> None:
     assert pragmas == ["wal", 2]
 
 
-def test_the_driver_need_not_be_named(database: Database) -> None:
+def test_postgresql_url_needs_no_driver(database: Database) -> None:
     url = database.url.replace("postgresql://", "postgresql+psycopg://")
     engine = open_database(url)
     assert current_version(engine) is not None
@@ -261,7 +261,7 @@ def test_the_driver_need_not_be_named(database: Database) -> None:
 
 
 @pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
-def test_text_that_is_none_is_refused_by_those_that_do_not_take_it(database: Database, odd: str) -> None:
+def test_text_that_the_database_cannot_store_is_rejected(database: Database, odd: str) -> None:
     """SQLite looks for a NUL, and finds nothing."""
     engine = open_database(database.url)
     store, events, jobs, hooks = (
@@ -341,16 +341,16 @@ def failure(url: str, sql: str) -> DBAPIError:
 
 
 @pytest.mark.parametrize("sql", BROKEN_RULES)
-def test_errors_quote_no_row(database: Database, sql: str) -> None:
+def test_postgresql_errors_contain_no_row(database: Database, sql: str) -> None:
     assert BROKEN_RULES[sql] in str(failure(database.url, sql).orig).lower()
 
 
 @pytest.mark.parametrize("sql", BAD_VALUES)
-def test_errors_quote_no_value(postgres: Postgres, sql: str) -> None:
+def test_postgresql_errors_contain_no_value(postgres: Postgres, sql: str) -> None:
     assert str(failure(postgres.migrated(), sql).orig) == "a value does not fit"
 
 
-def test_errors_quote_no_embedding(database: Database) -> None:
+def test_errors_contain_no_embedding(database: Database) -> None:
     class Writer(Repository):
         def run(self, face_id: int) -> None:
             with self._write() as session:

@@ -63,7 +63,7 @@ def rows(database: Database, table: str) -> int:
     return int(count)
 
 
-def test_a_switch_and_the_way_back(store: Store, gallery: Gallery) -> None:
+def test_gallery_is_switched_to_another_pack_and_back(store: Store, gallery: Gallery) -> None:
     ids, before = lay_beside(store, gallery), store.embeddings.of_faces(gallery, face_ids(store, gallery))
     assert store.galleries.get("staff") == gallery
     last = store.changes.last(gallery.id) or 0
@@ -88,7 +88,7 @@ def test_a_switch_and_the_way_back(store: Store, gallery: Gallery) -> None:
     assert [pack.fingerprint for pack in store.reembeddings.packs(gallery.id)] == [OTHER]
 
 
-def test_what_is_held_from_before_the_switch_is_refused(store: Store, gallery: Gallery) -> None:
+def test_gallery_read_before_switch_is_rejected(store: Store, gallery: Gallery) -> None:
     """Nothing goes in and nothing comes out by a gallery as it was."""
     ids = lay_beside(store, gallery)
     now = store.reembeddings.switch(gallery, OTHER).gallery
@@ -109,7 +109,7 @@ def test_what_is_held_from_before_the_switch_is_refused(store: Store, gallery: G
     assert enrolled.outcome is Outcome.ENROLLED
 
 
-def test_a_switch_in_the_middle_of_reading(store: Store, gallery: Gallery) -> None:
+def test_switch_while_pages_are_read_raises_conflict(store: Store, gallery: Gallery) -> None:
     """Not one embedding by the other pack comes among those that were begun with."""
     lay_beside(store, gallery)
     parts: Iterator[object] = store.embeddings.pages(gallery, size=3)
@@ -119,7 +119,7 @@ def test_a_switch_in_the_middle_of_reading(store: Store, gallery: Gallery) -> No
         next(parts)
 
 
-def test_an_empty_gallery_can_be_switched_too(store: Store) -> None:
+def test_empty_gallery_can_be_switched(store: Store) -> None:
     gallery = make_gallery(store)
     assert list(store.embeddings.pages(gallery)) == []
     store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
@@ -130,7 +130,7 @@ def test_an_empty_gallery_can_be_switched_too(store: Store) -> None:
         store.embeddings.of_faces(gallery, [4711])
 
 
-def test_faces_that_lack_an_embedding_keep_it_from_switching(store: Store, gallery: Gallery) -> None:
+def test_faces_without_embedding_prevent_switch(store: Store, gallery: Gallery) -> None:
     store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     ids = face_ids(store, gallery)
     put(store, gallery, ids[2:])
@@ -144,7 +144,7 @@ def test_faces_that_lack_an_embedding_keep_it_from_switching(store: Store, galle
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 500])
-def test_dropping_tells_the_log(
+def test_dropped_faces_are_recorded_in_change_log(
     store: Store, gallery: Gallery, at_once: int, monkeypatch: pytest.MonkeyPatch, database: Database
 ) -> None:
     monkeypatch.setattr(reembeddings, "MAX_QUERY_VALUES", at_once)
@@ -165,7 +165,7 @@ def test_dropping_tells_the_log(
     assert rows(database, "embeddings") == 2 * (FACES - 3)
 
 
-def test_what_a_face_lacking_an_embedding_offers(store: Store) -> None:
+def test_missing_returns_faces_with_box_and_crop(store: Store) -> None:
     gallery = make_gallery(store)
     kept = new_face("ana", 1, crop=b"a file")
     answers = store.faces.enroll(gallery, [kept, new_face("bob", 2)])
@@ -182,7 +182,7 @@ def test_what_a_face_lacking_an_embedding_offers(store: Store) -> None:
     assert [face.face_id for face in store.reembeddings.missing(gallery.id, OTHER, 0, 1)] == [ana.face_id]
 
 
-def test_everything_of_a_face_goes_with_it(store: Store, database: Database) -> None:
+def test_deleting_a_face_deletes_its_embeddings_and_crop(store: Store, database: Database) -> None:
     gallery = make_gallery(store)
     ids = [enroll_one(store, gallery, new_face(f"p{i // 2}", i, crop=bytes(100))) for i in range(5)]
     lay_beside(store, gallery)
@@ -195,7 +195,7 @@ def test_everything_of_a_face_goes_with_it(store: Store, database: Database) -> 
     assert [rows(database, table) for table in ("crops", "embeddings", "reembeddings")] == [0, 0, 0]
 
 
-def test_faces_that_are_gone_or_done_are_passed_over(store: Store, gallery: Gallery) -> None:
+def test_put_skips_deleted_and_embedded_faces(store: Store, gallery: Gallery) -> None:
     store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     ids = face_ids(store, gallery)
     put(store, gallery, ids[:3])
@@ -208,7 +208,7 @@ def test_faces_that_are_gone_or_done_are_passed_over(store: Store, gallery: Gall
     assert np.array_equal(found.vectors, np.stack(expected))
 
 
-def test_starting_again_keeps_what_is_there(store: Store, gallery: Gallery, database: Database) -> None:
+def test_starting_reembedding_again_keeps_embeddings(store: Store, gallery: Gallery, database: Database) -> None:
     ids = lay_beside(store, gallery)
     [before] = query(database, "SELECT * FROM reembeddings")
     store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
@@ -219,7 +219,7 @@ def test_starting_again_keeps_what_is_there(store: Store, gallery: Gallery, data
         store.reembeddings.start(gallery, gallery.model, gallery.fingerprint, gallery.dim)
 
 
-def test_bad_embeddings_do_not_lie_beside(store: Store, gallery: Gallery) -> None:
+def test_put_rejects_invalid_embeddings(store: Store, gallery: Gallery) -> None:
     store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     [first, *_] = face_ids(store, gallery)
     for bad in (vector(1, DIM)[None], 2 * vector(1, OTHER_DIM)[None], np.full((1, OTHER_DIM), np.nan, np.float32)):
@@ -228,7 +228,9 @@ def test_bad_embeddings_do_not_lie_beside(store: Store, gallery: Gallery) -> Non
     assert store.reembeddings.count(gallery.id, OTHER) == 0
 
 
-def test_forgetting(store: Store, gallery: Gallery, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delete_removes_embeddings_of_another_pack(
+    store: Store, gallery: Gallery, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reembeddings, "MAX_QUERY_VALUES", 2)
     other = make_gallery(store, "another")
     enroll_one(store, other, new_face("ana", 1))
@@ -246,7 +248,7 @@ def test_forgetting(store: Store, gallery: Gallery, database: Database, monkeypa
             late()
 
 
-def test_the_gallery_s_own_embeddings_cannot_be_forgotten(store: Store, gallery: Gallery) -> None:
+def test_embeddings_of_own_pack_cannot_be_deleted(store: Store, gallery: Gallery) -> None:
     lay_beside(store, gallery)
     now = store.reembeddings.switch(gallery, OTHER).gallery
     with pytest.raises(Conflict, match="bound to other feedfeedfeedfeed: its embeddings cannot be deleted"):
@@ -257,7 +259,7 @@ def test_the_gallery_s_own_embeddings_cannot_be_forgotten(store: Store, gallery:
         store.reembeddings.delete(4711, OTHER)
 
 
-def test_one_of_two_switches_wins(store: Store, gallery: Gallery) -> None:
+def test_one_of_two_concurrent_switches_succeeds(store: Store, gallery: Gallery) -> None:
     lay_beside(store, gallery)
 
     def attempt() -> bool:
@@ -269,7 +271,7 @@ def test_one_of_two_switches_wins(store: Store, gallery: Gallery) -> None:
     assert sorted(in_threads([attempt] * 3)) == [False, False, True]
 
 
-def test_enrolling_goes_on_while_others_lie_beside(store: Store, gallery: Gallery) -> None:
+def test_enrollment_continues_during_reembedding(store: Store, gallery: Gallery) -> None:
     lay_beside(store, gallery)
     new = enroll_one(store, gallery, new_face("new", 60))
     store.identities.put(gallery.id, Person("new", "New"))

@@ -20,7 +20,7 @@ from tests.postgres import Database
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
-def test_a_new_face_makes_its_identity(store: Store) -> None:
+def test_new_face_creates_its_identity(store: Store) -> None:
     gallery = make_gallery(store)
     answers = store.faces.enroll(
         gallery,
@@ -45,7 +45,7 @@ def test_a_new_face_makes_its_identity(store: Store) -> None:
     ]
 
 
-def test_the_same_again_is_unchanged(store: Store) -> None:
+def test_enrolling_the_same_image_again_is_unchanged(store: Store) -> None:
     gallery = make_gallery(store)
     faces = [new_face("ana", 1, name="Ana"), new_face("bob", 2)]
     first = store.faces.enroll(gallery, faces)
@@ -56,7 +56,7 @@ def test_the_same_again_is_unchanged(store: Store) -> None:
     assert store.changes.last(gallery.id) == 4
 
 
-def test_the_same_image_twice_in_one_call(store: Store) -> None:
+def test_same_image_twice_in_one_call_is_enrolled_once(store: Store) -> None:
     gallery = make_gallery(store)
     first, again, other = store.faces.enroll(
         gallery, [new_face("ana", 1), new_face("ana", 1), new_face("eve", 1, name="Eve")]
@@ -67,7 +67,7 @@ def test_the_same_image_twice_in_one_call(store: Store) -> None:
     assert [person.external_id for person in store.identities.list(gallery.id)] == ["ana"]
 
 
-def test_the_same_image_for_another_identity_in_a_later_call(store: Store) -> None:
+def test_image_of_another_identity_is_rejected(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
     answers = store.faces.enroll(gallery, [new_face("eve", 1), new_face("eve", 2)])
@@ -77,7 +77,7 @@ def test_the_same_image_for_another_identity_in_a_later_call(store: Store) -> No
     assert store.identities.get(gallery.id, "ana").faces == 1
 
 
-def test_a_rejected_face_says_nothing_of_its_person(store: Store) -> None:
+def test_rejected_face_does_not_update_its_person(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, gallery, new_face("eve", 2, name="Eve"))
@@ -88,7 +88,7 @@ def test_a_rejected_face_says_nothing_of_its_person(store: Store) -> None:
     assert store.changes.last(gallery.id) == before
 
 
-def test_what_is_said_updates_and_what_is_not_said_is_kept(store: Store) -> None:
+def test_given_values_replace_and_missing_values_stay(store: Store) -> None:
     gallery = make_gallery(store)
     later = NOON + timedelta(days=9)
     enroll_one(
@@ -114,7 +114,7 @@ def test_what_is_said_updates_and_what_is_not_said_is_kept(store: Store) -> None
     assert store.identities.get(gallery.id, "ana").name == "Ann"
 
 
-def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> None:
+def test_new_person_has_values_of_all_items(store: Store) -> None:
     gallery = make_gallery(store)
     store.faces.enroll(
         gallery,
@@ -130,7 +130,7 @@ def test_all_that_is_said_of_a_new_person_in_one_call_counts(store: Store) -> No
     assert ana.metadata == {"a": 1, "b": 2, "z": 26}
 
 
-def test_what_is_said_later_in_one_call_counts(store: Store) -> None:
+def test_later_item_about_a_person_counts(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
     store.faces.enroll(gallery, [new_face("ana", 2, name="First"), Person("ana", "Last")])
@@ -139,7 +139,7 @@ def test_what_is_said_later_in_one_call_counts(store: Store) -> None:
     assert store.identities.get(gallery.id, "ana").name == "Last but one"
 
 
-def test_people_without_a_new_face_are_updated_but_not_made(store: Store) -> None:
+def test_people_without_new_face_are_updated_but_not_created(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, name="Ana"))
     answers = store.faces.enroll(gallery, [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
@@ -150,7 +150,7 @@ def test_people_without_a_new_face_are_updated_but_not_made(store: Store) -> Non
     ]
 
 
-def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store) -> None:
+def test_invalid_dates_reject_one_item_and_enroll_the_others(store: Store) -> None:
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1, valid_until=NOON))
     before = store.identities.get(gallery.id, "ana")
@@ -184,7 +184,7 @@ def test_validity_is_checked_after_merging_and_the_rest_is_enrolled(store: Store
     assert store.identities.get(gallery.id, "eve").faces == 1
 
 
-def test_a_person_whose_every_face_is_refused_is_not_made(store: Store) -> None:
+def test_person_with_only_rejected_faces_is_not_created(store: Store) -> None:
     gallery = make_gallery(store)
     [_, answer] = store.faces.enroll(gallery, [Person("ana", valid_from=NOON), new_face("ana", 1, valid_until=NOON)])
     assert answer.problem is not None
@@ -192,13 +192,13 @@ def test_a_person_whose_every_face_is_refused_is_not_made(store: Store) -> None:
     assert store.changes.last(gallery.id) == 0
 
 
-def test_nothing_to_enrol(store: Store) -> None:
+def test_enrolling_nothing_changes_nothing(store: Store) -> None:
     gallery = make_gallery(store)
     assert store.faces.enroll(gallery, []) == []
     assert store.changes.last(gallery.id) == 0
 
 
-def test_embeddings_are_kept_exactly(store: Store, database: Database) -> None:
+def test_embeddings_are_stored_exactly(store: Store, database: Database) -> None:
     gallery = make_gallery(store)
     odd = np.array([-0.0, np.float32(1e-45), np.nextafter(np.float32(1), np.float32(0)), 1e-5], dtype=np.float32)
     embedding = np.concatenate([odd, np.zeros(DIM - 4, dtype=np.float32)])
@@ -213,7 +213,7 @@ def test_embeddings_are_kept_exactly(store: Store, database: Database) -> None:
     assert bytes(stored) == embedding.astype("<f4").tobytes()
 
 
-def test_detection_and_quality_come_back(store: Store) -> None:
+def test_detection_and_quality_are_stored(store: Store) -> None:
     gallery = make_gallery(store)
     before = datetime.now(UTC)
     face_id = enroll_one(store, gallery, new_face("ana", 7))
@@ -230,7 +230,7 @@ def test_detection_and_quality_come_back(store: Store) -> None:
     assert before <= found.created_at <= datetime.now(UTC)
 
 
-def test_faces_page_in_the_order_of_their_enrolment(store: Store) -> None:
+def test_faces_are_listed_in_order_of_enrollment(store: Store) -> None:
     gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face(who, image) for image, who in enumerate(["ana", "bob"] * 5)])
     pages = []
@@ -246,7 +246,7 @@ def test_faces_page_in_the_order_of_their_enrolment(store: Store) -> None:
     assert [f.image_sha256 for f in store.faces.list(gallery.id, "ana")] == [image_hash(i) for i in (0, 2, 4, 6, 8)]
 
 
-def test_deleting_a_face_keeps_the_identity(store: Store) -> None:
+def test_deleting_a_face_keeps_its_identity(store: Store) -> None:
     gallery = make_gallery(store)
     face_id = enroll_one(store, gallery, new_face("ana", 1))
     ana = store.identities.get(gallery.id, "ana")
@@ -263,7 +263,7 @@ def test_deleting_a_face_keeps_the_identity(store: Store) -> None:
     assert back.outcome is Outcome.ENROLLED
 
 
-def test_known_images_of_more_hashes_than_one_query_takes(store: Store) -> None:
+def test_known_images_accepts_more_hashes_than_one_query(store: Store) -> None:
     gallery = make_gallery(store)
     answers = store.faces.enroll(gallery, [new_face(f"p{image % 7}", image) for image in range(0, 1600, 2)])
     asked = [image_hash(image) for image in range(1600)]
@@ -282,7 +282,7 @@ def test_known_images_of_more_hashes_than_one_query_takes(store: Store) -> None:
         assert np.array_equal(ids[answer.face_id or 0], vector(image))
 
 
-def test_all_vectors_come_in_parts_in_the_order_of_their_ids(store: Store) -> None:
+def test_embedding_pages_are_in_order_of_face_ids(store: Store) -> None:
     gallery, other = make_gallery(store), make_gallery(store, "other")
     store.faces.enroll(gallery, [new_face(f"p{i}", i) for i in range(25)])
     store.faces.enroll(other, [new_face(f"p{i}", i) for i in range(5)])
@@ -296,7 +296,7 @@ def test_all_vectors_come_in_parts_in_the_order_of_their_ids(store: Store) -> No
     assert owners == [store.faces.get(gallery.id, face_id).identity_id for face_id in ids]
 
 
-def test_a_gallery_deleted_before_the_commit(store: Store) -> None:
+def test_enrollment_into_deleted_gallery_raises_not_found(store: Store) -> None:
     gallery = make_gallery(store)
     face_id = enroll_one(store, gallery, new_face("ana", 1))
     store.galleries.delete("staff")

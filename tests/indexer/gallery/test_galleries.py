@@ -17,7 +17,7 @@ from tests.indexer.gallery.faces import enroll_one, image_hash, make_gallery, ne
 from tests.postgres import Database
 
 
-def test_a_gallery_comes_back_as_it_was_made(store: Store) -> None:
+def test_created_gallery_can_be_read(store: Store) -> None:
     before = datetime.now(UTC)
     made = store.galleries.create("Köln-Süd 東京", "sface", "49f000ec501fef24", 128)
     assert (made.name, made.model, made.fingerprint, made.dim, made.seq) == (
@@ -34,7 +34,7 @@ def test_a_gallery_comes_back_as_it_was_made(store: Store) -> None:
     assert store.changes.last(made.id) == 0
 
 
-def test_a_second_of_the_same_name_is_a_conflict(store: Store) -> None:
+def test_second_gallery_of_a_name_is_a_conflict(store: Store) -> None:
     first = make_gallery(store)
     with pytest.raises(Conflict, match="'staff'") as caught:
         store.galleries.create("staff", "other", "ffff", 64)
@@ -63,7 +63,7 @@ def test_a_second_of_the_same_name_is_a_conflict(store: Store) -> None:
         "\u00a0a",
     ],
 )
-def test_bad_names(store: Store, name: str) -> None:
+def test_invalid_gallery_names_are_rejected(store: Store, name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         make_gallery(store, name)
     assert caught.value.code == "invalid_request"
@@ -71,7 +71,7 @@ def test_bad_names(store: Store, name: str) -> None:
     assert store.galleries.list() == []
 
 
-def test_one_that_was_called_so_before_can_be_deleted(store: Store) -> None:
+def test_gallery_with_a_formerly_valid_name_can_be_deleted(store: Store) -> None:
     made = make_gallery(store)
     with Session(store.engine) as session, session.begin():
         session.execute(update(GalleryRow).values(name=".."))
@@ -79,11 +79,11 @@ def test_one_that_was_called_so_before_can_be_deleted(store: Store) -> None:
     assert store.galleries.list() == []
 
 
-def test_the_longest_name(store: Store) -> None:
+def test_longest_gallery_name_is_accepted(store: Store) -> None:
     assert store.galleries.get(make_gallery(store, "é" * 200).name).name == "é" * 200
 
 
-def test_a_missing_gallery(store: Store) -> None:
+def test_missing_gallery_is_not_found(store: Store) -> None:
     for ask in (store.galleries.get, store.galleries.delete):
         with pytest.raises(NotFound, match="'nobody'") as caught:
             ask("nobody")
@@ -91,7 +91,7 @@ def test_a_missing_gallery(store: Store) -> None:
     assert store.changes.last(4711) is None
 
 
-def test_paging(store: Store) -> None:
+def test_galleries_are_listed_in_pages(store: Store) -> None:
     made = [make_gallery(store, f"g{i}") for i in (3, 1, 4, 2, 5)]
     assert store.galleries.list() == made
     pages = []
@@ -102,7 +102,7 @@ def test_paging(store: Store) -> None:
     assert pages == [["g3", "g1"], ["g4", "g2"], ["g5"]]
 
 
-def test_deleting_takes_everything_along_and_nothing_else(store: Store, database: Database) -> None:
+def test_deleting_a_gallery_deletes_its_rows_only(store: Store, database: Database) -> None:
     doomed, kept = make_gallery(store, "doomed"), make_gallery(store, "kept")
     for gallery in (doomed, kept):
         enroll_one(store, gallery, new_face("ana", 1))
@@ -121,7 +121,7 @@ def test_deleting_takes_everything_along_and_nothing_else(store: Store, database
     engine.dispose()
 
 
-def test_ids_are_never_used_again(store: Store) -> None:
+def test_ids_are_not_reused(store: Store) -> None:
     """An index is kept under the gallery's id, and knows faces by theirs."""
     galleries, identities, faces = set(), set(), set()
     for _ in range(3):
@@ -142,7 +142,7 @@ def test_ids_are_never_used_again(store: Store) -> None:
     assert store.identities.put(gallery.id, Person("ana"))[0].id > ana
 
 
-def test_galleries_do_not_see_each_other(store: Store) -> None:
+def test_galleries_are_separate(store: Store) -> None:
     one, two = make_gallery(store, "one"), make_gallery(store, "two")
     face_id = enroll_one(store, one, new_face("ana", 1, name="Ana of one"))
     assert store.identities.list(two.id) == []

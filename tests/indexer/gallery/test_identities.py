@@ -34,7 +34,7 @@ METADATA: dict[str, object] = {
 }
 
 
-def test_put_makes_it(store: Store) -> None:
+def test_put_creates_identity(store: Store) -> None:
     gallery = make_gallery(store)
     person = Person("b-17", "Ana Ñandú", NOON, NOON + timedelta(days=1), {"team": "red"})
     before = datetime.now(UTC)
@@ -47,7 +47,7 @@ def test_put_makes_it(store: Store) -> None:
     assert [c.entry for c in store.changes.since(gallery.id, 0)] == [Entry(ChangeKind.IDENTITY_CHANGED, made.id)]
 
 
-def test_put_replaces_all_that_is_said(store: Store) -> None:
+def test_put_replaces_all_values(store: Store) -> None:
     gallery = make_gallery(store)
     first, _ = store.identities.put(gallery.id, Person("ana", "Ana", NOON, None, {"team": "red", "floor": 2}))
     enroll_one(store, gallery, new_face("ana", 1))
@@ -60,7 +60,7 @@ def test_put_replaces_all_that_is_said(store: Store) -> None:
     assert store.identities.get(gallery.id, "ana") == second
 
 
-def test_put_without_replace_leaves_it(store: Store) -> None:
+def test_put_without_replace_keeps_values(store: Store) -> None:
     gallery = make_gallery(store)
     first, created = store.identities.put(gallery.id, Person("ana", "Ana"), replace=False)
     assert created
@@ -69,7 +69,7 @@ def test_put_without_replace_leaves_it(store: Store) -> None:
     assert store.changes.last(gallery.id) == 1
 
 
-def test_saying_the_same_again_is_no_change(store: Store) -> None:
+def test_putting_the_same_values_again_is_no_change(store: Store) -> None:
     gallery = make_gallery(store)
     person = Person("ana", "Ana", NOON, None, METADATA)
     first, _ = store.identities.put(gallery.id, person)
@@ -77,7 +77,7 @@ def test_saying_the_same_again_is_no_change(store: Store) -> None:
     assert store.changes.last(gallery.id) == 1
 
 
-def test_metadata_comes_back_exactly(store: Store) -> None:
+def test_metadata_is_stored_exactly(store: Store) -> None:
     gallery = make_gallery(store)
     store.identities.put(gallery.id, Person("ana", metadata=METADATA))
     assert store.identities.get(gallery.id, "ana").metadata == METADATA
@@ -85,7 +85,7 @@ def test_metadata_comes_back_exactly(store: Store) -> None:
 
 
 @pytest.mark.parametrize("hours", [-11, 0, 5.75, 14])
-def test_dates_are_one_moment_in_every_zone(store: Store, hours: float) -> None:
+def test_dates_are_the_same_moment_in_every_zone(store: Store, hours: float) -> None:
     gallery = make_gallery(store)
     there = (NOON + timedelta(microseconds=123456)).astimezone(timezone(timedelta(hours=hours)))
     store.identities.put(gallery.id, Person("ana", valid_from=there, valid_until=there + MICROSECOND))
@@ -95,7 +95,7 @@ def test_dates_are_one_moment_in_every_zone(store: Store, hours: float) -> None:
     assert found.valid_from.utcoffset() == timedelta(0)
 
 
-def test_for_ever_can_be_said_whatever_zone_the_server_is_in(postgres: Postgres) -> None:
+def test_latest_date_is_stored_in_any_server_time_zone(postgres: Postgres) -> None:
     url = postgres.migrated()
     name = url.split("?")[0].rsplit("/", 1)[1]
     postgres.run(f"ALTER DATABASE {name} SET timezone TO 'Pacific/Auckland'")
@@ -110,7 +110,7 @@ def test_for_ever_can_be_said_whatever_zone_the_server_is_in(postgres: Postgres)
         assert store.identities.get(gallery.id, "ana").valid_from == first
 
 
-def test_for_ever_is_kept(store: Store) -> None:
+def test_latest_date_is_stored(store: Store) -> None:
     gallery = make_gallery(store)
     last = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     first = datetime(1, 1, 1, tzinfo=UTC)
@@ -148,7 +148,7 @@ BAD: list[tuple[Person, str]] = [
 
 
 @pytest.mark.parametrize(("person", "message"), BAD)
-def test_a_bad_person_is_refused_and_nothing_is_written(store: Store, person: Person, message: str) -> None:
+def test_invalid_person_is_rejected_and_not_stored(store: Store, person: Person, message: str) -> None:
     gallery = make_gallery(store)
     with pytest.raises(InvalidRequest, match=message) as caught:
         store.identities.put(gallery.id, person)
@@ -169,7 +169,7 @@ BRIM = {"x": "é" * 8188}
 MORE = {"y": 1}
 
 
-def test_as_much_metadata_as_may_be(store: Store) -> None:
+def test_largest_metadata_is_accepted(store: Store) -> None:
     gallery = make_gallery(store)
     assert len(json.dumps(BRIM, ensure_ascii=False, separators=(",", ":")).encode()) == MAX_METADATA_BYTES
     assert store.identities.put(gallery.id, Person("ana", metadata=BRIM))[0].metadata == BRIM
@@ -177,7 +177,7 @@ def test_as_much_metadata_as_may_be(store: Store) -> None:
         store.identities.put(gallery.id, Person("ana", metadata={"x": BRIM["x"] + "x"}))
 
 
-def test_metadata_that_grows_bit_by_bit_ends_there_too(store: Store) -> None:
+def test_joined_metadata_has_the_same_limit(store: Store) -> None:
     """Enrolling keeps what was said before, and so does merging."""
     gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face("ana", 1, metadata=BRIM)])
@@ -210,7 +210,7 @@ def test_metadata_that_grows_bit_by_bit_ends_there_too(store: Store) -> None:
     assert store.galleries.counts(gallery.id) == (3, 3)
 
 
-def test_more_that_was_stored_before_stays_and_can_be_made_less(store: Store) -> None:
+def test_oversized_stored_metadata_stays_and_can_shrink(store: Store) -> None:
     gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face("ana", 1)])
     much = {"x": "x" * 20_000, "y": "y" * 20_000}
@@ -233,7 +233,7 @@ def test_more_that_was_stored_before_stays_and_can_be_made_less(store: Store) ->
     assert store.identities.change(gallery.id, "ana", changed("Anna", MORE)).metadata == MORE
 
 
-def test_paging(store: Store) -> None:
+def test_identities_are_listed_in_pages(store: Store) -> None:
     gallery, other = make_gallery(store), make_gallery(store, "other")
     for i in (5, 3, 1, 4, 2):
         store.identities.put(gallery.id, Person(f"p{i}"))
@@ -252,7 +252,7 @@ def test_paging(store: Store) -> None:
     assert [person.external_id for person in store.identities.list(gallery.id)] == ["p5", "p3", "p1", "p4", "p2"]
 
 
-def test_who_is_valid_when(store: Store) -> None:
+def test_valid_returns_identities_within_their_dates(store: Store) -> None:
     """From `valid_from` on and before `valid_until`."""
     gallery = make_gallery(store)
     day = timedelta(days=1)
@@ -280,7 +280,7 @@ def test_who_is_valid_when(store: Store) -> None:
     assert set(store.identities.valid([ids["always"]] * 2, NOON)) == {ids["always"]}
 
 
-def test_valid_identities_are_whole_and_many_can_be_asked_for(store: Store) -> None:
+def test_valid_returns_all_values_of_many_identities(store: Store) -> None:
     gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face(f"p{i}", i, name=f"Number {i}") for i in range(1203)])
     people = store.identities.list(gallery.id)
@@ -290,7 +290,7 @@ def test_valid_identities_are_whole_and_many_can_be_asked_for(store: Store) -> N
     assert store.identities.valid(everybody, NOON) == everybody
 
 
-def test_deleting_takes_the_faces_along_and_says_so(store: Store) -> None:
+def test_deleting_an_identity_deletes_its_faces(store: Store) -> None:
     gallery = make_gallery(store)
     kept = enroll_one(store, gallery, new_face("bob", 3))
     gone = [enroll_one(store, gallery, new_face("ana", image)) for image in (1, 2)]
@@ -310,7 +310,7 @@ def test_deleting_takes_the_faces_along_and_says_so(store: Store) -> None:
     assert store.identities.valid([ana.id], NOON) == {}
 
 
-def test_what_is_not_there(store: Store) -> None:
+def test_missing_identity_is_not_found(store: Store) -> None:
     gallery = make_gallery(store)
     asked: list[Any] = [store.identities.get, store.faces.list, store.identities.delete]
     for ask in asked:
@@ -320,7 +320,7 @@ def test_what_is_not_there(store: Store) -> None:
     assert store.changes.last(gallery.id) == 0
 
 
-def test_a_gone_gallery_takes_nobody_in(store: Store, database: Database) -> None:
+def test_identity_in_deleted_gallery_raises_not_found(store: Store, database: Database) -> None:
     gallery = make_gallery(store)
     store.galleries.delete("staff")
     with pytest.raises(NotFound) as caught:

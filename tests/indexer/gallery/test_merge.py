@@ -31,7 +31,7 @@ def owner(index: VectorIndex, image: int) -> int:
     return hit.identity_id
 
 
-def test_the_faces_move_and_the_other_is_gone(store: Store) -> None:
+def test_merge_moves_faces_and_deletes_the_other_identity(store: Store) -> None:
     gallery = make_gallery(store)
     first = enroll_one(store, gallery, new_face("ana", 1))
     moved = [enroll_one(store, gallery, new_face("ana-2", image)) for image in (2, 3)]
@@ -73,7 +73,7 @@ def test_the_faces_move_and_the_other_is_gone(store: Store) -> None:
         (Person("a", None, NOON), Person("b", None, None, NOON - DAY), Person("a", None, NOON)),
     ],
 )
-def test_what_is_said_of_them(store: Store, into: Person, other: Person, expected: Person) -> None:
+def test_merge_joins_name_and_metadata(store: Store, into: Person, other: Person, expected: Person) -> None:
     gallery = make_gallery(store)
     before, _ = store.identities.put(gallery.id, into)
     store.identities.put(gallery.id, other)
@@ -92,7 +92,7 @@ def test_what_is_said_of_them(store: Store, into: Person, other: Person, expecte
         assert merged.updated_at > before.updated_at
 
 
-def test_what_cannot_be_merged_changes_nothing(store: Store) -> None:
+def test_invalid_merge_changes_nothing(store: Store) -> None:
     gallery, elsewhere = make_gallery(store), make_gallery(store, "visitors")
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, elsewhere, new_face("ben", 2))
@@ -106,7 +106,7 @@ def test_what_cannot_be_merged_changes_nothing(store: Store) -> None:
     assert store.galleries.counts(gallery.id) == store.galleries.counts(elsewhere.id) == (1, 1)
 
 
-def test_a_merge_that_fails_midway_never_happened(database: Database) -> None:
+def test_failed_merge_is_rolled_back(database: Database) -> None:
     with opened(database.url) as store:
         gallery = make_gallery(store)
         enroll_one(store, gallery, new_face("ana", 1))
@@ -125,7 +125,7 @@ def test_a_merge_that_fails_midway_never_happened(database: Database) -> None:
         assert [store.identities.get(gallery.id, name).faces for name in ("ana", "ana-2")] == [1, 1]
 
 
-def test_the_same_photos_are_not_enrolled_for_the_other_again(store: Store) -> None:
+def test_merged_photos_are_known_images_of_the_remaining_identity(store: Store) -> None:
     """A folder of the id that is gone, enrolled again every night, does not bring it back."""
     gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
@@ -136,7 +136,7 @@ def test_the_same_photos_are_not_enrolled_for_the_other_again(store: Store) -> N
     assert store.galleries.counts(gallery.id) == (1, 2)
 
 
-def test_embeddings_beside_and_exports_go_along(database: Database) -> None:
+def test_merge_keeps_other_embeddings_and_exports(database: Database) -> None:
     with opened(database.url) as store:
         gallery = make_gallery(store)
         enroll_one(store, gallery, new_face("ana", 1))
@@ -158,7 +158,7 @@ def followed(store: Store, gallery: Gallery, folder: Path, tier: Tier) -> Synchr
 
 
 @pytest.mark.parametrize("tier", [Tier.EXACT, Tier.COMPRESSED])
-def test_every_index_follows(store: Store, tmp_path: Path, tier: Tier) -> None:
+def test_indexes_follow_a_merge(store: Store, tmp_path: Path, tier: Tier) -> None:
     """The one that merges, one of another process over the same files, and one that starts from what lies at rest."""
     gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face(f"p{image // 2}", image) for image in range(40)])

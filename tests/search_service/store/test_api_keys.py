@@ -25,7 +25,7 @@ def keys(database: Database) -> Iterator[ApiKeyRepository]:
     engine.dispose()
 
 
-def test_a_key_comes_back_as_it_was_made(keys: ApiKeyRepository) -> None:
+def test_created_key_can_be_read(keys: ApiKeyRepository) -> None:
     expires = datetime(2101, 1, 1, 12, tzinfo=timezone(timedelta(hours=1)))
     before = now()
     made, told = keys.create("Nord-Tür", [Scope.ENROLL, Scope.SEARCH], ["b", "a", "b"], expires, 60)
@@ -39,14 +39,14 @@ def test_a_key_comes_back_as_it_was_made(keys: ApiKeyRepository) -> None:
     assert list(keys.list()) == [made]
 
 
-def test_what_is_left_out_limits_nothing(keys: ApiKeyRepository) -> None:
+def test_key_without_limits_has_none(keys: ApiKeyRepository) -> None:
     made, _ = keys.create("all", [Scope.SEARCH])
     assert (made.galleries, made.expires_at, made.per_minute) == (None, None, None)
     assert made.allows_gallery("any")
     assert not made.is_expired(datetime.max.replace(tzinfo=UTC))
 
 
-def test_the_secret_is_long_and_kept_nowhere(keys: ApiKeyRepository, database: Database) -> None:
+def test_secret_is_long_and_not_stored(keys: ApiKeyRepository, database: Database) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
     parts = KEY_PATTERN.fullmatch(told)
     assert parts is not None
@@ -63,7 +63,7 @@ def test_the_secret_is_long_and_kept_nowhere(keys: ApiKeyRepository, database: D
     assert len({other[3:19] for other in others} | {made.id}) == 21
 
 
-def test_what_is_no_key_is_not_genuine(keys: ApiKeyRepository) -> None:
+def test_invalid_text_is_not_authenticated(keys: ApiKeyRepository) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
     _, other = keys.create("other", [Scope.SEARCH])
     swapped = f"wt_{made.id}_{other[-43:]}"
@@ -90,7 +90,7 @@ def test_what_is_no_key_is_not_genuine(keys: ApiKeyRepository) -> None:
     assert keys.authenticate(told) == made
 
 
-def test_an_unknown_id_is_compared_as_well(keys: ApiKeyRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_id_is_compared_in_constant_time(keys: ApiKeyRepository, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can measure whether there is a key of an id."""
     _, told = keys.create("door", [Scope.SEARCH])
     compared: list[tuple[int, int]] = []
@@ -105,7 +105,7 @@ def test_an_unknown_id_is_compared_as_well(keys: ApiKeyRepository, monkeypatch: 
     assert compared == [(64, 64), (64, 64)]
 
 
-def test_scopes_contain_each_other(keys: ApiKeyRepository) -> None:
+def test_scopes_include_lower_scopes(keys: ApiKeyRepository) -> None:
     made = [keys.create(str(scope), [scope])[0] for scope in Scope]
     assert [[key.allows(scope) for scope in (Scope.SEARCH, Scope.ENROLL, Scope.ADMIN)] for key in made] == [
         [True, False, False],
@@ -114,7 +114,7 @@ def test_scopes_contain_each_other(keys: ApiKeyRepository) -> None:
     ]
 
 
-def test_a_limited_key_opens_those_galleries(keys: ApiKeyRepository) -> None:
+def test_limited_key_allows_its_galleries(keys: ApiKeyRepository) -> None:
     made, _ = keys.create("door", [Scope.SEARCH], ["staff", "東京"])
     assert [made.allows_gallery(name) for name in ("staff", "東京", "Staff", "staff ", "", "other")] == [
         True,
@@ -126,7 +126,7 @@ def test_a_limited_key_opens_those_galleries(keys: ApiKeyRepository) -> None:
     ]
 
 
-def test_a_revoked_key_stays_revoked_and_is_still_known(keys: ApiKeyRepository) -> None:
+def test_revoked_key_stays_listed(keys: ApiKeyRepository) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
     revoked = keys.revoke(made.id)
     assert revoked.revoked_at is not None
@@ -136,7 +136,7 @@ def test_a_revoked_key_stays_revoked_and_is_still_known(keys: ApiKeyRepository) 
     assert list(keys.list()) == [revoked]
 
 
-def test_a_revocation_is_seen_by_every_process(keys: ApiKeyRepository, database: Database) -> None:
+def test_revocation_is_visible_to_other_processes(keys: ApiKeyRepository, database: Database) -> None:
     made, told = keys.create("door", [Scope.SEARCH])
     engine = open_database(database.url)
     other = ApiKeyRepository(engine)
@@ -149,14 +149,14 @@ def test_a_revocation_is_seen_by_every_process(keys: ApiKeyRepository, database:
 
 
 @pytest.mark.parametrize("key_id", ["0" * 16, "", "x\0y", "\ud800", "x" * 1000])
-def test_an_unknown_id_is_not_found(keys: ApiKeyRepository, key_id: str) -> None:
+def test_unknown_key_id_is_not_found(keys: ApiKeyRepository, key_id: str) -> None:
     for call in (keys.get, keys.revoke):
         with pytest.raises(NotFound) as caught:
             call(key_id)
         assert caught.value.code == "key_not_found"
 
 
-def test_once_there_was_a_key_there_is_one(keys: ApiKeyRepository) -> None:
+def test_has_any_counts_revoked_and_expired_keys(keys: ApiKeyRepository) -> None:
     assert not keys.has_any()
     made, _ = keys.create("door", [Scope.SEARCH])
     assert keys.has_any()
@@ -164,7 +164,7 @@ def test_once_there_was_a_key_there_is_one(keys: ApiKeyRepository) -> None:
     assert keys.has_any()
 
 
-def test_names_are_had_once(keys: ApiKeyRepository) -> None:
+def test_key_names_are_unique(keys: ApiKeyRepository) -> None:
     made, _ = keys.create("door", [Scope.SEARCH])
     keys.revoke(made.id)
     with pytest.raises(Conflict, match="'door'") as caught:
@@ -173,7 +173,7 @@ def test_names_are_had_once(keys: ApiKeyRepository) -> None:
     assert len(keys.list()) == 1
 
 
-def test_of_several_at_once_one_gets_the_name(keys: ApiKeyRepository) -> None:
+def test_one_of_several_concurrent_keys_gets_the_name(keys: ApiKeyRepository) -> None:
     def make() -> str:
         try:
             return keys.create("door", [Scope.SEARCH])[1]
@@ -184,7 +184,7 @@ def test_of_several_at_once_one_gets_the_name(keys: ApiKeyRepository) -> None:
     assert keys.authenticate(told) == keys.list()[0]
 
 
-def test_keys_are_listed_by_name_in_pages(keys: ApiKeyRepository) -> None:
+def test_keys_are_listed_by_name(keys: ApiKeyRepository) -> None:
     for name in ("b", "d", "a", "e", "c"):
         keys.create(name, [Scope.SEARCH])
     assert [key.name for key in keys.list()] == ["a", "b", "c", "d", "e"]
@@ -208,13 +208,13 @@ def test_keys_are_listed_by_name_in_pages(keys: ApiKeyRepository) -> None:
         ({"per_minute": MAX_PER_MINUTE + 1}, "per_minute"),
     ],
 )
-def test_what_makes_no_sense_is_refused(keys: ApiKeyRepository, wrong: dict[str, Any], told: str) -> None:
+def test_invalid_key_settings_are_rejected(keys: ApiKeyRepository, wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
         keys.create(**{"name": "door", "scopes": [Scope.SEARCH]} | wrong)
     assert not keys.has_any()
 
 
-def test_the_limits_themselves_are_taken(keys: ApiKeyRepository) -> None:
+def test_limits_are_accepted_up_to_their_maximum(keys: ApiKeyRepository) -> None:
     galleries = [str(n) for n in range(MAX_GALLERIES)]
     latest = datetime.max.replace(tzinfo=UTC)
     made, told = keys.create("x" * 200, [Scope.SEARCH], galleries, latest, MAX_PER_MINUTE)
@@ -222,14 +222,14 @@ def test_the_limits_themselves_are_taken(keys: ApiKeyRepository) -> None:
     assert made.expires_at == latest
 
 
-def test_a_key_expires_at_its_moment(keys: ApiKeyRepository) -> None:
+def test_key_expires_at_its_time(keys: ApiKeyRepository) -> None:
     expires = datetime(2101, 1, 1, tzinfo=UTC)
     made, _ = keys.create("door", [Scope.SEARCH], expires_at=expires)
     assert not made.is_expired(expires - timedelta(microseconds=1))
     assert made.is_expired(expires)
 
 
-def test_without_a_database_nobody_is_genuine() -> None:
+def test_unreachable_database_authenticates_nobody() -> None:
     engine = open_database("postgresql://me@127.0.0.1:1/x")
     keys = ApiKeyRepository(engine)
     for call in (lambda: keys.authenticate(f"wt_{'0' * 16}_{'A' * 43}"), keys.has_any, keys.list):

@@ -68,7 +68,7 @@ def ids(events: EventRepository, **wanted: Any) -> list[int]:
     return [event.id for event in events.find(EventFilter(**wanted))]
 
 
-def test_an_event_says_what_was_seen(events: EventRepository, staff: Gallery, clock: Clock) -> None:
+def test_event_contains_the_sighting(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     told = events.record(staff, seen(direction=Direction.IN), MINUTE)
     assert told.recorded
     event = told.event
@@ -79,7 +79,7 @@ def test_an_event_says_what_was_seen(events: EventRepository, staff: Gallery, cl
     assert events.find(EventFilter()) == [event]
 
 
-def test_once_a_person_device_and_cooldown(events: EventRepository, staff: Gallery, clock: Clock) -> None:
+def test_repetition_within_cooldown_is_not_recorded(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     first = events.record(staff, seen(), MINUTE)
     clock.at += MINUTE - timedelta(microseconds=1)
     assert events.record(staff, seen(), MINUTE) == Recorded(first.event, recorded=False)
@@ -100,11 +100,11 @@ def test_galleries_do_not_share_a_cooldown(
     assert [events.record(gallery, seen(), MINUTE).recorded for gallery in (staff, visitors)] == [True, True]
 
 
-def test_without_a_cooldown_everything_is_recorded(events: EventRepository, staff: Gallery, clock: Clock) -> None:
+def test_zero_cooldown_records_every_sighting(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     assert [events.record(staff, seen(), timedelta()).recorded for _ in range(3)] == [True] * 3
 
 
-def test_another_direction_is_no_repetition(events: EventRepository, staff: Gallery, clock: Clock) -> None:
+def test_sighting_in_another_direction_is_recorded(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     """Who presses the wrong button and then the right one is out, and who comes back is in."""
     told = [events.record(staff, seen(direction=Direction(way)), MINUTE).recorded for way in ("in", "in", "out", "in")]
     assert told == [True, False, True, True]
@@ -117,7 +117,7 @@ def test_a_match_is_recorded_after_a_review(events: EventRepository, staff: Gall
     assert told == [True, False, True, False, False]
 
 
-def test_strangers_share_a_devices_cooldown(events: EventRepository, staff: Gallery, clock: Clock) -> None:
+def test_unrecognized_people_share_a_devices_cooldown(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     stranger = seen(None, decision="no_match")
     assert [events.record(staff, stranger, MINUTE).recorded for _ in range(3)] == [True, False, False]
     assert events.record(staff, seen(), MINUTE).recorded
@@ -126,7 +126,7 @@ def test_strangers_share_a_devices_cooldown(events: EventRepository, staff: Gall
 
 
 @pytest.mark.parametrize("back", [timedelta(minutes=1), timedelta(days=400)])
-def test_a_clock_set_back_does_not_block_for_ever(
+def test_clock_set_back_does_not_block_recording(
     events: EventRepository, staff: Gallery, clock: Clock, back: timedelta
 ) -> None:
     events.record(staff, seen(), MINUTE)
@@ -135,7 +135,7 @@ def test_a_clock_set_back_does_not_block_for_ever(
     assert not events.record(staff, seen(), MINUTE).recorded
 
 
-def test_a_machine_whose_clock_is_behind_repeats_nothing(events: EventRepository, staff: Gallery, clock: Clock) -> None:
+def test_clock_slightly_behind_repeats_no_event(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     events.record(staff, seen(), MINUTE)
     clock.at -= timedelta(seconds=3)
     assert not events.record(staff, seen(), MINUTE).recorded
@@ -143,12 +143,12 @@ def test_a_machine_whose_clock_is_behind_repeats_nothing(events: EventRepository
     assert events.record(staff, seen(), MINUTE).recorded
 
 
-def test_a_device_needs_a_name(events: EventRepository, staff: Gallery) -> None:
+def test_device_without_name_is_rejected(events: EventRepository, staff: Gallery) -> None:
     with pytest.raises(InvalidRequest, match="device must be 1 to 200 printable characters"):
         events.record(staff, seen(device=""), MINUTE)
 
 
-def test_a_gallery_that_is_gone(engine: Engine, events: EventRepository, staff: Gallery) -> None:
+def test_recording_in_deleted_gallery_raises_not_found(engine: Engine, events: EventRepository, staff: Gallery) -> None:
     events.record(staff, seen(), MINUTE)
     Store(engine).galleries.delete("staff")
     assert events.find(EventFilter()) == []
@@ -164,7 +164,7 @@ def test_events_outlive_their_identity(engine: Engine, events: EventRepository, 
     assert events.get(event.id) == event
 
 
-def test_find_filters_and_pages(engine: Engine, events: EventRepository, staff: Gallery, clock: Clock) -> None:
+def test_find_filters_events_and_pages(engine: Engine, events: EventRepository, staff: Gallery, clock: Clock) -> None:
     visitors = make_gallery(Store(engine), "visitors")
     made = []
     for gallery, one in (
@@ -192,7 +192,9 @@ def test_find_filters_and_pages(engine: Engine, events: EventRepository, staff: 
         events.get(d + 1)
 
 
-def test_forgetting(engine: Engine, events: EventRepository, staff: Gallery, clock: Clock) -> None:
+def test_events_are_deleted_by_person_and_time(
+    engine: Engine, events: EventRepository, staff: Gallery, clock: Clock
+) -> None:
     visitors = make_gallery(Store(engine), "visitors")
     WebhookRepository(engine).create("http://receiver", None, ["match"])
     a = events.record(staff, seen(), MINUTE).event.id
@@ -219,7 +221,7 @@ def deliveries(engine: Engine) -> list[int]:
         return list(connection.execute(text("SELECT event_id FROM deliveries ORDER BY id")).scalars())
 
 
-def test_an_event_is_on_its_way_to_those_who_want_it(engine: Engine, events: EventRepository, staff: Gallery) -> None:
+def test_event_is_queued_for_subscribed_webhooks(engine: Engine, events: EventRepository, staff: Gallery) -> None:
     visitors, hooks = make_gallery(Store(engine), "visitors"), WebhookRepository(engine)
     everything, _ = hooks.create("http://all", None, ["match", "review", "no_match"])
     matches, _ = hooks.create("http://matches", staff, ["match"])
@@ -234,7 +236,7 @@ def test_an_event_is_on_its_way_to_those_who_want_it(engine: Engine, events: Eve
     assert there == {"http://all": [match, stranger], "http://matches": [match], "http://elsewhere": []}
 
 
-def test_nothing_is_recorded_by_half(engine: Engine, events: EventRepository, staff: Gallery) -> None:
+def test_failed_recording_stores_nothing(engine: Engine, events: EventRepository, staff: Gallery) -> None:
     """Whatever fails in between, the cooldown is not taken without the event, nor the event kept without its way."""
     WebhookRepository(engine).create("http://receiver", None, ["match"])
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
@@ -257,7 +259,7 @@ def record(url: str, gallery: Gallery, external_ids: tuple[str, ...]) -> list[bo
         engine.dispose()
 
 
-def test_processes_that_see_somebody_at_once_record_one_event(
+def test_concurrent_processes_record_a_sighting_once(
     database: Database, engine: Engine, events: EventRepository, staff: Gallery
 ) -> None:
     WebhookRepository(engine).create("http://receiver", None, ["match"])
@@ -268,16 +270,14 @@ def test_processes_that_see_somebody_at_once_record_one_event(
     assert len(events.find(EventFilter())) == len(deliveries(engine)) == len(people)
 
 
-def test_threads_that_see_somebody_at_once_record_one_event(events: EventRepository, staff: Gallery) -> None:
+def test_concurrent_threads_record_a_sighting_once(events: EventRepository, staff: Gallery) -> None:
     for n in range(10):
         told = in_threads([lambda n=n: events.record(staff, seen(f"person-{n}"), MINUTE)] * 4)  # type: ignore[misc]
         assert sorted(one.recorded for one in told) == [False, False, False, True]
         assert len({one.event for one in told}) == 1
 
 
-def test_an_event_that_was_taken_away_by_hand_is_recorded_anew(
-    engine: Engine, events: EventRepository, staff: Gallery
-) -> None:
+def test_sighting_of_a_missing_event_is_recorded_again(engine: Engine, events: EventRepository, staff: Gallery) -> None:
     events.record(staff, seen(), MINUTE)
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(text("DELETE FROM events"))
@@ -286,7 +286,7 @@ def test_an_event_that_was_taken_away_by_hand_is_recorded_anew(
     assert events.record(staff, replace(seen(), score=0.7), MINUTE) == Recorded(again.event, recorded=False)
 
 
-def test_events_are_seen_in_the_order_of_their_ids(
+def test_events_become_visible_in_order_of_ids(
     database: Database, engine: Engine, events: EventRepository, staff: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever reads on from the last event they saw misses none, however slowly another one is committed."""
@@ -313,7 +313,7 @@ def test_events_are_seen_in_the_order_of_their_ids(
     assert page == told
 
 
-def test_a_gallery_is_deleted_after_what_is_being_recorded(
+def test_deleting_a_gallery_waits_for_recording(
     engine: Engine, events: EventRepository, staff: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of somebody who was recorded before: each would have what the other one wants."""
@@ -339,7 +339,7 @@ def test_a_gallery_is_deleted_after_what_is_being_recorded(
 
 
 @pytest.mark.parametrize("what", ["gallery", "webhook", "events"])
-def test_recording_and_deleting_do_not_wait_for_each_other_for_ever(
+def test_recording_and_deleting_do_not_deadlock(
     engine: Engine, events: EventRepository, staff: Gallery, what: str
 ) -> None:
     store, webhooks = Store(engine), WebhookRepository(engine)

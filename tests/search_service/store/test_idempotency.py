@@ -49,7 +49,7 @@ def rows(engine: Engine) -> int:
         return session.scalar(select(func.count()).select_from(AnswerRow)) or 0
 
 
-def test_the_answer_is_given_again(answers: IdempotencyStore) -> None:
+def test_stored_answer_is_returned_again(answers: IdempotencyStore) -> None:
     claim = claimed(answers)
     assert answers.claim("", "k") == Pending()
     answers.put(claim, ANSWER)
@@ -57,20 +57,20 @@ def test_the_answer_is_given_again(answers: IdempotencyStore) -> None:
     assert answers.claim("", "k") == ANSWER
 
 
-def test_each_owner_has_keys_of_their_own(answers: IdempotencyStore) -> None:
+def test_owners_have_separate_keys(answers: IdempotencyStore) -> None:
     answers.put(claimed(answers), ANSWER)
     for owner, key in (("", "other"), ("key1", "k"), ("key2", "k")):
         claimed(answers, key, owner)
     assert answers.claim("", "k") == ANSWER
 
 
-def test_a_key_that_is_given_up_is_free(answers: IdempotencyStore) -> None:
+def test_released_key_can_be_claimed_again(answers: IdempotencyStore) -> None:
     answers.release(claimed(answers))
     answers.put(claimed(answers), ANSWER)
     assert answers.claim("", "k") == ANSWER
 
 
-def test_a_key_that_was_taken_before_the_clock_was_set_back_is_free(
+def test_claim_from_before_clock_was_set_back_is_free(
     answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at(monkeypatch, timedelta(days=1))
@@ -81,7 +81,7 @@ def test_a_key_that_was_taken_before_the_clock_was_set_back_is_free(
     assert answers.claim("", "k") == Pending()
 
 
-def test_an_answer_is_not_given_up(answers: IdempotencyStore) -> None:
+def test_answered_key_cannot_be_released(answers: IdempotencyStore) -> None:
     claim = claimed(answers)
     answers.put(claim, ANSWER)
     answers.release(claim)
@@ -89,7 +89,9 @@ def test_an_answer_is_not_given_up(answers: IdempotencyStore) -> None:
     assert answers.claim("", "k") == ANSWER
 
 
-def test_whoever_died_holds_the_key_for_a_while(answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_claim_of_a_dead_process_ends_with_its_lease(
+    answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dead = claimed(answers)
     at(monkeypatch, timedelta(seconds=LEASE_SECONDS) - SECOND)
     assert answers.claim("", "k") == Pending()
@@ -103,9 +105,7 @@ def test_whoever_died_holds_the_key_for_a_while(answers: IdempotencyStore, monke
     assert answers.claim("", "k") == ANSWER
 
 
-def test_whoever_says_that_it_is_alive_holds_its_keys(
-    answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_renewed_claims_are_kept(answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     held = [claimed(answers, f"k{number}") for number in range(3)]
     dead = claimed(answers, "dead")
     at(monkeypatch, timedelta(seconds=LEASE_SECONDS / 2))
@@ -118,9 +118,7 @@ def test_whoever_says_that_it_is_alive_holds_its_keys(
         assert answers.claim("", claim.key) == ANSWER
 
 
-def test_whoever_was_held_up_and_goes_on_holds_the_key_that_nobody_took(
-    answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_delayed_process_keeps_unclaimed_key(answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     claim = claimed(answers)
     at(monkeypatch, timedelta(seconds=3 * LEASE_SECONDS))
     answers.renew([claim])
@@ -128,13 +126,13 @@ def test_whoever_was_held_up_and_goes_on_holds_the_key_that_nobody_took(
     assert answers.put(claim, ANSWER)
 
 
-def test_what_is_kept_instead_of_an_answer(answers: IdempotencyStore) -> None:
+def test_data_can_be_stored_in_place_of_an_answer(answers: IdempotencyStore) -> None:
     memory = StoredAnswer("cd" * 32, 200, None, b"[]")
     answers.put(claimed(answers), memory)
     assert answers.claim("", "k") == memory
 
 
-def test_an_answer_is_kept_for_its_time(answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_is_kept_for_its_retention(answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     answers.put(claimed(answers), ANSWER)
     at(monkeypatch, RETENTION - SECOND)
     assert answers.claim("", "k") == ANSWER
@@ -142,7 +140,7 @@ def test_an_answer_is_kept_for_its_time(answers: IdempotencyStore, monkeypatch: 
     claimed(answers)
 
 
-def test_what_is_too_old_is_swept(answers: IdempotencyStore, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_answers_are_swept(answers: IdempotencyStore, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "SWEEP_BATCH", 3)
     for number in range(7):
         answers.put(claimed(answers, f"old-{number}"), ANSWER)
@@ -158,12 +156,12 @@ def test_what_is_too_old_is_swept(answers: IdempotencyStore, engine: Engine, mon
     assert answers.claim("", "new") == ANSWER
 
 
-def test_one_of_many_threads_answers(answers: IdempotencyStore) -> None:
+def test_one_of_many_threads_gets_the_claim(answers: IdempotencyStore) -> None:
     found = in_threads([lambda: answers.claim("", "k")] * 12)
     assert sorted(type(one).__name__ for one in found) == ["Claim"] + ["Pending"] * 11
 
 
-def test_one_of_many_threads_takes_the_place_of_the_dead(
+def test_one_of_many_threads_takes_over_an_expired_claim(
     answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claimed(answers)
@@ -180,11 +178,11 @@ def _claim(url: str) -> str:
         engine.dispose()
 
 
-def test_one_of_several_processes_answers(database: Database) -> None:
+def test_one_of_several_processes_gets_the_claim(database: Database) -> None:
     assert sorted(in_processes(_claim, [(database.url,)] * 3)) == ["Claim", "Pending", "Pending"]
 
 
-def test_sweepers_do_not_stand_in_each_others_way(answers: IdempotencyStore, engine: Engine) -> None:
+def test_concurrent_sweeps_do_not_block_each_other(answers: IdempotencyStore, engine: Engine) -> None:
     for number in range(30):
         claimed(answers, str(number))
     with Session(engine) as session, session.begin():

@@ -75,7 +75,7 @@ def put(engine: Engine, jobs: JobRepository, held: ClaimedJob, *results: JobResu
         jobs.put(session, held, results)
 
 
-def test_a_job_and_its_file(jobs: JobRepository, gallery: Gallery) -> None:
+def test_created_job_has_its_file(jobs: JobRepository, gallery: Gallery) -> None:
     job = make(jobs, gallery)
     assert (job.gallery, job.state, job.images, job.outcomes) == (gallery.name, JobState.QUEUED, 3, {})
     assert (job.started_at, job.finished_at, job.problem) == (None, None, None)
@@ -88,7 +88,7 @@ def test_a_job_and_its_file(jobs: JobRepository, gallery: Gallery) -> None:
         jobs.get("x")
 
 
-def test_a_file_that_breaks_off_is_no_job(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_interrupted_upload_creates_no_job(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     def broken() -> Iterator[bytes]:
         yield from FILE
         assert count(engine, JobPartRow) >= PARTS_AT_ONCE, "parts are written while they come"
@@ -100,7 +100,7 @@ def test_a_file_that_breaks_off_is_no_job(jobs: JobRepository, gallery: Gallery,
     assert (count(engine, JobRow), count(engine, JobPartRow)) == (0, 0)
 
 
-def test_a_writer_that_died_is_swept(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_abandoned_upload_is_swept(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     with Session(engine.execution_options(writing=True)) as session, session.begin():
         for name, age in (("dead", 3600), ("slow", 60)):
             at = now() - timedelta(seconds=age)
@@ -115,7 +115,7 @@ def test_a_writer_that_died_is_swept(jobs: JobRepository, gallery: Gallery, engi
     assert count(engine, JobPartRow) == 1
 
 
-def test_a_writer_that_died_takes_no_room(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_abandoned_upload_does_not_count_as_unfinished(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     with Session(engine.execution_options(writing=True)) as session, session.begin():
         for name, age in (("dead", RECEIVING_SECONDS + 1), ("slow", RECEIVING_SECONDS // 2)):
             at = now() - timedelta(seconds=age)
@@ -128,7 +128,7 @@ def test_a_writer_that_died_takes_no_room(jobs: JobRepository, gallery: Gallery,
         jobs.check_room(1)
 
 
-def test_no_more_than_there_is_room_for(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_number_of_unfinished_jobs_is_limited(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     def create() -> Job | None:
         try:
             return jobs.create(gallery.id, 3, {}, FILE, most=3)
@@ -143,7 +143,7 @@ def test_no_more_than_there_is_room_for(jobs: JobRepository, gallery: Gallery, e
     assert create() is None
 
 
-def test_they_are_counted_one_after_the_other(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_concurrent_uploads_respect_the_limit(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     """Whoever has counted waits a while for somebody who counts the same."""
     both = threading.Barrier(2)
 
@@ -162,7 +162,7 @@ def test_they_are_counted_one_after_the_other(jobs: JobRepository, gallery: Gall
     assert sorted(in_threads([create] * 2)) == [False, True]
 
 
-def test_the_gallery_goes_while_the_file_is_written(
+def test_gallery_deleted_during_upload_raises_not_found(
     jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine
 ) -> None:
     def file() -> Iterator[bytes]:
@@ -176,7 +176,9 @@ def test_the_gallery_goes_while_the_file_is_written(
     assert (count(engine, JobRow), count(engine, JobPartRow)) == (0, 0)
 
 
-def test_a_gallery_takes_its_jobs_along(jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine) -> None:
+def test_deleting_a_gallery_deletes_its_jobs(
+    jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine
+) -> None:
     job = make(jobs, gallery)
     held = taken(jobs)
     put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
@@ -191,13 +193,13 @@ def test_a_gallery_takes_its_jobs_along(jobs: JobRepository, gallery: Gallery, s
     assert caught.value.code == "job_lost"
 
 
-def test_the_oldest_goes_first(jobs: JobRepository, gallery: Gallery) -> None:
+def test_oldest_job_is_claimed_first(jobs: JobRepository, gallery: Gallery) -> None:
     made = [make(jobs, gallery).id for _ in range(3)]
     assert [taken(jobs).id for _ in range(3)] == made
     assert jobs.claim(LONG) is None
 
 
-def test_what_a_worker_left_is_taken_over(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_job_with_expired_lease_is_claimed_again(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     dead = taken(jobs, seconds=-1)
     put(engine, jobs, dead, JobResult(2, "b.jpg", "ben", "enrolled", face_id=7))
@@ -219,14 +221,14 @@ def test_what_a_worker_left_is_taken_over(jobs: JobRepository, gallery: Gallery,
     assert jobs.renew(alive, LONG) is JobState.RUNNING
 
 
-def test_one_that_was_taken_before_the_clock_was_set_back_is_free(jobs: JobRepository, gallery: Gallery) -> None:
+def test_job_claimed_before_clock_was_set_back_is_free(jobs: JobRepository, gallery: Gallery) -> None:
     make(jobs, gallery)
     ahead = taken(jobs, seconds=86_400)
     assert taken(jobs).claim != ahead.claim
     assert jobs.claim(LONG) is None
 
 
-def test_results_are_committed_with_the_faces_or_not_at_all(
+def test_results_are_committed_with_the_faces(
     jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine
 ) -> None:
     make(jobs, gallery)
@@ -249,7 +251,7 @@ def test_results_are_committed_with_the_faces_or_not_at_all(
     assert store.faces.get(gallery.id, result.face_id or 0).image_sha256 == image_hash(1)
 
 
-def test_attempts_are_counted_until_it_gets_further(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_attempts_are_counted_until_progress(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     make(jobs, gallery)
     assert [taken(jobs, seconds=-1).attempts for _ in range(3)] == [1, 2, 3]
     held = taken(jobs, seconds=-1)
@@ -260,7 +262,7 @@ def test_attempts_are_counted_until_it_gets_further(jobs: JobRepository, gallery
     assert taken(jobs).attempts == 1
 
 
-def test_given_back(jobs: JobRepository, gallery: Gallery) -> None:
+def test_released_job_is_claimed_at_once(jobs: JobRepository, gallery: Gallery) -> None:
     job = make(jobs, gallery)
     jobs.release(taken(jobs))
     assert jobs.get(job.id).state is JobState.QUEUED
@@ -270,7 +272,7 @@ def test_given_back(jobs: JobRepository, gallery: Gallery) -> None:
     assert taken(jobs).state is JobState.CANCELLING
 
 
-def test_postponed(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_postponed_job_waits_and_shows_its_problem(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     held = taken(jobs)
     jobs.postpone(held, "no model", LONG)
@@ -284,7 +286,7 @@ def test_postponed(jobs: JobRepository, gallery: Gallery, engine: Engine) -> Non
     assert jobs.get(job.id).problem is None
 
 
-def test_nul(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_nul_in_results_and_problems_is_replaced(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     """A manifest may hold it, and not every database."""
     job = make(jobs, gallery)
     held = taken(jobs)
@@ -296,7 +298,7 @@ def test_nul(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     assert jobs.get(job.id).problem == "\ufffd"
 
 
-def test_the_end(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_finished_job_loses_its_file(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     held = taken(jobs)
     told = [
@@ -320,7 +322,7 @@ def test_the_end(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     assert jobs.cancel(job.id).state is JobState.DONE
 
 
-def test_cancelled_while_it_waits(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_queued_job_is_cancelled_at_once(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     cancelled = jobs.cancel(job.id)
     assert (cancelled.state, cancelled.started_at) == (JobState.CANCELLED, None)
@@ -331,7 +333,7 @@ def test_cancelled_while_it_waits(jobs: JobRepository, gallery: Gallery, engine:
         jobs.cancel("x")
 
 
-def test_cancelled_while_it_runs(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_running_job_is_cancelled_by_its_worker(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
     held = taken(jobs)
     assert jobs.cancel(job.id).state is JobState.CANCELLING
@@ -347,7 +349,7 @@ def test_cancelled_while_it_runs(jobs: JobRepository, gallery: Gallery, engine: 
     assert count(engine, JobPartRow) == 0
 
 
-def test_the_latest_first_page_by_page(jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine) -> None:
+def test_jobs_are_listed_latest_first(jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine) -> None:
     other = make_gallery(store, "guests")
     made = [make(jobs, one).id for one in (gallery, other, gallery, other, gallery)]
     order = sorted(made, reverse=True)
@@ -360,7 +362,7 @@ def test_the_latest_first_page_by_page(jobs: JobRepository, gallery: Gallery, st
     assert jobs.latest([]) == []
 
 
-def test_old_ones_are_swept_and_files_that_were_left(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
+def test_sweep_deletes_old_jobs_and_remaining_files(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     old, young, waiting = (make(jobs, gallery).id for _ in range(3))
     for _ in range(2):
         held = taken(jobs)
@@ -390,7 +392,7 @@ def claim_all(url: str) -> list[str]:
         engine.dispose()
 
 
-def test_no_two_workers_hold_one_job(jobs: JobRepository, gallery: Gallery, database: Database) -> None:
+def test_concurrent_workers_claim_different_jobs(jobs: JobRepository, gallery: Gallery, database: Database) -> None:
     made = sorted(make(jobs, gallery).id for _ in range(20))
     claimed = in_processes(claim_all, [(database.url,)] * 3)
     assert sorted(job for mine in claimed for job in mine) == made

@@ -73,7 +73,7 @@ def claim_of(webhooks: WebhookRepository, delivery_id: int) -> ClaimedDelivery:
     return claimed
 
 
-def test_a_webhook_and_its_secret(webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
+def test_created_webhook_has_a_secret(webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
     made, secret = webhooks.create(URL, staff, ["match", "review", "match"])
     other, other_secret = webhooks.create("http://10.0.0.7:9000", None, ["no_match"])
     assert (made.url, made.gallery, made.decisions, made.created_at) == (URL, "staff", ("match", "review"), NOON)
@@ -101,7 +101,7 @@ def test_a_webhook_and_its_secret(webhooks: WebhookRepository, staff: Gallery, c
         "http://a" + "b" * 1990,
     ],
 )
-def test_urls(webhooks: WebhookRepository, url: str) -> None:
+def test_valid_urls_are_accepted(webhooks: WebhookRepository, url: str) -> None:
     assert webhooks.create(url, None, ["match"])[0].url == url
 
 
@@ -127,26 +127,28 @@ def test_urls(webhooks: WebhookRepository, url: str) -> None:
         "http://a" + "b" * 2000,
     ],
 )
-def test_what_is_no_url(webhooks: WebhookRepository, url: str) -> None:
+def test_invalid_urls_are_rejected(webhooks: WebhookRepository, url: str) -> None:
     with pytest.raises(InvalidRequest, match="a webhook's url must") as caught:
         webhooks.create(url, None, ["match"])
     assert "secret" not in caught.value.message
     assert webhooks.list() == []
 
 
-def test_a_webhook_wants_something(webhooks: WebhookRepository) -> None:
+def test_webhook_without_decisions_is_rejected(webhooks: WebhookRepository) -> None:
     with pytest.raises(InvalidRequest, match="at least one decision"):
         webhooks.create(URL, None, [])
 
 
-def test_there_are_not_too_many(webhooks: WebhookRepository) -> None:
+def test_number_of_webhooks_is_limited(webhooks: WebhookRepository) -> None:
     for n in range(MAX_WEBHOOKS):
         webhooks.create(f"http://a/{n}", None, ["match"])
     with pytest.raises(Conflict, match="the most allowed"):
         webhooks.create(URL, None, ["match"])
 
 
-def test_a_claim(engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
+def test_claimed_delivery_is_due_again_after_its_lease(
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
+) -> None:
     hook, secret = webhooks.create(URL, None, ["match"])
     made = record(engine, staff)
     (delivery_id,) = [one.id for one in webhooks.due(())]
@@ -167,7 +169,7 @@ def test_a_claim(engine: Engine, webhooks: WebhookRepository, staff: Gallery, cl
     assert webhooks.deliveries(hook.id, WAITING) == []
 
 
-def test_of_those_who_claim_at_once_one_does(engine: Engine, webhooks: WebhookRepository, staff: Gallery) -> None:
+def test_one_of_several_concurrent_claims_succeeds(engine: Engine, webhooks: WebhookRepository, staff: Gallery) -> None:
     webhooks.create(URL, None, ["match"])
     record(engine, staff)
     (delivery_id,) = [one.id for one in webhooks.due(())]
@@ -175,7 +177,9 @@ def test_of_those_who_claim_at_once_one_does(engine: Engine, webhooks: WebhookRe
     assert len([one for one in claims if one is not None]) == 1
 
 
-def test_a_failure_is_tried_again(engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
+def test_failed_delivery_is_attempted_again(
+    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
+) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     record(engine, staff)
     webhooks.mark_failed(claim(webhooks), "answered 500", timedelta(seconds=40))
@@ -186,9 +190,7 @@ def test_a_failure_is_tried_again(engine: Engine, webhooks: WebhookRepository, s
     assert claim(webhooks).attempts == 2
 
 
-def test_a_failure_pauses_its_webhook(
-    engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
-) -> None:
+def test_failure_pauses_its_webhook(engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     made = [record(engine, staff) for _ in range(3)]
     first, second, third = (one.id for one in webhooks.deliveries(hook.id, WAITING))
@@ -220,7 +222,7 @@ def test_a_failure_pauses_its_webhook(
     assert {one.failures for one in rest} == {0}
 
 
-def test_whoever_tried_after_a_pause_was_killed(
+def test_trial_delivery_of_a_killed_process_is_due_again(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     webhooks.create(URL, None, ["match"])
@@ -234,9 +236,7 @@ def test_whoever_tried_after_a_pause_was_killed(
     assert claim(webhooks).failures == 1
 
 
-def test_of_those_who_try_at_once_after_a_pause_one_does(
-    engine: Engine, webhooks: WebhookRepository, staff: Gallery
-) -> None:
+def test_one_delivery_is_attempted_after_a_pause(engine: Engine, webhooks: WebhookRepository, staff: Gallery) -> None:
     """Each another event."""
     hook, _ = webhooks.create(URL, None, ["match"])
     for _ in range(5):
@@ -247,7 +247,7 @@ def test_of_those_who_try_at_once_after_a_pause_one_does(
     assert len([one for one in claims if one is not None]) == 1
 
 
-def test_what_waited_behind_others_for_a_day_is_dead(
+def test_deliveries_behind_a_failing_endpoint_become_dead(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
@@ -269,7 +269,7 @@ def test_what_waited_behind_others_for_a_day_is_dead(
     assert webhooks.get(hook.id).dead == 0, "they wait anew"
 
 
-def test_a_long_queue_is_not_read_to_find_what_is_due(
+def test_finding_due_deliveries_does_not_scan_the_queue(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery
 ) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
@@ -291,7 +291,7 @@ def test_a_long_queue_is_not_read_to_find_what_is_due(
     assert not re.search("(SCAN|Seq Scan on) deliveries|Sort|TEMP B-TREE", plan), plan
 
 
-def test_dead_letters_and_their_replay(
+def test_dead_deliveries_can_be_replayed(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
@@ -314,7 +314,7 @@ def test_dead_letters_and_their_replay(
     assert (again.id, again.attempts) == (dead[0].id, 1)
 
 
-def test_a_late_failure_says_nothing_of_the_next_try(
+def test_late_failure_does_not_affect_next_attempt(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
@@ -327,7 +327,7 @@ def test_a_late_failure_says_nothing_of_the_next_try(
     assert (waiting.problem, waiting.next_at) == (None, clock.at + LEASE)
 
 
-def test_a_clock_set_back_delays_by_no_more_than_a_wait(
+def test_clock_set_back_delays_delivery_at_most_one_wait(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     webhooks.create(URL, None, ["match"])
@@ -340,7 +340,7 @@ def test_a_clock_set_back_delays_by_no_more_than_a_wait(
     assert claim(webhooks).id == claimed.id
 
 
-def test_what_goes_with_a_webhook_a_gallery_an_event(
+def test_deliveries_are_deleted_with_webhook_gallery_and_event(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery
 ) -> None:
     visitors = make_gallery(Store(engine), "visitors")
