@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from hashlib import sha256
 from typing import Any
@@ -16,13 +15,6 @@ from indexer.gallery.database import open_database
 from search_service.store.api_keys import KEY_PATTERN, MAX_GALLERIES, MAX_PER_MINUTE, ApiKeyRepository, Scope
 from tests.indexer.gallery.together import in_threads
 from tests.postgres import Database
-
-
-@pytest.fixture
-def keys(database: Database) -> Iterator[ApiKeyRepository]:
-    engine = open_database(database.url)
-    yield ApiKeyRepository(engine)
-    engine.dispose()
 
 
 def test_created_key_can_be_read(keys: ApiKeyRepository) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -38,30 +37,6 @@ def seen(
 ) -> Sighting:
     person = NamedIdentity(7, external_id, f"Name of {external_id}", {}, 1) if external_id else None
     return Sighting(device, direction, decision, decision == "match", person, 0.61, 0.42, "request-1")
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "now", clock)
-    return clock
-
-
-@pytest.fixture
-def engine(database: Database) -> Iterator[Engine]:
-    engine = open_database(database.url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def events(engine: Engine) -> EventRepository:
-    return EventRepository(engine)
-
-
-@pytest.fixture
-def staff(engine: Engine) -> Gallery:
-    return make_gallery(Store(engine))
 
 
 def ids(events: EventRepository, **wanted: Any) -> list[int]:

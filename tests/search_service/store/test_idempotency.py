@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,18 +18,6 @@ from tests.postgres import Database
 
 ANSWER = StoredAnswer("ab" * 32, 201, {"content-type": "application/json", "etag": '"1"'}, b'{"name": "\xc3\xbc"}')
 SECOND = timedelta(seconds=1)
-
-
-@pytest.fixture
-def engine(database: Database) -> Iterator[Engine]:
-    engine = open_database(database.url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def answers(engine: Engine) -> IdempotencyStore:
-    return IdempotencyStore(engine)
 
 
 def claimed(answers: IdempotencyStore, key: str = "k", owner: str = "") -> Claim:

@@ -39,20 +39,8 @@ FILE = [bytes([n]) * 10 for n in range(2 * PARTS_AT_ONCE + 3)]
 
 
 @pytest.fixture
-def engine(database: Database) -> Iterator[Engine]:
-    engine = open_database(database.url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def jobs(engine: Engine) -> JobRepository:
-    return JobRepository(engine)
-
-
-@pytest.fixture
-def gallery(store: Store) -> Gallery:
-    return make_gallery(store)
+def gallery(staff: Gallery) -> Gallery:
+    return staff
 
 
 def make(jobs: JobRepository, gallery: Gallery, images: int = 3) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -12,46 +11,17 @@ import pytest
 from sqlalchemy import Engine, event, insert, text
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
-from indexer.gallery.database import open_database
 from indexer.gallery.store import Store
 from indexer.types import Gallery
-from search_service.store import events as events_module
-from search_service.store import webhooks as module
 from search_service.store.events import DEAD, WAITING, EventRepository, Sighting
 from search_service.store.schema import DeliveryRow
 from search_service.store.webhooks import MAX_DELAY, MAX_WAIT, MAX_WEBHOOKS, ClaimedDelivery, WebhookRepository
 from tests.indexer.gallery.clock import NOON, Clock
 from tests.indexer.gallery.faces import make_gallery
 from tests.indexer.gallery.together import in_threads
-from tests.postgres import Database
 
 LEASE = timedelta(seconds=15)
 URL = "https://receiver.example.com/doors?token=1"
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "now", clock)
-    monkeypatch.setattr(events_module, "now", clock)
-    return clock
-
-
-@pytest.fixture
-def engine(database: Database) -> Iterator[Engine]:
-    engine = open_database(database.url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def webhooks(engine: Engine) -> WebhookRepository:
-    return WebhookRepository(engine)
-
-
-@pytest.fixture
-def staff(engine: Engine) -> Gallery:
-    return make_gallery(Store(engine))
 
 
 def record(engine: Engine, gallery: Gallery) -> int:
