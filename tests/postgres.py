@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, from a wheel: one server a test process, one database a test."""
+"""A PostgreSQL server from a wheel for tests: one server for each test process, one database for each test."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from indexer.gallery.store import Store
 
 TEMPLATE = "migrated"
 UNSAFE = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\nmax_connections = 60\n"
-"""What is written here need not outlive a power cut."""
+"""Settings for speed: the data need not survive a power failure."""
 
 
 class Postgres:
-    """A server in a temporary folder, reached through a socket in it alone."""
+    """A server in a temporary folder, which listens only on a socket in it."""
 
     def __init__(self, folder: Path) -> None:
         with warnings.catch_warnings():
@@ -63,13 +63,13 @@ class Postgres:
         engine.dispose()
 
     def empty(self) -> str:
-        """URL of a new database without tables."""
+        """Creates a database without tables and returns its URL."""
         name = f"test_{next(self._numbers)}"
         self.run(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def migrated(self) -> str:
-        """URL of a new database with the tables in it."""
+        """Creates a migrated database and returns its URL."""
         if TEMPLATE not in self._templates:
             self.run(f"CREATE DATABASE {TEMPLATE}")
             engine = open_database(self.url(TEMPLATE))
@@ -79,7 +79,7 @@ class Postgres:
         return self.copy(TEMPLATE)
 
     def copy(self, database: str) -> str:
-        """URL of a new database with everything that is in another one, to which nothing may be connected."""
+        """Copies a database, to which nothing may be connected, and returns the copy's URL."""
         name = f"test_{next(self._numbers)}"
         self.run(f"CREATE DATABASE {name} TEMPLATE {database}")
         return self.url(name)
@@ -87,7 +87,7 @@ class Postgres:
 
 @contextmanager
 def running() -> Iterator[Postgres]:
-    """A server of its own. Skips the test where PostgreSQL cannot be had; says why."""
+    """A separate server; skips the test with a reason if PostgreSQL is not installed."""
     folder = Path(tempfile.mkdtemp(prefix="whosthere-postgres-"))
     try:
         try:

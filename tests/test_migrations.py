@@ -138,7 +138,7 @@ def to(engine: Engine, revision: str, move: Callable[[Config, str], None] = comm
 
 
 def test_embeddings_move_to_their_own_table(engine: Engine) -> None:
-    """Those of 0001 are found by the store, to the bit, beside everything else; and go back."""
+    """The embeddings of migration 0001 are read exactly, and a downgrade moves them back."""
     to(engine, "0001")
     galleries = {1: ("staff", "0123456789abcdef", 32), 2: ("guests", "fedcba9876543210", 8)}
     faces = {1: [1, 2, 3], 2: [4]}

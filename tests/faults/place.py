@@ -75,7 +75,7 @@ class Place:
 
 
 def embedding(number: int) -> Any:
-    """Of the made-up person of that number."""
+    """Returns the embedding of the invented person of that number."""
     return vector(number, 128)
 
 
@@ -189,7 +189,7 @@ class Callers:
                     self._ask_on(client)
                     continue
                 self.lost += 1
-                self._stopping.wait(0.05)  # while nobody listens
+                self._stopping.wait(0.05)  # while the service is down
         except Exception as error:
             self.problems.append(error)
 

@@ -33,7 +33,7 @@ def test_service_works_after_clock_is_set_back(place: Place, enrol: Ask, photo: 
         told.append(ok(enrol(client, number), 201))
 
     def seen(client: httpx.Client) -> bool:
-        """Whether somebody at the door is recorded, and not only seen again."""
+        """Returns whether a sighting at the door is recorded as a new event."""
         asked = {"record": "true", "device": "door"}
         (face,) = ok(client.post(f"{STAFF}/search", files=image(photo(0)[1]), data=asked))["faces"]
         return bool(face["event"]["recorded"])

@@ -21,7 +21,7 @@ ROOM = 256 * 2**10
 
 
 class Disk:
-    """A file system of its own that may grow and shrink. Skips the test where it cannot be mounted; says why."""
+    """A file system that can be resized; skips the test with a reason if none can be mounted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

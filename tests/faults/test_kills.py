@@ -37,7 +37,7 @@ def test_kill_during_single_enrollments_loses_nothing(place: Place, enrol: Ask) 
     with checked(place, kept) as client:
         unknown = len(callers.asked) - len(callers.answered)
         assert len(kept) <= len(faces(client)) <= len(kept) + unknown
-        for number in sorted(callers.asked)[:3]:  # what was told of is not enrolled twice
+        for number in sorted(callers.asked)[:3]:  # acknowledged enrollments are not repeated
             again = enrol(client, number)
             assert again.status_code == 200
             assert again.json()["face_id"] == callers.answered[number].json()["face_id"]
@@ -45,7 +45,7 @@ def test_kill_during_single_enrollments_loses_nothing(place: Place, enrol: Ask) 
 
 
 def test_kill_during_deletions_loses_nothing(place: Place) -> None:
-    """Identities, faces and whole galleries that were said to be deleted never come back; all others are there."""
+    """Acknowledged deletions are never undone; everything else is kept."""
     filled = place.fill({"staff": 2 * PEOPLE} | {f"team{n}": TEAM for n in range(PEOPLE)})
     staff = {owner: face_id for face_id, owner in filled["staff"].items()}
 

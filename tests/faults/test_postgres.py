@@ -46,7 +46,7 @@ def crash(server: Postgres) -> None:
 def test_service_survives_restart_of_postgresql_under_load(
     server: Postgres, new_place: Callable[[str], Place], enrol: Ask, end: Callable[[Postgres], None]
 ) -> None:
-    """Meanwhile requests get 503 and are told to come again; then everything goes on by itself."""
+    """Requests get 503 with Retry-After during the restart, and succeed afterwards."""
     place = new_place(server.migrated())
 
     def ask(client: httpx.Client, number: int) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Files are replaced whole or not at all."""
+"""Tests of atomic replacement of files and of file locks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_too_large_file_leaves_no_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 64 KiB, where one may be mounted."""
+    """A file system of 64 KiB; skips the test if none can be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
     try:
@@ -125,7 +125,7 @@ def test_complete_file_replaces_the_old_one(tmp_path: Path) -> None:
             assert not path.exists() or path.read_bytes() == b"one"
         assert path.read_bytes() == content
         assert list(path.parent.iterdir()) == [path]
-    assert path.stat().st_mode & 0o077 == 0  # embeddings are nobody else's
+    assert path.stat().st_mode & 0o077 == 0  # only the owner can read it
 
 
 def test_failed_block_leaves_no_file(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_failed_block_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def _write_for_ever(path: str) -> None:
+def _write_until_killed(path: str) -> None:
     with atomic_file(Path(path)) as (file, _):
         file.write(b"x" * 10)
         file.flush()
@@ -149,7 +149,7 @@ def _write_for_ever(path: str) -> None:
 def test_leftovers_of_killed_processes_are_deleted_and_open_files_stay(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     (tmp_path / "44.index.x.tmp").write_bytes(b"another gallery's")
-    process = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(str(path),))
+    process = multiprocessing.get_context("spawn").Process(target=_write_until_killed, args=(str(path),))
     process.start()
     wait_for(lambda: any(p.stat().st_size == 10 for p in tmp_path.glob("4.index*.tmp")), "the process to write")
     remove_leftovers(path)

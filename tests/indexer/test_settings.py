@@ -1,4 +1,4 @@
-"""Every setting is WHOSTHERE_..., checked at start, and named when it is wrong."""
+"""Tests of reading settings from the environment."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def write_by_url(url: str, writer: int) -> list[int]:
 
 
 def check(store: Store, gallery: Gallery, kept: list[list[int]], writers: int) -> None:
-    """Nothing lost, nothing doubled: numbers, faces, and what the log says of them."""
+    """Checks that numbers, faces and the log agree: nothing is lost and nothing is doubled."""
     changes = store.changes.since(gallery.id, 0)
     assert [change.seq for change in changes] == list(range(1, len(changes) + 1))
     assert store.changes.last(gallery.id) == len(changes)
@@ -83,7 +83,7 @@ def test_several_processes_write_to_one_gallery_without_gaps(store: Store, datab
 
 
 def test_reader_of_change_log_never_sees_a_gap(store: Store) -> None:
-    """Whoever reads change N has N - 1 as well, and finds the face that N tells of."""
+    """A reader of change N has also seen N - 1, and can read the face of N."""
     gallery = make_gallery(store)
 
     def read() -> list[int]:

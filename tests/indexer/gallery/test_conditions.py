@@ -1,4 +1,4 @@
-"""Changes of an identity that hang on its state are decided under the lock they are made under."""
+"""Tests of conditional changes of identities, decided under the lock of the change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.indexer.gallery.together import in_threads
 
 
 class Other(Exception):
-    """The state is not the one expected."""
+    """The state is not the expected one."""
 
 
 def only_before(there: Identity | None) -> None:

@@ -1,4 +1,4 @@
-"""A database that is not there, or no database: a domain error that says so and keeps passwords to itself."""
+"""Tests of connections: every failure is a domain error that contains neither passwords nor people's data."""
 
 from __future__ import annotations
 
@@ -162,11 +162,11 @@ def test_reading_leaves_no_postgresql_transaction_open(postgres: Postgres) -> No
 
 def test_query_to_lost_server_fails_in_bounded_time(postgres: Postgres) -> None:
     url = postgres.migrated()
-    for asked, told in ((url, "10"), (f"{url}&connect_timeout=3", "3")):
+    for asked, shown in ((url, "10"), (f"{url}&connect_timeout=3", "3")):
         engine = open_database(asked)
         with engine.connect() as connection:
             parameters = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
-            assert parameters["connect_timeout"] == told
+            assert parameters["connect_timeout"] == shown
             assert parameters["tcp_user_timeout"] == "25000"
             assert connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "10min"
         engine.dispose()
@@ -232,7 +232,7 @@ def test_new_file_written_by_another_process_is_waited_for(tmp_path: Path) -> No
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("CREATE TABLE something (id INTEGER)")
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(sqlite3.OperationalError, match="locked"):  # at once, whatever time is given
+    with pytest.raises(sqlite3.OperationalError, match="locked"):  # at once, despite the timeout
         sqlite3.connect(path, timeout=30).execute("PRAGMA journal_mode = WAL")
     later = threading.Timer(0.2, other.rollback)
     later.start()
@@ -300,7 +300,7 @@ def test_text_that_the_database_cannot_store_is_rejected(database: Database, odd
 
 
 SECRET = "Ana-Ruiz-4711"
-"""What no error tells, wherever in a row it stood."""
+"""A value that no error may contain, whatever its column."""
 
 BROKEN_RULES = {
     "UPDATE galleries SET name = :secret": "unique",
@@ -308,7 +308,7 @@ BROKEN_RULES = {
     "INSERT INTO sightings (gallery_id, external_id, device, at, sure, event_id)"
     " VALUES (0, :secret, :secret, '2026-01-01', true, 0)": "foreign key",
 }
-"""Statements that a rule of the tables refuses, and a word by which it is told."""
+"""Statements that violate a constraint, and a word of the error."""
 
 BAD_VALUES = [
     "UPDATE galleries SET model = repeat(:secret, 20)",
@@ -319,7 +319,7 @@ BAD_VALUES = [
 
 
 def failure(url: str, sql: str) -> DBAPIError:
-    """Of a statement with SECRET, which it does not tell, nor does anything that is printed with it."""
+    """Runs a statement with SECRET and checks that its error and traceback do not contain it."""
 
     class Writer(Repository):
         def run(self) -> None:
@@ -333,9 +333,9 @@ def failure(url: str, sql: str) -> DBAPIError:
     with pytest.raises(DBAPIError) as caught:
         Writer(engine).run()
     engine.dispose()
-    told = "".join(traceback.format_exception(caught.value))
-    assert SECRET not in told
-    assert "[SQL: " in told
+    shown = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in shown
+    assert "[SQL: " in shown
     assert type(caught.value.orig).__name__ in str(caught.value)
     return caught.value
 
@@ -363,7 +363,7 @@ def test_errors_contain_no_embedding(database: Database) -> None:
     vector = np.full(DIM, 0.1234567, np.float32).tobytes()
     with pytest.raises(IntegrityError) as caught:
         Writer(engine).run(enroll_one(store, gallery, new_face("ana", 1)))
-    told = "".join(traceback.format_exception(caught.value))
+    shown = "".join(traceback.format_exception(caught.value))
     for form in (repr(vector)[2:40], vector.hex()[:16], gallery.fingerprint):
-        assert form not in told
+        assert form not in shown
     engine.dispose()

@@ -1,4 +1,4 @@
-"""Embeddings by another pack lie beside, take the place of the gallery's own at one moment, and go."""
+"""Tests of embeddings, and of re-embedding a gallery by another pack."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_invalid_dates_reject_one_item_and_enroll_the_others(store: Store) -> No
         gallery,
         [
             new_face("ana", 2, name="Late", valid_from=late),
-            new_face("ana", 1, valid_from=NOON),  # unchanged, but for what it says
+            new_face("ana", 1, valid_from=NOON),  # an unchanged image, but a new date
             new_face("bob", 3),
             new_face("new", 4, valid_from=late),
             new_face("new", 5, valid_until=NOON),

@@ -1,4 +1,4 @@
-"""Galleries: made, listed, deleted with everything in them."""
+"""Tests of creating, listing and deleting galleries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identities: made, replaced, paged, valid at some times, deleted."""
+"""Tests of creating, changing, listing and deleting identities."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_largest_metadata_is_accepted(store: Store) -> None:
 
 
 def test_joined_metadata_has_the_same_limit(store: Store) -> None:
-    """Enrolling keeps what was said before, and so does merging."""
+    """Enrolling and merging both join metadata."""
     gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face("ana", 1, metadata=BRIM)])
     store.identities.put(gallery.id, Person("ben", metadata=MORE))
@@ -253,7 +253,7 @@ def test_identities_are_listed_in_pages(store: Store) -> None:
 
 
 def test_valid_returns_identities_within_their_dates(store: Store) -> None:
-    """From `valid_from` on and before `valid_until`."""
+    """Valid at or after `valid_from` and before `valid_until`."""
     gallery = make_gallery(store)
     day = timedelta(days=1)
     windows: dict[str, tuple[datetime | None, datetime | None]] = {

@@ -1,4 +1,4 @@
-"""Two identities become one: its faces, what is said of it, and every index that follows."""
+"""Tests of merging two identities: faces, names, metadata and indexes."""
 
 from __future__ import annotations
 

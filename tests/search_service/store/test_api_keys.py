@@ -20,14 +20,14 @@ from tests.postgres import Database
 def test_created_key_can_be_read(keys: ApiKeyRepository) -> None:
     expires = datetime(2101, 1, 1, 12, tzinfo=timezone(timedelta(hours=1)))
     before = now()
-    made, told = keys.create("Nord-Tür", [Scope.ENROLL, Scope.SEARCH], ["b", "a", "b"], expires, 60)
+    made, key_text = keys.create("Nord-Tür", [Scope.ENROLL, Scope.SEARCH], ["b", "a", "b"], expires, 60)
     assert made.name == "Nord-Tür"
     assert made.scopes == {Scope.ENROLL, Scope.SEARCH}
     assert made.galleries == frozenset({"a", "b"})
     assert (made.expires_at, made.per_minute, made.revoked_at) == (expires, 60, None)
     assert before <= made.created_at <= now()
-    assert made.id in told
-    assert keys.authenticate(told) == made == keys.get(made.id)
+    assert made.id in key_text
+    assert keys.authenticate(key_text) == made == keys.get(made.id)
     assert list(keys.list()) == [made]
 
 
@@ -39,8 +39,8 @@ def test_key_without_limits_has_none(keys: ApiKeyRepository) -> None:
 
 
 def test_secret_is_long_and_not_stored(keys: ApiKeyRepository, database: Database) -> None:
-    made, told = keys.create("door", [Scope.SEARCH])
-    parts = KEY_PATTERN.fullmatch(told)
+    made, key_text = keys.create("door", [Scope.SEARCH])
+    parts = KEY_PATTERN.fullmatch(key_text)
     assert parts is not None
     secret = parts[2]
     engine = open_database(database.url)
@@ -56,21 +56,21 @@ def test_secret_is_long_and_not_stored(keys: ApiKeyRepository, database: Databas
 
 
 def test_invalid_text_is_not_authenticated(keys: ApiKeyRepository) -> None:
-    made, told = keys.create("door", [Scope.SEARCH])
+    made, key_text = keys.create("door", [Scope.SEARCH])
     _, other = keys.create("other", [Scope.SEARCH])
     swapped = f"wt_{made.id}_{other[-43:]}"
-    unknown = f"wt_{'0' * 16}_{told[-43:]}"
-    last = "A" if told[-1] != "A" else "B"
+    unknown = f"wt_{'0' * 16}_{key_text[-43:]}"
+    last = "A" if key_text[-1] != "A" else "B"
     for wrong in (
         swapped,
         unknown,
-        told[:-1] + last,
-        told[:-1],
-        told + "A",
-        told + "\n",
-        f" {told}",
-        told.upper(),
-        told.removeprefix("wt_"),
+        key_text[:-1] + last,
+        key_text[:-1],
+        key_text + "A",
+        key_text + "\n",
+        f" {key_text}",
+        key_text.upper(),
+        key_text.removeprefix("wt_"),
         made.id,
         "",
         "wt__",
@@ -79,12 +79,12 @@ def test_invalid_text_is_not_authenticated(keys: ApiKeyRepository) -> None:
         "x" * 100_000,
     ):
         assert keys.authenticate(wrong) is None, wrong
-    assert keys.authenticate(told) == made
+    assert keys.authenticate(key_text) == made
 
 
 def test_unknown_id_is_compared_in_constant_time(keys: ApiKeyRepository, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can measure whether there is a key of an id."""
-    _, told = keys.create("door", [Scope.SEARCH])
+    """The time of the answer does not reveal whether an id exists."""
+    _, key_text = keys.create("door", [Scope.SEARCH])
     compared: list[tuple[int, int]] = []
 
     def compare(a: str, b: str) -> bool:
@@ -92,8 +92,8 @@ def test_unknown_id_is_compared_in_constant_time(keys: ApiKeyRepository, monkeyp
         return a == b
 
     monkeypatch.setattr("search_service.store.api_keys.hmac.compare_digest", compare)
-    keys.authenticate(told)
-    keys.authenticate(f"wt_{'0' * 16}_{told[-43:]}")
+    keys.authenticate(key_text)
+    keys.authenticate(f"wt_{'0' * 16}_{key_text[-43:]}")
     assert compared == [(64, 64), (64, 64)]
 
 
@@ -119,22 +119,22 @@ def test_limited_key_allows_its_galleries(keys: ApiKeyRepository) -> None:
 
 
 def test_revoked_key_stays_listed(keys: ApiKeyRepository) -> None:
-    made, told = keys.create("door", [Scope.SEARCH])
+    made, key_text = keys.create("door", [Scope.SEARCH])
     revoked = keys.revoke(made.id)
     assert revoked.revoked_at is not None
     assert made.created_at <= revoked.revoked_at <= now()
     assert keys.revoke(made.id) == revoked
-    assert keys.authenticate(told) == revoked == keys.get(made.id)
+    assert keys.authenticate(key_text) == revoked == keys.get(made.id)
     assert list(keys.list()) == [revoked]
 
 
 def test_revocation_is_visible_to_other_processes(keys: ApiKeyRepository, database: Database) -> None:
-    made, told = keys.create("door", [Scope.SEARCH])
+    made, key_text = keys.create("door", [Scope.SEARCH])
     engine = open_database(database.url)
     other = ApiKeyRepository(engine)
-    assert other.authenticate(told) == made
+    assert other.authenticate(key_text) == made
     other.revoke(made.id)
-    found = keys.authenticate(told)
+    found = keys.authenticate(key_text)
     engine.dispose()
     assert found is not None
     assert found.revoked_at is not None
@@ -172,8 +172,8 @@ def test_one_of_several_concurrent_keys_gets_the_name(keys: ApiKeyRepository) ->
         except Conflict:
             return ""
 
-    (told,) = filter(None, in_threads([make] * 4))
-    assert keys.authenticate(told) == keys.list()[0]
+    (key_text,) = filter(None, in_threads([make] * 4))
+    assert keys.authenticate(key_text) == keys.list()[0]
 
 
 def test_keys_are_listed_by_name(keys: ApiKeyRepository) -> None:
@@ -185,7 +185,7 @@ def test_keys_are_listed_by_name(keys: ApiKeyRepository) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"name": ""}, "name"),
         ({"name": "a\nb"}, "name"),
@@ -200,8 +200,8 @@ def test_keys_are_listed_by_name(keys: ApiKeyRepository) -> None:
         ({"per_minute": MAX_PER_MINUTE + 1}, "per_minute"),
     ],
 )
-def test_invalid_key_settings_are_rejected(keys: ApiKeyRepository, wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told):
+def test_invalid_key_settings_are_rejected(keys: ApiKeyRepository, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         keys.create(**{"name": "door", "scopes": [Scope.SEARCH]} | wrong)
     assert not keys.has_any()
 
@@ -209,8 +209,8 @@ def test_invalid_key_settings_are_rejected(keys: ApiKeyRepository, wrong: dict[s
 def test_limits_are_accepted_up_to_their_maximum(keys: ApiKeyRepository) -> None:
     galleries = [str(n) for n in range(MAX_GALLERIES)]
     latest = datetime.max.replace(tzinfo=UTC)
-    made, told = keys.create("x" * 200, [Scope.SEARCH], galleries, latest, MAX_PER_MINUTE)
-    assert keys.authenticate(told) == made
+    made, key_text = keys.create("x" * 200, [Scope.SEARCH], galleries, latest, MAX_PER_MINUTE)
+    assert keys.authenticate(key_text) == made
     assert made.expires_at == latest
 
 

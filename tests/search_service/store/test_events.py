@@ -1,4 +1,4 @@
-"""Events are recorded once a person, device and cooldown, with what is to be sent of them."""
+"""Tests of recording, finding and deleting events."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def ids(events: EventRepository, **wanted: Any) -> list[int]:
 
 
 def test_event_contains_the_sighting(events: EventRepository, staff: Gallery, clock: Clock) -> None:
-    told = events.record(staff, seen(direction=Direction.IN), MINUTE)
-    assert told.recorded
-    event = told.event
+    results = events.record(staff, seen(direction=Direction.IN), MINUTE)
+    assert results.recorded
+    event = results.event
     assert (event.gallery, event.at, event.identity_id, event.external_id) == ("staff", NOON, 7, "ana")
     assert (event.name, event.device, event.direction) == ("Name of ana", "door", Direction.IN)
     assert (event.decision, event.score, event.threshold, event.request_id) == ("match", 0.61, 0.42, "request-1")
@@ -80,16 +80,18 @@ def test_zero_cooldown_records_every_sighting(events: EventRepository, staff: Ga
 
 
 def test_sighting_in_another_direction_is_recorded(events: EventRepository, staff: Gallery, clock: Clock) -> None:
-    """Who presses the wrong button and then the right one is out, and who comes back is in."""
-    told = [events.record(staff, seen(direction=Direction(way)), MINUTE).recorded for way in ("in", "in", "out", "in")]
-    assert told == [True, False, True, True]
+    """Covers people who press the wrong button first, and people who return."""
+    results = [
+        events.record(staff, seen(direction=Direction(way)), MINUTE).recorded for way in ("in", "in", "out", "in")
+    ]
+    assert results == [True, False, True, True]
     assert events.record(staff, seen(direction=None), MINUTE).recorded
 
 
 def test_a_match_is_recorded_after_a_review(events: EventRepository, staff: Gallery, clock: Clock) -> None:
     decisions = ("review", "review", "match", "review", "match")
-    told = [events.record(staff, seen(decision=decision), MINUTE).recorded for decision in decisions]
-    assert told == [True, False, True, False, False]
+    results = [events.record(staff, seen(decision=decision), MINUTE).recorded for decision in decisions]
+    assert results == [True, False, True, False, False]
 
 
 def test_unrecognized_people_share_a_devices_cooldown(events: EventRepository, staff: Gallery, clock: Clock) -> None:
@@ -114,7 +116,7 @@ def test_clock_slightly_behind_repeats_no_event(events: EventRepository, staff: 
     events.record(staff, seen(), MINUTE)
     clock.at -= timedelta(seconds=3)
     assert not events.record(staff, seen(), MINUTE).recorded
-    clock.at += MINUTE + timedelta(seconds=3)  # at the latest
+    clock.at += MINUTE + timedelta(seconds=3)
     assert events.record(staff, seen(), MINUTE).recorded
 
 
@@ -188,7 +190,7 @@ def test_events_are_deleted_by_person_and_time(
     assert ids(events) == [c]
     assert a not in ids(events)
     assert deliveries(engine) == [c]
-    assert events.record(staff, seen(), MINUTE).recorded  # the cooldown is forgotten as well
+    assert events.record(staff, seen(), MINUTE).recorded  # the cooldown was deleted, too
 
 
 def deliveries(engine: Engine) -> list[int]:
@@ -212,7 +214,7 @@ def test_event_is_queued_for_subscribed_webhooks(engine: Engine, events: EventRe
 
 
 def test_failed_recording_stores_nothing(engine: Engine, events: EventRepository, staff: Gallery) -> None:
-    """Whatever fails in between, the cooldown is not taken without the event, nor the event kept without its way."""
+    """A failure stores neither the cooldown without the event nor the event without its deliveries."""
     WebhookRepository(engine).create("http://receiver", None, ["match"])
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(text("ALTER TABLE deliveries RENAME TO elsewhere"))
@@ -226,7 +228,7 @@ def test_failed_recording_stores_nothing(engine: Engine, events: EventRepository
 
 
 def record(url: str, gallery: Gallery, external_ids: tuple[str, ...]) -> list[bool]:
-    """In a process of its own."""
+    """Records sightings in another process."""
     engine = open_database(url)
     try:
         return [EventRepository(engine).record(gallery, seen(one), timedelta(hours=1)).recorded for one in external_ids]
@@ -239,17 +241,17 @@ def test_concurrent_processes_record_a_sighting_once(
 ) -> None:
     WebhookRepository(engine).create("http://receiver", None, ["match"])
     people = tuple(f"person-{n}" for n in range(20))
-    told = in_processes(record, [(database.url, staff, people), (database.url, staff, people)])
-    assert [one + other for one, other in zip(*told, strict=True)] == [1] * len(people)
+    results = in_processes(record, [(database.url, staff, people), (database.url, staff, people)])
+    assert [one + other for one, other in zip(*results, strict=True)] == [1] * len(people)
     assert {event.external_id for event in events.find(EventFilter())} == set(people)
     assert len(events.find(EventFilter())) == len(deliveries(engine)) == len(people)
 
 
 def test_concurrent_threads_record_a_sighting_once(events: EventRepository, staff: Gallery) -> None:
     for n in range(10):
-        told = in_threads([lambda n=n: events.record(staff, seen(f"person-{n}"), MINUTE)] * 4)  # type: ignore[misc]
-        assert sorted(one.recorded for one in told) == [False, False, False, True]
-        assert len({one.event for one in told}) == 1
+        results = in_threads([lambda n=n: events.record(staff, seen(f"person-{n}"), MINUTE)] * 4)  # type: ignore[misc]
+        assert sorted(one.recorded for one in results) == [False, False, False, True]
+        assert len({one.event for one in results}) == 1
 
 
 def test_sighting_of_a_missing_event_is_recorded_again(engine: Engine, events: EventRepository, staff: Gallery) -> None:
@@ -264,7 +266,7 @@ def test_sighting_of_a_missing_event_is_recorded_again(engine: Engine, events: E
 def test_events_become_visible_in_order_of_ids(
     database: Database, engine: Engine, events: EventRepository, staff: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever reads on from the last event they saw misses none, however slowly another one is committed."""
+    """A reader that continues after the last event it saw misses none, however slowly another one commits."""
     has_its_id, may_end = threading.Event(), threading.Event()
     insert = module._insert_event
 
@@ -280,18 +282,18 @@ def test_events_become_visible_in_order_of_ids(
         slow = pool.submit(events.record, staff, seen("slow"), MINUTE)
         assert has_its_id.wait(DEADLINE)
         quick = pool.submit(events.record, staff, seen("quick"), MINUTE)
-        wait([quick], timeout=0.5)  # it may be done by now, and be read
+        wait([quick], timeout=0.5)  # it can be committed and visible by now
         page = events.find(EventFilter())
         may_end.set()
-        told = [slow.result(DEADLINE).event, quick.result(DEADLINE).event]
+        results = [slow.result(DEADLINE).event, quick.result(DEADLINE).event]
     page += events.find(EventFilter(), after=page[-1].id if page else 0)
-    assert page == told
+    assert page == results
 
 
 def test_deleting_a_gallery_waits_for_recording(
     engine: Engine, events: EventRepository, staff: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of somebody who was recorded before: each would have what the other one wants."""
+    """The person was recorded before, so both transactions need the same rows."""
     events.record(staff, seen(), timedelta())
     has_its_turn, may_go_on = threading.Event(), threading.Event()
     insert = module._insert_event
@@ -328,7 +330,7 @@ def test_recording_and_deleting_do_not_deadlock(
                 count += events.record(gallery, seen(external_id), timedelta()).recorded
         return count
 
-    def take_away() -> int:
+    def delete_others() -> int:
         for _ in range(10):
             made = webhooks.create("http://receiver", None, ["match"])[0]
             if what == "events":
@@ -339,5 +341,5 @@ def test_recording_and_deleting_do_not_deadlock(
         return 0
 
     calls = [lambda g=g, p=p: record(g, p) for g in (staff, other) for p in people]
-    in_threads([*calls, take_away])
+    in_threads([*calls, delete_others])
     assert len(ids(events, galleries=["visitors"])) == 25 * len(people)

@@ -1,4 +1,4 @@
-"""The first with a key answers, and the others get its answer: on both databases, in threads and processes."""
+"""Tests of stored answers on both databases, in threads and processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from indexer.gallery.database import open_database
-from search_service.store import idempotency as door
+from search_service.store import idempotency as module
 from search_service.store.idempotency import LEASE_SECONDS, RETENTION, Claim, IdempotencyStore, Pending, StoredAnswer
 from search_service.store.schema import AnswerRow
 from tests.indexer.gallery.together import in_processes, in_threads
@@ -27,8 +27,8 @@ def claimed(answers: IdempotencyStore, key: str = "k", owner: str = "") -> Claim
 
 
 def at(monkeypatch: pytest.MonkeyPatch, later: timedelta) -> None:
-    """The clock shows that much more."""
-    monkeypatch.setattr(door, "now", lambda: datetime.now(UTC) + later)
+    """Sets the clock forward."""
+    monkeypatch.setattr(module, "now", lambda: datetime.now(UTC) + later)
 
 
 def rows(engine: Engine) -> int:
@@ -128,7 +128,7 @@ def test_answer_is_kept_for_its_retention(answers: IdempotencyStore, monkeypatch
 
 
 def test_expired_answers_are_swept(answers: IdempotencyStore, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "SWEEP_BATCH", 3)
+    monkeypatch.setattr(module, "SWEEP_BATCH", 3)
     for number in range(7):
         answers.put(claimed(answers, f"old-{number}"), ANSWER)
     with Session(engine) as session, session.begin():

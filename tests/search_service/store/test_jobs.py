@@ -1,4 +1,4 @@
-"""Jobs in SQL: whole or not there, held by one worker at a time, told of exactly once."""
+"""Tests of jobs: uploads, claims, results and cancellation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.indexer.gallery.together import in_processes, in_threads
 from tests.postgres import Database
 
 LONG = 60.0
-"""Seconds: longer than any test, and as long as a job may be held (`MAX_LEASE`)."""
+"""Seconds: longer than any test, and as long as a job may be claimed (`MAX_LEASE`)."""
 
 FILE = [bytes([n]) * 10 for n in range(2 * PARTS_AT_ONCE + 3)]
 
@@ -47,10 +47,10 @@ def make(jobs: JobRepository, gallery: Gallery, images: int = 3) -> Job:
     return jobs.create(gallery.id, images, {"pick": "only"}, FILE)
 
 
-def taken(jobs: JobRepository, seconds: float = LONG) -> ClaimedJob:
-    held = jobs.claim(seconds)
-    assert held is not None
-    return held
+def claim(jobs: JobRepository, seconds: float = LONG) -> ClaimedJob:
+    claimed = jobs.claim(seconds)
+    assert claimed is not None
+    return claimed
 
 
 def count(engine: Engine, table: type[JobRow | JobPartRow | JobResultRow]) -> int:
@@ -58,9 +58,9 @@ def count(engine: Engine, table: type[JobRow | JobPartRow | JobResultRow]) -> in
         return session.scalar(select(func.count()).select_from(table)) or 0
 
 
-def put(engine: Engine, jobs: JobRepository, held: ClaimedJob, *results: JobResult) -> None:
+def put(engine: Engine, jobs: JobRepository, claimed: ClaimedJob, *results: JobResult) -> None:
     with Session(engine.execution_options(writing=True)) as session, session.begin():
-        jobs.put(session, held, results)
+        jobs.put(session, claimed, results)
 
 
 def test_created_job_has_its_file(jobs: JobRepository, gallery: Gallery) -> None:
@@ -68,9 +68,14 @@ def test_created_job_has_its_file(jobs: JobRepository, gallery: Gallery) -> None
     assert (job.gallery, job.state, job.images, job.outcomes) == (gallery.name, JobState.QUEUED, 3, {})
     assert (job.started_at, job.finished_at, job.problem) == (None, None, None)
     assert jobs.get(job.id) == job
-    held = taken(jobs)
-    assert (held.id, held.gallery_id, held.gallery, held.options) == (job.id, gallery.id, "staff", {"pick": "only"})
-    assert list(jobs.files.read(held.id)) == FILE
+    claimed = claim(jobs)
+    assert (claimed.id, claimed.gallery_id, claimed.gallery, claimed.options) == (
+        job.id,
+        gallery.id,
+        "staff",
+        {"pick": "only"},
+    )
+    assert list(jobs.files.read(claimed.id)) == FILE
     assert jobs.get(job.id).state is JobState.RUNNING
     with pytest.raises(NotFound, match="no job 'x'"):
         jobs.get("x")
@@ -79,7 +84,7 @@ def test_created_job_has_its_file(jobs: JobRepository, gallery: Gallery) -> None
 def test_interrupted_upload_creates_no_job(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     def broken() -> Iterator[bytes]:
         yield from FILE
-        assert count(engine, JobPartRow) >= PARTS_AT_ONCE, "parts are written while they come"
+        assert count(engine, JobPartRow) >= PARTS_AT_ONCE, "parts are stored while they are received"
         assert (jobs.latest(None), jobs.claim(LONG), jobs.count_unfinished()) == ([], None, 1)
         raise OSError("the disk is gone")
 
@@ -132,11 +137,11 @@ def test_number_of_unfinished_jobs_is_limited(jobs: JobRepository, gallery: Gall
 
 
 def test_concurrent_uploads_respect_the_limit(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
-    """Whoever has counted waits a while for somebody who counts the same."""
+    """Each upload waits after counting, so that both would count the same jobs without a lock."""
     both = threading.Barrier(2)
 
-    def counted(*told: Any) -> None:
-        if "count" in told[2]:
+    def counted(*results: Any) -> None:
+        if "count" in results[2]:
             with suppress(threading.BrokenBarrierError):
                 both.wait(0.5)
 
@@ -168,31 +173,31 @@ def test_deleting_a_gallery_deletes_its_jobs(
     jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine
 ) -> None:
     job = make(jobs, gallery)
-    held = taken(jobs)
-    put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
+    claimed = claim(jobs)
+    put(engine, jobs, claimed, JobResult(1, "a.jpg", "ana", "enrolled"))
     store.galleries.delete(gallery.name)
     with pytest.raises(NotFound):
         jobs.get(job.id)
     assert [count(engine, table) for table in (JobRow, JobPartRow, JobResultRow)] == [0, 0, 0]
-    assert jobs.renew(held, LONG) is None
-    jobs.finish(held, JobState.DONE)
+    assert jobs.renew(claimed, LONG) is None
+    jobs.finish(claimed, JobState.DONE)
     with pytest.raises(Conflict) as caught:
-        put(engine, jobs, held)
+        put(engine, jobs, claimed)
     assert caught.value.code == "job_lost"
 
 
 def test_oldest_job_is_claimed_first(jobs: JobRepository, gallery: Gallery) -> None:
     made = [make(jobs, gallery).id for _ in range(3)]
-    assert [taken(jobs).id for _ in range(3)] == made
+    assert [claim(jobs).id for _ in range(3)] == made
     assert jobs.claim(LONG) is None
 
 
 def test_job_with_expired_lease_is_claimed_again(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
-    dead = taken(jobs, seconds=-1)
+    dead = claim(jobs, seconds=-1)
     put(engine, jobs, dead, JobResult(2, "b.jpg", "ben", "enrolled", face_id=7))
     started = jobs.get(job.id).started_at
-    alive = taken(jobs)
+    alive = claim(jobs)
     assert (alive.id, alive.attempts, jobs.finished_places(alive)) == (job.id, 1, {2})
     assert jobs.get(job.id).started_at == started
     assert jobs.claim(LONG) is None
@@ -211,8 +216,8 @@ def test_job_with_expired_lease_is_claimed_again(jobs: JobRepository, gallery: G
 
 def test_job_claimed_before_clock_was_set_back_is_free(jobs: JobRepository, gallery: Gallery) -> None:
     make(jobs, gallery)
-    ahead = taken(jobs, seconds=86_400)
-    assert taken(jobs).claim != ahead.claim
+    ahead = claim(jobs, seconds=86_400)
+    assert claim(jobs).claim != ahead.claim
     assert jobs.claim(LONG) is None
 
 
@@ -220,14 +225,14 @@ def test_results_are_committed_with_the_faces(
     jobs: JobRepository, gallery: Gallery, store: Store, engine: Engine
 ) -> None:
     make(jobs, gallery)
-    dead, alive = taken(jobs, seconds=-1), taken(jobs)
+    dead, alive = claim(jobs, seconds=-1), claim(jobs)
 
-    def enroll(held: ClaimedJob) -> None:
-        def also(session: Session, became: list[Enrolled]) -> None:
-            [one] = became
-            jobs.put(session, held, [JobResult(1, "a.jpg", "ana", str(one.outcome), face_id=one.face_id)])
+    def enroll(claimed: ClaimedJob) -> None:
+        def put_result(session: Session, enrolled: list[Enrolled]) -> None:
+            [one] = enrolled
+            jobs.put(session, claimed, [JobResult(1, "a.jpg", "ana", str(one.outcome), face_id=one.face_id)])
 
-        store.faces.enroll(gallery, [new_face("ana", 1)], on_enrolled=also)
+        store.faces.enroll(gallery, [new_face("ana", 1)], on_enrolled=put_result)
 
     with pytest.raises(Conflict, match="claimed by another worker"):
         enroll(dead)
@@ -241,71 +246,76 @@ def test_results_are_committed_with_the_faces(
 
 def test_attempts_are_counted_until_progress(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     make(jobs, gallery)
-    assert [taken(jobs, seconds=-1).attempts for _ in range(3)] == [1, 2, 3]
-    held = taken(jobs, seconds=-1)
-    put(engine, jobs, held)
-    held = taken(jobs)
-    assert held.attempts == 1
-    jobs.release(held)
-    assert taken(jobs).attempts == 1
+    assert [claim(jobs, seconds=-1).attempts for _ in range(3)] == [1, 2, 3]
+    claimed = claim(jobs, seconds=-1)
+    put(engine, jobs, claimed)
+    claimed = claim(jobs)
+    assert claimed.attempts == 1
+    jobs.release(claimed)
+    assert claim(jobs).attempts == 1
 
 
 def test_released_job_is_claimed_at_once(jobs: JobRepository, gallery: Gallery) -> None:
     job = make(jobs, gallery)
-    jobs.release(taken(jobs))
+    jobs.release(claim(jobs))
     assert jobs.get(job.id).state is JobState.QUEUED
-    again = taken(jobs)
+    again = claim(jobs)
     jobs.cancel(job.id)
     jobs.release(again)
-    assert taken(jobs).state is JobState.CANCELLING
+    assert claim(jobs).state is JobState.CANCELLING
 
 
 def test_postponed_job_waits_and_shows_its_problem(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
-    held = taken(jobs)
-    jobs.postpone(held, "no model", LONG)
+    claimed = claim(jobs)
+    jobs.postpone(claimed, "no model", LONG)
     assert jobs.claim(LONG) is None
     assert (jobs.get(job.id).state, jobs.get(job.id).problem) == (JobState.RUNNING, "no model")
     for _ in range(10):
-        jobs.postpone(held, "no model", -1)
-        held = taken(jobs)
-        assert held.attempts == 1, "what is waited for is no attempt"
-    put(engine, jobs, held)
+        jobs.postpone(claimed, "no model", -1)
+        claimed = claim(jobs)
+        assert claimed.attempts == 1, "a postponed job does not count attempts"
+    put(engine, jobs, claimed)
     assert jobs.get(job.id).problem is None
 
 
 def test_nul_in_results_and_problems_is_replaced(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
-    """A manifest may hold it, and not every database."""
+    """PostgreSQL cannot store NUL, which a manifest may contain."""
     job = make(jobs, gallery)
-    held = taken(jobs)
-    put(engine, jobs, held, JobResult(1, "a\0.jpg", "\0", "rejected", "invalid_row", message="\0", details={"x": "\0"}))
+    claimed = claim(jobs)
+    put(
+        engine,
+        jobs,
+        claimed,
+        JobResult(1, "a\0.jpg", "\0", "rejected", "invalid_row", message="\0", details={"x": "\0"}),
+    )
     assert jobs.results(job.id) == [
         JobResult(1, "a\ufffd.jpg", "\ufffd", "rejected", "invalid_row", message="\ufffd", details={"x": "\0"})
     ]
-    jobs.finish(held, JobState.FAILED, "\0")
+    jobs.finish(claimed, JobState.FAILED, "\0")
     assert jobs.get(job.id).problem == "\ufffd"
 
 
 def test_finished_job_loses_its_file(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
-    held = taken(jobs)
-    told = [
+    claimed = claim(jobs)
+    results = [
         JobResult(1, "a.jpg", "ana", "enrolled", face_id=5, message="like ben", details={"external_id": "ben"}),
         JobResult(2, "b.jpg", "ben", "rejected", "no_face", message="no face was found"),
         JobResult(3, "c.jpg", "ana", "rejected", "no_face"),
     ]
-    put(engine, jobs, held, *told[:2])
-    put(engine, jobs, held, told[2])
-    jobs.finish(held, JobState.DONE)
+    put(engine, jobs, claimed, *results[:2])
+    put(engine, jobs, claimed, results[2])
+    jobs.finish(claimed, JobState.DONE)
     ended = jobs.get(job.id)
     assert (ended.state, ended.outcomes) == (JobState.DONE, {"enrolled": 1, "rejected": 2})
     assert ended.finished_at is not None
     assert ended.started_at is not None
     assert ended.created_at <= ended.started_at <= ended.finished_at
-    assert jobs.results(job.id) == told
-    assert jobs.results(job.id, "rejected") == told[1:]
-    assert jobs.results(job.id, "rejected", after=2) == told[2:]
-    assert jobs.results(job.id, limit=1) == told[:1]
+    assert jobs.results(job.id) == results
+    assert jobs.results(job.id, "rejected") == results[1:]
+    assert jobs.results(job.id, "rejected", after=2) == results[2:]
+    assert jobs.results(job.id, limit=1) == results[:1]
     assert (jobs.count_unfinished(), jobs.claim(LONG), count(engine, JobPartRow)) == (0, None, 0)
     assert jobs.cancel(job.id).state is JobState.DONE
 
@@ -323,14 +333,14 @@ def test_queued_job_is_cancelled_at_once(jobs: JobRepository, gallery: Gallery, 
 
 def test_running_job_is_cancelled_by_its_worker(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     job = make(jobs, gallery)
-    held = taken(jobs)
+    claimed = claim(jobs)
     assert jobs.cancel(job.id).state is JobState.CANCELLING
     assert jobs.cancel(job.id).finished_at is None
-    assert jobs.renew(held, -1) is JobState.CANCELLING
-    put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
-    heir = taken(jobs)
-    assert (heir.id, heir.state) == (job.id, JobState.CANCELLING)
-    jobs.finish(heir, JobState.CANCELLED)
+    assert jobs.renew(claimed, -1) is JobState.CANCELLING
+    put(engine, jobs, claimed, JobResult(1, "a.jpg", "ana", "enrolled"))
+    successor = claim(jobs)
+    assert (successor.id, successor.state) == (job.id, JobState.CANCELLING)
+    jobs.finish(successor, JobState.CANCELLED)
     ended = jobs.get(job.id)
     assert (ended.state, ended.outcomes) == (JobState.CANCELLED, {"enrolled": 1})
     assert ended.finished_at is not None
@@ -341,7 +351,7 @@ def test_jobs_are_listed_latest_first(jobs: JobRepository, gallery: Gallery, sto
     other = make_gallery(store, "guests")
     made = [make(jobs, one).id for one in (gallery, other, gallery, other, gallery)]
     order = sorted(made, reverse=True)
-    put(engine, jobs, taken(jobs), JobResult(1, "a.jpg", "ana", "enrolled"))
+    put(engine, jobs, claim(jobs), JobResult(1, "a.jpg", "ana", "enrolled"))
     listed = jobs.latest(None)
     assert [job.id for job in listed] == order
     assert {job.id: job.outcomes for job in listed} == {id_: {"enrolled": 1} if id_ == made[0] else {} for id_ in made}
@@ -353,9 +363,9 @@ def test_jobs_are_listed_latest_first(jobs: JobRepository, gallery: Gallery, sto
 def test_sweep_deletes_old_jobs_and_remaining_files(jobs: JobRepository, gallery: Gallery, engine: Engine) -> None:
     old, young, waiting = (make(jobs, gallery).id for _ in range(3))
     for _ in range(2):
-        held = taken(jobs)
-        put(engine, jobs, held, JobResult(1, "a.jpg", "ana", "enrolled"))
-        jobs.finish(held, JobState.DONE)
+        claimed = claim(jobs)
+        put(engine, jobs, claimed, JobResult(1, "a.jpg", "ana", "enrolled"))
+        jobs.finish(claimed, JobState.DONE)
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(
             JobRow.__table__.update().where(JobRow.id == old).values(finished_at=now() - timedelta(days=31))  # type: ignore[attr-defined]
@@ -372,9 +382,9 @@ def claim_all(url: str) -> list[str]:
     try:
         jobs, mine, misses = JobRepository(engine), [], 0
         while misses < 20:
-            held = jobs.claim(LONG)
-            misses += held is None
-            mine += [held.id] if held else []
+            claimed = jobs.claim(LONG)
+            misses += claimed is None
+            mine += [claimed.id] if claimed else []
         return mine
     finally:
         engine.dispose()

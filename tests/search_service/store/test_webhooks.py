@@ -1,4 +1,4 @@
-"""Webhooks, and who may send what when."""
+"""Tests of webhooks and of claiming their deliveries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ URL = "https://receiver.example.com/doors?token=1"
 
 
 def record(engine: Engine, gallery: Gallery) -> int:
-    """The id of a new event."""
+    """Records an event and returns its id."""
     seen = Sighting("door", None, "match", True, None, 0.5, 0.4)
     return EventRepository(engine).record(gallery, seen, timedelta()).event.id
 
@@ -129,7 +129,7 @@ def test_claimed_delivery_is_due_again_after_its_lease(
     assert claimed.event == EventRepository(engine).get(made)
     assert webhooks.due(()) == []
     assert webhooks.claim(delivery_id, LEASE) is None
-    clock.at += LEASE  # whoever claimed it was killed
+    clock.at += LEASE  # the process that claimed it was killed
     again = webhooks.claim(delivery_id, LEASE)
     assert again is not None
     assert again.attempts == 2
@@ -169,14 +169,14 @@ def test_failure_pauses_its_webhook(engine: Engine, webhooks: WebhookRepository,
     failed = claim_of(webhooks, first)
     webhooks.mark_failed(failed, "answered 500", 3 * LEASE, 4 * LEASE)
     (due,) = [one.id for one in webhooks.due(())]
-    assert webhooks.deliveries(other.id, WAITING)[0].id == due, "the other webhook goes on"
-    assert webhooks.claim(second, LEASE) is None, "as a process does that looked for it before"
+    assert webhooks.deliveries(other.id, WAITING)[0].id == due, "the other webhook is not paused"
+    assert webhooks.claim(second, LEASE) is None, "a process that read it before the pause"
     clock.at += 4 * LEASE
     assert [one.id for one in webhooks.due([other.id])] == [second], "it was due for longest"
     trial = claim_of(webhooks, second)
     assert (failed.failures, trial.failures) == (0, 1)
     assert webhooks.due([other.id]) == []
-    assert webhooks.claim(third, LEASE) is None, "one event alone is tried after a pause"
+    assert webhooks.claim(third, LEASE) is None, "only one delivery is attempted after a pause"
     webhooks.mark_failed(trial, "answered 500", 3 * LEASE, 8 * LEASE)
     clock.at += 8 * LEASE - timedelta(seconds=1)
     assert webhooks.due([other.id]) == []
@@ -207,7 +207,7 @@ def test_trial_delivery_of_a_killed_process_is_due_again(
 
 
 def test_one_delivery_is_attempted_after_a_pause(engine: Engine, webhooks: WebhookRepository, staff: Gallery) -> None:
-    """Each another event."""
+    """Each process claims another delivery."""
     hook, _ = webhooks.create(URL, None, ["match"])
     for _ in range(5):
         record(engine, staff)
@@ -236,7 +236,7 @@ def test_deliveries_behind_a_failing_endpoint_become_dead(
     assert claim(webhooks).failures == 0, "a replay does not wait for the pause to end"
     clock.at += 2 * LEASE
     webhooks.mark_failed(claim(webhooks), "answered 500", LEASE, LEASE)
-    assert webhooks.get(hook.id).dead == 0, "they wait anew"
+    assert webhooks.get(hook.id).dead == 0, "their time starts again"
 
 
 def test_finding_due_deliveries_does_not_scan_the_queue(
@@ -250,10 +250,10 @@ def test_finding_due_deliveries_does_not_scan_the_queue(
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(insert(DeliveryRow), [row] * 5000)
         connection.execute(text("ANALYZE"))
-    asked: list[tuple[str, Any]] = []
-    event.listen(engine, "before_cursor_execute", lambda *told: asked.append((told[2], told[3])))
+    queries: list[tuple[str, Any]] = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: queries.append((arguments[2], arguments[3])))
     assert len(webhooks.due(())) == 1
-    ((query, values),) = [one for one in asked if "deliveries" in one[0]]
+    ((query, values),) = [one for one in queries if "deliveries" in one[0]]
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
     with engine.connect() as connection:
         plan = "\n".join(map(str, connection.exec_driver_sql(explain + query, values)))
