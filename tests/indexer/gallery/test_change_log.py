@@ -12,7 +12,7 @@ from indexer.gallery.change_log import ChangeKind
 from indexer.gallery.faces import Enrolled
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Outcome, Person
-from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face, vector
+from tests.indexer.gallery.faces import enroll_one, new_face, vector
 from tests.indexer.gallery.together import in_processes, in_threads
 from tests.postgres import Database, opened
 
@@ -70,21 +70,20 @@ def check(store: Store, gallery: Gallery, kept: list[list[int]], writers: int) -
         assert np.array_equal(vectors, vector(1000 * writer)[None])
 
 
-def test_eight_threads_write_to_one_gallery_without_gaps(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_eight_threads_write_to_one_gallery_without_gaps(store: Store, gallery: Gallery) -> None:
     kept = in_threads([lambda w=w: write(store, gallery, w) for w in range(WRITERS)])  # type: ignore[misc]
     check(store, gallery, kept, WRITERS)
 
 
-def test_several_processes_write_to_one_gallery_without_gaps(store: Store, database: Database) -> None:
-    gallery = make_gallery(store)
+def test_several_processes_write_to_one_gallery_without_gaps(
+    store: Store, gallery: Gallery, database: Database
+) -> None:
     kept = in_processes(write_by_url, [(database.url, writer) for writer in range(3)])
     check(store, gallery, kept, 3)
 
 
-def test_reader_of_change_log_never_sees_a_gap(store: Store) -> None:
+def test_reader_of_change_log_never_sees_a_gap(store: Store, gallery: Gallery) -> None:
     """A reader of change N has also seen N - 1, and can read the face of N."""
-    gallery = make_gallery(store)
 
     def read() -> list[int]:
         seen: list[int] = []
@@ -104,8 +103,7 @@ def test_reader_of_change_log_never_sees_a_gap(store: Store) -> None:
     assert seen == list(range(1, 49))
 
 
-def test_since_returns_changes_in_order(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_since_returns_changes_in_order(store: Store, gallery: Gallery) -> None:
     store.faces.enroll(gallery, [new_face("ana", image) for image in range(9)])
     assert [c.seq for c in store.changes.since(gallery.id, 0, 4)] == [1, 2, 3, 4]
     assert [c.seq for c in store.changes.since(gallery.id, 4, 4)] == [5, 6, 7, 8]
@@ -130,20 +128,17 @@ def check_same_images(store: Store, gallery: Gallery, answers: list[list[Enrolle
     assert store.changes.last(gallery.id) == 13
 
 
-def test_two_threads_enroll_the_same_images_once(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_two_threads_enroll_the_same_images_once(store: Store, gallery: Gallery) -> None:
     answers = in_threads([lambda: enroll_images(store, gallery, "ana")] * 4)
     check_same_images(store, gallery, answers)
 
 
-def test_two_processes_enroll_the_same_images_once(store: Store, database: Database) -> None:
-    gallery = make_gallery(store)
+def test_two_processes_enroll_the_same_images_once(store: Store, gallery: Gallery, database: Database) -> None:
     answers = in_processes(enroll_images_by_url, [(database.url, "ana")] * 2)
     check_same_images(store, gallery, answers)
 
 
-def test_image_enrolled_for_two_people_at_once_belongs_to_one(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_image_enrolled_for_two_people_at_once_belongs_to_one(store: Store, gallery: Gallery) -> None:
     ana, eve = in_threads([lambda w=w: enroll_images(store, gallery, w) for w in ("ana", "eve")])  # type: ignore[misc]
     for image, (one, other) in enumerate(zip(ana, eve, strict=True)):
         assert {one.outcome, other.outcome} == {Outcome.ENROLLED, Outcome.REJECTED}, image
@@ -151,8 +146,7 @@ def test_image_enrolled_for_two_people_at_once_belongs_to_one(store: Store) -> N
     assert store.galleries.counts(gallery.id)[1] == 12
 
 
-def test_gallery_can_be_deleted_during_enrollment(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_gallery_can_be_deleted_during_enrollment(store: Store, gallery: Gallery) -> None:
 
     def enroll() -> int:
         for image in range(10_000):

@@ -13,8 +13,8 @@ from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.change_log import ChangeKind
 from indexer.gallery.identities import IdentityCheck
 from indexer.gallery.store import Store
-from indexer.types import Identity, Person
-from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face
+from indexer.types import Gallery, Identity, Person
+from tests.indexer.gallery.faces import enroll_one, new_face
 from tests.indexer.gallery.together import in_threads
 
 
@@ -36,8 +36,7 @@ def as_person(there: Identity) -> Person:
     return Person(there.external_id, there.name, there.valid_from, there.valid_until, there.metadata)
 
 
-def test_failing_check_keeps_identity_unchanged(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_failing_check_keeps_identity_unchanged(store: Store, gallery: Gallery) -> None:
     seen: list[Identity | None] = []
 
     def refuse(there: Identity | None) -> NoReturn:
@@ -60,8 +59,7 @@ def test_failing_check_keeps_identity_unchanged(store: Store) -> None:
     assert (store.identities.get(gallery.id, "ana"), store.changes.last(gallery.id)) == (there, last)
 
 
-def test_change_receives_current_identity(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_change_receives_current_identity(store: Store, gallery: Gallery) -> None:
     enroll_one(store, gallery, new_face("ana", 1, name="Ana", metadata={"a": 1}))
     before, last = store.identities.get(gallery.id, "ana"), store.changes.last(gallery.id) or 0
     changed = store.identities.change(gallery.id, "ana", lambda there: replace(as_person(there), name="Anna"))
@@ -75,8 +73,7 @@ def test_change_receives_current_identity(store: Store) -> None:
         store.identities.change(gallery.id, "ben", as_person)
 
 
-def test_change_to_invalid_person_is_rejected(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_change_to_invalid_person_is_rejected(store: Store, gallery: Gallery) -> None:
     start = datetime(2026, 1, 2, tzinfo=UTC)
     before, _ = store.identities.put(gallery.id, Person("ana", None, start))
     with pytest.raises(InvalidRequest, match="valid_until"):
@@ -85,8 +82,7 @@ def test_change_to_invalid_person_is_rejected(store: Store) -> None:
 
 
 @pytest.mark.parametrize("check", [only_before, only_nobody])
-def test_one_of_many_conditional_changes_succeeds(store: Store, check: IdentityCheck) -> None:
-    gallery = make_gallery(store)
+def test_one_of_many_conditional_changes_succeeds(store: Store, gallery: Gallery, check: IdentityCheck) -> None:
     if check is only_before:
         store.identities.put(gallery.id, Person("ana", "before"))
 
@@ -102,8 +98,7 @@ def test_one_of_many_conditional_changes_succeeds(store: Store, check: IdentityC
     assert store.identities.get(gallery.id, "ana").name == f"after-{won.index(True)}"
 
 
-def test_concurrent_changes_are_not_lost(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_concurrent_changes_are_not_lost(store: Store, gallery: Gallery) -> None:
     store.identities.put(gallery.id, Person("ana", metadata={"n": 0}))
 
     def count(there: Identity) -> Person:

@@ -13,15 +13,14 @@ from indexer.gallery.change_log import ChangeKind, Entry
 from indexer.gallery.database import open_database
 from indexer.gallery.faces import Enrolled, KnownImage
 from indexer.gallery.store import Store
-from indexer.types import Box, Outcome, Person, Quality, Reason
+from indexer.types import Box, Gallery, Outcome, Person, Quality, Reason
 from tests.indexer.gallery.faces import DIM, enroll_one, face, image_hash, make_gallery, new_face, vector
 from tests.postgres import Database
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
-def test_new_face_creates_its_identity(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_new_face_creates_its_identity(store: Store, gallery: Gallery) -> None:
     answers = store.faces.enroll(
         gallery,
         [new_face("ana", 1, name="Ana", metadata={"team": "red"}), new_face("bob", 2), new_face("ana", 3)],
@@ -45,8 +44,7 @@ def test_new_face_creates_its_identity(store: Store) -> None:
     ]
 
 
-def test_enrolling_the_same_image_again_is_unchanged(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_enrolling_the_same_image_again_is_unchanged(store: Store, gallery: Gallery) -> None:
     faces = [new_face("ana", 1, name="Ana"), new_face("bob", 2)]
     first = store.faces.enroll(gallery, faces)
     before = store.identities.list(gallery.id)
@@ -56,8 +54,7 @@ def test_enrolling_the_same_image_again_is_unchanged(store: Store) -> None:
     assert store.changes.last(gallery.id) == 4
 
 
-def test_same_image_twice_in_one_call_is_enrolled_once(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_same_image_twice_in_one_call_is_enrolled_once(store: Store, gallery: Gallery) -> None:
     first, again, other = store.faces.enroll(
         gallery, [new_face("ana", 1), new_face("ana", 1), new_face("eve", 1, name="Eve")]
     )
@@ -67,8 +64,7 @@ def test_same_image_twice_in_one_call_is_enrolled_once(store: Store) -> None:
     assert [person.external_id for person in store.identities.list(gallery.id)] == ["ana"]
 
 
-def test_image_of_another_identity_is_rejected(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_image_of_another_identity_is_rejected(store: Store, gallery: Gallery) -> None:
     enroll_one(store, gallery, new_face("ana", 1))
     answers = store.faces.enroll(gallery, [new_face("eve", 1), new_face("eve", 2)])
     assert answers[0] == Enrolled(Outcome.REJECTED, None, None, "ana")
@@ -77,8 +73,7 @@ def test_image_of_another_identity_is_rejected(store: Store) -> None:
     assert store.identities.get(gallery.id, "ana").faces == 1
 
 
-def test_rejected_face_does_not_update_its_person(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_rejected_face_does_not_update_its_person(store: Store, gallery: Gallery) -> None:
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, gallery, new_face("eve", 2, name="Eve"))
     before = store.changes.last(gallery.id)
@@ -88,8 +83,7 @@ def test_rejected_face_does_not_update_its_person(store: Store) -> None:
     assert store.changes.last(gallery.id) == before
 
 
-def test_given_values_replace_and_missing_values_stay(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_given_values_replace_and_missing_values_stay(store: Store, gallery: Gallery) -> None:
     later = NOON + timedelta(days=9)
     enroll_one(
         store, gallery, new_face("ana", 1, name="Ana", valid_from=NOON, valid_until=later, metadata={"a": 1, "b": 2})
@@ -114,8 +108,7 @@ def test_given_values_replace_and_missing_values_stay(store: Store) -> None:
     assert store.identities.get(gallery.id, "ana").name == "Ann"
 
 
-def test_new_person_has_values_of_all_items(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_new_person_has_values_of_all_items(store: Store, gallery: Gallery) -> None:
     store.faces.enroll(
         gallery,
         [
@@ -130,8 +123,7 @@ def test_new_person_has_values_of_all_items(store: Store) -> None:
     assert ana.metadata == {"a": 1, "b": 2, "z": 26}
 
 
-def test_later_item_about_a_person_counts(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_later_item_about_a_person_counts(store: Store, gallery: Gallery) -> None:
     enroll_one(store, gallery, new_face("ana", 1))
     store.faces.enroll(gallery, [new_face("ana", 2, name="First"), Person("ana", "Last")])
     assert store.identities.get(gallery.id, "ana").name == "Last"
@@ -139,8 +131,7 @@ def test_later_item_about_a_person_counts(store: Store) -> None:
     assert store.identities.get(gallery.id, "ana").name == "Last but one"
 
 
-def test_people_without_new_face_are_updated_but_not_created(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_people_without_new_face_are_updated_but_not_created(store: Store, gallery: Gallery) -> None:
     enroll_one(store, gallery, new_face("ana", 1, name="Ana"))
     answers = store.faces.enroll(gallery, [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
     ana = store.identities.get(gallery.id, "ana").id
@@ -150,8 +141,7 @@ def test_people_without_new_face_are_updated_but_not_created(store: Store) -> No
     ]
 
 
-def test_invalid_dates_reject_one_item_and_enroll_the_others(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_invalid_dates_reject_one_item_and_enroll_the_others(store: Store, gallery: Gallery) -> None:
     enroll_one(store, gallery, new_face("ana", 1, valid_until=NOON))
     before = store.identities.get(gallery.id, "ana")
     late = NOON + timedelta(days=1)
@@ -184,22 +174,19 @@ def test_invalid_dates_reject_one_item_and_enroll_the_others(store: Store) -> No
     assert store.identities.get(gallery.id, "eve").faces == 1
 
 
-def test_person_with_only_rejected_faces_is_not_created(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_person_with_only_rejected_faces_is_not_created(store: Store, gallery: Gallery) -> None:
     [_, answer] = store.faces.enroll(gallery, [Person("ana", valid_from=NOON), new_face("ana", 1, valid_until=NOON)])
     assert answer.problem is not None
     assert store.identities.list(gallery.id) == []
     assert store.changes.last(gallery.id) == 0
 
 
-def test_enrolling_nothing_changes_nothing(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_enrolling_nothing_changes_nothing(store: Store, gallery: Gallery) -> None:
     assert store.faces.enroll(gallery, []) == []
     assert store.changes.last(gallery.id) == 0
 
 
-def test_embeddings_are_stored_exactly(store: Store, database: Database) -> None:
-    gallery = make_gallery(store)
+def test_embeddings_are_stored_exactly(store: Store, gallery: Gallery, database: Database) -> None:
     odd = np.array([-0.0, np.float32(1e-45), np.nextafter(np.float32(1), np.float32(0)), 1e-5], dtype=np.float32)
     embedding = np.concatenate([odd, np.zeros(DIM - 4, dtype=np.float32)])
     face_id = enroll_one(store, gallery, new_face("ana", 1, embedding=embedding))
@@ -213,8 +200,7 @@ def test_embeddings_are_stored_exactly(store: Store, database: Database) -> None
     assert bytes(stored) == embedding.astype("<f4").tobytes()
 
 
-def test_detection_and_quality_are_stored(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_detection_and_quality_are_stored(store: Store, gallery: Gallery) -> None:
     before = datetime.now(UTC)
     face_id = enroll_one(store, gallery, new_face("ana", 7))
     found = store.faces.get(gallery.id, face_id)
@@ -230,8 +216,7 @@ def test_detection_and_quality_are_stored(store: Store) -> None:
     assert before <= found.created_at <= datetime.now(UTC)
 
 
-def test_faces_are_listed_in_order_of_enrollment(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_faces_are_listed_in_order_of_enrollment(store: Store, gallery: Gallery) -> None:
     store.faces.enroll(gallery, [new_face(who, image) for image, who in enumerate(["ana", "bob"] * 5)])
     pages = []
     after = 0
@@ -246,8 +231,7 @@ def test_faces_are_listed_in_order_of_enrollment(store: Store) -> None:
     assert [f.image_sha256 for f in store.faces.list(gallery.id, "ana")] == [image_hash(i) for i in (0, 2, 4, 6, 8)]
 
 
-def test_deleting_a_face_keeps_its_identity(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_deleting_a_face_keeps_its_identity(store: Store, gallery: Gallery) -> None:
     face_id = enroll_one(store, gallery, new_face("ana", 1))
     ana = store.identities.get(gallery.id, "ana")
     store.faces.delete(gallery.id, face_id)
@@ -263,8 +247,7 @@ def test_deleting_a_face_keeps_its_identity(store: Store) -> None:
     assert back.outcome is Outcome.ENROLLED
 
 
-def test_known_images_accepts_more_hashes_than_one_query(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_known_images_accepts_more_hashes_than_one_query(store: Store, gallery: Gallery) -> None:
     answers = store.faces.enroll(gallery, [new_face(f"p{image % 7}", image) for image in range(0, 1600, 2)])
     asked = [image_hash(image) for image in range(1600)]
     known = store.faces.known_images(gallery.id, [*asked, *asked[:10]])
@@ -296,8 +279,7 @@ def test_embedding_pages_are_in_order_of_face_ids(store: Store) -> None:
     assert owners == [store.faces.get(gallery.id, face_id).identity_id for face_id in ids]
 
 
-def test_enrollment_into_deleted_gallery_raises_not_found(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_enrollment_into_deleted_gallery_raises_not_found(store: Store, gallery: Gallery) -> None:
     face_id = enroll_one(store, gallery, new_face("ana", 1))
     store.galleries.delete("staff")
     with pytest.raises(NotFound) as caught:

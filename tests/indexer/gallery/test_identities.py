@@ -17,7 +17,7 @@ from indexer.gallery.faces import NewFace
 from indexer.gallery.schema import IdentityRow
 from indexer.gallery.store import Store
 from indexer.gallery.validation import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
-from indexer.types import Identity, NamedIdentity, Person
+from indexer.types import Gallery, Identity, NamedIdentity, Person
 from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face
 from tests.postgres import Database, Postgres, opened
 
@@ -34,8 +34,7 @@ METADATA: dict[str, object] = {
 }
 
 
-def test_put_creates_identity(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_put_creates_identity(store: Store, gallery: Gallery) -> None:
     person = Person("b-17", "Ana Ñandú", NOON, NOON + timedelta(days=1), {"team": "red"})
     before = datetime.now(UTC)
     made, created = store.identities.put(gallery.id, person)
@@ -47,8 +46,7 @@ def test_put_creates_identity(store: Store) -> None:
     assert [c.entry for c in store.changes.since(gallery.id, 0)] == [Entry(ChangeKind.IDENTITY_CHANGED, made.id)]
 
 
-def test_put_replaces_all_values(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_put_replaces_all_values(store: Store, gallery: Gallery) -> None:
     first, _ = store.identities.put(gallery.id, Person("ana", "Ana", NOON, None, {"team": "red", "floor": 2}))
     enroll_one(store, gallery, new_face("ana", 1))
     second, created = store.identities.put(gallery.id, Person("ana", None, None, NOON, {"floor": 3}))
@@ -60,8 +58,7 @@ def test_put_replaces_all_values(store: Store) -> None:
     assert store.identities.get(gallery.id, "ana") == second
 
 
-def test_put_without_replace_keeps_values(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_put_without_replace_keeps_values(store: Store, gallery: Gallery) -> None:
     first, created = store.identities.put(gallery.id, Person("ana", "Ana"), replace=False)
     assert created
     again, created = store.identities.put(gallery.id, Person("ana", "Other", metadata={"x": 1}), replace=False)
@@ -69,24 +66,21 @@ def test_put_without_replace_keeps_values(store: Store) -> None:
     assert store.changes.last(gallery.id) == 1
 
 
-def test_putting_the_same_values_again_is_no_change(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_putting_the_same_values_again_is_no_change(store: Store, gallery: Gallery) -> None:
     person = Person("ana", "Ana", NOON, None, METADATA)
     first, _ = store.identities.put(gallery.id, person)
     assert store.identities.put(gallery.id, person) == (first, False)
     assert store.changes.last(gallery.id) == 1
 
 
-def test_metadata_is_stored_exactly(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_metadata_is_stored_exactly(store: Store, gallery: Gallery) -> None:
     store.identities.put(gallery.id, Person("ana", metadata=METADATA))
     assert store.identities.get(gallery.id, "ana").metadata == METADATA
     assert store.identities.list(gallery.id)[0].metadata == METADATA
 
 
 @pytest.mark.parametrize("hours", [-11, 0, 5.75, 14])
-def test_dates_are_the_same_moment_in_every_zone(store: Store, hours: float) -> None:
-    gallery = make_gallery(store)
+def test_dates_are_the_same_moment_in_every_zone(store: Store, gallery: Gallery, hours: float) -> None:
     there = (NOON + timedelta(microseconds=123456)).astimezone(timezone(timedelta(hours=hours)))
     store.identities.put(gallery.id, Person("ana", valid_from=there, valid_until=there + MICROSECOND))
     found = store.identities.get(gallery.id, "ana")
@@ -110,8 +104,7 @@ def test_latest_date_is_stored_in_any_server_time_zone(postgres: Postgres) -> No
         assert store.identities.get(gallery.id, "ana").valid_from == first
 
 
-def test_latest_date_is_stored(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_latest_date_is_stored(store: Store, gallery: Gallery) -> None:
     last = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
     first = datetime(1, 1, 1, tzinfo=UTC)
     store.identities.put(gallery.id, Person("ana", valid_from=first, valid_until=last))
@@ -148,8 +141,9 @@ BAD: list[tuple[Person, str]] = [
 
 
 @pytest.mark.parametrize(("person", "message"), BAD)
-def test_invalid_person_is_rejected_and_not_stored(store: Store, person: Person, message: str) -> None:
-    gallery = make_gallery(store)
+def test_invalid_person_is_rejected_and_not_stored(
+    store: Store, gallery: Gallery, person: Person, message: str
+) -> None:
     with pytest.raises(InvalidRequest, match=message) as caught:
         store.identities.put(gallery.id, person)
     assert caught.value.code == "invalid_request"
@@ -169,17 +163,15 @@ BRIM = {"x": "é" * 8188}
 MORE = {"y": 1}
 
 
-def test_largest_metadata_is_accepted(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_largest_metadata_is_accepted(store: Store, gallery: Gallery) -> None:
     assert len(json.dumps(BRIM, ensure_ascii=False, separators=(",", ":")).encode()) == MAX_METADATA_BYTES
     assert store.identities.put(gallery.id, Person("ana", metadata=BRIM))[0].metadata == BRIM
     with pytest.raises(InvalidRequest, match="metadata of 'ana' would be 16,385 bytes"):
         store.identities.put(gallery.id, Person("ana", metadata={"x": BRIM["x"] + "x"}))
 
 
-def test_joined_metadata_has_the_same_limit(store: Store) -> None:
+def test_joined_metadata_has_the_same_limit(store: Store, gallery: Gallery) -> None:
     """Enrolling and merging both join metadata."""
-    gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face("ana", 1, metadata=BRIM)])
     store.identities.put(gallery.id, Person("ben", metadata=MORE))
     said: list[NewFace | Person] = [
@@ -210,8 +202,7 @@ def test_joined_metadata_has_the_same_limit(store: Store) -> None:
     assert store.galleries.counts(gallery.id) == (3, 3)
 
 
-def test_oversized_stored_metadata_stays_and_can_shrink(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_oversized_stored_metadata_stays_and_can_shrink(store: Store, gallery: Gallery) -> None:
     store.faces.enroll(gallery, [new_face("ana", 1)])
     much = {"x": "x" * 20_000, "y": "y" * 20_000}
     with Session(store.engine) as session, session.begin():
@@ -252,9 +243,8 @@ def test_identities_are_listed_in_pages(store: Store) -> None:
     assert [person.external_id for person in store.identities.list(gallery.id)] == ["p5", "p3", "p1", "p4", "p2"]
 
 
-def test_valid_returns_identities_within_their_dates(store: Store) -> None:
+def test_valid_returns_identities_within_their_dates(store: Store, gallery: Gallery) -> None:
     """Valid at or after `valid_from` and before `valid_until`."""
-    gallery = make_gallery(store)
     day = timedelta(days=1)
     windows: dict[str, tuple[datetime | None, datetime | None]] = {
         "always": (None, None),
@@ -280,8 +270,7 @@ def test_valid_returns_identities_within_their_dates(store: Store) -> None:
     assert set(store.identities.valid([ids["always"]] * 2, NOON)) == {ids["always"]}
 
 
-def test_valid_returns_all_values_of_many_identities(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_valid_returns_all_values_of_many_identities(store: Store, gallery: Gallery) -> None:
     store.faces.enroll(gallery, [new_face(f"p{i}", i, name=f"Number {i}") for i in range(1203)])
     people = store.identities.list(gallery.id)
     assert len(people) == 1203
@@ -290,8 +279,7 @@ def test_valid_returns_all_values_of_many_identities(store: Store) -> None:
     assert store.identities.valid(everybody, NOON) == everybody
 
 
-def test_deleting_an_identity_deletes_its_faces(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_deleting_an_identity_deletes_its_faces(store: Store, gallery: Gallery) -> None:
     kept = enroll_one(store, gallery, new_face("bob", 3))
     gone = [enroll_one(store, gallery, new_face("ana", image)) for image in (1, 2)]
     ana = store.identities.get(gallery.id, "ana")
@@ -310,8 +298,7 @@ def test_deleting_an_identity_deletes_its_faces(store: Store) -> None:
     assert store.identities.valid([ana.id], NOON) == {}
 
 
-def test_missing_identity_is_not_found(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_missing_identity_is_not_found(store: Store, gallery: Gallery) -> None:
     asked: list[Any] = [store.identities.get, store.faces.list, store.identities.delete]
     for ask in asked:
         with pytest.raises(NotFound, match="'nobody'") as caught:
@@ -320,8 +307,7 @@ def test_missing_identity_is_not_found(store: Store) -> None:
     assert store.changes.last(gallery.id) == 0
 
 
-def test_identity_in_deleted_gallery_raises_not_found(store: Store, database: Database) -> None:
-    gallery = make_gallery(store)
+def test_identity_in_deleted_gallery_raises_not_found(store: Store, gallery: Gallery, database: Database) -> None:
     store.galleries.delete("staff")
     with pytest.raises(NotFound) as caught:
         store.identities.put(gallery.id, Person("ana"))

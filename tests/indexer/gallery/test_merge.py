@@ -31,8 +31,7 @@ def owner(index: VectorIndex, image: int) -> int:
     return hit.identity_id
 
 
-def test_merge_moves_faces_and_deletes_the_other_identity(store: Store) -> None:
-    gallery = make_gallery(store)
+def test_merge_moves_faces_and_deletes_the_other_identity(store: Store, gallery: Gallery) -> None:
     first = enroll_one(store, gallery, new_face("ana", 1))
     moved = [enroll_one(store, gallery, new_face("ana-2", image)) for image in (2, 3)]
     apart = enroll_one(store, gallery, new_face("ben", 4))
@@ -73,8 +72,9 @@ def test_merge_moves_faces_and_deletes_the_other_identity(store: Store) -> None:
         (Person("a", None, NOON), Person("b", None, None, NOON - DAY), Person("a", None, NOON)),
     ],
 )
-def test_merge_joins_name_and_metadata(store: Store, into: Person, other: Person, expected: Person) -> None:
-    gallery = make_gallery(store)
+def test_merge_joins_name_and_metadata(
+    store: Store, gallery: Gallery, into: Person, other: Person, expected: Person
+) -> None:
     before, _ = store.identities.put(gallery.id, into)
     store.identities.put(gallery.id, other)
     last = store.changes.last(gallery.id) or 0
@@ -125,9 +125,8 @@ def test_failed_merge_is_rolled_back(database: Database) -> None:
         assert [store.identities.get(gallery.id, name).faces for name in ("ana", "ana-2")] == [1, 1]
 
 
-def test_merged_photos_are_known_images_of_the_remaining_identity(store: Store) -> None:
+def test_merged_photos_are_known_images_of_the_remaining_identity(store: Store, gallery: Gallery) -> None:
     """A folder of the id that is gone, enrolled again every night, does not bring it back."""
-    gallery = make_gallery(store)
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, gallery, new_face("ana-2", 2))
     store.identities.merge(gallery.id, "ana", "ana-2")
@@ -158,9 +157,8 @@ def followed(store: Store, gallery: Gallery, folder: Path, tier: Tier) -> Synchr
 
 
 @pytest.mark.parametrize("tier", [Tier.EXACT, Tier.COMPRESSED])
-def test_indexes_follow_a_merge(store: Store, tmp_path: Path, tier: Tier) -> None:
+def test_indexes_follow_a_merge(store: Store, gallery: Gallery, tmp_path: Path, tier: Tier) -> None:
     """The one that merges, one of another process over the same files, and one that starts from what lies at rest."""
-    gallery = make_gallery(store)
     store.faces.enroll(gallery, [new_face(f"p{image // 2}", image) for image in range(40)])
     mine, theirs = (followed(store, gallery, tmp_path / folder, tier) for folder in ("shared", "shared"))
     apart = followed(store, gallery, tmp_path / "apart", tier)
