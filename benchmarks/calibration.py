@@ -35,7 +35,7 @@ from benchmarks.lfw import Cell, Embedded, Shot
 from indexer.gallery.embeddings import FaceVectors
 from indexer.models.packs import SFACE, UNMEASURED_TAIL, Pack
 from indexer.types import Hit, Vectors
-from indexer.vectors.flat import FaissIndex
+from indexer.vectors.flat import FlatIndex
 from search_service.calibration.survey import one_face_per_person, strangers, survey
 from search_service.matching import calibration
 from search_service.matching.calibration import own_curve, threshold_for
@@ -216,7 +216,7 @@ class Observed:
 def answer(one: Draw, measured: bool) -> Observed:
     faces, people = len(one.gallery), int(one.owners.max())
     all_faces = FaceVectors(np.arange(1, faces + 1), one.owners, one.gallery)
-    index = FaissIndex(one.gallery.shape[1])
+    index = FlatIndex(one.gallery.shape[1])
     index.put(all_faces.face_ids, all_faces.identity_ids, one.gallery)
     templates = Templates(one.owners, one.gallery)
     pack = one.pack if measured else replace(one.pack, measured=False, tail=UNMEASURED_TAIL)

@@ -28,9 +28,9 @@ from benchmarks import lfw
 from benchmarks.lfw import Cell
 from indexer.gallery.schema import Base
 from indexer.types import normalize
-from indexer.vectors.compressed import turned
 from indexer.vectors.milvus.client import INDEX_TYPES
 from indexer.vectors.milvus.index import RESCORED
+from indexer.vectors.self_check import perturbed
 from tests.postgres import Postgres
 
 FACTORIES = {
@@ -79,7 +79,7 @@ def scans(count: int, dim: int) -> list[dict[str, Cell]]:
     order = np.argsort(mates // AT_ONCE, kind="stable")
     asked = np.random.default_rng(3).permutation(MATES)
     cosines = np.full((MATES, 1), COSINE, np.float32)
-    probes = turned(np.concatenate(parts), cosines, np.random.default_rng(1))[asked]
+    probes = perturbed(np.concatenate(parts), cosines, np.random.default_rng(1))[asked]
     wanted = mates[order][asked]
     times: dict[str, list[float]] = {kind: [] for kind in indexes}
     ranks: dict[str, list[int]] = {kind: [] for kind in indexes}

@@ -41,7 +41,7 @@ def main() -> None:
         gallery = home.open_gallery("lfw", "sface")
         for _ in home.enroller(gallery).enroll(rows_of([shot.path for shot in gallery_shots]), Pick.CENTER):
             pass
-        index = home.indexes.of(gallery)
+        index = home.indexes.get(gallery)
         faces = index.state().faces
         index.save()
         service, query = SearchService(home, Thresholds(home)), Query()

@@ -15,9 +15,9 @@ from faceflash.index import FaceIndex
 from benchmarks.synthetic_faces import CHUNK, Ids
 from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Tier, Vectors
-from indexer.vectors import compressed
 from indexer.vectors.base import Header, VectorIndex
 from indexer.vectors.engines import FaissEngine
+from indexer.vectors.self_check import SelfCheckReport
 from indexer.vision.runtime import usable_cores
 
 MOST_OF_A_GRAPH = 100_000
@@ -64,8 +64,8 @@ def build_whosthere(gallery: Gallery, folder: Path, tier: Tier = Tier.AUTO) -> B
     """Builds the index as the service does, from 10,000 faces of SQL at a time."""
     index = _engine_build(gallery, folder, tier)
     note = index.kind
-    if isinstance(index.checked, compressed.Checked):
-        note += f", {index.checked.rescored} rows re-scored; promised mates found {index.checked.mates_found}"
+    if isinstance(index.checked, SelfCheckReport):
+        note += f", {index.checked.rescored} rows re-scored; recall in the self-check {index.checked.mates_found}"
     return Built(search_of(index), note)
 
 

@@ -12,8 +12,9 @@ and mates score as they do with SFace on an LFW folder. The CSV has one `table` 
   that exact search finds (rank 1), the recall among those, and the share of strangers with the same nearest identity as
   in exact search. `lfw` galleries are real embeddings, extended to 100,000 by synthetic photos of the same people, and
   searched with other real photos;
-- `codes`: sub-quantizers and rescored rows (`compressed.PARTS`, `FIRST_RESCORED`), with mates that score 0.4 to 0.6;
-- `tiers`: exact and compressed search at the sizes between which `engines.EXACT_NUMBERS` chooses.
+- `codes`: sub-quantizers and rescored rows (`product_codes.SUBQUANTIZERS`, `self_check.MIN_RESCORED`), with mates that
+  score 0.4 to 0.6;
+- `tiers`: exact and compressed search at the sizes between which `engines.MAX_EXACT_NUMBERS` chooses.
 
 Graphs stop at 100,000 faces: building one of that size takes minutes, and one of a million would take too long.
 """
@@ -55,7 +56,7 @@ from benchmarks.vector_indexes import (
 )
 from indexer.models.packs import SFACE
 from indexer.types import Tier, Vectors
-from indexer.vectors import compressed
+from indexer.vectors import compressed, product_codes
 from indexer.vision.runtime import usable_cores
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -251,10 +252,10 @@ def code_rows(population: Population, vectors: Vectors, groups: Ids, folder: Pat
     findable = answers_to(flat, gallery.probes) == gallery.right
     rows: list[dict[str, Cell]] = []
     for parts in PARTS:
-        with patch.object(compressed, "PARTS", parts):
+        with patch.object(product_codes, "SUBQUANTIZERS", parts):
             begun = time.perf_counter()
             base = compressed.build(folder / "codes.index", gallery.vectors.shape[1], face_vectors(gallery), {})
-            build_s, index = time.perf_counter() - begun, compressed.over(base)
+            build_s, index = time.perf_counter() - begun, compressed.open_index(base)
             chosen, search = index.rescored, search_of(index)
             for rescored in sorted({*RESCORED, chosen}):
                 index.rescored = rescored

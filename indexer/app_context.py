@@ -19,9 +19,9 @@ from indexer.models.packs import Pack
 from indexer.settings import Settings
 from indexer.timing import Stopwatch
 from indexer.types import Gallery, Tier
-from indexer.vectors.base import Engine as VectorEngine
+from indexer.vectors.base import VectorEngine
 from indexer.vectors.engines import FaissEngine
-from indexer.vectors.synchronizer import Indexes
+from indexer.vectors.index_registry import IndexRegistry
 from indexer.vision import networks
 from indexer.vision.decode import Limits
 from indexer.vision.pipeline import FacePipeline, Options
@@ -81,8 +81,8 @@ class AppContext:
         return Store(self.migrated_engine)
 
     @locked_property
-    def indexes(self) -> Indexes:
-        return Indexes(self.store, self.settings.indexes_folder, self._vectors)
+    def indexes(self) -> IndexRegistry:
+        return IndexRegistry(self.store, self.settings.indexes_folder, self._vectors)
 
     @locked_property
     def files(self) -> ModelFiles:
@@ -176,8 +176,8 @@ class AppContext:
         turned off."""
         if self.settings.lookalikes == "off":
             return None
-        index = self.indexes.of(gallery)
-        bound = lookalike_bound(self.pack_of(gallery), max(len(index.caught_up()), photos))
+        index = self.indexes.get(gallery)
+        bound = lookalike_bound(self.pack_of(gallery), max(len(index.catch_up()), photos))
         return Lookalikes(self.store, gallery, index, bound, self.settings.lookalikes == "hold")
 
     def enroller(self, gallery: Gallery, photos: int = 0) -> Enroller:

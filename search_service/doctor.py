@@ -124,7 +124,7 @@ def _galleries(context: ServiceContext) -> Iterator[Finding]:
             yield Finding(name, False, error.message, "follow the message, or enroll the photos again")
             continue
         try:
-            compared = context.indexes.of(gallery).compare()
+            compared = context.indexes.get(gallery).compare_with_database()
         except (NotFound, Conflict):  # deleted or re-embedded meanwhile
             continue
         advice = f"whosthere gallery rebuild {gallery.name}"

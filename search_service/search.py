@@ -188,7 +188,7 @@ class SearchService:
     def _match(
         self, vectors: Vectors, gallery: Gallery, query: Query, are_poor: Sequence[bool], frames_disagree: bool = False
     ) -> list[FaceAnswer]:
-        index = self._context.indexes.of(gallery).caught_up()
+        index = self._context.indexes.get(gallery).catch_up()
         fpir = self._context.settings.fpir if query.fpir is None and query.threshold is None else query.fpir
         threshold = query.threshold
         if threshold is None and fpir is not None:

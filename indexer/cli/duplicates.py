@@ -41,7 +41,7 @@ def gallery_duplicates(context: AppContext, name: str, threshold: float | None, 
         found = find_duplicates(
             context.store,
             gallery,
-            context.indexes.of(gallery),
+            context.indexes.get(gallery),
             threshold,
             lambda done, total: show_progress(done, total, ""),
         )

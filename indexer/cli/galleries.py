@@ -48,7 +48,7 @@ def gallery_list(context: AppContext, as_json: bool) -> None:
 def gallery_show(context: AppContext, name: str, as_json: bool) -> None:
     """Show a gallery and the state of its index."""
     gallery = context.store.galleries.get(name)
-    shown = gallery_detail(context.store, gallery, context.indexes.of(gallery).state())
+    shown = gallery_detail(context.store, gallery, context.indexes.get(gallery).state())
     if as_json:
         print_json(shown)
         return
@@ -71,7 +71,7 @@ def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> 
     if not yes and not click.confirm(question, err=as_json):
         raise click.ClickException("nothing was deleted")
     context.store.galleries.delete(name)
-    context.indexes.forget(gallery)
+    context.indexes.delete(gallery)
     if as_json:
         print_json({"gallery": name, "identities": identities, "faces": faces})
     else:
@@ -85,7 +85,7 @@ def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> 
 def gallery_rebuild(context: AppContext, name: str, as_json: bool) -> None:
     """Rebuild a gallery's index from the database."""
     gallery = context.store.galleries.get(name)
-    faces = context.indexes.of(gallery).rebuild()
+    faces = context.indexes.get(gallery).rebuild()
     if as_json:
         print_json({"gallery": name, "faces": faces})
     else:

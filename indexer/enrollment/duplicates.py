@@ -88,7 +88,7 @@ def find_duplicates(
         NotFound: The gallery was deleted.
         Conflict: The gallery was re-embedded meanwhile.
     """
-    current = index.caught_up()
+    current = index.catch_up()
     exact = len(current) <= ALL_PAIRS
     scan = _all_pairs(current, threshold, progress) if exact else _nearest(store, gallery, current, threshold, progress)
     best, complete = scan.pairs.best()

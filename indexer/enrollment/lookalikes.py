@@ -102,7 +102,7 @@ class Lookalikes:
 
     def _enrolled(self, vectors: Vectors) -> list[list[Lookalike]]:
         """Returns for each of (N, D) the nearest enrolled identity, if its score reaches the bound."""
-        nearest = self._index.caught_up().nearest_identities(vectors, 1)
+        nearest = self._index.catch_up().nearest_identities(vectors, 1)
         hits = [[hit for hit in some if hit.score >= self._bound] for some in nearest]
         people = self._store.identities.by_id({hit.identity_id for some in hits for hit in some})
         return [

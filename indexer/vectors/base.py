@@ -1,11 +1,12 @@
-"""The port: what every vector index offers. An index is derived; the truth is in SQL."""
+"""Defines what every vector index and index engine offers. An index is derived data; SQL is the source of truth."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,132 +16,134 @@ from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 
 
-class VectorIndex(Protocol):
-    """The embeddings of one gallery, searchable by inner product. Thread-safe."""
+class VectorIndex(ABC):
+    """The embeddings of one gallery, searchable by inner product. Thread-safe.
+
+    N is a number of faces, Q a number of queries, D the dimension of the embeddings.
+    """
+
+    kind: str
+    """How it searches: `exact`, `compressed`, `gpu` or `milvus`. Shown to users."""
+    checked: object | None = None
+    """The self-check report (a dataclass) of the build; None for exact indexes. Shown to users as JSON."""
+    is_damaged: bool = False
+    """Whether its stored data is corrupt, so that it must be rebuilt."""
+    is_replaced: bool = False
+    """Whether another process has rebuilt and deleted it, so that the stored index must be loaded again."""
+    erases_on_disk: bool = False
+    """Whether `remove` also erases the embeddings from storage."""
 
     @property
-    def kind(self) -> str:
-        """What people are told of how it searches: `exact`, `compressed`, `gpu`, `milvus`."""
-        ...
+    def is_outgrown(self) -> bool:
+        """Whether its contents have changed so much that a new index should be built."""
+        return False
 
-    @property
-    def checked(self) -> object | None:
-        """A dataclass of what it found out about itself when it was built; None where it is exact."""
-        ...
-
-    @property
-    def outgrown(self) -> bool:
-        """Whether it is time to build another one of what is in it now."""
-        ...
-
-    @property
-    def damaged(self) -> bool:
-        """Whether what it reads turned out not to be what was written: it is to be built anew."""
-        ...
-
-    @property
-    def replaced(self) -> bool:
-        """Whether another process has built it anew and taken this one away: what that one keeps is to be loaded."""
-        ...
-
-    @property
-    def erases(self) -> bool:
-        """Whether `remove` takes the embeddings off the disk as well."""
-        ...
-
+    @abstractmethod
     def __len__(self) -> int:
-        """How many faces it holds."""
-        ...
+        """Returns the number of faces."""
 
+    @abstractmethod
     def put(self, face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> None:
-        """Adds faces; one that is there already is replaced. (N,), (N,), (N, D)."""
-        ...
+        """Adds faces or replaces those with the same id: (N,) int64, (N,) int64 and (N, D) float32."""
 
+    @abstractmethod
     def remove(self, face_ids: Sequence[int]) -> None:
-        """Takes faces out; one that is not there is passed over."""
-        ...
+        """Removes faces and ignores unknown ids."""
 
+    @abstractmethod
     def nearest_faces(self, queries: Vectors, k: int) -> list[list[Hit]]:
-        """For each of (Q, D) queries the `k` faces of the highest inner product, best first; equals by face id."""
-        ...
+        """Returns for each of (Q, D) queries the `k` faces with the highest inner product, best first.
 
+        Faces with equal scores are ordered by face id.
+        """
+
+    @abstractmethod
     def nearest_identities(self, queries: Vectors, k: int) -> list[list[Hit]]:
-        """For each of (Q, D) queries the `k` identities whose best face scores highest, with that face."""
-        ...
+        """Returns for each of (Q, D) queries the `k` identities whose best face scores highest, with that face."""
 
+    @abstractmethod
     def face_ids(self) -> NDArray[np.int64]:
-        """All faces in it, ascending."""
-        ...
+        """Returns the ids of all faces in ascending order, (N,) int64."""
 
-    def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
-        """Copies of everything in it, in any order; vectors in the precision that it keeps."""
-        ...
+    @abstractmethod
+    def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+        """Returns copies of all face ids (N,), identity ids (N,) and vectors (N, D), in any order.
 
+        Vectors have the stored precision: float32 or float16.
+        """
 
-@runtime_checkable
-class Erased(Protocol):
-    """An index that faces are taken out of where it is kept, before its header tells of it."""
+    def erased_face_ids(self) -> NDArray[np.int64]:
+        """Returns the faces that were erased from storage before this index was loaded, (N,) int64.
 
-    @property
-    def erased(self) -> NDArray[np.int64]:
-        """Faces that were gone when it was loaded. The change log tells of each, or is not the one it followed."""
-        ...
+        The change log has an entry for each of them, unless the database was restored from a backup since.
+        """
+        return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an index is of. `seq` is the last change in it, and `mark` tells that change from others of its number."""
+    """Identifies what an index was built from. Stored with the index."""
 
     gallery_id: int
     gallery_created: str
     fingerprint: str
     dim: int
     seq: int
+    """Sequence number of the last change that the index contains."""
     mark: str
+    """`Change.mark` of that change: restoring a backup can reuse sequence numbers."""
     faces: int
 
 
-Faces = Callable[[], Iterator[FaceVectors]]
-"""All faces of a gallery, their ids ascending, as often as they are asked for."""
+FacePages = Callable[[], Iterator[FaceVectors]]
+"""Reads all faces of a gallery by ascending id; can be called repeatedly."""
 
 
-class Engine(Protocol):
-    """Makes the indexes of one kind, and keeps them where they are found again. `path` names one gallery's index; an
-    engine that keeps nothing in files takes its name alone."""
+class VectorEngine(ABC):
+    """Builds indexes of one kind and stores them.
 
+    `path` identifies the index of one gallery. Engines that store nothing in files use only its name.
+    """
+
+    @abstractmethod
     def load(self, path: Path) -> tuple[Header, VectorIndex]:
-        """What `build` or `save` kept. Raises FileNotFoundError where there is nothing, DamagedIndex."""
-        ...
+        """Loads the stored index.
 
-    def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
-        """An index of these faces, and whether it is kept already. Raises OSError where it must be and cannot."""
-        ...
+        Raises:
+            FileNotFoundError: Nothing is stored.
+            DamagedIndex: The stored data cannot be used.
+        """
 
+    @abstractmethod
+    def build(self, path: Path, header: Header, faces: FacePages) -> tuple[VectorIndex, bool]:
+        """Builds an index of these faces and returns whether it is already stored.
+
+        Raises OSError if it has to be stored and cannot be.
+        """
+
+    @abstractmethod
     def save(self, path: Path, header: Header, index: VectorIndex) -> bool:
-        """Keeps the index as it is now; whether it does, or what `build` kept and the change log must do. Raises
-        OSError."""
-        ...
+        """Stores the index if its kind supports that after the build; returns whether it did. Raises OSError."""
 
-    def close(self) -> None:
-        """Lets go of connections."""
-        ...
-
+    @abstractmethod
     def delete(self, path: Path) -> None:
-        """Lets go of what was kept. Raises OSError."""
-        ...
+        """Deletes the stored index, if any. Raises OSError."""
 
-    def galleries(self) -> set[int]:
-        """The numbers of those of which it keeps something elsewhere than in files. Raises OSError."""
-        ...
+    def stored_galleries(self) -> set[int]:
+        """Returns the ids of the galleries with an index stored elsewhere than in files. Raises OSError."""
+        return set()
+
+    def close(self) -> None:  # noqa: B027  (most engines have nothing to close)
+        """Closes connections."""
 
 
-def rank(hit: Hit) -> tuple[float, int]:
-    """Hits in its order are best first, equals by face id."""
+def ranking_key(hit: Hit) -> tuple[float, int]:
+    """Returns the sort key that puts the best hit first and orders equal scores by face id."""
     return -hit.score, hit.face_id
 
 
-def best_of_each(hits: Iterable[Hit]) -> list[Hit]:
-    """Of hits that are best first, the best of each identity."""
+def best_hit_per_identity(hits: Iterable[Hit]) -> list[Hit]:
+    """Returns the first hit of each identity, in the given order."""
     best: dict[int, Hit] = {}
     for hit in hits:
         best.setdefault(hit.identity_id, hit)
@@ -148,6 +151,6 @@ def best_of_each(hits: Iterable[Hit]) -> list[Hit]:
 
 
 class DamagedIndex(WhosthereError):
-    """What was kept is not what was written. Its reader makes a new one from SQL."""
+    """Stored index data is corrupt or belongs to something else. The index is rebuilt from SQL."""
 
     code = "damaged_index"

@@ -1,4 +1,4 @@
-"""Every face is scored on the GPUs there are, in half precision; the best are scored again as in `compressed`."""
+"""Scans every face in half precision on all GPUs; the best are rescored as in `compressed`."""
 
 from __future__ import annotations
 
@@ -11,45 +11,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import StorageUnavailable
-from indexer.vectors.mapped_file import Resting
+from indexer.vectors.mapped_file import MappedFile
 
-ADD_AT_ONCE = 65_536
+ADD_ROWS = 65_536
+"""Rows copied to a GPU at once: 128 MiB of float32 with 512 dimensions."""
 
-MOST_GPU = 2048
-"""The most rows that a search on a GPU returns (FAISS, `GpuIndex`)."""
+MAX_GPU_ROWS = 2048
+"""Most rows that a FAISS search on a GPU returns (`GpuIndex`)."""
 
 
-def problem() -> str | None:
-    """Why there is no GPU for FAISS here; None where there is."""
+def unavailable_reason() -> str | None:
+    """Returns why FAISS has no GPU here; None if it has one."""
     if not hasattr(faiss, "GpuIndexFlat"):
         return "this FAISS is built without CUDA: pip install faiss-gpu in place of faiss-cpu"
-    return None if faiss.get_num_gpus() > 0 else "FAISS finds no GPU; is there one, and its driver?"
+    return None if faiss.get_num_gpus() > 0 else "FAISS finds no GPU: check the GPU and its driver"
 
 
 class GpuScan:
-    """The rows spread over all GPUs, a `GpuIndexFlat` in half precision each; what is added goes to the smallest."""
+    """Holds the rows in one half-precision `GpuIndexFlat` per GPU; new rows go to the smallest."""
 
-    def __init__(self, base: Resting) -> None:
-        """Raises StorageUnavailable when they cannot hold it."""
-        with _holding(len(base)):
-            self._fill(base)
-
-    def _fill(self, base: Resting) -> None:
+    def __init__(self, base: MappedFile) -> None:
+        """Raises StorageUnavailable if the GPUs cannot hold the rows."""
         dim = base.vectors.shape[1]
-        self._resources = [faiss.StandardGpuResources() for _ in range(faiss.get_num_gpus())]
-        self._shards = [_flat(resources, dim, gpu) for gpu, resources in enumerate(self._resources)]
-        shards: Any = faiss.IndexShards  # FAISS's stubs know less of it than its documentation
-        self._all = shards(dim, True, False)  # each in a thread of its own; ids are the rows' own
-        for shard in self._shards:
-            self._all.add_shard(shard)
-        self._rows = 0
-        for start in range(0, len(base), ADD_AT_ONCE):
-            self._add(base.vectors[start : start + ADD_AT_ONCE].astype(np.float32))
+        with _gpu_errors(len(base)):
+            self._resources = [faiss.StandardGpuResources() for _ in range(faiss.get_num_gpus())]
+            self._shards = [_flat(resources, dim, gpu) for gpu, resources in enumerate(self._resources)]
+            shards: Any = faiss.IndexShards  # FAISS's type stubs lack these parameters
+            self._all = shards(dim, True, False)  # threaded, and without renumbering the ids
+            for shard in self._shards:
+                self._all.add_shard(shard)
+            self._rows = 0
+            for start in range(0, len(base), ADD_ROWS):
+                self._add(base.vectors[start : start + ADD_ROWS].astype(np.float32))
 
     def add(self, vectors: NDArray[np.float32]) -> None:
-        """Raises StorageUnavailable when they cannot hold it."""
-        with _holding(self._rows + len(vectors)):
+        """Adds (N, D) rows. Raises StorageUnavailable if the GPUs cannot hold them."""
+        with _gpu_errors(self._rows + len(vectors)):
             self._add(vectors)
+
+    def search(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        _, rows = self._all.search(np.ascontiguousarray(queries, dtype=np.float32), min(count, MAX_GPU_ROWS))
+        return np.asarray(rows, dtype=np.int64)
 
     def _add(self, vectors: NDArray[np.float32]) -> None:
         rows = np.arange(self._rows, self._rows + len(vectors), dtype=np.int64)
@@ -58,14 +60,10 @@ class GpuScan:
         self._all.syncWithSubIndexes()
         self._rows += len(vectors)
 
-    def search(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        _, rows = self._all.search(np.ascontiguousarray(queries, dtype=np.float32), min(count, MOST_GPU))
-        return np.asarray(rows, dtype=np.int64)
-
 
 @contextmanager
-def _holding(faces: int) -> Iterator[None]:
-    """Turns what FAISS raises of CUDA into StorageUnavailable."""
+def _gpu_errors(faces: int) -> Iterator[None]:
+    """Raises StorageUnavailable for CUDA errors of FAISS."""
     try:
         yield
     except RuntimeError as error:

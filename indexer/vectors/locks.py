@@ -1,4 +1,4 @@
-"""Many readers or one writer."""
+"""A read-write lock that serves threads in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class SharedLock:
-    """Readers hold it together, a writer alone. Who comes first goes first, so that nobody waits for ever: readers
-    that come after a waiting writer wait as well. It must not be taken twice by one thread."""
+class ReadWriteLock:
+    """Held by any number of readers, or by one writer. Not reentrant.
+
+    First come, first served: readers that arrive after a waiting writer wait as well, so that nobody starves.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -42,13 +44,13 @@ class SharedLock:
                 self._writing = False
                 self._changed.notify_all()
 
-    def _wait(self, free: Callable[[], bool]) -> None:
-        if not self._waiting and free():
+    def _wait(self, is_free: Callable[[], bool]) -> None:
+        if not self._waiting and is_free():
             return
-        me = object()
-        self._waiting.append(me)
+        ticket = object()
+        self._waiting.append(ticket)
         try:
-            self._changed.wait_for(lambda: self._waiting[0] is me and free())
+            self._changed.wait_for(lambda: self._waiting[0] is ticket and is_free())
         finally:
-            self._waiting.remove(me)
-            self._changed.notify_all()  # the next one may be free to go as well
+            self._waiting.remove(ticket)
+            self._changed.notify_all()  # the next thread may be able to continue as well

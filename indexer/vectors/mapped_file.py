@@ -1,7 +1,7 @@
-"""The file in which a compressed index lies: half-precision vectors that are read where they lie, and product codes.
+"""Reads and writes the file of a compressed index: memory-mapped float16 vectors, product codes and checksums.
 
-Vectors come first, so that they can be written as they arrive; what describes them comes last. Every row has checks of
-its own, so that a million rows need not be read before the first answer, and one of them can be erased in place.
+Vectors come first, so that they can be written as they arrive; their description is the footer. Every row has its own
+checksums, so that opening does not read a million vectors and one row can be erased in place.
 """
 
 from __future__ import annotations
@@ -24,115 +24,117 @@ from indexer.vectors.base import DamagedIndex
 
 MAGIC = b"whosthere-faces-2\n"
 
-ALIVE, ERASED = 0xA5, 0
-"""The byte of a row that is there, and of one that was erased: no flipped bit makes one of the other."""
+PRESENT, ERASED = 0xA5, 0
+"""State byte of a row. They differ in several bits, so that one flipped bit does not turn one into the other."""
 
-Halves = NDArray[np.float16]
-"""(N, D) embeddings in half precision: a score moves by 1e-4 at most (`tests/vectors/test_compressed.py`)."""
+TRAILER_BYTES = 32 + 4 + len(MAGIC)
+"""After the footer: its SHA-256, its length (4 bytes, little-endian) and MAGIC."""
+
+Float16Vectors = NDArray[np.float16]
+"""(N, D) embeddings in half precision, which moves a score by at most 1e-4 (`test_compressed.py`)."""
 
 Codes = NDArray[np.uint8]
-"""(N, B) product codes, two of 4 bits a byte."""
+"""(N, B) product codes, two of 4 bits per byte."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Mapped:
-    """A file that may be written to where it lies, whatever its name is by now, and its parts."""
+class _Mapping:
+    """The writable arrays of a mapped file, which remain valid when its name is given to another file."""
 
     opened: os.stat_result
-    told: Mapping[str, Any]
-    vectors: Halves
-    checks: NDArray[np.uint64]
+    footer: Mapping[str, Any]
+    vectors: Float16Vectors
+    checksums: NDArray[np.uint64]
     face_ids: NDArray[np.int64]
     identity_ids: NDArray[np.int64]
-    id_checks: NDArray[np.uint64]
-    code_checks: NDArray[np.uint64]
+    id_checksums: NDArray[np.uint64]
+    code_checksums: NDArray[np.uint64]
     centroids: NDArray[np.float32]
     codes: Codes
     states: NDArray[np.uint8]
 
     def erase(self, rows: NDArray[np.int64]) -> None:
-        """First the states: who meets half a vector finds it erased, not damaged."""
+        """Overwrites rows with zeros; the state first, so that concurrent readers see an erased, not a damaged row."""
         self.states[rows] = ERASED
         self.vectors[rows] = 0
         self.codes[rows] = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Resting:
-    """The rows of a file, mapped, not read. `face_ids` ascend."""
+class MappedFile:
+    """The N rows of a file, by ascending face id. Vectors are read when needed."""
 
     path: Path
-    about: Mapping[str, Any]
-    """What the writer said of the file."""
+    metadata: Mapping[str, Any]
+    """What the caller of `Writer.finish` stored with the file."""
     face_ids: NDArray[np.int64]
     identity_ids: NDArray[np.int64]
     codes: Codes
     centroids: NDArray[np.float32]
-    vectors: Halves
-    checks: NDArray[np.uint64]
-    """Of each vector."""
-    sound: NDArray[np.bool_]
-    """Which vectors were found to be what was written; the others are checked when they are first picked."""
-    file: _Mapped | None = None
+    vectors: Float16Vectors
+    checksums: NDArray[np.uint64]
+    """(N,) checksums of the vectors."""
+    is_verified: NDArray[np.bool_]
+    """(N,) whether the checksum of a vector was compared; this happens when it is first read."""
+    mapping: _Mapping | None = None
 
     def __len__(self) -> int:
         return len(self.face_ids)
 
-    def pick(self, rows: NDArray[np.int64]) -> Halves:
-        """The vectors of these rows. Raises DamagedIndex when one is neither what was written nor erased."""
-        picked: Halves = self.vectors[rows]
-        known = self.sound[rows]
-        if not known.all():
-            new = rows[~known]
-            wrong = check(picked[~known]) != self.checks[new]
-            if wrong.any() and self.file is not None:  # unless another process has erased them since
-                wrong &= self.file.states[new] == ALIVE
-            if wrong.any():
-                raise DamagedIndex(f"{self.path} is damaged: the embedding of face {self.face_ids[new[wrong][0]]}")
-            self.sound[new] = True
-        return picked
+    def read_vectors(self, rows: NDArray[np.int64]) -> Float16Vectors:
+        """Returns copies of the vectors of these rows. Raises DamagedIndex if one is neither intact nor erased."""
+        vectors: Float16Vectors = self.vectors[rows]
+        is_verified = self.is_verified[rows]
+        if not is_verified.all():
+            new = rows[~is_verified]
+            is_wrong = row_checksums(vectors[~is_verified]) != self.checksums[new]
+            if is_wrong.any() and self.mapping is not None:  # another process may have erased them
+                is_wrong &= self.mapping.states[new] == PRESENT
+            if is_wrong.any():
+                raise DamagedIndex(f"{self.path} is damaged: the embedding of face {self.face_ids[new[is_wrong][0]]}")
+            self.is_verified[new] = True
+        return vectors
 
     def erase(self, rows: NDArray[np.int64]) -> None:
-        """Takes the embeddings off the disk."""
-        if self.file is not None and len(rows):
-            self.file.erase(rows)
+        """Erases embeddings and codes on the disk."""
+        if self.mapping is not None and len(rows):
+            self.mapping.erase(rows)
 
     def erase_in_successor(self, face_ids: NDArray[np.int64]) -> None:
-        """Takes the embeddings out of the file that has taken this one's place, where one has: whoever wrote it may
-        have ended before these faces were removed. Raises OSError."""
-        if self.file is None:
+        """Erases faces in the file that has replaced this one, if any: its writer may have ended. Raises OSError."""
+        if self.mapping is None:
             return
         try:
-            if os.path.samestat(self.path.stat(), self.file.opened):
+            if os.path.samestat(self.path.stat(), self.mapping.opened):
                 return
-            there = _map(self.path)
+            successor = _map(self.path)
         except FileNotFoundError:
             return
-        except DamagedIndex:  # or an exact snapshot: of no use, or soon written again
+        except DamagedIndex:  # damaged, or an exact snapshot that is soon written again
             self.path.unlink(missing_ok=True)
             return
-        there.erase(rows_of(there.face_ids, face_ids))
+        successor.erase(rows_of(successor.face_ids, face_ids))
 
-    def alive(self) -> NDArray[np.bool_]:
-        """Which rows are there, and were not erased."""
-        if self.file is None:
+    def is_present(self) -> NDArray[np.bool_]:
+        """Returns which rows were not erased, (N,)."""
+        if self.mapping is None:
             return np.ones(len(self), np.bool_)
-        return np.asarray(self.file.states == ALIVE)
+        return np.asarray(self.mapping.states == PRESENT)
 
 
 def rows_of(ascending: NDArray[np.int64], face_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where these faces are among `ascending` ids, each once; those that are not are passed over."""
+    """Returns the rows of these faces among `ascending` ids, without duplicates and without unknown faces."""
     if len(ascending) == 0:
         return np.empty(0, np.int64)
     rows = np.minimum(np.searchsorted(ascending, face_ids), len(ascending) - 1)
     return np.unique(rows[ascending[rows] == face_ids])
 
 
-def check(rows: NDArray[Any]) -> NDArray[np.uint64]:
-    """A number a row of (N, ...) that changes with any bit of it, and with the order of its words.
+def row_checksums(rows: NDArray[Any]) -> NDArray[np.uint64]:
+    """Returns a checksum of each row of (N, ...), (N,) uint64.
 
-    The sum of its 64-bit words, each weighted with an odd number of its place: a flipped bit moves the sum, whatever
-    else is in the row.
+    It is the sum of the row's 64-bit words, each multiplied by an odd number that depends on its position: it changes
+    with every single bit and with the order of the words.
     """
     row_bytes = int(np.prod(rows.shape[1:])) * rows.itemsize
     flat = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), row_bytes)
@@ -144,23 +146,24 @@ def check(rows: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 class Writer:
-    """Takes vectors as they come, then the rest."""
+    """Writes vectors as they arrive, then everything else."""
 
     def __init__(self, file: BinaryIO, temporary: Path, dim: int) -> None:
         self._file = file
         self._temporary = temporary
         self._dim = dim
-        self._checks: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        self._checksums: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         self._rows = 0
 
     def add(self, vectors: NDArray[np.float32]) -> None:
+        """Writes (N, D) vectors in half precision."""
         halves = np.ascontiguousarray(vectors, dtype=np.float16)
         self._file.write(halves.tobytes())
-        self._checks.append(check(halves))
+        self._checksums.append(row_checksums(halves))
         self._rows += len(halves)
 
-    def vectors(self) -> Halves:
-        """What was added, mapped."""
+    def vectors(self) -> Float16Vectors:
+        """Returns the vectors written so far, memory-mapped."""
         self._file.flush()
         if self._rows == 0:
             return np.empty((0, self._dim), np.float16)
@@ -172,97 +175,111 @@ class Writer:
         identity_ids: NDArray[np.int64],
         codes: Codes,
         centroids: NDArray[np.float32],
-        about: Mapping[str, Any],
+        metadata: Mapping[str, Any],
     ) -> None:
-        """Writes the rest."""
-        checks = np.concatenate(self._checks)
+        """Writes everything else. `metadata` is stored as JSON."""
+        checksums = np.concatenate(self._checksums)
         centroids = np.ascontiguousarray(centroids, dtype=np.float32)
-        id_checks = check(np.stack([face_ids, identity_ids], axis=1))
-        states = np.full(len(face_ids), ALIVE, np.uint8)
+        id_checksums = row_checksums(np.stack([face_ids, identity_ids], axis=1))
+        states = np.full(len(face_ids), PRESENT, np.uint8)
         self._file.write(bytes(-self._file.tell() % 8))
-        for array in (checks, face_ids, identity_ids, id_checks, check(codes), centroids, codes, states):
+        for array in (checksums, face_ids, identity_ids, id_checksums, row_checksums(codes), centroids, codes, states):
             self._file.write(np.ascontiguousarray(array).tobytes())
-        foot = json.dumps(
+        footer = json.dumps(
             {
                 "rows": self._rows,
                 "dim": self._dim,
                 "code_bytes": codes.shape[1],
                 "centroids": list(centroids.shape),
                 "centroids_sha256": _sha256(centroids),
-                "checks_sha256": _sha256(checks),
-                "about": dict(about),
+                "checks_sha256": _sha256(checksums),
+                "about": dict(metadata),
             }
         ).encode()
-        self._file.write(foot + hashlib.sha256(foot).digest() + len(foot).to_bytes(4, "little") + MAGIC)
+        self._file.write(footer + hashlib.sha256(footer).digest() + len(footer).to_bytes(4, "little") + MAGIC)
 
 
 @contextmanager
 def writing(path: Path, dim: int) -> Iterator[Writer]:
-    """The file gets its name when the block ends, finished. What a killed process left goes first. Raises OSError when
-    the disk is full, and leaves nothing then."""
+    """Writes a file that replaces `path` when the block ends, and deletes temporary files of killed processes.
+
+    Raises OSError if the disk is full, and leaves the previous file then.
+    """
     remove_leftovers(path)
     with atomic_file(path) as (file, temporary):
         yield Writer(file, temporary, dim)
 
 
-def read(path: Path) -> Resting:
-    """Raises DamagedIndex unless it is whole and everything but the vectors is what was written or erased (those are
-    checked when they are picked); FileNotFoundError where there is none."""
-    file = _map(path)
-    centroids = file.centroids.copy()
-    if _sha256(centroids) != file.told["centroids_sha256"] or _sha256(file.checks) != file.told["checks_sha256"]:
-        raise DamagedIndex(f"{path} is damaged: the centroids or the checks")
-    wrong = check(np.stack([file.face_ids, file.identity_ids], axis=1)) != file.id_checks
-    wrong |= (check(file.codes) != file.code_checks) & (file.states != ERASED)
-    wrong |= (file.states != ALIVE) & (file.states != ERASED)
-    if wrong.any():
-        raise DamagedIndex(f"{path} is damaged: the ids or codes of {int(wrong.sum())} faces")
-    sound = np.zeros(len(wrong), np.bool_)
-    vectors = file.vectors.view()
+def read(path: Path) -> MappedFile:
+    """Maps a file and verifies everything but the vectors, which are verified when they are first read.
+
+    Raises:
+        FileNotFoundError: There is no file.
+        DamagedIndex: It is incomplete or differs from what was written.
+    """
+    mapping = _map(path)
+    centroids = mapping.centroids.copy()
+    digests = {"centroids_sha256": _sha256(centroids), "checks_sha256": _sha256(mapping.checksums)}
+    if any(mapping.footer[name] != digest for name, digest in digests.items()):
+        raise DamagedIndex(f"{path} is damaged: the centroids or the checksums")
+    is_wrong = row_checksums(np.stack([mapping.face_ids, mapping.identity_ids], axis=1)) != mapping.id_checksums
+    is_wrong |= (row_checksums(mapping.codes) != mapping.code_checksums) & (mapping.states != ERASED)
+    is_wrong |= (mapping.states != PRESENT) & (mapping.states != ERASED)
+    if is_wrong.any():
+        raise DamagedIndex(f"{path} is damaged: the ids or codes of {int(is_wrong.sum())} faces")
+    vectors = mapping.vectors.view()
     vectors.flags.writeable = False
-    about = file.told["about"]
-    return Resting(
-        path, about, file.face_ids, file.identity_ids, file.codes, centroids, vectors, file.checks, sound, file
+    return MappedFile(
+        path,
+        mapping.footer["about"],
+        mapping.face_ids,
+        mapping.identity_ids,
+        mapping.codes,
+        centroids,
+        vectors,
+        mapping.checksums,
+        np.zeros(len(is_wrong), np.bool_),
+        mapping,
     )
 
 
-def _map(path: Path) -> _Mapped:
-    """Raises DamagedIndex unless its length and its foot are right; FileNotFoundError."""
+def _map(path: Path) -> _Mapping:
+    """Maps a file and verifies its footer and length. Raises DamagedIndex, FileNotFoundError."""
     with path.open("r+b") as file:
         opened = os.fstat(file.fileno())
         try:
-            whole = mmap.mmap(file.fileno(), 0)
+            data = mmap.mmap(file.fileno(), 0)
         except ValueError as error:
             raise DamagedIndex(f"{path} is damaged: it is empty") from error
-    end = len(MAGIC) + 4 + 32
-    tail = whole[-end:]
-    length = int.from_bytes(tail[32:36], "little")
-    foot = whole[-end - length : -end]
-    if len(tail) < end or tail[36:] != MAGIC or hashlib.sha256(foot).digest() != tail[:32]:
+    trailer = data[-TRAILER_BYTES:]
+    length = int.from_bytes(trailer[32:36], "little")
+    foot = data[-TRAILER_BYTES - length : -TRAILER_BYTES]
+    if len(trailer) < TRAILER_BYTES or trailer[36:] != MAGIC or hashlib.sha256(foot).digest() != trailer[:32]:
         raise DamagedIndex(f"{path} is damaged")
-    told = json.loads(foot)
-    rows, dim, code_bytes = told["rows"], told["dim"], told["code_bytes"]
-    parts: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    footer = json.loads(foot)
+    rows, dim, code_bytes = footer["rows"], footer["dim"], footer["code_bytes"]
+    layout: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
         "vectors": (np.float16, (rows, dim)),
-        "checks": (np.uint64, (rows,)),
+        "checksums": (np.uint64, (rows,)),
         "face_ids": (np.int64, (rows,)),
         "identity_ids": (np.int64, (rows,)),
-        "id_checks": (np.uint64, (rows,)),
-        "code_checks": (np.uint64, (rows,)),
-        "centroids": (np.float32, tuple(told["centroids"])),
+        "id_checksums": (np.uint64, (rows,)),
+        "code_checksums": (np.uint64, (rows,)),
+        "centroids": (np.float32, tuple(footer["centroids"])),
         "codes": (np.uint8, (rows, code_bytes)),
         "states": (np.uint8, (rows,)),
     }
-    sizes = {name: int(np.prod(shape)) * np.dtype(kind).itemsize for name, (kind, shape) in parts.items()}
-    sizes["vectors"] += -sizes["vectors"] % 8  # what follows lies at a multiple of 8
-    if len(whole) != sum(sizes.values()) + length + end:
-        raise DamagedIndex(f"{path} has {len(whole)} bytes; expected {sum(sizes.values()) + length + end}")
+    sizes = {name: int(np.prod(shape)) * np.dtype(dtype).itemsize for name, (dtype, shape) in layout.items()}
+    sizes["vectors"] += -sizes["vectors"] % 8  # padding: what follows is aligned to 8 bytes
+    expected = sum(sizes.values()) + length + TRAILER_BYTES
+    if len(data) != expected:
+        raise DamagedIndex(f"{path} has {len(data)} bytes; expected {expected}")
     arrays: dict[str, NDArray[Any]] = {}
-    at = 0
-    for name, (kind, shape) in parts.items():
-        arrays[name] = np.frombuffer(whole, kind, int(np.prod(shape)), at).reshape(shape)
-        at += sizes[name]
-    return _Mapped(opened, told, **arrays)
+    offset = 0
+    for name, (dtype, shape) in layout.items():
+        arrays[name] = np.frombuffer(data, dtype, int(np.prod(shape)), offset).reshape(shape)
+        offset += sizes[name]
+    return _Mapping(opened, footer, **arrays)
 
 
 def _sha256(array: NDArray[Any]) -> str:

@@ -1,4 +1,8 @@
-"""An exact index on disk: written atomically, checked when read, worth nothing that SQL does not know."""
+"""Reads and writes the file of an exact index: replaced atomically and protected by a SHA-256 checksum.
+
+Format: MAGIC, the length of the header (4 bytes, little-endian), the header as JSON, face ids and identity ids (int64),
+vectors (float32), SHA-256 of everything before.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,11 @@ from indexer.vectors.base import DamagedIndex, Header, VectorIndex
 
 MAGIC = b"whosthere-index-2\n"
 
+DIGEST_BYTES = hashlib.sha256().digest_size
+
 
 def write(path: Path, header: Header, index: VectorIndex) -> None:
-    """Replaces the file; readers and crashes see the old one or the new one. What a killed process left goes first.
-    Raises OSError when the disk is full."""
+    """Replaces the file and deletes temporary files of killed processes. Raises OSError if the disk is full."""
     head = json.dumps(asdict(header)).encode()
     arrays = [memoryview(array.tobytes()) for array in index.contents() if len(array)]
     parts: list[bytes | memoryview] = [MAGIC, len(head).to_bytes(4, "little"), head, *arrays]
@@ -33,10 +38,14 @@ def write(path: Path, header: Header, index: VectorIndex) -> None:
 
 
 def read(path: Path) -> tuple[Header, NDArray[np.int64], NDArray[np.int64], Vectors]:
-    """The header, and what `contents` gave. Raises DamagedIndex unless every byte is what was written;
-    FileNotFoundError where there is none."""
+    """Returns the header, face ids (N,), identity ids (N,) and vectors (N, D).
+
+    Raises:
+        FileNotFoundError: There is no file.
+        DamagedIndex: Any byte differs from what was written.
+    """
     data = path.read_bytes()
-    body, digest = data[:-32], data[-32:]
+    body, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if not body.startswith(MAGIC) or hashlib.sha256(body).digest() != digest:
         raise DamagedIndex(f"{path} is damaged")
     start = len(MAGIC) + 4

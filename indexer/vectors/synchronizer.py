@@ -1,17 +1,17 @@
-"""Indexes that follow the change log of their galleries: loaded from a snapshot, or rebuilt, and caught up."""
+"""Keeps the index of a gallery synchronized with its change log: loads a snapshot or rebuilds, then catches up."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.errors import Conflict, NotFound, StorageUnavailable, WhosthereError
 from indexer.files import exclusive_lock
@@ -19,168 +19,186 @@ from indexer.gallery.change_log import Change, ChangeKind, LogPosition, check_pa
 from indexer.gallery.embeddings import FaceVectors
 from indexer.gallery.store import Store
 from indexer.types import Gallery
-from indexer.vectors.base import DamagedIndex, Engine, Erased, Faces, Header, VectorIndex
-from indexer.vectors.flat import in_memory
+from indexer.vectors.base import DamagedIndex, FacePages, Header, VectorEngine, VectorIndex
+from indexer.vectors.flat import build_flat_index
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT_EVERY = 10_000
-"""Changes after which a snapshot is written anew. Replaying that many from SQL takes less than a second."""
+"""Changes after which a new snapshot is written. Replaying that many from SQL takes less than a second."""
 
-LOOK_AGAIN_S = 1.0
-"""How long after finding that another process builds the next index."""
-
-SWEEP_FROM = 16
-"""Galleries followed before those that are gone are looked for again; then twice as many as there were after that."""
+BUILD_RECHECK_S = 1.0
+"""Seconds after which a background build is tried again when another process is building."""
 
 
 @dataclass(frozen=True)
 class IndexState:
-    """What people are told of an index."""
+    """What users see of an index."""
 
     kind: str
     faces: int
     seq: int
     snapshot_seq: int | None
     checked: dict[str, Any] | None = None
-    """What it found out about itself when it was built; None where it is exact."""
+    """The self-check report of the build; None for exact indexes."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """An index beside SQL."""
+class DatabaseComparison:
+    """How an index differs from SQL."""
 
     in_database: int
     in_index: int
     different: int
-    """Faces that only one of them has, or that have another identity or vector there."""
+    """Number of faces that only one of them has, or whose identity or vector differs."""
     snapshot_problem: str | None
-    """Why the snapshot on the disk was of no use."""
+    """Why the stored snapshot could not be used."""
 
 
-_Kept = tuple[Header, VectorIndex, bool]
-"""An index, what it is of, and whether it is kept already."""
+@dataclass
+class _Replica:
+    """An index and the last change applied to it. `mark` tells apart changes that share a number after a restore."""
+
+    index: VectorIndex
+    seq: int
+    mark: str
+
+
+class _Built(NamedTuple):
+    replica: _Replica
+    is_stored: bool
+
+
+class _LogDiverged(Conflict):
+    """The change log no longer continues the one that an index has followed, so that it must be rebuilt."""
 
 
 class SynchronizedIndex:
-    """The index of one gallery's embeddings by one pack, and the change it has reached. Thread-safe.
+    """The index of one gallery's embeddings by one pack, kept up to date with the change log. Thread-safe.
 
-    Once the gallery was re-embedded, what needs the database raises Conflict: the index of the gallery as it is read
-    from then on takes its place, and its file.
+    After the gallery is re-embedded, everything that needs the database raises Conflict: the index of the gallery as
+    read afterwards replaces this one and its file.
     """
 
-    def __init__(self, store: Store, gallery: Gallery, folder: Path, engine: Engine) -> None:
+    def __init__(self, store: Store, gallery: Gallery, folder: Path, engine: VectorEngine) -> None:
         self._store = store
         self._gallery = gallery
         self._path = folder / f"{gallery.id}.index"
         self._engine = engine
         self._lock = threading.Lock()
-        self._index: VectorIndex | None = None
-        self._seq = 0
-        self._mark = ""
-        """Of change `_seq`: a restored backup may have another change of that number."""
+        self._current: _Replica | None = None
         self._snapshot_seq: int | None = None
         self._snapshot_problem: str | None = None
-        self._renewing: threading.Thread | None = None
-        """Builds the next index beside this one."""
-        self._renew_from = 0
-        """The change from which on it may: whatever goes wrong is not tried at every search."""
-        self._renew_after = 0.0
-        """The time of `time.monotonic` as well."""
-        self._tried_seq = 0
-        """The change at which a snapshot was last written or failed to be: a full disk is not asked at every search."""
+        self._last_save_seq = 0
+        """The change at which saving was last tried, so that a full disk does not slow down every search."""
+        self._builder: threading.Thread | None = None
+        """Builds the next index in the background."""
+        self._next_build_seq = 0
+        """The change from which the next background build may start: failures are not retried at every search."""
+        self._next_build_time = 0.0
+        """The `time.monotonic` from which it may start."""
 
-    def caught_up(self) -> VectorIndex:
-        """The index with every change in it that is committed now. Raises NotFound when the gallery is gone, Conflict
-        when it was re-embedded."""
+    def catch_up(self) -> VectorIndex:
+        """Applies all committed changes and returns the index.
+
+        Raises:
+            NotFound: The gallery was deleted.
+            Conflict: The gallery was re-embedded.
+        """
         with self._lock:
-            index = self._caught_up()
-            if self._due(index):
-                self._renew()
-            elif self._seq - self._tried_seq >= SNAPSHOT_EVERY:
-                self._save(index)
-            return index
+            current = self._catch_up()
+            if self._is_build_due(current):
+                self._start_builder()
+            elif current.seq - self._last_save_seq >= SNAPSHOT_EVERY:
+                self._save(current)
+            return current.index
 
     @property
-    def reached(self) -> int | None:
-        """The last change in it; None before it is first used."""
-        return None if self._index is None else self._seq
+    def applied_seq(self) -> int | None:
+        """The number of the last applied change; None before first use."""
+        return None if self._current is None else self._current.seq
 
     def rebuild(self) -> int:
-        """Makes the index anew from SQL and keeps it; how many faces are in it. Raises NotFound, Conflict."""
+        """Rebuilds the index from SQL, stores it and returns its number of faces. Raises NotFound, Conflict."""
         with self._lock:
             self._build()
-            index = self._caught_up()  # what was enrolled meanwhile may be in it, and what was removed
-            self._save(index)
-            return len(index)
+            current = self._catch_up()  # faces may have been enrolled and removed during the build
+            self._save(current)
+            return len(current.index)
 
     def save(self) -> None:
-        """Keeps what is not kept yet, if anything, and nothing that was removed meanwhile. Waits for an index that is
-        being built beside this one, and builds one where it is due."""
-        renewing = self._renewing
-        if renewing is not None:
-            renewing.join()
+        """Stores the index if it has changed since its snapshot. Waits for a background build, and does one if due."""
+        if self._builder is not None:
+            self._builder.join()
         with self._lock:
-            if self._index is None:
+            if self._current is None:
                 return
             try:
-                index = self._caught_up()
+                current = self._catch_up()
             except NotFound:
                 self._delete()
                 return
-            except Conflict:  # the file is no longer this index's to write
-                self._index = None
+            except Conflict:  # the file now belongs to the index of another pack
+                self._current = None
                 return
-            due = self._due(index)
-            if self._seq != self._snapshot_seq and not due:
-                self._save(index)
-        if due:
-            self._build_aside()
+            is_due = self._is_build_due(current)
+            if current.seq != self._snapshot_seq and not is_due:
+                self._save(current)
+        if is_due:
+            self._build_in_background()
 
     def state(self) -> IndexState:
-        index = self.caught_up()
+        index, seq = self.catch_up(), self.applied_seq or 0
         checked = None if index.checked is None else asdict(index.checked)  # type: ignore[call-overload]
-        return IndexState(index.kind, len(index), self._seq, self._snapshot_seq, checked)
+        return IndexState(index.kind, len(index), seq, self._snapshot_seq, checked)
 
-    def compare(self) -> Comparison:
-        """Every face of the index beside SQL, bit by bit, in the memory of one more index. Writes no snapshot.
+    def compare_with_database(self) -> DatabaseComparison:
+        """Compares every face of the index with SQL bit by bit, in the memory of one more index. Saves nothing.
 
-        What the change log tells of since the index caught up may differ: others may enrol and delete meanwhile.
-        Raises NotFound when the gallery is gone, Conflict when it was re-embedded.
+        Ignores faces changed during the comparison. Raises NotFound, Conflict.
         """
         with self._lock:
             try:
-                face_ids, identity_ids, vectors = self._caught_up().contents()
+                face_ids, identity_ids, vectors = self._catch_up().index.contents()
             except StorageUnavailable:
-                if self._index is None or not (self._index.damaged or self._index.replaced):
+                index = self._current.index if self._current else None
+                if index is None or not (index.is_damaged or index.is_replaced):
                     raise
-                face_ids, identity_ids, vectors = self._caught_up().contents()
-            seq, problem = self._seq, self._snapshot_problem
-        order = np.argsort(face_ids)
-        ordered = face_ids[order]
-        right = np.zeros(len(face_ids), dtype=np.bool_)
-        different: set[int | None] = set()
-        in_database = 0
-        for part in self._store.embeddings.pages(self._gallery):
-            in_database += len(part.face_ids)
-            there = np.isin(part.face_ids, ordered)
-            different.update(part.face_ids[~there].tolist())
-            rows = order[np.searchsorted(ordered, part.face_ids[there])]
-            same_vector = (vectors[rows] == part.vectors[there].astype(vectors.dtype)).all(axis=1)
-            right[rows] = same_vector & (identity_ids[rows] == part.identity_ids[there])
-        different.update(face_ids[~right].tolist())
+                face_ids, identity_ids, vectors = self._catch_up().index.contents()
+            seq, problem = self.applied_seq or 0, self._snapshot_problem
+        in_database, different = self._differences(face_ids, identity_ids, vectors)
         while different and (changes := self._store.changes.since(self._gallery.id, seq)):
-            different.difference_update(c.entry.face_id for c in changes)
+            different.difference_update(change.entry.face_id for change in changes)
             seq = changes[-1].seq
         self._position(seq)
-        return Comparison(in_database, len(face_ids), len(different), problem)
+        return DatabaseComparison(in_database, len(face_ids), len(different), problem)
 
     def delete(self) -> None:
+        """Deletes the index and its snapshot after the gallery was deleted."""
         with self._lock:
             self._delete()
 
+    def _differences(
+        self, face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: NDArray[Any]
+    ) -> tuple[int, set[int | None]]:
+        """Returns the number of faces in SQL, and the ids of those that differ from the contents of the index."""
+        order = np.argsort(face_ids)
+        ordered = face_ids[order]
+        is_equal = np.zeros(len(face_ids), dtype=np.bool_)
+        different: set[int | None] = set()
+        in_database = 0
+        for page in self._face_pages():
+            in_database += len(page.face_ids)
+            is_known = np.isin(page.face_ids, ordered)
+            different.update(page.face_ids[~is_known].tolist())
+            rows = order[np.searchsorted(ordered, page.face_ids[is_known])]
+            same_vector = (vectors[rows] == page.vectors[is_known].astype(vectors.dtype)).all(axis=1)
+            is_equal[rows] = same_vector & (identity_ids[rows] == page.identity_ids[is_known])
+        different.update(face_ids[~is_equal].tolist())
+        return in_database, different
+
     def _delete(self) -> None:
-        self._index = None
+        self._current = None
         self._drop_snapshot()
 
     def _drop_snapshot(self) -> None:
@@ -197,172 +215,163 @@ class SynchronizedIndex:
         check_pack_unchanged(self._gallery, position.fingerprint)
         return position
 
-    def _caught_up(self) -> VectorIndex:
-        if self._index is not None and self._index.replaced:
-            self._index = None
-        index = self._index
-        if index is not None and index.damaged:
+    def _catch_up(self) -> _Replica:
+        current = self._current
+        if current is None or current.index.is_replaced:
+            current = self._load()
+        elif current.index.is_damaged:
             self._drop_snapshot()
-            index = self._build_instead(f"{self._path} is damaged")
-        if index is None:
-            index = self._load()
-        position = self._position(self._seq)
-        if position.mark != self._mark:
-            log.warning("The index of gallery %s is made anew: its database was restored", self._gallery.name)
-            self._drop_snapshot()
-            index = self._build()
-        while self._seq < position.last:
-            changes = self._store.changes.since(self._gallery.id, self._seq)
-            if any(change.entry.kind is ChangeKind.REEMBEDDED for change in changes):  # to another pack and back
-                log.info("The index of gallery %s is made anew: it was re-embedded", self._gallery.name)
-                self._drop_snapshot()
-                index = self._build()
-            else:
-                self._apply(index, changes)
-        return index
-
-    def _load(self) -> VectorIndex:
-        self._position()  # that of another pack is not even read
+            current = self._build(problem=f"{self._path} is damaged")
         try:
-            header, index = self._kept()
+            self._replay(current)
+        except _LogDiverged as error:
+            level = logging.INFO if error.code == "model_mismatch" else logging.WARNING
+            log.log(level, "The index of gallery %s is rebuilt: %s", self._gallery.name, error.message)
+            self._drop_snapshot()
+            current = self._build()
+        return current
+
+    def _load(self) -> _Replica:
+        self._position()  # the index of another pack is not even read
+        try:
+            loaded = self._load_stored()
         except FileNotFoundError:
             return self._build()
         except (DamagedIndex, OSError, ValueError) as error:
-            self._drop_snapshot()  # whatever it is of, it may hold faces that are deleted
-            return self._build_instead(error.message if isinstance(error, DamagedIndex) else str(error))
-        self._become(index, header.seq, header.mark)
-        self._snapshot_seq = self._tried_seq = header.seq
-        return index
+            self._drop_snapshot()  # it may hold deleted faces
+            return self._build(problem=error.message if isinstance(error, DamagedIndex) else str(error))
+        self._snapshot_seq = self._last_save_seq = loaded.seq
+        self._current = loaded
+        return loaded
 
-    def _kept(self) -> tuple[Header, VectorIndex]:
-        """What was kept, when it is of this gallery and this database. Raises as `Engine.load`."""
+    def _load_stored(self) -> _Replica:
+        """Loads the stored index if it belongs to this gallery and database. Raises as `VectorEngine.load`."""
         header, index = self._engine.load(self._path)
-        of_this = self._header(header.seq, header.mark, header.faces)
-        if header != of_this or header.mark != self._position(header.seq).mark or self._never_told(header.seq, index):
+        is_same = header == self._header(header.seq, header.mark, header.faces)
+        if not is_same or header.mark != self._position(header.seq).mark or self._has_lost_erasures(header.seq, index):
             raise DamagedIndex(f"{self._path} is of another gallery, model or database")
-        return header, index
+        return _Replica(index, header.seq, header.mark)
 
-    def _never_told(self, seq: int, index: VectorIndex) -> bool:
-        """Whether a face was taken out of what was kept, and the log after change `seq` does not tell of it: it is
-        there again in a backup that was restored."""
-        erased = set(index.erased.tolist()) if isinstance(index, Erased) else set()
+    def _has_lost_erasures(self, seq: int, index: VectorIndex) -> bool:
+        """Returns whether a face was erased from the stored index without an entry in the log after change `seq`.
+
+        A restored backup contains such a face again.
+        """
+        erased = set(index.erased_face_ids().tolist())
         while erased and (changes := self._store.changes.since(self._gallery.id, seq)):
             erased.difference_update(change.entry.face_id for change in changes)
             seq = changes[-1].seq
         return bool(erased)
 
-    def _build_instead(self, problem: str) -> VectorIndex:
-        log.warning("The index of gallery %s is made anew: %s", self._gallery.name, problem)
-        self._snapshot_problem = problem
-        return self._build()
-
-    def _build(self) -> VectorIndex:
+    def _build(self, problem: str | None = None) -> _Replica:
+        """Builds the index from SQL; `problem` says why the stored one could not be used."""
+        if problem is not None:
+            log.warning("The index of gallery %s is rebuilt: %s", self._gallery.name, problem)
+            self._snapshot_problem = problem
         try:
-            header, index, kept = self._built(self._engine.build)
+            built = self._build_with(self._engine.build)
         except OSError as error:
-            log.warning("%s cannot be written, and every face is scored instead: %s", self._path, error)
-            header, index, kept = self._built(lambda _, header, faces: (in_memory(header.dim, faces(), most=0), False))
-        self._become(index, header.seq, header.mark)
-        self._snapshot_seq, self._tried_seq = (header.seq, header.seq) if kept else (None, 0)
-        self._renew_from = self._next_try(index)
-        return index
+            log.warning("%s cannot be written; the gallery is searched exactly, in memory: %s", self._path, error)
+            built = self._build_with(
+                lambda _, header, faces: (build_flat_index(header.dim, faces(), max_faces=0), False)
+            )
+        seq = built.replica.seq
+        self._snapshot_seq, self._last_save_seq = (seq, seq) if built.is_stored else (None, 0)
+        self._use(built.replica)
+        return built.replica
 
-    def _built(self, build: Callable[[Path, Header, Faces], tuple[VectorIndex, bool]]) -> _Kept:
-        """What `build` makes of what is in SQL now. Raises as `Engine.build`."""
+    def _build_with(self, build: Callable[[Path, Header, FacePages], tuple[VectorIndex, bool]]) -> _Built:
+        """Builds an index of the current contents of SQL. Raises as `VectorEngine.build`."""
         position = self._position()
         header = self._header(position.last, position.mark, self._store.galleries.counts(self._gallery.id)[1])
-        index, kept = build(self._path, header, self._faces)
+        index, is_stored = build(self._path, header, self._face_pages)
         try:
-            self._position()  # what was re-embedded meanwhile is no index of this pack
+            self._position()  # if the gallery was re-embedded meanwhile, this is not an index of its pack
         except (NotFound, Conflict):
-            if kept:
+            if is_stored:
                 self._drop_snapshot()
             raise
-        return header, index, kept
+        return _Built(_Replica(index, header.seq, header.mark), is_stored)
 
-    def _next_try(self, index: VectorIndex) -> int:
-        """The change from which on another index may be built beside one that was built at change `_seq`: one that is
-        outgrown from the start could not be made better, on a full disk for example."""
-        return self._seq + SNAPSHOT_EVERY if index.outgrown else 0
+    def _use(self, replica: _Replica) -> None:
+        """Makes a newly built index the current one.
 
-    def _faces(self) -> Iterator[FaceVectors]:
+        One that is outgrown from the start (on a full disk, for example) is not rebuilt at once.
+        """
+        self._current = replica
+        self._next_build_seq = replica.seq + SNAPSHOT_EVERY if replica.index.is_outgrown else 0
+
+    def _face_pages(self) -> Iterator[FaceVectors]:
         return self._store.embeddings.pages(self._gallery)
 
-    def _due(self, index: VectorIndex) -> bool:
-        """Whether the next index is to be built now."""
-        return index.outgrown and self._seq >= self._renew_from and time.monotonic() >= self._renew_after
+    def _is_build_due(self, current: _Replica) -> bool:
+        is_allowed = current.seq >= self._next_build_seq and time.monotonic() >= self._next_build_time
+        return current.index.is_outgrown and is_allowed
 
-    def _renew(self) -> None:
-        """Lets the next index be built beside this one, which goes on answering."""
-        if self._renewing is None or not self._renewing.is_alive():
-            self._renewing = threading.Thread(target=self._build_aside, name="next index", daemon=True)
-            self._renewing.start()
+    def _start_builder(self) -> None:
+        """Starts building the next index in the background, while this one is still searched."""
+        if self._builder is None or not self._builder.is_alive():
+            self._builder = threading.Thread(target=self._build_in_background, name="index builder", daemon=True)
+            self._builder.start()
 
-    def _build_aside(self) -> None:
-        """One process builds; the others take what it has built."""
-        path = self._path.with_name(f"{self._path.name}.lock")
+    def _build_in_background(self) -> None:
+        """Builds and uses the next index. One process builds; the others load what it has stored."""
         try:
-            with exclusive_lock(path) as builds:
-                if not builds:
-                    self._renew_after = time.monotonic() + LOOK_AGAIN_S
+            with exclusive_lock(self._path.with_name(f"{self._path.name}.lock")) as is_locked:
+                if not is_locked:
+                    self._next_build_time = time.monotonic() + BUILD_RECHECK_S
                     return
-                self._renew_from = self._seq + SNAPSHOT_EVERY  # unless it ends well
-                header, index, kept = self._built_by_another() or self._built(self._engine.build)
-            seq, mark = self._replayed(index, header.seq, header.mark)
+                self._next_build_seq = (self.applied_seq or 0) + SNAPSHOT_EVERY  # if the build fails
+                replica, is_stored = self._built_by_another() or self._build_with(self._engine.build)
+            stored_seq = replica.seq
+            self._replay(replica)
             with self._lock:
-                seq, mark = self._replayed(index, seq, mark)
-                self._become(index, seq, mark)
-                if not index.erases and not (kept and seq == header.seq):  # a removed face may be in what is kept
-                    self._drop_snapshot()
-                    kept = False
-                self._snapshot_seq, self._tried_seq = (header.seq if kept else None), seq
-                self._renew_from = self._next_try(index)
+                self._replay(replica)
+                if not replica.index.erases_on_disk and not (is_stored and replica.seq == stored_seq):
+                    self._drop_snapshot()  # it may hold a removed face
+                    is_stored = False
+                self._snapshot_seq, self._last_save_seq = (stored_seq if is_stored else None), replica.seq
+                self._use(replica)
         except (WhosthereError, OSError) as error:
             log.warning("The next index of gallery %s could not be built: %s", self._gallery.name, error)
         except Exception:
             log.exception("The next index of gallery %s could not be built", self._gallery.name)
 
-    def _built_by_another(self) -> _Kept | None:
-        """What another process has kept since this one looked, unless it is due for another one as well."""
+    def _built_by_another(self) -> _Built | None:
+        """Returns the index that another process has stored since the last look, unless it is outgrown as well."""
         try:
-            header, index = self._kept()
+            replica = self._load_stored()
         except (DamagedIndex, OSError, ValueError):
             return None
-        return None if header.seq <= (self._snapshot_seq or 0) or index.outgrown else (header, index, True)
+        is_newer = replica.seq > (self._snapshot_seq or 0)
+        return _Built(replica, True) if is_newer and not replica.index.is_outgrown else None
 
-    def _become(self, index: VectorIndex, seq: int, mark: str) -> None:
-        self._index, self._seq, self._mark = index, seq, mark
+    def _replay(self, replica: _Replica) -> None:
+        """Applies the changes after `replica.seq`, up to the last one that is committed when it starts.
 
-    def _replayed(self, index: VectorIndex, seq: int, mark: str) -> tuple[int, str]:
-        """Applies all changes after number `seq` to an index that is not in use yet; which is the last one, and its
-        mark. Raises Conflict where the gallery was re-embedded or its database restored meanwhile."""
-        while True:
-            position = self._position(seq)
-            if position.mark != mark:
-                raise Conflict(f"the database of gallery {self._gallery.name!r} was restored meanwhile")
-            if seq >= position.last:
-                return seq, mark
-            changes = self._store.changes.since(self._gallery.id, seq)
+        Raises _LogDiverged if the database was restored from a backup or the gallery re-embedded and back.
+        """
+        position = self._position(replica.seq)
+        name = self._gallery.name
+        if position.mark != replica.mark:
+            raise _LogDiverged(f"the database of gallery {name!r} was restored meanwhile")
+        while replica.seq < position.last:
+            changes = self._store.changes.since(self._gallery.id, replica.seq)
             if any(change.entry.kind is ChangeKind.REEMBEDDED for change in changes):
-                raise Conflict(f"gallery {self._gallery.name!r} was re-embedded meanwhile", code="model_mismatch")
-            self._put(index, changes)
-            seq, mark = changes[-1].seq, changes[-1].mark
+                raise _LogDiverged(f"gallery {name!r} was re-embedded meanwhile", code="model_mismatch")
+            removed = self._apply(replica.index, changes)
+            replica.seq, replica.mark = changes[-1].seq, changes[-1].mark
+            if removed and replica is self._current and not replica.index.erases_on_disk:
+                # A removed face must not stay on the disk until the next snapshot. Writing gigabytes at every removal
+                # would delay searches; without a file, only a start after a crash takes longer: it reads SQL.
+                self._drop_snapshot()
 
-    def _apply(self, index: VectorIndex, changes: Sequence[Change]) -> None:
-        removed = self._put(index, changes)
-        self._become(index, changes[-1].seq, changes[-1].mark)
-        if removed and not index.erases:
-            # A removed face must not stay on the disk until the next snapshot is due. Writing gigabytes at every
-            # removal would hold up the searches; without a file, only a start after a crash takes longer: it reads SQL.
-            self._drop_snapshot()
-
-    def _put(self, index: VectorIndex, changes: Sequence[Change]) -> bool:
-        """Only the last thing that happened to a face counts: what came and went again is not fetched. Whether any
-        face was removed."""
+    def _apply(self, index: VectorIndex, changes: Sequence[Change]) -> bool:
+        """Applies the last change of each face and returns whether any face was removed."""
         if not changes:
             self._position()
-            raise StorageUnavailable("the change log has a gap; `whosthere gallery rebuild` makes the index anew")
-        last = {c.entry.face_id: c.entry.kind for c in changes if c.entry.face_id is not None}
+            raise StorageUnavailable("the change log has a gap; `whosthere gallery rebuild` rebuilds the index")
+        last = {change.entry.face_id: change.entry.kind for change in changes if change.entry.face_id is not None}
         removed = [face_id for face_id, kind in last.items() if kind is ChangeKind.FACE_REMOVED]
         index.remove(removed)
         added = [face_id for face_id, kind in last.items() if kind is ChangeKind.FACE_ADDED]
@@ -371,103 +380,18 @@ class SynchronizedIndex:
             index.put(faces.face_ids, faces.identity_ids, faces.vectors)
         return bool(removed)
 
-    def _save(self, index: VectorIndex) -> None:
-        self._tried_seq = self._seq
+    def _save(self, current: _Replica) -> None:
+        self._last_save_seq = current.seq
         try:
-            if self._engine.save(self._path, self._header(self._seq, self._mark, len(index)), index):
-                self._snapshot_seq = self._seq
+            header = self._header(current.seq, current.mark, len(current.index))
+            if self._engine.save(self._path, header, current.index):
+                self._snapshot_seq = current.seq
             self._snapshot_problem = None
-        except OSError as error:  # a full disk costs the next start some time, nothing else
+        except OSError as error:  # a full disk only makes the next start slower
             log.warning("The index of gallery %s could not be written: %s", self._gallery.name, error)
-        if self._store.changes.last(self._gallery.id) is None:  # somebody deleted it, and its file, while we wrote ours
+        if self._store.changes.last(self._gallery.id) is None:  # the gallery and its file were deleted meanwhile
             self._delete()
 
     def _header(self, seq: int, mark: str, faces: int) -> Header:
-        g = self._gallery
-        return Header(g.id, g.created_at.isoformat(), g.fingerprint, g.dim, seq, mark, faces)
-
-
-class Indexes:
-    """The indexes of all galleries of one store, each made by `engine` when it is first asked for."""
-
-    def __init__(self, store: Store, folder: Path, engine: Engine) -> None:
-        self._store = store
-        self._folder = folder
-        self._engine = engine
-        self._lock = threading.Lock()
-        self._followed: dict[tuple[int, datetime, str], SynchronizedIndex] = {}
-        self._sweep_from = 0
-        """How many are followed when those that are gone are looked for again."""
-
-    def of(self, gallery: Gallery) -> SynchronizedIndex:
-        key = _key(gallery)
-        with self._lock:
-            another = any(gallery_id == gallery.id for gallery_id, _, _ in self._followed)  # it was re-embedded
-            due = key not in self._followed and (another or len(self._followed) >= self._sweep_from)
-        if due:
-            self._forget_gone()  # whoever makes galleries and deletes them elsewhere fills neither memory nor disk
-        with self._lock:
-            if key not in self._followed:
-                self._followed[key] = SynchronizedIndex(self._store, gallery, self._folder, self._engine)
-            return self._followed[key]
-
-    def forget(self, gallery: Gallery) -> None:
-        """After the gallery was deleted."""
-        self.of(gallery).delete()
-        with self._lock:
-            self._followed.pop(_key(gallery), None)
-
-    def save(self) -> None:
-        """Writes down every index that has changed since its snapshot; what is left of deleted galleries, and of former
-        packs, goes.
-
-        Where the database does not answer nothing is written: it may be of people who are deleted.
-        """
-        try:
-            self._forget_gone(self._kept_elsewhere())
-            with self._lock:
-                followed = list(self._followed.values())
-            for index in followed:
-                index.save()
-        except StorageUnavailable as error:
-            log.warning("The indexes are not written: %s", error)
-
-    def _kept_elsewhere(self) -> set[int]:
-        try:
-            return self._engine.galleries()
-        except (OSError, StorageUnavailable) as error:
-            log.warning("What is left of deleted galleries is not looked for: %s", error)
-            return set()
-
-    def _forget_gone(self, elsewhere: Set[int] = frozenset()) -> None:
-        """First what is here, and kept `elsewhere`, then who is there: a gallery that is made this moment loses
-        nothing."""
-        files = [path for path in self._folder.glob("*.index*") if path.name.split(".")[0].isdecimal()]
-        with self._lock:
-            followed = dict(self._followed)
-        there = {_key(gallery) for gallery in self._store.galleries.list()}
-        galleries = {key[:2] for key in there}
-        for key in followed.keys() - there:
-            if key[:2] not in galleries:  # else it was re-embedded, and the file is for the index of now to replace
-                followed[key].delete()
-            with self._lock:
-                self._followed.pop(key, None)
-        ids = {gallery_id for gallery_id, _ in galleries}
-        for path in files:
-            if int(path.name.split(".")[0]) not in ids:
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    log.warning("%s, of a deleted gallery, could not be deleted: %s", path, error)
-        for gallery_id in elsewhere - ids:
-            try:
-                self._engine.delete(self._folder / f"{gallery_id}.index")
-            except (OSError, StorageUnavailable) as error:
-                log.warning("What is kept of gallery %d, which was deleted, is left over: %s", gallery_id, error)
-        with self._lock:
-            self._sweep_from = max(SWEEP_FROM, 2 * len(self._followed))
-
-
-def _key(gallery: Gallery) -> tuple[int, datetime, str]:
-    """A restored backup may give a number to another gallery; a gallery may be re-embedded."""
-    return gallery.id, gallery.created_at, gallery.fingerprint
+        gallery = self._gallery
+        return Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, gallery.dim, seq, mark, faces)

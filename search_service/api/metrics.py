@@ -120,7 +120,7 @@ class _LookedUp(Collector):
         for gallery in self._context.store.galleries.list():
             try:
                 people, enrolled = self._context.store.galleries.counts(gallery.id)
-                reached = self._context.indexes.of(gallery).reached
+                reached = self._context.indexes.get(gallery).applied_seq
             except (Conflict, NotFound):  # re-embedded or deleted at this moment
                 continue
             identities.add_metric([gallery.name], people)

@@ -48,7 +48,7 @@ class State:
         """Applies committed changes to the index. After a re-embedding that index is gone, and the next one is built
         from SQL."""
         try:
-            self.context.indexes.of(gallery).caught_up()
+            self.context.indexes.get(gallery).catch_up()
         except Conflict as error:
             if error.code != "model_mismatch":
                 raise

@@ -98,7 +98,7 @@ class Thresholds:
         Raises NotFound when the gallery was deleted, Conflict when it was re-embedded.
         """
         pack = self._context.pack_of(gallery)
-        index = self._context.indexes.of(gallery).caught_up()
+        index = self._context.indexes.get(gallery).catch_up()
         seq, held = self._context.store.changes.last(gallery.id) or 0, len(index)
         most = int(min(MOST_PEOPLE, max(LEAST_SEARCHED, MOST_WORK / max(held * gallery.dim, 1))))
         chosen = sample(index.face_ids(), 2 * most)  # some are of one person

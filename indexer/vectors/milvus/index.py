@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from indexer.errors import StorageUnavailable
 from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
-from indexer.vectors.base import DamagedIndex, Faces, Header, VectorIndex, best_of_each, rank
+from indexer.vectors.base import (
+    DamagedIndex,
+    FacePages,
+    Header,
+    VectorEngine,
+    VectorIndex,
+    best_hit_per_identity,
+    ranking_key,
+)
 from indexer.vectors.milvus.client import ANSWER_WITHIN, CollectionGone, Milvus, Positions, parse
 
 log = logging.getLogger(__name__)
@@ -33,7 +41,7 @@ with every part, which are 10,000 faces. The clocks of all machines are taken to
 MOST_HITS = 16_384
 """Rows that Milvus returns a query at most (`quotaAndLimits.limits.topK`), of searches and of queries alike."""
 
-FIRST_FACES = 8
+FACES_PER_IDENTITY = 8
 """Faces fetched for each identity asked for, before those of other identities alone are."""
 
 RESCORED = 256
@@ -47,7 +55,7 @@ REMOVED_AT_ONCE = 10_000
 """Their ids are written into one expression."""
 
 
-class MilvusIndex:
+class MilvusIndex(VectorIndex):
     """The collection of one gallery's embeddings by one pack. What one process wrote, all find. Thread-safe.
 
     The identities nearest to a query come by widening the search, not by Milvus' grouping search: that is not there for
@@ -56,14 +64,11 @@ class MilvusIndex:
     """
 
     kind = "milvus"
-    checked = None
-    outgrown = False
-    damaged = False
-    erases = True
+    erases_on_disk = True
     """As far as it can be had: Milvus compacts its files when a fifth of their rows is removed (`docs/milvus.md`)."""
 
     def __init__(self, milvus: Milvus, collection: str, dim: int) -> None:
-        self.replaced = False
+        self.is_replaced = False
         """Whether the collection is gone: what another process has built in its place is to be loaded."""
         self.collection = collection
         self._milvus = milvus
@@ -106,7 +111,7 @@ class MilvusIndex:
     def nearest_identities(self, queries: Vectors, k: int) -> list[list[Hit]]:
         if k < 1:
             return [[] for _ in queries]
-        found = self._best(queries, k * FIRST_FACES)
+        found = self._best(queries, k * FACES_PER_IDENTITY)
         return [self._identities(query, k, *some) for query, some in zip(queries, found, strict=True)]
 
     def face_ids(self) -> NDArray[np.int64]:
@@ -152,14 +157,14 @@ class MilvusIndex:
 
     def _identities(self, query: NDArray[np.float32], k: int, hits: list[Hit], is_all: bool) -> list[Hit]:
         """The best face of each of the best `k` identities, of which `hits` are the best faces."""
-        best = best_of_each(hits)
-        count = k * FIRST_FACES
+        best = best_hit_per_identity(hits)
+        count = k * FACES_PER_IDENTITY
         while len(best) < k and not is_all:
             count *= 4
             others = f"identity_id not in {[hit.identity_id for hit in best]}"
             ((hits, is_all),) = self._best(query[None], count, others)
-            best += best_of_each(hits)
-        return sorted(best, key=rank)[:k]
+            best += best_hit_per_identity(hits)
+        return sorted(best, key=ranking_key)[:k]
 
     def _best(self, queries: Vectors, count: int, expression: str = "") -> list[tuple[list[Hit], bool]]:
         """For each query at least `count` of the best faces and all that score as the last of them, best first, equals
@@ -210,7 +215,7 @@ class MilvusIndex:
             Hit(int(row["entity"]["identity_id"]), int(row["face_id"]), score)
             for row, score in zip(rows, scores, strict=True)
         ]
-        return sorted(hits, key=rank)
+        return sorted(hits, key=ranking_key)
 
     def _pages(self, fields: list[str], at_once: int) -> Iterator[list[dict[str, Any]]]:
         """All rows, by ascending face id. `pymilvus`' own iterator does the same with a request without a time-out."""
@@ -239,11 +244,11 @@ class MilvusIndex:
         try:
             return self._milvus.ask_loaded(self.collection, what, method)
         except CollectionGone:
-            self.replaced = True
+            self.is_replaced = True
             raise
 
 
-class MilvusEngine:
+class MilvusEngine(VectorEngine):
     """The indexes of all galleries in one Milvus; of a path, the number in its name counts (`5.index`).
 
     A collection belongs to one build. Until its position is remembered, which is last, nobody takes it for whole. Then
@@ -269,7 +274,7 @@ class MilvusEngine:
         self._milvus.load(name)
         return header, MilvusIndex(self._milvus, name, header.dim)
 
-    def build(self, path: Path, header: Header, faces: Faces) -> tuple[MilvusIndex, bool]:
+    def build(self, path: Path, header: Header, faces: FacePages) -> tuple[MilvusIndex, bool]:
         """A new collection of these faces, in place of any before.
 
         Raises StorageUnavailable, also while another process builds one of the gallery.
@@ -299,7 +304,7 @@ class MilvusEngine:
         for name in self._collections(path):
             self._drop(name)
 
-    def galleries(self) -> set[int]:
+    def stored_galleries(self) -> set[int]:
         pattern = re.compile(rf"{self._milvus.address.prefix}_(\d+)_[0-9a-f]+_[0-9a-f]+")
         return {int(found[1]) for name in self._milvus.collections() if (found := pattern.fullmatch(name))}
 

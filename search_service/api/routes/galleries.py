@@ -65,7 +65,7 @@ def show_gallery(service: Service, gallery: str) -> Any:
     """Returns the gallery and the state of its index."""
     store = service.context.store
     found = store.galleries.get(gallery)
-    return gallery_detail(store, found, service.context.indexes.of(found).state())
+    return gallery_detail(store, found, service.context.indexes.get(found).state())
 
 
 @router.delete("/{gallery}", response_model=Deleted, dependencies=[requires(Scope.ADMIN)])
@@ -75,7 +75,7 @@ def delete_gallery(service: Service, gallery: str) -> Any:
     found = store.galleries.get(gallery)
     _, faces = store.galleries.counts(found.id)
     store.galleries.delete(gallery)
-    service.context.indexes.forget(found)
+    service.context.indexes.delete(found)
     return Deleted(deleted=gallery, faces=faces)
 
 
@@ -91,8 +91,8 @@ async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine =
 
     def find() -> DuplicatesPayload:
         found = service.context.store.galleries.get(gallery)
-        index = service.context.indexes.of(found)
-        faces = len(index.caught_up())
+        index = service.context.indexes.get(found)
+        faces = len(index.catch_up())
         if faces > ALL_PAIRS:
             raise Conflict(
                 f"gallery {gallery!r} holds {faces:,} faces, and a request compares {ALL_PAIRS:,} at most; "

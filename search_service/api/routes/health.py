@@ -67,7 +67,7 @@ class Readiness:
                 return
             try:
                 self._context.pipeline_of(gallery).load()
-                self._context.indexes.of(gallery).caught_up()
+                self._context.indexes.get(gallery).catch_up()
             except (Conflict, NotFound, InvalidRequest) as error:
                 self._unusable[gallery.id] = error.message
 

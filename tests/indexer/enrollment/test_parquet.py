@@ -171,7 +171,7 @@ def test_a_gallery_comes_back_the_same_from_another_engine(
 
 def found(home: AppContext, gallery: Gallery, probes: NDArray[np.float32]) -> list[list[tuple[str, float]]]:
     names = {person.id: person.external_id for person in home.store.identities.list(gallery.id)}
-    answers = home.indexes.of(gallery).caught_up().nearest_identities(probes, 3)
+    answers = home.indexes.get(gallery).catch_up().nearest_identities(probes, 3)
     return [[(names[hit.identity_id], round(hit.score, 6)) for hit in hits] for hits in answers]
 
 

@@ -28,7 +28,7 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, Pack
 from indexer.types import Box, Gallery, Outcome, Person, Pick, Vectors, sha256
 from indexer.vectors.engines import FaissEngine
-from indexer.vectors.synchronizer import Indexes
+from indexer.vectors.index_registry import IndexRegistry
 from indexer.vision import crops
 from indexer.vision.pipeline import FacePipeline, ImageResult
 from tests.indexer.gallery.faces import face, vector
@@ -133,11 +133,11 @@ def images(store: Store, gallery: Gallery) -> dict[int, int]:
 def test_old_answers_until_the_switch_and_new_ones_after(
     store: Store, gallery: Gallery, images: dict[int, int], tmp_path: Path
 ) -> None:
-    indexes = Indexes(store, tmp_path, FaissEngine())
+    indexes = IndexRegistry(store, tmp_path, FaissEngine())
 
     def best(pack: Pack, image: int) -> int:
         """The face found for that image as a probe, as a service finds it."""
-        index = indexes.of(store.galleries.get("staff")).caught_up()
+        index = indexes.get(store.galleries.get("staff")).catch_up()
         [[hit]] = index.nearest_faces(embedding(pack, image)[None], 1)
         assert hit.score == pytest.approx(1)
         return images[hit.face_id]

@@ -162,24 +162,24 @@ def test_indexes_follow_a_merge(store: Store, gallery: Gallery, tmp_path: Path, 
     store.faces.enroll(gallery, [new_face(f"p{image // 2}", image) for image in range(40)])
     mine, theirs = (followed(store, gallery, tmp_path / folder, tier) for folder in ("shared", "shared"))
     apart = followed(store, gallery, tmp_path / "apart", tier)
-    mine.caught_up()
+    mine.catch_up()
     mine.save()
-    theirs.caught_up()
-    apart.caught_up()
+    theirs.catch_up()
+    apart.catch_up()
     apart.save()
     kept, gone = (store.identities.get(gallery.id, name).id for name in ("p3", "p7"))
-    assert owner(mine.caught_up(), 14) == owner(theirs.caught_up(), 14) == gone
+    assert owner(mine.catch_up(), 14) == owner(theirs.catch_up(), 14) == gone
     store.identities.merge(gallery.id, "p3", "p7")
     for index in (mine, theirs, apart, followed(store, gallery, tmp_path / "shared", tier)):
-        assert [owner(index.caught_up(), image) for image in (6, 7, 14, 15)] == [kept] * 4
-        assert owner(index.caught_up(), 16) == store.identities.get(gallery.id, "p8").id
-        compared = index.compare()
+        assert [owner(index.catch_up(), image) for image in (6, 7, 14, 15)] == [kept] * 4
+        assert owner(index.catch_up(), 16) == store.identities.get(gallery.id, "p8").id
+        compared = index.compare_with_database()
         assert (compared.in_database, compared.in_index, compared.different) == (40, 40, 0)
-        assert gone not in index.caught_up().contents()[1].tolist()
+        assert gone not in index.catch_up().contents()[1].tolist()
     store.identities.delete(gallery.id, "p3")
     for index in (mine, theirs, apart):
-        assert len(index.caught_up()) == 36
+        assert len(index.catch_up()) == 36
     apart.save()
     again = followed(store, gallery, tmp_path / "apart", tier)
-    assert len(again.caught_up()) == 36
-    assert again.compare().different == 0
+    assert len(again.catch_up()) == 36
+    assert again.compare_with_database().different == 0

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from indexer.errors import StorageUnavailable
 from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
-from indexer.vectors import compressed, gpu, mapped_file
-from indexer.vectors.compressed import CodeScan, CompressedIndex
-from indexer.vectors.flat import in_memory
-from indexer.vectors.mapped_file import Resting
+from indexer.vectors import compressed, gpu, mapped_file, product_codes, self_check
+from indexer.vectors.compressed import CompressedIndex
+from indexer.vectors.flat import build_flat_index
+from indexer.vectors.mapped_file import MappedFile
+from indexer.vectors.product_codes import ProductCodeScan
 from tests.indexer.gallery.together import in_threads
 
 PEOPLE, PHOTOS, DIM = 10_000, 3, 128
@@ -43,9 +44,11 @@ def faces_of(vectors: Vectors, identity_ids: NDArray[np.int64] | None = None, fi
     return FaceVectors(face_ids, face_ids if identity_ids is None else identity_ids, vectors)
 
 
-def made(folder: Path, faces: FaceVectors, scan: Callable[[Resting], compressed.Scan] | None = None) -> CompressedIndex:
+def made(
+    folder: Path, faces: FaceVectors, scan: Callable[[MappedFile], compressed.CandidateScan] | None = None
+) -> CompressedIndex:
     base = compressed.build(folder / "1.index", faces.vectors.shape[1], [faces], {})
-    return compressed.over(base, scan=scan)
+    return compressed.open_index(base, scan=scan)
 
 
 def ids(hits: list[Hit]) -> list[int]:
@@ -67,8 +70,8 @@ def file(people: FaceVectors, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_agrees_with_exact_search(people: FaceVectors, file: Path) -> None:
-    index = compressed.over(mapped_file.read(file))
-    exact = in_memory(DIM, [people], None)
+    index = compressed.open_index(mapped_file.read(file))
+    exact = build_flat_index(DIM, [people], None)
     rows = np.random.default_rng(3).choice(len(people.face_ids), 1000, replace=False)
     probes = near(people.vectors[rows], 0.6, 4)
     for row, found, right in zip(
@@ -84,13 +87,13 @@ def test_it_agrees_with_exact_search(people: FaceVectors, file: Path) -> None:
 
 
 def test_what_it_found_out_about_itself(file: Path) -> None:
-    index = compressed.over(mapped_file.read(file))
+    index = compressed.open_index(mapped_file.read(file))
     checked = index.checked
     assert checked is not None
-    assert checked.mates_found >= compressed.PROMISE
+    assert checked.mates_found >= self_check.TARGET_RECALL
     assert checked.threshold == pytest.approx(0.4, abs=0.05)
     assert checked.same_identity >= 0.99
-    assert checked.rescored == index.rescored == compressed.FIRST_RESCORED
+    assert checked.rescored == index.rescored == self_check.MIN_RESCORED
     assert 0 < checked.query_ms < 1000
 
 
@@ -101,20 +104,20 @@ def test_half_precision_moves_no_score_by_more_than_a_ten_thousandth(people: Fac
 
 
 def test_poor_codes_are_made_up_for_by_scoring_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed, "PARTS", 8)
-    monkeypatch.setattr(compressed, "FIRST_RESCORED", 16)
-    monkeypatch.setattr(compressed, "MATES", 2000)
+    monkeypatch.setattr(product_codes, "SUBQUANTIZERS", 8)
+    monkeypatch.setattr(self_check, "MIN_RESCORED", 16)
+    monkeypatch.setattr(self_check, "MATED_PROBES", 2000)
     faces = faces_of(strangers(5000, 64, 5))
     checked = made(tmp_path, faces).checked
     assert checked is not None
     assert checked.rescored > 16
-    assert checked.mates_found >= compressed.PROMISE
-    monkeypatch.setattr(compressed, "MOST_RESCORED", 32)
+    assert checked.mates_found >= self_check.TARGET_RECALL
+    monkeypatch.setattr(self_check, "MAX_RESCORED", 32)
     worse = made(tmp_path, faces).checked
     assert worse is not None
     assert worse.rescored == 32
-    assert worse.mates_found < compressed.PROMISE  # and it says so
-    monkeypatch.setattr(compressed, "FIRST_RESCORED", 20)
+    assert worse.mates_found < self_check.TARGET_RECALL  # and it says so
+    monkeypatch.setattr(self_check, "MIN_RESCORED", 20)
     most = made(tmp_path, faces).checked
     assert most is not None
     assert most.rescored == 32
@@ -125,7 +128,7 @@ def test_somebody_with_thousands_of_photos_hides_nobody(
     tmp_path: Path, later: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The person who is asked for comes after five thousand photos of another one."""
-    monkeypatch.setattr(compressed, "MATES", 100)
+    monkeypatch.setattr(self_check, "MATED_PROBES", 100)
     probe = strangers(1, 64, 1)
     others = strangers(8000, 64, 2)
     crowd = near(np.repeat(probe, 5000, axis=0), 0.9, 3)
@@ -152,12 +155,12 @@ def test_a_crowd_that_fills_nearly_all_that_is_scored_hides_nobody(
     tmp_path: Path, gone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else is among the rows that are scored, but not the one who is next."""
-    monkeypatch.setattr(compressed, "MATES", 100)
+    monkeypatch.setattr(self_check, "MATED_PROBES", 100)
     probes = strangers(20, 128, 1)
     crowds = near(np.repeat(probes, 250, axis=0), 0.9, 2)
     vectors = np.concatenate([crowds, strangers(8000, 128, 3)])
     owners = np.concatenate([np.repeat(np.arange(1, 21), 250), np.arange(101, 8101)])
-    index, exact = made(tmp_path, faces_of(vectors, owners)), in_memory(128, [faces_of(vectors, owners)], None)
+    index, exact = made(tmp_path, faces_of(vectors, owners)), build_flat_index(128, [faces_of(vectors, owners)], None)
     assert index.rescored == 256
     if gone:
         for either in (index, exact):
@@ -185,22 +188,22 @@ def test_those_who_are_gone_hide_nobody(tmp_path: Path) -> None:
 
 
 def test_it_is_outgrown_by_what_came_and_by_what_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed, "LEAST_TAIL", 20)
+    monkeypatch.setattr(compressed, "MIN_CHANGED_ROWS", 20)
     index = made(tmp_path, faces_of(strangers(400, 16, 1)))
     more = faces_of(strangers(26, 16, 2), first=1001)
     index.put(more.face_ids[:25], more.identity_ids[:25], more.vectors[:25])  # a sixteenth
-    assert not index.outgrown
+    assert not index.is_outgrown
     index.put(more.face_ids[25:], more.identity_ids[25:], more.vectors[25:])
-    assert index.outgrown
+    assert index.is_outgrown
     index = made(tmp_path, faces_of(strangers(400, 16, 1)))
     index.remove(list(range(1, 81)))  # a fifth
-    assert not index.outgrown
+    assert not index.is_outgrown
     index.remove([81])
-    assert index.outgrown
-    index = compressed.over(mapped_file.read(tmp_path / "1.index"))
-    assert index.outgrown
+    assert index.is_outgrown
+    index = compressed.open_index(mapped_file.read(tmp_path / "1.index"))
+    assert index.is_outgrown
     assert len(index) == 319
-    assert sorted(index.erased.tolist()) == list(range(1, 82))
+    assert sorted(index.erased_face_ids().tolist()) == list(range(1, 82))
 
 
 def test_a_hundred_thousand_adds_one_by_one(tmp_path: Path) -> None:
@@ -283,7 +286,7 @@ class ExactScan:
 
     most = 10**9
 
-    def __init__(self, base: Resting) -> None:
+    def __init__(self, base: MappedFile) -> None:
         self._rows = base.vectors.astype(np.float32)
 
     def add(self, vectors: NDArray[np.float32]) -> None:
@@ -300,9 +303,11 @@ class ShortScan(ExactScan):
     most = 300
 
 
-@pytest.mark.parametrize("scan", [CodeScan, ExactScan, ShortScan, gpu.GpuScan])
-def test_the_same_answers_whatever_scans(tmp_path: Path, scan: Callable[[Resting], compressed.Scan]) -> None:
-    if scan is gpu.GpuScan and (problem := gpu.problem()):
+@pytest.mark.parametrize("scan", [ProductCodeScan, ExactScan, ShortScan, gpu.GpuScan])
+def test_the_same_answers_whatever_scans(
+    tmp_path: Path, scan: Callable[[MappedFile], compressed.CandidateScan]
+) -> None:
+    if scan is gpu.GpuScan and (problem := gpu.unavailable_reason()):
         pytest.skip(problem)
     vectors, owners = strangers(3000, 48, 1), np.random.default_rng(2).integers(1, 1500, 3000)
     index = made(tmp_path, faces_of(vectors[:2000], owners[:2000]), scan)
@@ -310,7 +315,7 @@ def test_the_same_answers_whatever_scans(tmp_path: Path, scan: Callable[[Resting
     index.put(rest.face_ids, rest.identity_ids, rest.vectors)
     gone = list(range(1, 3000, 7))
     index.remove(gone)
-    exact = in_memory(48, [faces_of(vectors, owners)], None)
+    exact = build_flat_index(48, [faces_of(vectors, owners)], None)
     exact.remove(gone)
     probes = near(vectors[1::50], 0.7, 3)
     for found, right in zip(index.nearest_identities(probes, 2), exact.nearest_identities(probes, 2), strict=True):
@@ -327,20 +332,20 @@ def test_a_scan_that_names_fewer_rows_than_codes_need_is_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It need not name as many as a scan of codes, and not all rows are scored for want of them."""
-    monkeypatch.setattr(compressed, "FIRST_RESCORED", 4)
-    monkeypatch.setattr(compressed, "MATES", 100)
+    monkeypatch.setattr(self_check, "MIN_RESCORED", 4)
+    monkeypatch.setattr(self_check, "MATED_PROBES", 100)
     monkeypatch.setattr(ShortScan, "most", 8)
     vectors = strangers(20_000, 16, 1)
     index = made(tmp_path, faces_of(vectors), ShortScan)
-    assert compressed.over(index.base).rescored == 20
+    assert compressed.open_index(index.base).rescored == 20
     scored: list[int] = []
-    pick = index._pick
+    pick = index._vectors
 
-    def picked(rows: NDArray[np.int64]) -> mapped_file.Halves:
+    def picked(rows: NDArray[np.int64]) -> mapped_file.Float16Vectors:
         scored.append(len(rows))
         return pick(rows)
 
-    monkeypatch.setattr(index, "_pick", picked)
+    monkeypatch.setattr(index, "_vectors", picked)
     assert ids(index.nearest_identities(vectors[7:8], 1)[0]) == [8]
     assert max(scored) <= 8
 
@@ -352,15 +357,15 @@ def test_a_damaged_vector_is_told_once_and_the_index_says_so(tmp_path: Path) -> 
     data = bytearray(path.read_bytes())
     data[7 * 32 + 3] ^= 4
     path.write_bytes(data)
-    index = compressed.over(mapped_file.read(path))
-    assert not index.damaged
-    with pytest.raises(StorageUnavailable, match=r"the embedding of face 8; the index is made anew, ask again"):
+    index = compressed.open_index(mapped_file.read(path))
+    assert not index.is_damaged
+    with pytest.raises(StorageUnavailable, match=r"the embedding of face 8; the index is being rebuilt, try again"):
         index.nearest_identities(vectors[7:8], 1)
-    assert index.damaged
-    index = compressed.over(mapped_file.read(path))
+    assert index.is_damaged
+    index = compressed.open_index(mapped_file.read(path))
     index.remove([8])  # what is erased need not be right
     assert ids(index.nearest_identities(vectors[8:9], 1)[0]) == [9]
-    assert not index.damaged
+    assert not index.is_damaged
 
 
 def test_a_removed_face_leaves_the_file_of_another_process_too(tmp_path: Path) -> None:
@@ -377,7 +382,7 @@ def test_a_removed_face_leaves_the_file_of_another_process_too(tmp_path: Path) -
     for row in (4, 549):
         assert vectors[row].astype(np.float16).tobytes() not in data
     assert code not in data
-    assert mapped_file.read(path).alive().sum() == 598
+    assert mapped_file.read(path).is_present().sum() == 598
     path.unlink()
     path.mkdir()  # nothing that could be erased from
     index.remove([6])
@@ -390,20 +395,20 @@ def test_a_face_that_comes_again_is_not_taken_out_of_the_file_of_another_process
     compressed.build(tmp_path / "1.index", 16, [faces_of(vectors)], {})
     rest = faces_of(vectors[50:], first=51)
     index.put(rest.face_ids, rest.identity_ids, rest.vectors)
-    assert mapped_file.read(tmp_path / "1.index").alive().all()
+    assert mapped_file.read(tmp_path / "1.index").is_present().all()
 
 
 def test_what_it_was_told_is_in_the_file(tmp_path: Path) -> None:
     base = compressed.build(tmp_path / "1.index", 16, [faces_of(strangers(300, 16, 1))], {"of": "a test"})
-    assert base.about["of"] == "a test"
-    index = compressed.over(base)
+    assert base.metadata["of"] == "a test"
+    index = compressed.open_index(base)
     assert index.checked is not None
-    wider = replace(base, about={"checked": {**base.about["checked"], "rescored": 512}})
-    assert compressed.over(wider).rescored == 512
+    wider = replace(base, metadata={"checked": {**base.metadata["checked"], "rescored": 512}})
+    assert compressed.open_index(wider).rescored == 512
 
 
 def test_an_empty_one_says_nothing_about_itself(tmp_path: Path) -> None:
     index = made(tmp_path, faces_of(np.empty((0, 16), np.float32)))
     assert index.checked is None
     assert index.nearest_identities(strangers(2, 16, 1), 3) == [[], []]
-    assert compressed.over(mapped_file.read(tmp_path / "1.index")).checked is None
+    assert compressed.open_index(mapped_file.read(tmp_path / "1.index")).checked is None

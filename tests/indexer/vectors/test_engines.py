@@ -20,11 +20,12 @@ from indexer.errors import InvalidSetting, StorageUnavailable
 from indexer.files import try_lock, unlock
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Tier
-from indexer.vectors import compressed, engines, gpu, mapped_file, synchronizer
-from indexer.vectors.base import Faces, Header, VectorIndex
+from indexer.vectors import compressed, engines, gpu, mapped_file, self_check, synchronizer
+from indexer.vectors.base import FacePages, Header, VectorIndex
 from indexer.vectors.compressed import CompressedIndex
 from indexer.vectors.engines import FaissEngine
-from indexer.vectors.synchronizer import Indexes, SynchronizedIndex
+from indexer.vectors.index_registry import IndexRegistry
+from indexer.vectors.synchronizer import SynchronizedIndex
 from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_processes
 from tests.indexer.vectors.disks import limited_file_size
@@ -37,7 +38,7 @@ ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 """For what happens to files, whatever the database."""
 
 MOST = 50
-"""Faces up to which they are searched exactly."""
+"""FacePages up to which they are searched exactly."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +47,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _small(setattr_: Callable[[object, str, object], object]) -> None:
-    setattr_(engines, "EXACT_NUMBERS", MOST * DIM)
-    setattr_(compressed, "LEAST_TAIL", 10)
-    setattr_(synchronizer, "LOOK_AGAIN_S", 0.05)
+    setattr_(engines, "MAX_EXACT_NUMBERS", MOST * DIM)
+    setattr_(compressed, "MIN_CHANGED_ROWS", 10)
+    setattr_(synchronizer, "BUILD_RECHECK_S", 0.05)
 
 
 @pytest.fixture
@@ -93,11 +94,11 @@ def wait(followed: SynchronizedIndex, until: Callable[[VectorIndex], bool]) -> V
     """Searches go on, and each is right, until an index is such."""
 
     def found() -> bool:
-        check_right(followed.caught_up(), followed._store, followed._gallery)
-        return until(followed.caught_up())
+        check_right(followed.catch_up(), followed._store, followed._gallery)
+        return until(followed.catch_up())
 
     wait_for(found, "such an index")
-    return followed.caught_up()
+    return followed.catch_up()
 
 
 def is_compressed(index: VectorIndex) -> bool:
@@ -105,8 +106,8 @@ def is_compressed(index: VectorIndex) -> bool:
 
 
 def at_rest(folder: Path, gallery: Gallery) -> int:
-    """Faces that were not erased from the file."""
-    return int(mapped_file.read(path_of(folder, gallery)).alive().sum())
+    """FacePages that were not erased from the file."""
+    return int(mapped_file.read(path_of(folder, gallery)).is_present().sum())
 
 
 def names(folder: Path) -> list[str]:
@@ -118,41 +119,41 @@ def names(folder: Path) -> list[str]:
 
 def test_it_grows_from_exact_to_compressed_beside_the_searches(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    assert followed.caught_up().kind == "exact"
+    assert followed.catch_up().kind == "exact"
     assert followed.state().checked is None
     enroll(store, gallery, range(FACES, MOST))
-    assert not followed.caught_up().outgrown
+    assert not followed.catch_up().is_outgrown
     enroll(store, gallery, range(MOST, MOST + 10))
     index = wait(followed, is_compressed)
     check_right(index, store, gallery)
     state = followed.state()
     assert (state.kind, state.faces) == ("compressed", MOST + 10)
     assert state.checked is not None
-    assert state.checked["mates_found"] >= compressed.PROMISE
+    assert state.checked["mates_found"] >= self_check.TARGET_RECALL
     assert state.snapshot_seq is not None
     assert names(folder) == [f"{gallery.id}.index"]
 
 
 def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    index = followed.caught_up()
+    index = followed.catch_up()
     assert index.kind == "compressed"
     enroll(store, gallery, range(100, 104))
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
     store.faces.delete(gallery.id, store.faces.list(gallery.id, "p0")[0].id)
     store.faces.delete(gallery.id, store.faces.list(gallery.id, "p50")[0].id)
     store.identities.delete(gallery.id, "p1")
     store.identities.delete(gallery.id, "p51")
-    check_right(followed.caught_up(), store, gallery)
-    assert followed.caught_up() is index
-    assert followed.compare() == synchronizer.Comparison(FACES - 2, FACES - 2, 0, None)
+    check_right(followed.catch_up(), store, gallery)
+    assert followed.catch_up() is index
+    assert followed.compare_with_database() == synchronizer.DatabaseComparison(FACES - 2, FACES - 2, 0, None)
 
 
 def test_it_is_built_again_when_many_came_and_when_many_went(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    index = followed.caught_up()
+    index = followed.catch_up()
     enroll(store, gallery, range(100, 110))
-    assert followed.caught_up() is index
+    assert followed.catch_up() is index
     enroll(store, gallery, range(110, 112))
     grown = wait(followed, lambda now: now is not index)
     check_right(grown, store, gallery)
@@ -163,7 +164,7 @@ def test_it_is_built_again_when_many_came_and_when_many_went(store: Store, galle
     check_right(shrunk, store, gallery)
     base = mapped_file.read(path_of(folder, gallery))
     assert len(base) == FACES  # the removed rows are reclaimed
-    assert base.alive().all()
+    assert base.is_present().all()
 
 
 def test_a_restart_maps_the_file_and_replays_what_came_after(
@@ -175,7 +176,7 @@ def test_a_restart_maps_the_file_and_replays_what_came_after(
     monkeypatch.setattr(compressed, "build", None)  # nothing is built
     for _ in range(2):
         again = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-        check_right(again.caught_up(), store, gallery)
+        check_right(again.catch_up(), store, gallery)
         assert again.state().checked is not None
         again.save()
     assert caplog.text == ""
@@ -187,10 +188,10 @@ def test_the_file_is_not_written_again_after_many_changes(
 ) -> None:
     monkeypatch.setattr(synchronizer, "SNAPSHOT_EVERY", 4)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    index = followed.caught_up()
+    index = followed.catch_up()
     written, seq = path_of(folder, gallery).stat().st_ino, followed.state().snapshot_seq
     enroll(store, gallery, range(100, 108))
-    assert followed.caught_up() is index
+    assert followed.catch_up() is index
     followed.save()
     assert path_of(folder, gallery).stat().st_ino == written
     assert followed.state().snapshot_seq == seq
@@ -200,40 +201,40 @@ def test_saving_waits_for_what_is_being_built(store: Store, gallery: Gallery, fo
     begun, go_on = threading.Event(), threading.Event()
 
     class Slow(FaissEngine):
-        def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
+        def build(self, path: Path, header: Header, faces: FacePages) -> tuple[VectorIndex, bool]:
             if header.faces > MOST:
                 begun.set()
                 assert go_on.wait(DEADLINE)
             return super().build(path, header, faces)
 
     followed = SynchronizedIndex(store, gallery, folder, Slow())
-    followed.caught_up()
+    followed.catch_up()
     enroll(store, gallery, range(FACES, MOST + 2))
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
     assert begun.wait(DEADLINE)
     enroll(store, gallery, range(200, 204))  # meanwhile
     store.identities.delete(gallery.id, "p0")
-    assert followed.caught_up().kind == "exact"
-    check_right(followed.caught_up(), store, gallery)
+    assert followed.catch_up().kind == "exact"
+    check_right(followed.catch_up(), store, gallery)
     saving = threading.Thread(target=followed.save)
     saving.start()
     saving.join(0.2)  # time for it to end too early
     assert saving.is_alive()
     go_on.set()
     saving.join(DEADLINE)
-    assert followed.caught_up().kind == "compressed"
-    check_right(followed.caught_up(), store, gallery)
+    assert followed.catch_up().kind == "compressed"
+    check_right(followed.catch_up(), store, gallery)
     assert vector(0).astype(np.float16).tobytes() not in path_of(folder, gallery).read_bytes()
 
 
 def test_saving_builds_what_is_due(store: Store, gallery: Gallery, folder: Path) -> None:
     """As after an import: no search comes that would begin it."""
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     enroll(store, gallery, range(FACES, MOST + 2))
     followed.save()
     assert at_rest(folder, gallery) == MOST + 2
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -241,7 +242,7 @@ def test_a_gallery_that_was_re_embedded_away_and_back(
     store: Store, gallery: Gallery, folder: Path, saved: bool
 ) -> None:
     sleeping = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    sleeping.caught_up()
+    sleeping.catch_up()
     if saved:
         sleeping = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
     for now, fingerprint, first in ((gallery, "feed" * 4, 10_000), (None, gallery.fingerprint, 20_000)):
@@ -252,7 +253,7 @@ def test_a_gallery_that_was_re_embedded_away_and_back(
         assert store.reembeddings.switch(at, fingerprint).switched
         if now is not None:
             store.reembeddings.delete(gallery.id, gallery.fingerprint)
-    check_right(sleeping.caught_up(), store, gallery)
+    check_right(sleeping.catch_up(), store, gallery)
 
 
 @ON_SQLITE
@@ -260,22 +261,22 @@ def test_tiers_that_are_asked_for_are_had(store: Store, gallery: Gallery, folder
     """Whatever the file is that another setting left."""
     for tier, kind in ((Tier.COMPRESSED, "compressed"), (Tier.EXACT, "exact"), (Tier.COMPRESSED, "compressed")):
         followed = SynchronizedIndex(store, gallery, folder, FaissEngine(tier))
-        assert followed.caught_up().kind == kind
-        check_right(followed.caught_up(), store, gallery)
+        assert followed.catch_up().kind == kind
+        check_right(followed.catch_up(), store, gallery)
         followed.save()
     enroll(store, gallery, range(100, 100 + MOST))
     exact = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.EXACT))
-    exact.caught_up()
+    exact.catch_up()
     exact.save()
-    assert exact.caught_up().kind == "exact"
+    assert exact.catch_up().kind == "exact"
     auto = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    assert auto.caught_up().kind == "exact"  # at once, from the file
+    assert auto.catch_up().kind == "exact"  # at once, from the file
     check_right(wait(auto, is_compressed), store, gallery)
 
 
-@pytest.mark.skipif(gpu.problem() is None, reason="there is a GPU")
+@pytest.mark.skipif(gpu.unavailable_reason() is None, reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_told() -> None:
-    with pytest.raises(InvalidSetting, match="WHOSTHERE_VECTORS is gpu, which cannot be had here: "):
+    with pytest.raises(InvalidSetting, match="WHOSTHERE_VECTORS is gpu, which is not available: "):
         FaissEngine(Tier.GPU)
 
 
@@ -286,7 +287,7 @@ def test_a_removed_face_is_off_the_disk_at_once_and_never_comes_back(
     store: Store, gallery: Gallery, folder: Path
 ) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    followed.caught_up()
+    followed.catch_up()
     path = path_of(folder, gallery)
     base = mapped_file.read(path)
     gone = {face.id for face in store.faces.list(gallery.id, "p3")}
@@ -294,13 +295,13 @@ def test_a_removed_face_is_off_the_disk_at_once_and_never_comes_back(
     secrets = [base.vectors[row].tobytes() for row in rows] + [base.codes[row].tobytes() for row in rows]
     assert all(secret in path.read_bytes() for secret in secrets)
     store.identities.delete(gallery.id, "p3")
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
     assert not any(secret in path.read_bytes() for secret in secrets)
     for rebuilds in (False, True, False):
         again = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
         if rebuilds:
             again.rebuild()
-        check_right(again.caught_up(), store, gallery)
+        check_right(again.catch_up(), store, gallery)
         assert not any(secret in path.read_bytes() for secret in secrets)
 
 
@@ -308,18 +309,18 @@ def test_a_face_that_another_process_put_into_the_file_is_erased_there(
     store: Store, gallery: Gallery, folder: Path
 ) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    followed.caught_up()
+    followed.catch_up()
     enroll(store, gallery, range(100, 104))
-    followed.caught_up()
+    followed.catch_up()
     SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).rebuild()  # and it has ended
     path = path_of(folder, gallery)
     for image, person in ((0, "p0"), (100, "p50")):
         secret = vector(image).astype(np.float16).tobytes()
         assert secret in path.read_bytes()
         store.identities.delete(gallery.id, person)
-        check_right(followed.caught_up(), store, gallery)
+        check_right(followed.catch_up(), store, gallery)
         assert secret not in path.read_bytes()
-    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).caught_up(), store, gallery)
+    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).catch_up(), store, gallery)
 
 
 @pytest.mark.parametrize("goes", ["p0", None])
@@ -329,7 +330,7 @@ def test_a_face_removed_while_a_shrunk_gallery_becomes_exact_leaves_the_disk(
     """The next index is not in a file, and the file of the one before is of no more use."""
 
     class Removing(FaissEngine):
-        def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
+        def build(self, path: Path, header: Header, faces: FacePages) -> tuple[VectorIndex, bool]:
             built = super().build(path, header, faces)
             if header.faces < MOST and goes:
                 store.identities.delete(gallery.id, goes)
@@ -337,16 +338,16 @@ def test_a_face_removed_while_a_shrunk_gallery_becomes_exact_leaves_the_disk(
 
     enroll(store, gallery, range(FACES, MOST + 10))
     followed = SynchronizedIndex(store, gallery, folder, Removing())
-    assert followed.caught_up().kind == "compressed"
+    assert followed.catch_up().kind == "compressed"
     secret = vector(0).astype(np.float16).tobytes()
     assert secret in path_of(folder, gallery).read_bytes()
     for person in range(20, 27):
         store.identities.delete(gallery.id, f"p{person}")
-    followed.caught_up()
-    assert followed._renewing is not None
-    followed._renewing.join(DEADLINE)
+    followed.catch_up()
+    assert followed._builder is not None
+    followed._builder.join(DEADLINE)
     assert not path_of(folder, gallery).exists()
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
     state = followed.state()
     assert (state.kind, state.faces, state.snapshot_seq) == ("exact", MOST - 4 - 2 * bool(goes), None)
     followed.save()
@@ -375,18 +376,18 @@ def test_a_restored_backup(
         gallery = make_gallery(store)
         enroll(store, gallery, range(FACES))
         followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-        followed.caught_up()
+        followed.catch_up()
         copy(live, backup)
         store.faces.delete(gallery.id, store.faces.list(gallery.id, "p3")[0].id)
-        check_right(followed.caught_up(), store, gallery)
+        check_right(followed.catch_up(), store, gallery)
         assert at_rest(folder, gallery) == FACES - 1
         copy(backup, live)
         for i in range(faces):
             enroll_one(store, gallery, new_face(f"after{i}", 200 + i))
         if not running:
             followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-        check_right(followed.caught_up(), store, gallery)
-        assert "is made anew" in caplog.text
+        check_right(followed.catch_up(), store, gallery)
+        assert "is rebuilt" in caplog.text
 
 
 # Damage
@@ -406,21 +407,21 @@ def _every(data: bytes, seen_at_once: int) -> Iterator[tuple[bool, bytes]]:
 def test_every_damage_is_made_good(
     store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compressed, "MATES", 10)
-    monkeypatch.setattr(compressed, "STRANGERS", 10)
+    monkeypatch.setattr(self_check, "MATED_PROBES", 10)
+    monkeypatch.setattr(self_check, "NON_MATED_PROBES", 10)
     SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).rebuild()
     path = path_of(folder, gallery)
     for at_once, damaged in _every(path.read_bytes(), FACES * DIM * 2):
         caplog.clear()
         path.write_bytes(damaged)
         followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-        index = followed.caught_up()
+        index = followed.catch_up()
         if not at_once:
-            with pytest.raises(StorageUnavailable, match="the index is made anew, ask again"):
+            with pytest.raises(StorageUnavailable, match="the index is being rebuilt, try again"):
                 index.nearest_identities(vector(0)[None], FACES)
-            index = followed.caught_up()
+            index = followed.catch_up()
         check_right(index, store, gallery)
-        assert "is made anew" in caplog.text
+        assert "is rebuilt" in caplog.text
         assert followed.state().kind == "compressed"
         assert at_rest(folder, gallery) == FACES
 
@@ -433,18 +434,18 @@ def test_comparing_makes_a_damaged_file_good(store: Store, gallery: Gallery, fol
     data[100] ^= 1
     path.write_bytes(data)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    assert followed.compare() == synchronizer.Comparison(FACES, FACES, 0, f"{path} is damaged")
+    assert followed.compare_with_database() == synchronizer.DatabaseComparison(FACES, FACES, 0, f"{path} is damaged")
 
 
 def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    index = followed.caught_up()
+    index = followed.catch_up()
     faces = [store.faces.list(gallery.id, f"p{person}")[0] for person in range(3)]
     index.put(np.array([faces[0].id]), np.array([faces[0].identity_id]), vector(999)[None])  # another vector
     index.put(np.array([faces[1].id]), np.array([4711]), vector(2)[None])  # another person
     index.put(np.array([4712]), np.array([4711]), vector(998)[None])  # nobody's
     index.remove([faces[2].id])
-    assert followed.compare().different == 4
+    assert followed.compare_with_database().different == 4
 
 
 @ON_SQLITE
@@ -453,10 +454,10 @@ def test_the_file_of_another_gallery(
 ) -> None:
     other = make_gallery(store, "other")
     enroll_one(store, other, new_face("eve", 900))
-    indexes = Indexes(store, folder, FaissEngine(Tier.COMPRESSED))
-    indexes.of(gallery).rebuild()
+    indexes = IndexRegistry(store, folder, FaissEngine(Tier.COMPRESSED))
+    indexes.get(gallery).rebuild()
     shutil.copy(path_of(folder, gallery), path_of(folder, other))
-    check_right(indexes.of(other).caught_up(), store, other)
+    check_right(indexes.get(other).catch_up(), store, other)
     assert "is of another gallery, model or database" in caplog.text
 
 
@@ -471,11 +472,11 @@ def test_a_full_disk_is_told_and_every_face_scored(
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
     with limited_file_size(4096):
         for _ in range(3):
-            index = followed.caught_up()
+            index = followed.catch_up()
             assert index.kind == "exact"
             check_right(index, store, gallery)
         followed.save()
-        assert caplog.text.count("cannot be written, and every face is scored instead") == 1
+        assert caplog.text.count("cannot be written; the gallery is searched exactly, in memory") == 1
     assert names(folder) == []
     enroll(store, gallery, range(100, 130))  # later there is room
     check_right(wait(followed, is_compressed), store, gallery)
@@ -488,12 +489,12 @@ def test_a_full_disk_leaves_the_index_that_there_is(
 ) -> None:
     monkeypatch.setattr(synchronizer, "SNAPSHOT_EVERY", 50)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
-    index = followed.caught_up()
+    index = followed.catch_up()
     before = path_of(folder, gallery).read_bytes()
     enroll(store, gallery, range(100, 120))
     with limited_file_size(4096):
         for _ in range(10):
-            assert followed.caught_up() is index
+            assert followed.catch_up() is index
             followed.save()  # waits
         check_right(index, store, gallery)
     assert caplog.text.count("could not be built") == 1  # not at every search
@@ -510,9 +511,9 @@ def test_a_folder_that_cannot_be_made(
     folder.write_text("not a folder")
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED))
     for _ in range(3):
-        check_right(followed.caught_up(), store, gallery)
+        check_right(followed.catch_up(), store, gallery)
         followed.save()
-    assert caplog.text.count("is scored instead") == 1
+    assert caplog.text.count("is searched exactly, in memory") == 1
     assert folder.read_text() == "not a folder"
 
 
@@ -521,9 +522,9 @@ def _as_nobody(url: str, folder: str) -> tuple[str, int]:
     with opened(url) as store:
         gallery = store.galleries.get("staff")
         followed = SynchronizedIndex(store, gallery, Path(folder), FaissEngine(Tier.COMPRESSED))
-        check_right(followed.caught_up(), store, gallery)
+        check_right(followed.catch_up(), store, gallery)
         followed.save()
-        return followed.caught_up().kind, len(followed.caught_up())
+        return followed.catch_up().kind, len(followed.catch_up())
 
 
 @ON_SQLITE
@@ -567,7 +568,7 @@ def _outgrow(url: str, folder: str) -> tuple[int, int]:
     with opened(url) as store:
         gallery = store.galleries.get("staff")
         followed = SynchronizedIndex(store, gallery, Path(folder), FaissEngine())
-        followed.caught_up()
+        followed.catch_up()
         (Path(folder) / mark).touch()
         index = wait(followed, is_compressed)
         check_right(index, store, gallery)
@@ -579,9 +580,9 @@ def test_of_two_processes_one_builds_and_the_other_takes_it(
     store: Store, database: Database, gallery: Gallery, folder: Path
 ) -> None:
     first = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    first.caught_up()
+    first.catch_up()
     enroll(store, gallery, range(FACES, MOST))
-    first.caught_up()
+    first.catch_up()
     first.save()  # what both start from
     enroll(store, gallery, range(MOST, MOST + 4))
     answers = in_processes(_outgrow, [(database.url, str(folder))] * 2)
@@ -595,10 +596,10 @@ def _build_for_ever(url: str, folder: str) -> None:
         threading.Event().wait()  # until the process is killed
 
     _small(setattr)
-    setattr(compressed, "_encode", slowly)  # noqa: B010
+    setattr(compressed, "encode", slowly)  # noqa: B010
     with opened(url) as store:
         followed = SynchronizedIndex(store, store.galleries.get("staff"), Path(folder), FaissEngine())
-        wait_for(lambda: followed.caught_up().kind == "never", "the end of this process", float("inf"))
+        wait_for(lambda: followed.catch_up().kind == "never", "the end of this process", float("inf"))
 
 
 def test_a_worker_killed_while_building_holds_up_nobody(
@@ -609,9 +610,9 @@ def test_a_worker_killed_while_building_holds_up_nobody(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(synchronizer, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(synchronizer, "BUILD_RECHECK_S", 0.0)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     followed.save()
     process = multiprocessing.get_context("spawn").Process(target=_build_for_ever, args=(database.url, str(folder)))
     process.start()
@@ -619,9 +620,9 @@ def test_a_worker_killed_while_building_holds_up_nobody(
     wait_for((folder / "begun").exists, "the other process to build")
     store.identities.delete(gallery.id, "p0")
     for _ in range(5):  # the other builds: this one goes on
-        assert followed.caught_up().kind == "exact"
-        check_right(followed.caught_up(), store, gallery)
-        wait_for(lambda: "next index" not in {one.name for one in threading.enumerate()}, "its own attempt to end")
+        assert followed.catch_up().kind == "exact"
+        check_right(followed.catch_up(), store, gallery)
+        wait_for(lambda: "index builder" not in {one.name for one in threading.enumerate()}, "its own attempt to end")
     assert len(list(folder.glob("*.tmp"))) == 1
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -630,7 +631,7 @@ def test_a_worker_killed_while_building_holds_up_nobody(
     (folder / "begun").unlink()
     assert names(folder) == [f"{gallery.id}.index"]
     with caplog.at_level(logging.WARNING):
-        check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
+        check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), store, gallery)
     assert caplog.text == ""
 
 
@@ -638,7 +639,7 @@ def test_a_worker_killed_while_building_holds_up_nobody(
 def test_what_a_killed_build_left_goes_at_the_next_start(store: Store, gallery: Gallery, folder: Path) -> None:
     SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).rebuild()
     (folder / f"{gallery.id}.index.0123.tmp").write_bytes(b"faces of a process that is no more")
-    SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).caught_up()
+    SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).catch_up()
     assert names(folder) == [f"{gallery.id}.index"]
 
 
@@ -646,16 +647,16 @@ def test_a_gallery_deleted_while_its_next_index_is_built(
     store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Deleting(FaissEngine):
-        def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
+        def build(self, path: Path, header: Header, faces: FacePages) -> tuple[VectorIndex, bool]:
             built = super().build(path, header, faces)
             if header.faces > MOST:
                 store.galleries.delete("staff")
             return built
 
     followed = SynchronizedIndex(store, gallery, folder, Deleting())
-    followed.caught_up()
+    followed.catch_up()
     enroll(store, gallery, range(FACES, MOST + 2))
-    followed.caught_up()
+    followed.catch_up()
     followed.save()
     assert "there is no gallery 'staff'" in caplog.text
     assert names(folder) == []
@@ -670,12 +671,12 @@ def test_a_build_that_fails_is_not_tried_at_every_search(
 
     monkeypatch.setattr(synchronizer, "SNAPSHOT_EVERY", 30)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     enroll(store, gallery, range(FACES, MOST + 2))
     with monkeypatch.context() as broken:
         broken.setattr(compressed, "build", fail)
         for _ in range(10):
-            check_right(followed.caught_up(), store, gallery)
+            check_right(followed.catch_up(), store, gallery)
             followed.save()
     assert caplog.text.count("could not be built") == 1
     enroll(store, gallery, range(100, 130))
@@ -685,7 +686,7 @@ def test_a_build_that_fails_is_not_tried_at_every_search(
 @ON_SQLITE
 def test_the_lock_of_a_build_is_let_go(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     enroll(store, gallery, range(FACES, MOST + 2))
     followed.save()
     lock_file = folder / f"{gallery.id}.index.lock"
@@ -707,7 +708,7 @@ def test_a_backup_restored_while_the_next_index_is_built(
             one.backup(other)
 
         class Restoring(FaissEngine):
-            def build(self, path: Path, header: Header, faces: Faces) -> tuple[VectorIndex, bool]:
+            def build(self, path: Path, header: Header, faces: FacePages) -> tuple[VectorIndex, bool]:
                 built = super().build(path, header, faces)
                 if header.faces > MOST:
                     with closing(sqlite3.connect(backup)) as one, closing(sqlite3.connect(live)) as other:
@@ -715,16 +716,16 @@ def test_a_backup_restored_while_the_next_index_is_built(
                 return built
 
         followed = SynchronizedIndex(store, gallery, folder, Restoring())
-        followed.caught_up()
+        followed.catch_up()
         enroll(store, gallery, range(FACES, MOST + 2))
         followed.save()
         assert "was restored meanwhile" in caplog.text
-        check_right(followed.caught_up(), store, gallery)
-        check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
+        check_right(followed.catch_up(), store, gallery)
+        check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), store, gallery)
 
 
 @ON_SQLITE
 def test_a_compressed_index_is_what_the_engine_makes(store: Store, gallery: Gallery, folder: Path) -> None:
-    index = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).caught_up()
+    index = SynchronizedIndex(store, gallery, folder, FaissEngine(Tier.COMPRESSED)).catch_up()
     assert isinstance(index, CompressedIndex)
-    assert index.erases
+    assert index.erases_on_disk

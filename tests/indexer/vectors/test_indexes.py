@@ -16,7 +16,7 @@ from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors import compressed, gpu, mapped_file
 from indexer.vectors.base import VectorIndex
-from indexer.vectors.flat import FIRST_FACES, FaissIndex
+from indexer.vectors.flat import FACES_PER_IDENTITY, FlatIndex
 
 DIM = 6
 
@@ -33,7 +33,7 @@ Make = Callable[[Path, int, Vectors], VectorIndex]
 
 
 def exact(folder: Path, dim: int, first: Vectors) -> VectorIndex:
-    index = FaissIndex(dim)
+    index = FlatIndex(dim)
     numbers = np.arange(1001, 1001 + len(first))
     index.put(numbers, numbers, first)
     return index
@@ -41,14 +41,14 @@ def exact(folder: Path, dim: int, first: Vectors) -> VectorIndex:
 
 def of_file(folder: Path, dim: int, first: Vectors) -> VectorIndex:
     numbers = np.arange(1001, 1001 + len(first))
-    return compressed.over(compressed.build(folder / "1.index", dim, [FaceVectors(numbers, numbers, first)], {}))
+    return compressed.open_index(compressed.build(folder / "1.index", dim, [FaceVectors(numbers, numbers, first)], {}))
 
 
 def on_gpus(folder: Path, dim: int, first: Vectors) -> VectorIndex:
-    if problem := gpu.problem():
+    if problem := gpu.unavailable_reason():
         pytest.skip(problem)
     of_file(folder, dim, first)
-    return compressed.over(mapped_file.read(folder / "1.index"), "gpu", gpu.GpuScan)
+    return compressed.open_index(mapped_file.read(folder / "1.index"), "gpu", gpu.GpuScan)
 
 
 ENGINES = {"exact": exact, "compressed": of_file, "gpu": on_gpus}
@@ -150,7 +150,7 @@ def test_unit_vectors_of_real_size(empty: Callable[[int], VectorIndex]) -> None:
 
 def test_an_identity_with_very_many_faces_hides_nobody(empty: Callable[[int], VectorIndex]) -> None:
     """The first fetch holds the faces of one person alone."""
-    many = FIRST_FACES * 5 * 4
+    many = FACES_PER_IDENTITY * 5 * 4
     index = empty(2)
     near = np.tile(np.array([[1, 0]], dtype=np.float32), (many, 1))
     index.put(np.arange(1, many + 1), np.ones(many, dtype=np.int64), near)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from indexer.vectors.locks import SharedLock
+from indexer.vectors.locks import ReadWriteLock
 from tests.indexer.gallery.together import in_threads
 from tests.waiting import DEADLINE, wait_for
 
@@ -17,7 +17,7 @@ Take = Callable[[], AbstractContextManager[None]]
 
 
 def test_readers_hold_it_together() -> None:
-    lock, together = SharedLock(), threading.Barrier(4)
+    lock, together = ReadWriteLock(), threading.Barrier(4)
 
     def read() -> None:
         with lock.reading():
@@ -27,7 +27,7 @@ def test_readers_hold_it_together() -> None:
 
 
 def test_a_writer_is_alone() -> None:
-    lock, state, seen = SharedLock(), {"whole": True}, list[bool]()
+    lock, state, seen = ReadWriteLock(), {"whole": True}, list[bool]()
 
     def write() -> None:
         for _ in range(200):
@@ -49,7 +49,7 @@ def test_a_writer_is_alone() -> None:
 
 def test_nobody_waits_for_ever() -> None:
     """Neither a writer among readers that come without end, nor a reader among writers."""
-    lock, done = SharedLock(), threading.Event()
+    lock, done = ReadWriteLock(), threading.Event()
     turns = {"reader": 0, "writer": 0}
 
     def busy(take: Take) -> Callable[[], None]:
@@ -80,7 +80,7 @@ def test_nobody_waits_for_ever() -> None:
 
 
 def test_they_go_in_the_order_they_came() -> None:
-    lock, order = SharedLock(), list[str]()
+    lock, order = ReadWriteLock(), list[str]()
 
     def later(name: str, take: Take) -> threading.Thread:
         def run() -> None:
@@ -102,7 +102,7 @@ def test_they_go_in_the_order_they_came() -> None:
 
 
 def test_what_is_raised_inside_frees_it() -> None:
-    lock = SharedLock()
+    lock = ReadWriteLock()
     for take in (lock.reading, lock.writing):
         with pytest.raises(ValueError, match="inside"), take():
             raise ValueError("inside")

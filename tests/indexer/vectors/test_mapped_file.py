@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from indexer.vectors import mapped_file
 from indexer.vectors.base import DamagedIndex
-from indexer.vectors.mapped_file import ALIVE, ERASED, Resting
+from indexer.vectors.mapped_file import ERASED, PRESENT, MappedFile
 from tests.indexer.vectors.disks import limited_file_size
 from tests.waiting import DEADLINE
 
 DIM, PARTS = 8, 16
 
 
-def all_rows(base: Resting) -> NDArray[np.int64]:
+def all_rows(base: MappedFile) -> NDArray[np.int64]:
     return np.arange(len(base))
 
 
 def write(path: Path, faces: int, seed: int = 1) -> NDArray[np.float32]:
-    """Faces 10, 20, ... of identities 7, 6, 5, ..., in parts of two."""
+    """FacePages 10, 20, ... of identities 7, 6, 5, ..., in parts of two."""
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((faces, DIM)).astype(np.float32)
     codes = rng.integers(1, 255, (faces, PARTS), dtype=np.uint8)
@@ -44,13 +44,13 @@ def test_round_trip(tmp_path: Path, faces: int) -> None:
     vectors = write(path, faces)
     base = mapped_file.read(path)
     assert len(base) == faces
-    assert base.about == {"of": "a test"}
+    assert base.metadata == {"of": "a test"}
     assert base.face_ids.tolist() == [10 * n for n in range(1, faces + 1)]
     assert base.identity_ids.tolist() == [7 - n for n in range(faces)]
-    assert base.alive().tolist() == [True] * faces
-    picked = base.pick(all_rows(base)[::-1])
+    assert base.is_present().tolist() == [True] * faces
+    picked = base.read_vectors(all_rows(base)[::-1])
     assert picked.tolist() == vectors.astype(np.float16)[::-1].tolist()
-    assert base.sound.all()
+    assert base.is_verified.all()
     assert not base.vectors.flags.writeable
     assert [p.name for p in path.parent.iterdir()] == ["4.index"]
 
@@ -92,20 +92,20 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
             continue
         base, row = mapped_file.read(path), position // (DIM * 2)
         with pytest.raises(DamagedIndex, match=f"the embedding of face {10 * (row + 1)}"):
-            base.pick(all_rows(base))
-        base.pick(np.array([other for other in range(3) if other != row]))
+            base.read_vectors(all_rows(base))
+        base.read_vectors(np.array([other for other in range(3) if other != row]))
 
 
 def test_a_check_tells_the_order_of_words_and_every_bit() -> None:
     rows = np.random.default_rng(2).integers(0, 255, (1, 5, 7), dtype=np.uint8)  # 35 bytes: the last word is not whole
-    of_it = mapped_file.check(rows)
+    of_it = mapped_file.row_checksums(rows)
     for place in np.ndindex(rows.shape):
         for bit in range(8):
             other = rows.copy()
             other[place] ^= np.uint8(1 << bit)
-            assert mapped_file.check(other) != of_it
+            assert mapped_file.row_checksums(other) != of_it
     words = np.array([[1, 2, 3]], dtype=np.uint64)
-    assert mapped_file.check(words) != mapped_file.check(words[:, [1, 0, 2]])
+    assert mapped_file.row_checksums(words) != mapped_file.row_checksums(words[:, [1, 0, 2]])
 
 
 def test_what_is_erased_is_zeros_at_once_and_known_to_whoever_reads(tmp_path: Path) -> None:
@@ -119,15 +119,15 @@ def test_what_is_erased_is_zeros_at_once_and_known_to_whoever_reads(tmp_path: Pa
     assert vectors[2].astype(np.float16).tobytes() not in data
     assert data[2 * DIM * 2 : 3 * DIM * 2] == bytes(DIM * 2)
     assert code not in data
-    assert other.alive().tolist() == [True, True, False, True, True]  # the same file, mapped before
-    assert other.pick(np.array([2])).tolist() == [[0] * DIM]  # erased, not damaged
+    assert other.is_present().tolist() == [True, True, False, True, True]  # the same file, mapped before
+    assert other.read_vectors(np.array([2])).tolist() == [[0] * DIM]  # erased, not damaged
     again = mapped_file.read(path)
-    assert again.alive().tolist() == [True, True, False, True, True]
-    assert again.pick(np.array([1, 3])).tolist() == vectors.astype(np.float16)[[1, 3]].tolist()
+    assert again.is_present().tolist() == [True, True, False, True, True]
+    assert again.read_vectors(np.array([1, 3])).tolist() == vectors.astype(np.float16)[[1, 3]].tolist()
 
 
 def test_a_state_has_two_values_that_no_bit_tells_apart() -> None:
-    assert (ALIVE ^ ERASED).bit_count() > 1
+    assert (PRESENT ^ ERASED).bit_count() > 1
 
 
 def test_erasing_in_the_file_that_took_the_place(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_erasing_in_the_file_that_took_the_place(tmp_path: Path) -> None:
     base = mapped_file.read(path)
     newer = write(path, 7, seed=2)
     base.erase(np.array([0]))
-    assert mapped_file.read(path).alive().all()
+    assert mapped_file.read(path).is_present().all()
     base.erase_in_successor(np.array([70, 20, 11, 999, 20]))
     now = mapped_file.read(path)
-    assert now.face_ids[~now.alive()].tolist() == [20, 70]
+    assert now.face_ids[~now.is_present()].tolist() == [20, 70]
     data = path.read_bytes()
     for row in (1, 6):
         assert newer[row].astype(np.float16).tobytes() not in data
@@ -150,7 +150,7 @@ def test_there_may_be_no_successor(tmp_path: Path) -> None:
     write(path, 2)
     base = mapped_file.read(path)
     base.erase_in_successor(np.array([10]))  # this very file
-    assert base.alive().all()
+    assert base.is_present().all()
     path.unlink()
     base.erase_in_successor(np.array([10]))
     assert list(tmp_path.iterdir()) == []
@@ -183,8 +183,8 @@ def test_another_process_sees_what_one_erased(tmp_path: Path) -> None:
     process.start()
     process.join(DEADLINE)
     assert process.exitcode == 0
-    assert base.pick(all_rows(base))[1].tolist() == [0] * DIM
-    assert base.alive().tolist() == [True, False, True]
+    assert base.read_vectors(all_rows(base))[1].tolist() == [0] * DIM
+    assert base.is_present().tolist() == [True, False, True]
 
 
 def test_the_foot_is_json_that_names_what_is_there(tmp_path: Path) -> None:

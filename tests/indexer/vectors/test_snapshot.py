@@ -9,13 +9,13 @@ import pytest
 
 from indexer.vectors import snapshot
 from indexer.vectors.base import DamagedIndex, Header
-from indexer.vectors.flat import FaissIndex
+from indexer.vectors.flat import FlatIndex
 
 DIM = 8
 
 
-def make(faces: int) -> tuple[Header, FaissIndex]:
-    index = FaissIndex(DIM)
+def make(faces: int) -> tuple[Header, FlatIndex]:
+    index = FlatIndex(DIM)
     vectors = np.random.default_rng(1).standard_normal((faces, DIM)).astype(np.float32)
     index.put(np.arange(faces)[::-1] + 2**40, np.arange(faces) % 3 + 1, vectors)
     return Header(4, "2026-03-01T12:00:00+00:00", "0123456789abcdef", DIM, 17, "mark", faces), index
@@ -28,7 +28,7 @@ def test_round_trip(tmp_path: Path, faces: int) -> None:
     snapshot.write(path, header, index)
     found, face_ids, owners, vectors = snapshot.read(path)
     assert found == header
-    read = FaissIndex(DIM)
+    read = FlatIndex(DIM)
     read.put(face_ids, owners, vectors)
     assert len(read) == faces
     for was, now in zip(index.contents(), read.contents(), strict=True):

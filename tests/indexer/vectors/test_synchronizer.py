@@ -22,11 +22,12 @@ from indexer.gallery.change_log import Change
 from indexer.gallery.embeddings import FaceVectors
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Hit, Outcome, Person
-from indexer.vectors import snapshot, synchronizer
+from indexer.vectors import index_registry, snapshot, synchronizer
 from indexer.vectors.base import Header, VectorIndex
 from indexer.vectors.engines import FaissEngine
-from indexer.vectors.flat import FaissIndex
-from indexer.vectors.synchronizer import Indexes, SynchronizedIndex
+from indexer.vectors.flat import FlatIndex
+from indexer.vectors.index_registry import IndexRegistry
+from indexer.vectors.synchronizer import SynchronizedIndex
 from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_processes, in_threads
 from tests.indexer.vectors.disks import limited_file_size
@@ -74,7 +75,7 @@ def check_right(index: VectorIndex, store: Store, gallery: Gallery) -> None:
 
 def test_the_first_time_it_is_built_from_sql(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    index = followed.caught_up()
+    index = followed.catch_up()
     assert len(index) == FACES
     check_right(index, store, gallery)
     for image in range(FACES):
@@ -86,34 +87,34 @@ def test_the_first_time_it_is_built_from_sql(store: Store, gallery: Gallery, fol
 
 def test_it_follows_every_kind_of_change(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    index = followed.caught_up()
+    index = followed.catch_up()
 
     new = enroll_one(store, gallery, new_face("new", 50))
     assert top(index, 50) == (0, 0)
-    assert followed.caught_up() is index
+    assert followed.catch_up() is index
     assert top(index, 50) == (store.identities.get(gallery.id, "new").id, new)
 
     store.faces.delete(gallery.id, new)
-    assert top(followed.caught_up(), 50) == (0, 0)
+    assert top(followed.catch_up(), 50) == (0, 0)
 
     store.identities.delete(gallery.id, "p0")
-    assert [top(followed.caught_up(), image) for image in range(3)] == [(0, 0)] * 3
+    assert [top(followed.catch_up(), image) for image in range(3)] == [(0, 0)] * 3
     assert len(index) == FACES - 3
 
     store.identities.put(gallery.id, Person("p1", "Renamed"))
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
     assert followed.state().seq == store.changes.last(gallery.id)
 
 
 def test_what_came_and_went_between_two_looks(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     gone = enroll_one(store, gallery, new_face("p0", 60))
     store.faces.delete(gallery.id, gone)
     again = enroll_one(store, gallery, new_face("p1", 60))
     brief = enroll_one(store, gallery, new_face("brief", 61))
     store.identities.delete(gallery.id, "brief")
-    index = followed.caught_up()
+    index = followed.catch_up()
     assert top(index, 60) == (store.identities.get(gallery.id, "p1").id, again)
     assert top(index, 61) == (0, 0)
     assert not {gone, brief} & set(held(index))
@@ -131,64 +132,64 @@ def test_it_catches_up_in_several_steps(
         return whole(gallery_id, seq, 5)
 
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     store.faces.enroll(gallery, [new_face("many", 100 + i) for i in range(21)])
     monkeypatch.setattr(store.changes, "since", few)
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
     assert limits == [16, 21, 26, 31, 36]
 
 
 def test_snapshot_and_replay(store: Store, gallery: Gallery, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    first.caught_up()
+    first.catch_up()
     first.save()
     assert first.state().snapshot_seq == 16
     new = enroll_one(store, gallery, new_face("p9", 70))
     store.identities.delete(gallery.id, "p0")
 
     second = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    index = second.caught_up()
+    index = second.catch_up()
     check_right(index, store, gallery)
     assert top(index, 70)[1] == new
     assert second.state() == synchronizer.IndexState("exact", FACES - 2, 22, None)
-    assert held(first.caught_up()) == held(index)
+    assert held(first.catch_up()) == held(index)
     assert caplog.records == []
 
 
 def test_a_snapshot_is_really_used(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     followed.save()
     header, index = FaissEngine().load(folder / f"{gallery.id}.index")
     index.put(np.array([777]), np.array([888]), vector(999)[None])
     snapshot.write(folder / f"{gallery.id}.index", replace(header, faces=len(index)), index)
-    assert top(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), 999) == (888, 777)
+    assert top(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), 999) == (888, 777)
 
 
 def test_a_snapshot_of_an_empty_gallery(store: Store, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     gallery = make_gallery(store, "empty")
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    assert len(followed.caught_up()) == 0
+    assert len(followed.catch_up()) == 0
     followed.save()
     assert FaissEngine().load(folder / f"{gallery.id}.index")[0].faces == 0
     again = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    assert len(again.caught_up()) == 0
+    assert len(again.catch_up()) == 0
     enroll_one(store, gallery, new_face("ana", 1))
-    check_right(again.caught_up(), store, gallery)
+    check_right(again.catch_up(), store, gallery)
     assert caplog.records == []
 
 
 def test_rebuilding_makes_the_same(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     store.identities.delete(gallery.id, "p1")
     store.faces.enroll(gallery, [new_face(f"q{i}", 200 + i) for i in range(5)])
-    replayed = followed.caught_up()
+    replayed = followed.catch_up()
     before = held(replayed)
     queries = np.stack([vector(i) for i in (0, 3, 200, 500)])
     answers = replayed.nearest_identities(queries, 5)
     assert followed.rebuild() == FACES - 3 + 5
-    rebuilt = followed.caught_up()
+    rebuilt = followed.catch_up()
     assert rebuilt is not replayed
     assert held(rebuilt) == before
     assert rebuilt.nearest_identities(queries, 5) == answers
@@ -200,16 +201,16 @@ def test_saving_happens_by_itself_after_many_changes(
 ) -> None:
     monkeypatch.setattr(synchronizer, "SNAPSHOT_EVERY", 20)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     assert not folder.exists()
     store.faces.enroll(gallery, [new_face("p0", 300 + i) for i in range(4)])
-    followed.caught_up()
+    followed.catch_up()
     assert FaissEngine().load(folder / f"{gallery.id}.index")[0].seq == 20
     store.faces.enroll(gallery, [new_face("p0", 400 + i) for i in range(19)])
-    followed.caught_up()
+    followed.catch_up()
     assert followed.state().snapshot_seq == 20
     enroll_one(store, gallery, new_face("p0", 500))
-    followed.caught_up()
+    followed.catch_up()
     assert followed.state().snapshot_seq == 40
 
 
@@ -217,7 +218,7 @@ def test_saving_again_without_a_change_writes_nothing(store: Store, gallery: Gal
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     followed.save()
     assert not folder.exists()
-    followed.caught_up()
+    followed.catch_up()
     followed.save()
     path = folder / f"{gallery.id}.index"
     written = path.stat().st_ino
@@ -256,19 +257,19 @@ def test_every_damage_is_made_good(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     first = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    first.caught_up()
+    first.catch_up()
     first.save()
     path = folder / f"{gallery.id}.index"
     for damaged in damage(path.read_bytes()):
         caplog.clear()
         path.write_bytes(damaged)
         followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-        check_right(followed.caught_up(), store, gallery)
-        assert "is made anew" in caplog.text
+        check_right(followed.catch_up(), store, gallery)
+        assert "is rebuilt" in caplog.text
         assert followed.state().snapshot_seq is None
     followed.save()
     caplog.clear()
-    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
+    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), store, gallery)
     assert caplog.text == ""
 
 
@@ -287,23 +288,23 @@ def test_a_snapshot_of_something_else_is_not_used(
 ) -> None:
     """Whole, but of another gallery, another model, or of changes that this database does not have."""
     first = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    first.caught_up()
+    first.catch_up()
     first.save()
     path = folder / f"{gallery.id}.index"
     header, index = FaissEngine().load(path)
     index.put(np.array([777]), np.array([888]), vector(999)[None])
     snapshot.write(path, replace(header, faces=len(index), **change), index)  # type: ignore[arg-type]
-    found = SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up()
+    found = SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up()
     assert top(found, 999) == (0, 0)
     check_right(found, store, gallery)
-    assert "is made anew" in caplog.text
+    assert "is rebuilt" in caplog.text
 
 
 def test_a_snapshot_of_another_width_is_not_used(store: Store, gallery: Gallery, folder: Path) -> None:
-    other = FaissIndex(4)
+    other = FlatIndex(4)
     header = Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, 4, 16, "", 0)
     snapshot.write(folder / f"{gallery.id}.index", header, other)
-    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
+    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), store, gallery)
 
 
 def test_a_folder_in_the_place_of_the_snapshot(
@@ -311,7 +312,7 @@ def test_a_folder_in_the_place_of_the_snapshot(
 ) -> None:
     (folder / f"{gallery.id}.index").mkdir(parents=True)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
     followed.save()
     assert "could not be written" in caplog.text
     assert [path.name for path in folder.iterdir()] == [f"{gallery.id}.index"]
@@ -322,13 +323,13 @@ def test_a_full_disk_costs_nothing_but_the_snapshot(
 ) -> None:
     monkeypatch.setattr(synchronizer, "SNAPSHOT_EVERY", 20)
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     followed.save()
     path = folder / f"{gallery.id}.index"
     before = path.read_bytes()
     store.faces.enroll(gallery, [new_face(f"r{i}", 1000 + i) for i in range(40)])
     with limited_file_size(2048):
-        check_right(followed.caught_up(), store, gallery)
+        check_right(followed.catch_up(), store, gallery)
         followed.save()
     assert caplog.text.count("could not be written") == 2
     assert path.read_bytes() == before
@@ -336,7 +337,7 @@ def test_a_full_disk_costs_nothing_but_the_snapshot(
     assert followed.state().snapshot_seq == 16
 
     caplog.clear()
-    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
+    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), store, gallery)
     followed.save()
     assert FaissEngine().load(path)[0].seq == store.changes.last(gallery.id)
     assert caplog.text == ""
@@ -350,23 +351,23 @@ def test_a_full_disk_is_not_asked_at_every_search(
     folder.write_text("not a folder")
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
     for _ in range(5):
-        check_right(followed.caught_up(), store, gallery)
+        check_right(followed.catch_up(), store, gallery)
     assert caplog.text.count("could not be written") == 1
     store.faces.enroll(gallery, [new_face("p0", 300 + i) for i in range(10)])
-    followed.caught_up()
+    followed.catch_up()
     assert caplog.text.count("could not be written") == 2
 
 
 def test_a_deleted_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     followed.save()
     store.galleries.delete("staff")
     for call in (
-        followed.caught_up,
+        followed.catch_up,
         followed.state,
         followed.rebuild,
-        SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up,
+        SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up,
     ):
         with pytest.raises(NotFound, match="'staff'") as caught:
             call()
@@ -394,10 +395,10 @@ class DeletesItsGallery(Store):
 
 def test_a_gallery_deleted_while_catching_up(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(DeletesItsGallery(store.engine), gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     enroll_one(store, gallery, new_face("ana", 1000))
     with pytest.raises(NotFound):
-        followed.caught_up()
+        followed.catch_up()
 
 
 class LosesItsConnection(Store):
@@ -420,14 +421,14 @@ class LosesItsConnection(Store):
 def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: Gallery, folder: Path) -> None:
     losing = LosesItsConnection(store.engine)
     followed = SynchronizedIndex(losing, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     new = enroll_one(store, gallery, new_face("new", 1000))
     store.identities.delete(gallery.id, "p0")
     losing.lost = True
     with pytest.raises(StorageUnavailable):
         followed.rebuild()
     losing.lost = False
-    index = followed.caught_up()
+    index = followed.catch_up()
     assert top(index, 1000)[1] == new
     check_right(index, store, gallery)
 
@@ -435,15 +436,15 @@ def test_a_rebuild_that_fails_leaves_the_index_as_it_was(store: Store, gallery: 
 def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
     store: Store, gallery: Gallery, folder: Path
 ) -> None:
-    indexes = Indexes(store, folder, FaissEngine())
-    assert len(indexes.of(gallery).caught_up()) == FACES
+    indexes = IndexRegistry(store, folder, FaissEngine())
+    assert len(indexes.get(gallery).catch_up()) == FACES
     indexes.save()
     store.galleries.delete("staff")
     again = make_gallery(store)
-    assert len(indexes.of(again).caught_up()) == 0
+    assert len(indexes.get(again).catch_up()) == 0
     enroll_one(store, again, new_face("eve", 900))
-    for followed in (indexes.of(again), Indexes(store, folder, FaissEngine()).of(again)):
-        index = followed.caught_up()
+    for followed in (indexes.get(again), IndexRegistry(store, folder, FaissEngine()).get(again)):
+        index = followed.catch_up()
         assert len(index) == 1
         assert [top(index, image) for image in range(FACES)] == [(0, 0)] * FACES
         assert top(index, 900) == (store.identities.get(again.id, "eve").id, store.faces.list(again.id, "eve")[0].id)
@@ -452,16 +453,16 @@ def test_a_gallery_made_again_under_the_same_name_does_not_see_old_faces(
 def test_indexes_are_kept_one_a_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
     other = make_gallery(store, "other")
     enroll_one(store, other, new_face("ana", 1))
-    indexes = Indexes(store, folder, FaissEngine())
-    assert indexes.of(gallery) is indexes.of(store.galleries.get("staff"))
-    assert indexes.of(gallery) is not indexes.of(other)
-    indexes.of(gallery).caught_up()
-    indexes.of(other).caught_up()
+    indexes = IndexRegistry(store, folder, FaissEngine())
+    assert indexes.get(gallery) is indexes.get(store.galleries.get("staff"))
+    assert indexes.get(gallery) is not indexes.get(other)
+    indexes.get(gallery).catch_up()
+    indexes.get(other).catch_up()
     indexes.save()
     assert {path.name for path in folder.iterdir()} == {f"{gallery.id}.index", f"{other.id}.index"}
-    indexes.forget(other)
+    indexes.delete(other)
     assert {path.name for path in folder.iterdir()} == {f"{gallery.id}.index"}
-    indexes.forget(other)
+    indexes.delete(other)
 
 
 def follow_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[int, tuple[int, bytes]], int]:
@@ -470,7 +471,7 @@ def follow_by_url(url: str, folder: str, name: str, until: int) -> tuple[dict[in
         gallery = store.galleries.get(name)
         followed = SynchronizedIndex(store, gallery, Path(folder), FaissEngine())
         looks = 0
-        while len(index := followed.caught_up()) < until:
+        while len(index := followed.catch_up()) < until:
             looks += 1
             if looks % 5 == 0:
                 followed.save()
@@ -498,7 +499,7 @@ def test_two_processes_follow_while_a_third_enrols(
     assert one[0] == two[0] == enrolled[0] == truth(store, gallery)
     assert len(one[0]) == FACES + 25
     with caplog.at_level(logging.WARNING):
-        check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
+        check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), store, gallery)
     assert caplog.text == ""
     assert [path.name for path in folder.iterdir()] == [f"{gallery.id}.index"]
 
@@ -535,7 +536,7 @@ def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery,
         seen: list[tuple[int, list[Hit]]] = []
         while not done.is_set() or len(seen) < 50:
             image = int(rng.choice([*range(9, 12), *range(5000, 5012), *range(5100, 5112)]))
-            index = followed.caught_up()
+            index = followed.catch_up()
             [hits] = index.nearest_identities(vector(image)[None], 3)
             seen.append((image, hits))
         return seen
@@ -559,16 +560,16 @@ def test_searching_while_others_enrol_and_delete(store: Store, gallery: Gallery,
             assert hit.score == pytest.approx(float(vector(image) @ vector(of_image)), abs=1e-5)
         if image < 12:
             assert (hits[0].identity_id, owners[hits[0].face_id][1]) == (p3, image)
-    check_right(followed.caught_up(), store, gallery)
+    check_right(followed.catch_up(), store, gallery)
 
 
 def test_the_folder_of_the_index_may_vanish(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     followed.save()
     (folder / f"{gallery.id}.index").unlink()
     folder.rmdir()
-    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
+    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), store, gallery)
     assert followed.rebuild() == FACES
     assert (folder / f"{gallery.id}.index").is_file()
 
@@ -576,7 +577,7 @@ def test_the_folder_of_the_index_may_vanish(store: Store, gallery: Gallery, fold
 def test_dimensions_are_the_gallerys(store: Store, folder: Path) -> None:
     gallery = make_gallery(store, "narrow", dim=4)
     enroll_one(store, gallery, new_face("ana", 1, embedding=vector(1, 4)))
-    index = SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up()
+    index = SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up()
     assert index.nearest_faces(vector(1, 4)[None], 1)[0][0].score == pytest.approx(1)
     assert gallery.dim != DIM
 
@@ -614,10 +615,10 @@ def test_a_snapshot_of_before_a_restored_backup_is_not_used(
 ) -> None:
     store, gallery, restore = restored
     before = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    assert len(before.caught_up()) == 2
+    assert len(before.catch_up()) == 2
     before.save()
     restore(faces)
-    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).caught_up(), store, gallery)
+    check_right(SynchronizedIndex(store, gallery, folder, FaissEngine()).catch_up(), store, gallery)
     assert "another gallery, model or database" in caplog.text
 
 
@@ -627,33 +628,33 @@ def test_a_running_index_sees_that_a_backup_was_restored(
 ) -> None:
     store, gallery, restore = restored
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    assert top(followed.caught_up(), 100) != (0, 0)
+    assert top(followed.catch_up(), 100) != (0, 0)
     followed.save()
     restore(faces)
-    index = followed.caught_up()
+    index = followed.catch_up()
     assert top(index, 100) == (0, 0)
     check_right(index, store, gallery)
     assert "was restored" in caplog.text
     assert not (folder / f"{gallery.id}.index").exists()
     caplog.clear()
-    assert followed.caught_up() is index
+    assert followed.catch_up() is index
     assert caplog.text == ""
 
 
 def test_following_costs_one_query(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     queries: list[str] = []
     event.listen(store.engine, "before_cursor_execute", lambda _c, _u, sql, *_: queries.append(sql))
-    followed.caught_up()
+    followed.catch_up()
     assert [sql.split()[0] for sql in queries if sql != "BEGIN"] == ["SELECT"]
 
 
 def test_a_number_given_to_another_gallery(store: Store, gallery: Gallery, folder: Path) -> None:
     """As after a restored backup: the same number, made at another time."""
-    indexes = Indexes(store, folder, FaissEngine())
-    followed = indexes.of(gallery)
-    assert indexes.of(replace(gallery, created_at=gallery.created_at + timedelta(1))) is not followed
+    indexes = IndexRegistry(store, folder, FaissEngine())
+    followed = indexes.get(gallery)
+    assert indexes.get(replace(gallery, created_at=gallery.created_at + timedelta(1))) is not followed
 
 
 # A gallery that is re-embedded
@@ -687,25 +688,25 @@ def switch(store: Store, gallery: Gallery) -> Gallery:
 def test_the_index_of_a_former_pack_is_refused_and_another_takes_its_place(
     store: Store, gallery: Gallery, folder: Path
 ) -> None:
-    indexes = Indexes(store, folder, FaissEngine())
-    followed = indexes.of(gallery)
-    followed.caught_up()
+    indexes = IndexRegistry(store, folder, FaissEngine())
+    followed = indexes.get(gallery)
+    followed.catch_up()
     followed.save()
     lay_beside(store, gallery, OTHER, OTHER_DIM)
-    check_right(indexes.of(store.galleries.get("staff")).caught_up(), store, gallery)
+    check_right(indexes.get(store.galleries.get("staff")).catch_up(), store, gallery)
     now = switch(store, gallery)
-    for stale in (followed.caught_up, followed.state, followed.rebuild, followed.compare):
+    for stale in (followed.catch_up, followed.state, followed.rebuild, followed.compare_with_database):
         with pytest.raises(Conflict, match="'staff' was re-embedded meanwhile") as caught:
             stale()
         assert caught.value.code == "model_mismatch"
-    taken = indexes.of(now)
+    taken = indexes.get(now)
     assert taken is not followed
-    check_right(taken.caught_up(), store, now)
-    assert list(indexes._followed.values()) == [taken]
-    [hits] = taken.caught_up().nearest_faces(other_vector(1)[None], 1)
+    check_right(taken.catch_up(), store, now)
+    assert list(indexes._indexes.values()) == [taken]
+    [hits] = taken.catch_up().nearest_faces(other_vector(1)[None], 1)
     assert hits[0].score == pytest.approx(1)
     enroll_one(store, now, new_face("new", 50, embedding=other_vector(50)))
-    check_right(taken.caught_up(), store, now)
+    check_right(taken.catch_up(), store, now)
 
 
 def test_a_snapshot_of_a_former_pack_is_not_used(
@@ -715,31 +716,31 @@ def test_a_snapshot_of_a_former_pack_is_not_used(
     SynchronizedIndex(store, gallery, folder, FaissEngine()).rebuild()
     now = switch(store, gallery)
     again = SynchronizedIndex(store, now, folder, FaissEngine())
-    check_right(again.caught_up(), store, now)
-    assert "is made anew" in caplog.text
+    check_right(again.catch_up(), store, now)
+    assert "is rebuilt" in caplog.text
     assert list(folder.iterdir()) == []
     again.save()
     caplog.clear()
-    check_right(SynchronizedIndex(store, now, folder, FaissEngine()).caught_up(), store, now)
+    check_right(SynchronizedIndex(store, now, folder, FaissEngine()).catch_up(), store, now)
     assert caplog.text == ""
 
 
 def test_the_index_of_a_former_pack_leaves_the_file_of_the_one_of_now_alone(
     store: Store, gallery: Gallery, folder: Path
 ) -> None:
-    indexes = Indexes(store, folder, FaissEngine())
-    indexes.of(gallery).caught_up()
+    indexes = IndexRegistry(store, folder, FaissEngine())
+    indexes.get(gallery).catch_up()
     enroll_one(store, gallery, new_face("new", 50))
     now = switch(store, gallery)
     SynchronizedIndex(store, now, folder, FaissEngine()).rebuild()  # by another process
     written = (folder / f"{gallery.id}.index").read_bytes()
-    indexes.of(gallery).save()
+    indexes.get(gallery).save()
     indexes.save()
     with pytest.raises(Conflict):
-        indexes.of(gallery).caught_up()
-    indexes.of(now)
+        indexes.get(gallery).catch_up()
+    indexes.get(now)
     assert (folder / f"{gallery.id}.index").read_bytes() == written
-    assert indexes.of(now).state().snapshot_seq == store.changes.last(gallery.id)
+    assert indexes.get(now).state().snapshot_seq == store.changes.last(gallery.id)
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -747,7 +748,7 @@ def test_away_and_back_again(store: Store, gallery: Gallery, folder: Path, saved
     """The embeddings may have been computed anew meanwhile, and an index that slept through it all must not keep its
     own."""
     sleeping = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    sleeping.caught_up()
+    sleeping.catch_up()
     if saved:
         sleeping.save()
         sleeping = SynchronizedIndex(store, gallery, folder, FaissEngine())
@@ -757,10 +758,10 @@ def test_away_and_back_again(store: Store, gallery: Gallery, folder: Path, saved
     lay_beside(store, now, gallery.fingerprint, gallery.dim, again=True)
     assert store.reembeddings.switch(now, gallery.fingerprint).switched
     enroll_one(store, gallery, new_face("newer", 51))
-    index = sleeping.caught_up()
+    index = sleeping.catch_up()
     assert len(index) == FACES + 2
     check_right(index, store, gallery)
-    assert sleeping.caught_up() is index
+    assert sleeping.catch_up() is index
 
 
 class SwitchesItsGallery(Store):
@@ -801,14 +802,14 @@ def test_a_switch_in_the_middle_of_catching_up(store: Store, gallery: Gallery, f
     switching = SwitchesItsGallery(store.engine)
     followed = SynchronizedIndex(switching, gallery, folder, FaissEngine())
     if before != "the second part":
-        followed.caught_up()
+        followed.catch_up()
     enroll_one(store, gallery, new_face("new", 50))
     switching.before = before
     with pytest.raises(Conflict, match="re-embedded"):
-        followed.caught_up()
+        followed.catch_up()
     now = store.galleries.get("staff")
     assert now.fingerprint == OTHER
-    check_right(SynchronizedIndex(store, now, folder, FaissEngine()).caught_up(), store, now)
+    check_right(SynchronizedIndex(store, now, folder, FaissEngine()).catch_up(), store, now)
 
 
 # What must not stay on the disk
@@ -816,13 +817,13 @@ def test_a_switch_in_the_middle_of_catching_up(store: Store, gallery: Gallery, f
 
 def test_a_removed_face_leaves_the_disk_at_the_next_look(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     followed.save()
     path = folder / f"{gallery.id}.index"
     face_id = store.faces.list(gallery.id, "p0")[0].id
     assert vector(0).tobytes() in path.read_bytes()
     store.faces.delete(gallery.id, face_id)
-    followed.caught_up()
+    followed.catch_up()
     assert not path.exists()
     assert followed.state().snapshot_seq is None
     followed.save()
@@ -832,19 +833,19 @@ def test_a_removed_face_leaves_the_disk_at_the_next_look(store: Store, gallery: 
 
 def test_saving_writes_nothing_that_was_removed_meanwhile(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     store.identities.delete(gallery.id, "p0")
     followed.save()
     assert vector(0).tobytes() not in (folder / f"{gallery.id}.index").read_bytes()
 
 
 def test_saving_does_not_bring_back_a_gallery_deleted_elsewhere(store: Store, gallery: Gallery, folder: Path) -> None:
-    indexes = Indexes(store, folder, FaissEngine())
-    followed = indexes.of(gallery)
-    followed.caught_up()
+    indexes = IndexRegistry(store, folder, FaissEngine())
+    followed = indexes.get(gallery)
+    followed.catch_up()
     followed.save()
     enroll_one(store, gallery, new_face("new", 50))
-    followed.caught_up()
+    followed.catch_up()
     store.galleries.delete("staff")
     followed.save()
     assert list(folder.iterdir()) == []
@@ -853,7 +854,7 @@ def test_saving_does_not_bring_back_a_gallery_deleted_elsewhere(store: Store, ga
     (folder / "notes.txt").write_text("not ours")
     indexes.save()
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-    assert indexes._followed == {}
+    assert indexes._indexes == {}
 
 
 def test_a_gallery_deleted_while_its_snapshot_is_written(
@@ -866,21 +867,21 @@ def test_a_gallery_deleted_while_its_snapshot_is_written(
         write(path, header, index)
 
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    followed.caught_up()
+    followed.catch_up()
     monkeypatch.setattr(snapshot, "write", slowly)
     followed.save()
     assert list(folder.iterdir()) == []
 
 
 def test_indexes_of_deleted_galleries_are_not_kept(store: Store, gallery: Gallery, folder: Path) -> None:
-    indexes = Indexes(store, folder, FaissEngine())
-    for i in range(synchronizer.SWEEP_FROM):
+    indexes = IndexRegistry(store, folder, FaissEngine())
+    for i in range(index_registry.SWEEP_FROM):
         made = make_gallery(store, f"brief{i}")
-        indexes.of(made).caught_up()
-        indexes.of(made).rebuild()
+        indexes.get(made).catch_up()
+        indexes.get(made).rebuild()
         store.galleries.delete(made.name)
-    indexes.of(gallery).caught_up()
-    assert len(indexes._followed) == 1
+    indexes.get(gallery).catch_up()
+    assert len(indexes._indexes) == 1
     assert list(folder.iterdir()) == []
 
 
@@ -889,13 +890,13 @@ def test_galleries_are_not_listed_for_every_index(store: Store, folder: Path, mo
     galleries = store.galleries.list
 
     def noted() -> Sequence[Gallery]:
-        listed.append(len(indexes._followed))
+        listed.append(len(indexes._indexes))
         return galleries()
 
-    indexes = Indexes(store, folder, FaissEngine())
+    indexes = IndexRegistry(store, folder, FaissEngine())
     monkeypatch.setattr(store.galleries, "list", noted)
     for i in range(70):
-        indexes.of(make_gallery(store, f"g{i}"))
+        indexes.get(make_gallery(store, f"g{i}"))
     assert listed == [0, 16, 32, 64]
 
 
@@ -908,7 +909,7 @@ def test_what_is_kept_of_deleted_galleries_elsewhere_than_in_files_goes(
             self.kept = {gallery.id, 4711, 4712}
             self.away = True
 
-        def galleries(self) -> set[int]:
+        def stored_galleries(self) -> set[int]:
             if self.away:
                 raise StorageUnavailable("it is not there")
             return set(self.kept)
@@ -919,15 +920,15 @@ def test_what_is_kept_of_deleted_galleries_elsewhere_than_in_files_goes(
             self.kept.remove(int(path.stem))
 
     engine = Elsewhere()
-    indexes = Indexes(store, folder, engine)
-    indexes.of(gallery).caught_up()
+    indexes = IndexRegistry(store, folder, engine)
+    indexes.get(gallery).catch_up()
     indexes.save()
-    assert "not looked for: it is not there" in caplog.text
+    assert "cannot be looked for: it is not there" in caplog.text
     assert (folder / f"{gallery.id}.index").exists()
     engine.away = False
     indexes.save()
     assert engine.kept == {gallery.id, 4711}
-    assert "gallery 4711, which was deleted, is left over: it does not go" in caplog.text
+    assert "deleted gallery 4711 could not be deleted: it does not go" in caplog.text
 
 
 def test_without_the_database_nothing_is_written(
@@ -936,12 +937,12 @@ def test_without_the_database_nothing_is_written(
     def lost() -> list[Gallery]:
         raise StorageUnavailable("the database does not answer")
 
-    indexes = Indexes(store, folder, FaissEngine())
-    indexes.of(gallery).caught_up()
+    indexes = IndexRegistry(store, folder, FaissEngine())
+    indexes.get(gallery).catch_up()
     monkeypatch.setattr(store.galleries, "list", lost)
     indexes.save()
     assert not folder.exists()
-    assert "not written: the database does not answer" in caplog.text
+    assert "not saved: the database does not answer" in caplog.text
 
 
 # Comparing with SQL
@@ -949,14 +950,14 @@ def test_without_the_database_nothing_is_written(
 
 def test_comparing_finds_every_difference(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    index = followed.caught_up()
-    assert followed.compare() == synchronizer.Comparison(FACES, FACES, 0, None)
+    index = followed.catch_up()
+    assert followed.compare_with_database() == synchronizer.DatabaseComparison(FACES, FACES, 0, None)
     faces = [store.faces.list(gallery.id, f"p{person}")[0] for person in range(3)]
     index.put(np.array([faces[0].id]), np.array([faces[0].identity_id]), vector(999)[None])  # another vector
     index.put(np.array([faces[1].id]), np.array([4711]), vector(3)[None])  # another person
     index.put(np.array([4712]), np.array([4711]), vector(998)[None])  # nobody's
     index.remove([faces[2].id])
-    assert followed.compare() == synchronizer.Comparison(FACES, FACES, 4, None)
+    assert followed.compare_with_database() == synchronizer.DatabaseComparison(FACES, FACES, 4, None)
 
 
 def test_comparing_while_others_enrol_and_delete(store: Store, gallery: Gallery, folder: Path) -> None:
@@ -972,15 +973,15 @@ def test_comparing_while_others_enrol_and_delete(store: Store, gallery: Gallery,
     read = moving.embeddings.pages
     moving.embeddings.pages = pages  # type: ignore[method-assign, assignment]
     followed = SynchronizedIndex(moving, gallery, folder, FaissEngine())
-    assert followed.compare().different == 0
+    assert followed.compare_with_database().different == 0
 
 
 def test_a_gallery_deleted_while_comparing(store: Store, gallery: Gallery, folder: Path) -> None:
     followed = SynchronizedIndex(DeletesItsGallery(store.engine), gallery, folder, FaissEngine())
-    index = followed.caught_up()
+    index = followed.catch_up()
     index.remove(index.face_ids().tolist()[:1])  # so that the log is asked
     with pytest.raises(NotFound):
-        followed.compare()
+        followed.compare_with_database()
 
 
 def test_comparing_tells_of_a_snapshot_of_no_use(store: Store, gallery: Gallery, folder: Path) -> None:
@@ -988,6 +989,6 @@ def test_comparing_tells_of_a_snapshot_of_no_use(store: Store, gallery: Gallery,
     path = folder / f"{gallery.id}.index"
     path.write_bytes(path.read_bytes()[:-1])
     followed = SynchronizedIndex(store, gallery, folder, FaissEngine())
-    assert followed.compare() == synchronizer.Comparison(FACES, FACES, 0, f"{path} is damaged")
+    assert followed.compare_with_database() == synchronizer.DatabaseComparison(FACES, FACES, 0, f"{path} is damaged")
     followed.save()
-    assert followed.compare().snapshot_problem is None
+    assert followed.compare_with_database().snapshot_problem is None

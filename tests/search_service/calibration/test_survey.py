@@ -8,7 +8,7 @@ import pytest
 from indexer.gallery.embeddings import FaceVectors
 from indexer.models.packs import Pack
 from indexer.types import ScoreTail, Vectors
-from indexer.vectors.flat import FaissIndex
+from indexer.vectors.flat import FlatIndex
 from search_service.calibration.survey import Strangers, one_face_per_person, sample, strangers, survey
 from search_service.matching.calibration import own_curve, threshold_for
 from tests.search_service.calibration.people import BORROWED, DIM, PACK, another_photo, people
@@ -17,7 +17,7 @@ from tests.search_service.calibration.people import BORROWED, DIM, PACK, another
 def survey_of(gallery: Vectors, pack: Pack = PACK) -> tuple[Strangers, ScoreTail]:
     """Returns the survey of a gallery with one face of each person, numbered from 1, and its curve."""
     ids = np.arange(1, len(gallery) + 1)
-    index = FaissIndex(DIM)
+    index = FlatIndex(DIM)
     index.put(ids, ids, gallery)
     found = survey(index.nearest_identities, FaceVectors(ids, ids, gallery), len(gallery), len(gallery))
     scores = strangers(found, pack)

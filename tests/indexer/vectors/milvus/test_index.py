@@ -19,12 +19,13 @@ from indexer.errors import InvalidSetting, StorageUnavailable
 from indexer.gallery.embeddings import FaceVectors
 from indexer.gallery.store import Store
 from indexer.types import Hit, Vectors
-from indexer.vectors.base import DamagedIndex, Faces, Header
-from indexer.vectors.flat import FaissIndex
+from indexer.vectors.base import DamagedIndex, FacePages, Header
+from indexer.vectors.flat import FlatIndex
+from indexer.vectors.index_registry import IndexRegistry
 from indexer.vectors.milvus import index as milvus_index
 from indexer.vectors.milvus.client import INDEX_TYPES, Address, CollectionGone, Milvus, parse
-from indexer.vectors.milvus.index import FIRST_FACES, MilvusEngine, MilvusIndex
-from indexer.vectors.synchronizer import Indexes, SynchronizedIndex
+from indexer.vectors.milvus.index import FACES_PER_IDENTITY, MilvusEngine, MilvusIndex
+from indexer.vectors.synchronizer import SynchronizedIndex
 from tests.indexer.gallery.faces import enroll_one, make_gallery, new_face, vector
 from tests.indexer.vectors.milvus.server import MilvusServer, free_port
 from tests.indexer.vectors.milvus.server import milvus as milvus
@@ -63,7 +64,7 @@ def ids(*values: int) -> NDArray[np.int64]:
     return np.array(values, dtype=np.int64)
 
 
-def of(face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> Faces:
+def of(face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> FacePages:
     return lambda: iter([FaceVectors(face_ids, identity_ids, vectors)])
 
 
@@ -87,7 +88,7 @@ def spread(rng: np.random.Generator, count: int, dim: int) -> Vectors:
 def test_any_order_of_puts_and_removes_ends_as_in_faiss(engine: MilvusEngine, seed: int) -> None:
     """Small whole numbers: every product is exact in float32, and many are equal."""
     rng = np.random.default_rng(seed)
-    index, exact = built(engine, 6), FaissIndex(6)
+    index, exact = built(engine, 6), FlatIndex(6)
     for _ in range(8):
         face_ids = rng.choice(np.arange(1, 41), rng.integers(0, 16), replace=False)
         owners, vectors = rng.integers(1, 7, len(face_ids)), rng.integers(-2, 3, (len(face_ids), 6)).astype(np.float32)
@@ -104,7 +105,7 @@ def test_any_order_of_puts_and_removes_ends_as_in_faiss(engine: MilvusEngine, se
         assert index.nearest_identities(probes, k) == exact.nearest_identities(probes, k)
 
 
-def rows_of(index: MilvusIndex | FaissIndex) -> dict[int, tuple[int, list[float]]]:
+def rows_of(index: MilvusIndex | FlatIndex) -> dict[int, tuple[int, list[float]]]:
     return {f: (i, v) for f, i, v in zip(*(array.tolist() for array in index.contents()), strict=True)}
 
 
@@ -118,7 +119,7 @@ def rows_of(index: MilvusIndex | FaissIndex) -> dict[int, tuple[int, list[float]
 def test_unit_vectors_score_as_in_faiss_by_every_type_of_index(milvus: MilvusServer, kind: str) -> None:
     rng = np.random.default_rng(5)
     vectors, owners = spread(rng, 1500, 64), rng.integers(1, 300, 1500)
-    exact = FaissIndex(64)
+    exact = FlatIndex(64)
     exact.put(np.arange(1, 1501), owners, vectors)
     with engine_at(milvus.address(f"&index={kind}")) as engine:
         index, _ = engine.build(PATH, header(64), of(np.arange(1, 1501), owners, vectors))
@@ -137,7 +138,7 @@ def faces_of(hits: list[Hit]) -> list[tuple[int, int]]:
 
 def test_an_identity_with_very_many_faces_hides_nobody(engine: MilvusEngine) -> None:
     """The first fetch holds the faces of one person alone, and so would Milvus' grouping search."""
-    many = FIRST_FACES * 5 * 20
+    many = FACES_PER_IDENTITY * 5 * 20
     index = built(engine, 2)
     index.put(np.arange(1, many + 1), np.ones(many, np.int64), np.tile(np.array([[1, 0]], np.float32), (many, 1)))
     far = np.array([[0.5, 0], [0.4, 0], [0.3, 0], [-1, 0]], dtype=np.float32)
@@ -179,7 +180,7 @@ def test_what_comes_in_several_requests(engine: MilvusEngine, monkeypatch: pytes
     monkeypatch.setattr(milvus_index, "READ_BYTES", 4 * 8 * 9)
     monkeypatch.setattr(milvus_index, "REMOVED_AT_ONCE", 3)
     rng = np.random.default_rng(2)
-    index, exact = built(engine, 8), FaissIndex(8)
+    index, exact = built(engine, 8), FlatIndex(8)
     vectors = spread(rng, 47, 8)
     for one in (index, exact):
         one.put(np.arange(1, 48), np.arange(1, 48), vectors)
@@ -295,7 +296,7 @@ MilvusEngine(sys.argv[1]).build(Path("7.index"), Header(7, "then", "f00d", 4, 1,
 
 def test_a_half_built_index_is_not_taken_for_whole(engine: MilvusEngine, address: str) -> None:
     assert subprocess.run([sys.executable, "-c", BUILT_HALF, address], check=False, timeout=DEADLINE).returncode == 9
-    assert engine.galleries() == {7}
+    assert engine.stored_galleries() == {7}
     with pytest.raises(FileNotFoundError):
         engine.load(PATH)
     with pytest.raises(StorageUnavailable, match="being built in Milvus by another process"):
@@ -327,11 +328,11 @@ def test_who_has_an_index_that_was_built_anew_is_told_and_finds_the_new_one(engi
     for use in uses(old):
         with pytest.raises(CollectionGone, match=r"Milvus at .* could not"):
             use()
-    assert old.replaced
+    assert old.is_replaced
     found, new = engine.load(PATH)
-    assert (found.seq, found.faces, new.replaced) == (8, 1, False)
+    assert (found.seq, found.faces, new.is_replaced) == (8, 1, False)
     assert new.face_ids().tolist() == [4]
-    assert engine.galleries() == {7, 71}
+    assert engine.stored_galleries() == {7, 71}
 
 
 def test_another_pack_and_dimension_take_the_place(engine: MilvusEngine) -> None:
@@ -351,7 +352,7 @@ def test_deleting_takes_everything_of_the_gallery_and_nothing_else(engine: Milvu
     engine.build(Path("71.index"), replace(header(4), gallery_id=71), nobody)
     engine.delete(PATH)
     engine.delete(PATH)
-    assert engine.galleries() == {71}
+    assert engine.stored_galleries() == {71}
     assert index.position() is None
     with pytest.raises(FileNotFoundError):
         engine.load(PATH)
@@ -390,7 +391,7 @@ def test_an_outage_is_a_clear_error_and_then_it_goes_on(tmp_path: Path) -> None:
                     thread.submit(use).result(DEADLINE)
             with pytest.raises(StorageUnavailable):
                 engine.load(PATH)
-            assert not index.replaced
+            assert not index.is_replaced
             server.start()
             index.put(ids(2), ids(2), np.eye(4, dtype=np.float32)[1:2])
             index.remember(asdict(header(4, 2)))
@@ -406,7 +407,7 @@ def test_a_milvus_that_hangs_does_not_hang_others(milvus: MilvusServer, address:
     with engine_at(address, within=1) as engine, engine_at(address, within=1) as newcomer:
         _, index = engine.load(PATH)
         with milvus.hanging(), ThreadPoolExecutor(9) as threads:
-            for asked in [threads.submit(use) for use in [*uses(index), newcomer.galleries]]:
+            for asked in [threads.submit(use) for use in [*uses(index), newcomer.stored_galleries]]:
                 with pytest.raises(StorageUnavailable, match=r"Deadline|connect"):
                     asked.result()
         assert len(index) == 1
@@ -444,7 +445,7 @@ def test_a_follower_over_milvus(store: Store, tmp_path: Path) -> None:
         address = server.address()
         with engine_at(address) as engine, engine_at(address) as elsewhere:
             gallery = make_gallery(store)
-            one, other = (Indexes(store, tmp_path, made).of(gallery) for made in (engine, elsewhere))
+            one, other = (IndexRegistry(store, tmp_path, made).get(gallery) for made in (engine, elsewhere))
             first = enroll_one(store, gallery, new_face("ana", 1))
             assert found(one, 1) == found(other, 1) == first
             server.kill()
@@ -455,15 +456,15 @@ def test_a_follower_over_milvus(store: Store, tmp_path: Path) -> None:
             server.start()
             assert found(one, 2) == found(other, 2) == second
             assert found(one, 1) == found(other, 1) is None
-            assert (one.compare().different, other.compare().in_index) == (0, 1)
+            assert (one.compare_with_database().different, other.compare_with_database().in_index) == (0, 1)
             one.save()
             third = enroll_one(store, gallery, new_face("cem", 3))
         with engine_at(address) as engine:
-            later = Indexes(store, tmp_path, engine).of(gallery)
+            later = IndexRegistry(store, tmp_path, engine).get(gallery)
             assert [found(later, image) for image in (1, 2, 3)] == [None, second, third]
             assert later.state().kind == "milvus"
             later.delete()
-            assert engine.galleries() == set()
+            assert engine.stored_galleries() == set()
     finally:
         server.kill()
 
@@ -471,21 +472,21 @@ def test_a_follower_over_milvus(store: Store, tmp_path: Path) -> None:
 def test_collections_of_galleries_that_were_deleted_elsewhere_go(
     store: Store, engine: MilvusEngine, tmp_path: Path
 ) -> None:
-    indexes = Indexes(store, tmp_path, engine)
+    indexes = IndexRegistry(store, tmp_path, engine)
     kept, gone = make_gallery(store), make_gallery(store, "gone")
     for gallery in (kept, gone):
-        indexes.of(gallery).caught_up()
+        indexes.get(gallery).catch_up()
     store.galleries.delete("gone")
-    later = Indexes(store, tmp_path, engine)
-    later.of(kept).caught_up()
-    assert engine.galleries() == {kept.id, gone.id}
+    later = IndexRegistry(store, tmp_path, engine)
+    later.get(kept).catch_up()
+    assert engine.stored_galleries() == {kept.id, gone.id}
     later.save()
-    assert engine.galleries() == {kept.id}
+    assert engine.stored_galleries() == {kept.id}
 
 
 def found(index: SynchronizedIndex, image: int) -> int | None:
     """The face of that image's embedding, where it is in the index."""
-    (hits,) = index.caught_up().nearest_identities(vector(image)[None], 1)
+    (hits,) = index.catch_up().nearest_identities(vector(image)[None], 1)
     return hits[0].face_id if hits and hits[0].score > 0.999 else None
 
 
@@ -505,7 +506,7 @@ def test_it_is_found_by_who_came_too_early(tmp_path: Path) -> None:
     try:
         with engine_at(address) as engine:
             with pytest.raises(StorageUnavailable):
-                engine.galleries()
+                engine.stored_galleries()
             server.start()
             wait_for(lambda: finds_no_galleries(engine), "Milvus to be found")
     finally:
@@ -514,7 +515,7 @@ def test_it_is_found_by_who_came_too_early(tmp_path: Path) -> None:
 
 def finds_no_galleries(engine: MilvusEngine) -> bool:
     try:
-        return engine.galleries() == set()
+        return engine.stored_galleries() == set()
     except StorageUnavailable:
         return False
 
