@@ -6,14 +6,14 @@ yielded result is committed, and an interrupted run can be repeated.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import repeat
-from typing import Any, Protocol
+from typing import Any
 
 from indexer.enrollment.lookalikes import Lookalike, Lookalikes
+from indexer.enrollment.reading import FaceDescriber, describe_or_reject, process_chunks, read_batches
 from indexer.enrollment.rows import Row
 from indexer.errors import Conflict, RejectedImage
 from indexer.gallery.faces import Enrolled, NewFace
@@ -21,16 +21,6 @@ from indexer.gallery.store import Store
 from indexer.models.packs import Pack
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision import crops
-from indexer.vision.batch_errors import as_rejection, isolate_failures
-from indexer.vision.pipeline import ImageResult
-
-CHUNK = 16
-"""Photos processed by one worker and committed together."""
-
-MAX_CHUNK_BYTES = 64 * 2**20
-"""Bytes of photo files in memory for each worker, or one larger photo. With the decoded pixels (144 MB by
-`pipeline.MAX_BATCH_PIXELS`, or a photo of 300 MB by `decode.Limits`) this bounds a worker's memory; there are two more
-workers than cores. Chunks waiting to be committed only hold embeddings, and crops (15 kB each) if they are kept."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +42,6 @@ UNCHANGED = Enrolled(Outcome.UNCHANGED, None, None)
 
 Record = Callable[[Any, Sequence[Result]], None]
 """Stores results in the transaction that commits them, which is its first argument."""
-
-
-class FaceDescriber(Protocol):
-    """A FacePipeline, or an object that queues for one."""
-
-    def load(self) -> None: ...
-
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,36 +96,20 @@ class Enroller:
             Conflict: The gallery was re-embedded meanwhile; run again with the new pack.
         """
         self._pipeline.load()
-        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="enroll")
-        waiting: deque[Future[list[_Prepared]]] = deque()
-        try:
-            for start in range(0, len(rows), CHUNK):
-                waiting.append(pool.submit(self._prepare, rows[start : start + CHUNK], pick))
-                if len(waiting) >= 2 * self._workers:
-                    yield from self._commit(waiting.popleft().result(), record)
-            while waiting:
-                yield from self._commit(waiting.popleft().result(), record)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with closing(process_chunks(rows, lambda some: self._prepare(some, pick), self._workers, "enroll")) as chunks:
+            for prepared in chunks:
+                yield from self._commit(prepared, record)
 
     def _prepare(self, rows: Sequence[Row], pick: Pick) -> list[_Prepared]:
-        """Reads and processes the photos, in batches of at most MAX_CHUNK_BYTES."""
-        prepared: list[_Prepared] = []
-        batch: list[tuple[Row, bytes | RejectedImage]] = []
-        for row in rows:
-            batch.append((row, self._read(row)))
-            held = sum(len(image) for _, image in batch if isinstance(image, bytes))
-            if held + self._max_bytes > MAX_CHUNK_BYTES:  # the next photo may have the maximum size
-                prepared += self._process(batch, pick)
-                batch = []
-        return prepared + self._process(batch, pick)
+        """Reads and processes the photos."""
+        return [one for batch in read_batches(rows, self._max_bytes) for one in self._process(batch, pick)]
 
     def _process(self, batch: Sequence[tuple[Row, bytes | RejectedImage]], pick: Pick) -> list[_Prepared]:
         images = [image for _, image in batch if isinstance(image, bytes)]
         hashes = [sha256(image) for image in images]
         known = self._store.faces.known_images(self._gallery.id, hashes)
         new = [image for image, sha in zip(images, hashes, strict=True) if sha not in known]
-        seen = iter(self._describe(new, pick))
+        seen = iter(describe_or_reject(self._pipeline, new, pick, gate=True))
         shas = iter(hashes)
         prepared = []
         for row, image in batch:
@@ -161,20 +127,6 @@ class Enroller:
             else:
                 prepared.append(_Prepared(row, rejection=another_identity(enrolled.external_id)))
         return prepared
-
-    def _describe(self, images: Sequence[bytes], pick: Pick) -> list[ImageResult]:
-        """Describes the images. Images on which the pipeline fails are rejected; other errors are raised."""
-        answers = isolate_failures(images, lambda some: self._pipeline.describe(some, pick, gate=True))
-        return [
-            ImageResult(rejection=as_rejection(answer)) if isinstance(answer, Exception) else answer
-            for answer in answers
-        ]
-
-    def _read(self, row: Row) -> bytes | RejectedImage:
-        try:
-            return row.read(self._max_bytes)
-        except RejectedImage as rejection:
-            return rejection.without_traceback()
 
     def _commit(self, prepared: Sequence[_Prepared], record: Record | None) -> list[Result]:
         prepared = self._compare(prepared)

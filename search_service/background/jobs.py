@@ -17,7 +17,8 @@ from datetime import timedelta
 from typing import IO, Any
 
 from indexer.clock import now
-from indexer.enrollment.enroller import Enroller, FaceDescriber, Result
+from indexer.enrollment.enroller import Enroller, Result
+from indexer.enrollment.reading import FaceDescriber
 from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import Conflict, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError

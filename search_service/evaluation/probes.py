@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from indexer.app_context import SPARE_WORKERS, AppContext
-from indexer.enrollment.enroller import CHUNK, MAX_CHUNK_BYTES
+from indexer.enrollment.reading import describe_or_reject, process_chunks, read_batches
 from indexer.enrollment.rows import Row
-from indexer.errors import RejectedImage
 from indexer.types import Pick, Reason, sha256
-from indexer.vision.batch_errors import as_rejection, isolate_failures
 from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.evaluation.metrics import NOT_SEARCHED, Searches
 from search_service.matching.decision import Decision
@@ -40,45 +37,22 @@ class PhotoReader:
         self._pipeline = pipeline
         self._pick = pick
 
-    def stream(self, rows: Sequence[Row]) -> Iterator[list[DescribedPhoto]]:
+    def stream(self, rows: Sequence[Row]) -> Generator[list[DescribedPhoto]]:
         """Yields chunks of photos, in order, described by as many threads as enrollment uses, a few chunks ahead."""
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="evaluate") as pool:
-            waiting: deque[Future[list[DescribedPhoto]]] = deque()
-            try:
-                for start in range(0, len(rows), CHUNK):
-                    waiting.append(pool.submit(self.read, rows[start : start + CHUNK]))
-                    if len(waiting) >= 2 * self._workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        return process_chunks(rows, self.read, self._workers, "evaluate")
 
     def read(self, rows: Sequence[Row]) -> list[DescribedPhoto]:
-        """Describes photos, as many together as MAX_CHUNK_BYTES allows."""
         photos: list[DescribedPhoto] = []
-        batch: list[tuple[Row, bytes]] = []
-        for row in rows:
-            try:
-                batch.append((row, row.read(self._max_bytes)))
-            except RejectedImage as rejection:
-                photos += self._describe(batch)
-                photos.append(DescribedPhoto(row, "", ImageResult(rejection=rejection.without_traceback())))
-                batch = []
-            if sum(len(image) for _, image in batch) + self._max_bytes > MAX_CHUNK_BYTES:
-                photos += self._describe(batch)
-                batch = []
-        return photos + self._describe(batch)
-
-    def _describe(self, batch: Sequence[tuple[Row, bytes]]) -> list[DescribedPhoto]:
-        images = [image for _, image in batch]
-        results = isolate_failures(images, lambda some: self._pipeline.describe(some, self._pick))
-        return [
-            DescribedPhoto(
-                row, sha256(image), one if isinstance(one, ImageResult) else ImageResult(rejection=as_rejection(one))
-            )
-            for (row, image), one in zip(batch, results, strict=True)
-        ]
+        for batch in read_batches(rows, self._max_bytes):
+            images = [image for _, image in batch if isinstance(image, bytes)]
+            seen = iter(describe_or_reject(self._pipeline, images, self._pick, gate=False))
+            photos += [
+                DescribedPhoto(row, sha256(image), next(seen))
+                if isinstance(image, bytes)
+                else DescribedPhoto(row, "", ImageResult(rejection=image))
+                for row, image in batch
+            ]
+        return photos
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from indexer.enrollment import enroller
+from indexer.enrollment import reading
 from indexer.errors import InvalidVector, ModelUnavailable, StorageUnavailable, WhosthereError
 from indexer.types import Pick, vectors_from_bytes
 from indexer.vision.pipeline import FacePipeline, ImageResult
@@ -438,7 +438,7 @@ def test_few_bytes_are_held_at_a_time(empty: Command, demo: Demo, monkeypatch: p
     at_once = 3 * max(sizes)
     given: list[list[int]] = []
     watch_describe(monkeypatch, lambda images: given.append([len(image) for image in images]))
-    monkeypatch.setattr(enroller, "MAX_CHUNK_BYTES", at_once)
+    monkeypatch.setattr(reading, "MAX_CHUNK_BYTES", at_once)
     monkeypatch.setenv("WHOSTHERE_MAX_IMAGE_BYTES", str(max(sizes)))
     summary = empty.ok("enroll", demo.photos, "--gallery", "staff", "--json").json
     assert [row["external_id"] for row in summary["results"]] == sorted(p.name for p in demo.photos.iterdir())

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from indexer.enrollment import duplicates
-from indexer.enrollment import enroller as enroller_module
+from indexer.enrollment import duplicates, reading
 from indexer.enrollment.duplicates import Duplicates, find_duplicates
 from indexer.enrollment.enroller import Enroller, Result
 from indexer.enrollment.lookalikes import Lookalike, Lookalikes, lookalike_bound
@@ -261,7 +260,7 @@ def test_the_same_image_keeps_its_own_word(store: Store, gallery: Gallery, index
 def test_workers_in_any_order_come_to_the_same(
     sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(enroller_module, "CHUNK", 3)
+    monkeypatch.setattr(reading, "CHUNK", 3)
     random = np.random.default_rng(3)
     rows = [row(f"p{random.integers(30)}", int(random.integers(12)), i) for i in range(60)]
     outcomes = []

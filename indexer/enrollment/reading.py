@@ -1,0 +1,75 @@
+"""Reads and describes photos in chunks, on several threads and within bounds of memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from indexer.enrollment.rows import Row
+from indexer.errors import RejectedImage
+from indexer.types import Pick
+from indexer.vision.batch_errors import as_rejection, isolate_failures
+from indexer.vision.pipeline import ImageResult
+
+CHUNK = 16
+"""Photos that one thread processes at a time, and that enrollment commits together."""
+
+MAX_CHUNK_BYTES = 64 * 2**20
+"""Bytes of photo files that one thread holds at a time, or one larger photo. Together with the pixels of
+`pipeline.MAX_BATCH_PIXELS`, 144 MB, or one photo of 300 MB (`decode.Limits`), this bounds the memory of a thread."""
+
+Result = TypeVar("Result")
+
+
+class FaceDescriber(Protocol):
+    """A FacePipeline, or an object that uses one."""
+
+    def load(self) -> None: ...
+
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]: ...
+
+
+def process_chunks(
+    rows: Sequence[Row], process: Callable[[Sequence[Row]], Result], workers: int, name: str
+) -> Generator[Result]:
+    """Yields the result of `process` for each chunk of rows, in order, computed by threads a few chunks ahead."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for start in range(0, len(rows), CHUNK):
+            waiting.append(pool.submit(process, rows[start : start + CHUNK]))
+            if len(waiting) >= 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_batches(rows: Sequence[Row], max_bytes: int) -> Iterator[list[tuple[Row, bytes | RejectedImage]]]:
+    """Yields rows with their photos, or why they cannot be read, as many together as MAX_CHUNK_BYTES allows.
+
+    `max_bytes` is the limit of one photo.
+    """
+    batch: list[tuple[Row, bytes | RejectedImage]] = []
+    for row in rows:
+        try:
+            batch.append((row, row.read(max_bytes)))
+        except RejectedImage as rejection:
+            batch.append((row, rejection.without_traceback()))
+        held = sum(len(image) for _, image in batch if isinstance(image, bytes))
+        if held + max_bytes > MAX_CHUNK_BYTES:  # the next photo may be as large as allowed
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def describe_or_reject(
+    pipeline: FaceDescriber, images: Sequence[bytes], pick: Pick | None, gate: bool
+) -> list[ImageResult]:
+    """Describes images. One that the pipeline fails on is rejected; errors not caused by a single image are raised."""
+    results = isolate_failures(images, lambda some: pipeline.describe(some, pick, gate))
+    return [one if isinstance(one, ImageResult) else ImageResult(rejection=as_rejection(one)) for one in results]
