@@ -1,6 +1,6 @@
-"""What a running service logs: lines for people, or one JSON object a line for programs.
+"""Logging of a running service: lines for people, or one JSON object a line for programs.
 
-Neither an image, nor an embedding, nor a name is logged: requests are told by their route, not by their path.
+Images, embeddings and names are not logged: requests are named by their route, not by their path.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from indexer.settings import LogFormat
 
 FIELDS = "fields"
-"""The attribute of a log record that holds what is known of it beside the message: `extra={FIELDS: {...}}`."""
+"""The attribute of a log record with its further fields: `extra={FIELDS: {...}}`."""
 
 CHATTY = ("alembic.runtime.plugins", "httpcore", "httpx")
-"""Loggers whose everyday lines tell nobody anything, or the addresses that webhooks go to."""
+"""Loggers whose routine lines are of no use, or contain the addresses of webhooks."""
 
 
 def set_up(wanted: LogFormat) -> None:
@@ -28,17 +28,17 @@ def set_up(wanted: LogFormat) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Json() if wanted is LogFormat.JSON else Text("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # Decoders warn of each oddity of an image, up to thousands of lines for one; what is wrong with it is answered.
+    # Decoders warn of each oddity of an image, up to thousands of lines for one; the answer reports what is wrong.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class Json(logging.Formatter):
-    """One object a line: `time`, `level`, `logger`, `message`, and what else is known."""
+    """Formats one object a line: `time`, `level`, `logger`, `message`, and further fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -46,20 +46,20 @@ class Json(logging.Formatter):
             **getattr(record, FIELDS, {}),
         }
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told, default=str)
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
 
 
 class Text(logging.Formatter):
-    """One line, with what else is known after the message."""
+    """Formats one line, with further fields after the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, FIELDS, {})
-        told = (f" {key}={_word(value)}" for key, value in fields.items() if value is not None)
-        return super().format(record) + "".join(told)
+        shown = (f" {key}={_word(value)}" for key, value in fields.items() if value is not None)
+        return super().format(record) + "".join(shown)
 
 
 def _word(value: object) -> str:
-    """In quotes where it could be taken for more than one: callers choose the ids of their requests."""
+    """Quotes a value that could be read as several: callers choose the ids of their requests."""
     text = str(value)
     return json.dumps(text) if set(text) & set(' "=') else text

@@ -1,4 +1,4 @@
-"""`whosthere serve`: the service in one process, or in several that share a port."""
+"""Runs the service (`whosthere serve`) in one process, or in several that share a port."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 SHUTDOWN_SECONDS = 30
-"""For what was taken to be answered after the service was told to end; a batch takes a second at most."""
+"""How long running requests may take after the service was asked to stop; a batch takes a second at most."""
 
-WORKER_SILENT_SECONDS = 60
-"""After which a worker that tells its parent nothing is taken for dead: loading networks keeps it busy for some."""
+WORKER_SILENT_SECONDS = 15
+"""After which uvicorn replaces a worker that does not answer its parent. Answers took 0.5 s at most while networks were
+loaded on a machine with eight times as many runnable processes as cores. The parent handles no signal while it waits,
+so with SHUTDOWN_SECONDS and STOP_SECONDS it stays under the minute after which supervisors kill."""
 
 
 def run(settings: Settings) -> None:
-    """Answers over HTTP until stopped. Raises what opening the home and its database raises."""
+    """Answers over HTTP until stopped. Raises the errors of opening the home folder and its database."""
     import uvicorn
 
     from search_service.api.app import create_app
     from search_service.api.metrics_files import shared_folder
     from search_service.api.security import check_address
-    from search_service.workers import notice_deaths
 
     logs.set_up(settings.log_format)
     context = ServiceContext(settings)
-    check_address(settings, context.keys.has_any())  # which also tells whether the database answers, in one line
-    how: dict[str, Any] = {
+    check_address(settings, context.keys.has_any())  # fails in one line if the database does not answer
+    options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
         "log_config": None,
@@ -41,42 +42,44 @@ def run(settings: Settings) -> None:
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
     }
     if settings.workers == 1:
-        uvicorn.run(create_app(context), **how)
+        uvicorn.run(create_app(context), **options)
         return
     context.close()
-    notice_deaths()
-    with shared_folder() as counted:
-        os.environ |= _environment(settings, counted)
+    with shared_folder() as metrics_folder:
+        os.environ |= _environment(settings, metrics_folder)
         uvicorn.run(
             f"{__name__}:worker",
             factory=True,
             workers=settings.workers,
             timeout_worker_healthcheck=WORKER_SILENT_SECONDS,
-            **how,
+            **options,
         )
 
 
 def worker() -> FastAPI:
-    """The application of one of several processes, by the environment that `run` gave it."""
-    from search_service.api.app import create_app
+    """Returns the application of one of several processes, configured by the environment that `run` prepared."""
+    from search_service.api.metrics_files import prepare
 
     settings = read_settings()
     logs.set_up(settings.log_format)
+    prepare()
+    from search_service.api.app import create_app  # after that, because it imports prometheus_client
+
     return create_app(ServiceContext(settings))
 
 
-def _environment(settings: Settings, counted: Path | None) -> dict[str, str]:
-    """What was said on the command line, for workers to read; the cores, divided among them; and where they count
-    together, where they can."""
-    from search_service.api.metrics_files import SHARED
+def _environment(settings: Settings, metrics_folder: Path | None) -> dict[str, str]:
+    """Returns the environment of the workers: settings of the command line, their share of the cores, and the folder in
+    which they count together, if there is one."""
+    from search_service.api.metrics_files import FOLDER_VARIABLE
 
     cores = settings.threads or usable_cores()
-    said = {
+    configured = {
         "home": str(settings.home),
         "host": settings.host,
         "port": str(settings.port),
         "device": str(settings.device),
         "threads": str(max(1, cores // settings.workers)),
     }
-    shared = {SHARED: str(counted)} if counted is not None else {}
-    return {PREFIX + name.upper(): value for name, value in said.items()} | shared
+    shared = {FOLDER_VARIABLE: str(metrics_folder)} if metrics_folder is not None else {}
+    return {PREFIX + name.upper(): value for name, value in configured.items()} | shared

@@ -45,7 +45,6 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("search_service.inference_queue", "SEARCH"),
     ("search_service.service_context", "search_service.store INDEXER"),
     ("search_service.logs", "INDEXER"),
-    ("search_service.workers", ""),
     ("search_service.store", "search_service.store INDEXER"),
     ("search_service.matching", "search_service.matching indexer.types indexer.errors"),
     ("indexer.cli", "indexer.cli indexer.app_context indexer.serializers ENROLLMENT"),

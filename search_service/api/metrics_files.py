@@ -1,8 +1,8 @@
-"""Where the workers of one service count together: a folder in which each has files of its own, which
-prometheus_client maps into its memory.
+"""The folder in which the workers of one service count together, by prometheus_client's multiprocess mode.
 
-It makes them sparse. Where the disk is full when a page of one is written for the first time, the system kills the
-process (SIGBUS), so a file is filled before it is mapped; where it cannot be, the worker counts in its memory alone.
+The library maps files of the folder into memory. When the disk is full as a page of a mapped file is written for the
+first time, the system ends the process (SIGBUS). So each worker writes its files in full before the library opens them,
+and `Metrics` adds no more labels than they have room for. A worker that cannot write them counts in memory alone.
 """
 
 from __future__ import annotations
@@ -10,52 +10,52 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
-
-from prometheus_client import values
-from prometheus_client.mmap_dict import MmapedDict
+from types import MappingProxyType
 
 from indexer.files import try_lock
 
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment's word for the folder: prometheus_client's own."""
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that names the folder. prometheus_client reads it when it is first imported."""
 
 PREFIX = "whosthere-metrics-"
 
 LOCK = "lock"
-"""The file in the folder that is locked for as long as its service runs."""
+"""The file in the folder that is locked while its service runs."""
 
-KINDS = ("counter", "histogram", "gauge_livesum")
-"""What is counted, a file each, as prometheus_client names them."""
+LABEL_BYTES = 3 * 2**20
+"""Room for labels that callers choose."""
 
-FILE_BYTES = 2**16
-"""Of a new file, as prometheus_client makes it; one that is full is made twice as large."""
-
-ENTRY_BYTES = 28
-"""Of a number in a file, beside its name: the name's length, up to 8 to pad it, value and time."""
+FILE_BYTES: Mapping[str, int] = MappingProxyType(
+    {"counter": LABEL_BYTES + 2**20, "histogram": 2**20, "gauge_livesum": 2**16}
+)
+"""A worker's files by the library's names for them. Labels of routes, methods and statuses take a quarter of a megabyte
+at most in each; an entry is about 150 bytes."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def shared_folder() -> Iterator[Path | None]:
-    """A new one, for as long as the block runs; None, and a line in the log, where there can be none. Deletes those of
-    services that were killed."""
+    """Creates a folder for as long as the block runs, and deletes those of services that were killed.
+
+    Returns None, and logs why, if there is no place for it.
+    """
     try:
-        for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-            with suppress(OSError):  # somebody else's
-                _sweep(left)
-        made = _make_folder()
+        for abandoned in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            with suppress(OSError):  # another user's
+                _delete_if_abandoned(abandoned)
+        created = _create_folder()
     except OSError as error:
-        _tell_alone(tempfile.tempdir or "the temporary folder", error)
-        made = None
-    if made is None:
+        _warn(tempfile.tempdir or "the temporary folder", error)
+        created = None
+    if created is None:
         yield None
         return
-    folder, lock = made
+    folder, lock = created
     try:
         yield folder
     finally:
@@ -63,25 +63,23 @@ def shared_folder() -> Iterator[Path | None]:
         os.close(lock)
 
 
-def join() -> Path | None:
-    """The folder in which this process counts, its files in it filled; None where it counts in memory only. To be
-    called before a metric is made: each decides then where it counts."""
-    if SHARED not in os.environ:
-        return None
-    folder = Path(os.environ[SHARED])
+def prepare() -> None:
+    """Writes this process's files before prometheus_client is imported. If it fails, the process counts in memory."""
+    if FOLDER_VARIABLE not in os.environ:
+        return
+    folder = Path(os.environ[FOLDER_VARIABLE])
     try:
-        for kind in KINDS:
-            _make_file(folder / f"{kind}_{os.getpid()}.db")
+        for kind, size in FILE_BYTES.items():
+            _write_file(folder / f"{kind}_{os.getpid()}.db", size)
     except OSError as error:
-        _tell_alone(folder, error)
-        values.ValueClass = values.MutexValue
-        return None
-    values.MmapedDict = _FilledFile  # type: ignore[attr-defined]
-    return folder
+        for kind in FILE_BYTES:
+            (folder / f"{kind}_{os.getpid()}.db").unlink(missing_ok=True)
+        del os.environ[FOLDER_VARIABLE]
+        _warn(folder, error)
 
 
-def _make_folder() -> tuple[Path, int]:
-    """And the lock on it. Who sweeps at this moment may have taken it for left behind: then there is another one."""
+def _create_folder() -> tuple[Path, int]:
+    """Returns the folder and the lock on it. Tries again if another process takes it for abandoned before."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         with suppress(FileNotFoundError):
@@ -90,7 +88,7 @@ def _make_folder() -> tuple[Path, int]:
                 return folder, lock
 
 
-def _sweep(folder: Path) -> None:
+def _delete_if_abandoned(folder: Path) -> None:
     if folder.is_symlink() or not folder.is_dir():
         return
     lock = try_lock(folder / LOCK)
@@ -99,58 +97,24 @@ def _sweep(folder: Path) -> None:
         os.close(lock)
 
 
-def _make_file(file: Path) -> None:
-    """Under another name at first: whoever reads all files at this moment would find it empty. Raises OSError."""
-    if file.exists():  # of this process, or of a dead one of its number
+def _write_file(file: Path, size: int) -> None:
+    """Writes it under another name first, because other workers read all files. Raises OSError."""
+    if file.exists():  # of a dead process with the same number: its counts go on
         return
-    making = file.with_suffix(".new")
+    incomplete = file.with_suffix(".new")
     try:
-        making.write_bytes(bytes(FILE_BYTES))
-        making.replace(file)
+        incomplete.write_bytes(bytes(size))
+        incomplete.replace(file)
     except OSError:
         with suppress(OSError):
-            making.unlink(missing_ok=True)
+            incomplete.unlink(missing_ok=True)
         raise
 
 
-def _tell_alone(folder: Path | str, error: OSError) -> None:
+def _warn(folder: Path | str, error: OSError) -> None:
     log.warning(
-        "this process counts metrics in its memory alone, so /metrics tells less than the sum of all workers: "
+        "this process counts metrics in its memory alone, so /metrics shows less than the sum of all workers: "
         "%s cannot hold its files (%s); free space there, or set TMPDIR to a folder that has some, and start again",
         folder,
         error.strerror or error,
     )
-
-
-class _FilledFile(MmapedDict):
-    """prometheus_client's numbers by name, in a file that is filled before it is made larger. Where it cannot be, they
-    go on in memory, and the file tells what they were."""
-
-    def _init_value(self, key: str) -> None:
-        """Adds one."""
-        room = self._capacity
-        while self._used + len(key.encode()) + ENTRY_BYTES > room:
-            room *= 2
-        if room > self._capacity and not isinstance(self._f, _Nowhere):
-            try:
-                with Path(self._fname).open("ab") as file:
-                    file.write(bytes(room - self._capacity))
-            except OSError as error:
-                _tell_alone(Path(self._fname).parent, error)
-                self._f.truncate(self._capacity)
-                self._f.close()
-                self._f = _Nowhere()  # type: ignore[assignment]
-        super()._init_value(key)  # type: ignore[no-untyped-call]
-
-
-class _Nowhere:
-    """Stands for a file: what is mapped of it is memory."""
-
-    def truncate(self, size: int) -> None:
-        pass
-
-    def fileno(self) -> int:
-        return -1
-
-    def close(self) -> None:
-        pass

@@ -1,4 +1,4 @@
-"""Workers count together, and go on without that where the folder in which they do is full."""
+"""Workers count together, and each in its memory where the disk for that is full."""
 
 from __future__ import annotations
 
@@ -13,42 +13,49 @@ from pathlib import Path
 import httpx
 import pytest
 
-from search_service.api.metrics_files import FILE_BYTES, PREFIX, shared_folder
+from search_service.api.metrics_files import FILE_BYTES, FOLDER_VARIABLE, PREFIX, shared_folder
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import ENVIRONMENT, Serve, ok
 from tests.waiting import DEADLINE, wait_for
 
-SMALL = 2**18
-"""Bytes of a disk: less than what two workers fill."""
+SMALL_DISK = 7 * 2**20
+"""Bytes of a disk that holds the files of one worker, but not those of two."""
 
 COUNT = """
-import logging, resource, sys
+import json, logging, resource, sys
 from pathlib import Path
-from indexer.home import ServiceContext
+from types import SimpleNamespace
+
+limit, galleries = int(sys.argv[2]), int(sys.argv[3])
+logging.basicConfig()
+from search_service.api import metrics_files
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+metrics_files.prepare()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 from indexer.settings import read_settings
 from search_service.api.metrics import Metrics
+from search_service.service_context import ServiceContext
 
-logging.basicConfig()
-home = ServiceContext(read_settings(SETTINGS, home=Path(sys.argv[1])))
-home.store.galleries.list()
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-metrics = Metrics(home)
-for number in range(1000):
-    metrics.request("GET", f"/{number}", 200, 0.01)
+context = ServiceContext(read_settings({}, home=Path(sys.argv[1])))
+context.store.galleries.list()
+metrics = Metrics(context)
+for number in range(galleries):
     metrics.batch(1)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    for decision in ("match", "no_match", "review"):
+        metrics.decided(SimpleNamespace(name=f"{number}-" + "x" * 190), SimpleNamespace(decision=decision))
 print(metrics.text().decode())
 """
-"""A worker that counts what does not fit into FILE_BYTES, and may not write files that are larger than it is told."""
+"""A worker that may not write files larger than a limit when it starts, and counts decisions of many galleries."""
 
 
-def count(tmp_path: Path, most: int) -> tuple[str, str]:
-    """What such a worker tells, and what it logs."""
+def count(tmp_path: Path, limit: int, galleries: int) -> tuple[str, str]:
+    """Returns the metrics of such a worker, and its log."""
     shared = tmp_path / "shared"
     shared.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", COUNT, str(tmp_path / "home"), str(most)],
-        env=ENVIRONMENT | {"PROMETHEUS_MULTIPROC_DIR": str(shared)},
+        [sys.executable, "-c", COUNT, str(tmp_path / "home"), str(limit), str(galleries)],
+        env=ENVIRONMENT | {FOLDER_VARIABLE: str(shared)},
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -62,33 +69,25 @@ needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="no limit of a
 
 
 @needs_limits
-def test_files_are_filled_before_they_are_counted_in(tmp_path: Path) -> None:
-    told, log = count(tmp_path, 2**30)
-    assert log == ""
-    assert told.count("whosthere_requests_total{") == 1000
-    files = sorted((tmp_path / "shared").iterdir())
-    assert [file.stem.rpartition("_")[0] for file in files] == ["counter", "gauge_livesum", "histogram"]
-    for file in files:
-        assert file.stat().st_size >= FILE_BYTES
-        assert file.stat().st_blocks * 512 >= file.stat().st_size, "it has holes"
+def test_files_are_written_in_full_and_never_grow(tmp_path: Path) -> None:
+    metrics, log = count(tmp_path, 2**30, 3000)
+    assert "in its memory alone" not in log
+    decisions = re.findall(r'whosthere_decisions_total\{decision="match",gallery="(.*)"\} (.*)', metrics)
+    assert 1000 < len(decisions) < 3000
+    assert sum(float(value) for _, value in decisions) == 3000, "galleries without a label of their own share one"
+    files = {file.stem.rpartition("_")[0]: file.stat() for file in (tmp_path / "shared").iterdir()}
+    assert {name: file.st_size for name, file in files.items()} == FILE_BYTES
+    assert all(file.st_blocks * 512 >= file.st_size for file in files.values()), "no file has holes"
 
 
 @needs_limits
-def test_who_cannot_fill_files_counts_in_memory(tmp_path: Path) -> None:
-    told, log = count(tmp_path, FILE_BYTES - 1)
-    assert told.count("whosthere_requests_total{") == 1000
-    assert "whosthere_batch_images_count 1000.0" in told
+def test_a_worker_that_cannot_write_its_files_counts_in_memory(tmp_path: Path) -> None:
+    metrics, log = count(tmp_path, FILE_BYTES["counter"] - 1, 3000)
+    assert metrics.count('whosthere_decisions_total{decision="match"') == 3000
+    assert "whosthere_batch_images_count 3000.0" in metrics
     assert log.count("counts metrics in its memory alone") == 1
     assert str(tmp_path / "shared") in log
     assert not list((tmp_path / "shared").iterdir())
-
-
-@needs_limits
-def test_who_cannot_fill_more_of_a_file_goes_on(tmp_path: Path) -> None:
-    told, log = count(tmp_path, FILE_BYTES + 1)
-    assert 0 < told.count("whosthere_requests_total{") < 1000
-    assert 1 <= log.count("counts metrics in its memory alone") <= 2, "once for a file"
-    assert {file.stat().st_size for file in (tmp_path / "shared").iterdir()} == {FILE_BYTES}
 
 
 @pytest.fixture
@@ -99,10 +98,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_folders_of_services_that_were_killed_are_deleted(temporary: Path) -> None:
-    left = temporary / f"{PREFIX}left"
-    left.mkdir()
-    (left / "counter_1.db").write_bytes(b"x")
+def test_folders_of_killed_services_are_deleted(temporary: Path) -> None:
+    abandoned = temporary / f"{PREFIX}abandoned"
+    abandoned.mkdir()
+    (abandoned / "counter_1.db").write_bytes(b"x")
     (temporary / "else").mkdir()
     with shared_folder() as one, shared_folder() as other:
         assert one is not None
@@ -111,7 +110,7 @@ def test_folders_of_services_that_were_killed_are_deleted(temporary: Path) -> No
     assert [path.name for path in temporary.iterdir()] == ["else"]
 
 
-def test_without_a_folder_each_counts_alone(
+def test_without_a_temporary_folder_workers_count_alone(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "missing"))
@@ -126,7 +125,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     try:
-        mounting = ["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder)]
+        mounting = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(folder)]
         subprocess.run(mounting, check=True, capture_output=True, timeout=DEADLINE)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no disk can be mounted here: {error}")
@@ -134,17 +133,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True, timeout=DEADLINE)
 
 
-def test_workers_answer_when_the_temporary_folder_is_full(
+def test_workers_answer_while_the_temporary_folder_is_full(
     tmp_path: Path, models_folder: Path, small_disk: Path
 ) -> None:
-    """A page of a mapped file that has no place on the disk is the end of a process."""
+    """A page of a mapped file without room on the disk would end the process."""
     home = new_home(tmp_path, models_folder)
     serve = Serve(home, tmp_path / "log", "--workers", "2", TMPDIR=str(small_disk))
     try:
         wait_for(lambda: serve.log().count("Application startup complete") == 2, "both workers have started")
         serve.ready()
         try:
-            (small_disk / "full").write_bytes(bytes(2 * SMALL))
+            (small_disk / "full").write_bytes(bytes(2 * SMALL_DISK))
         except OSError:
             assert os.statvfs(small_disk).f_bavail == 0
         for number in range(20):

@@ -200,7 +200,9 @@ def test_the_stopwatch_tells_who_listens() -> None:
     assert 0 <= heard[0][1] < 1
 
 
-def test_several_workers_share_a_port_and_count_together(tmp_path: Path, models_folder: Path) -> None:
+def test_workers_share_a_port_count_together_and_are_replaced_when_they_die_or_hang(
+    tmp_path: Path, models_folder: Path
+) -> None:
     home, log = new_home(tmp_path, models_folder), tmp_path / "log"
     with log.open("wb") as file:
         parent = subprocess.Popen(
@@ -231,6 +233,8 @@ def test_several_workers_share_a_port_and_count_together(tmp_path: Path, models_
         folder = re.search(r"PROMETHEUS_MULTIPROC_DIR=(\S+)", environment_of(max(workers)))
         assert folder is not None
         assert not list(Path(folder[1]).glob(f"gauge_live*_{min(workers)}.db"))
+        os.kill(max(workers), signal.SIGSTOP)
+        wait_for(lambda: log.read_text().count("Application startup complete") == 4, "the hung worker was replaced")
     finally:
         parent.terminate()
         assert parent.wait(DEADLINE) == 0

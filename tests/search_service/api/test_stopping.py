@@ -1,4 +1,4 @@
-"""What runs in the background stops side by side, within a time."""
+"""Background parts stop at the same time and within a limit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from search_service.api.app import STOP_SECONDS, stop_together
 from search_service.background.webhooks import Schedule
-from search_service.server import SHUTDOWN_SECONDS
+from search_service.server import SHUTDOWN_SECONDS, WORKER_SILENT_SECONDS
 from tests.waiting import DEADLINE, wait_for
 
 
-def test_side_by_side() -> None:
+def test_parts_are_stopped_at_the_same_time() -> None:
     """Each waits for the others to be stopped."""
     together = threading.Barrier(3)
     passed: list[int] = []
@@ -21,7 +21,7 @@ def test_side_by_side() -> None:
     assert sorted(passed) == [0, 1, 2]
 
 
-def test_what_does_not_stop_is_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_that_does_not_stop_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
     over, stopped = threading.Event(), threading.Event()
     with caplog.at_level(logging.WARNING, "search_service.api.app"):
         stop_together([stopped.set, over.wait], 1.0)
@@ -31,7 +31,8 @@ def test_what_does_not_stop_is_left(caplog: pytest.LogCaptureFixture) -> None:
     wait_for(lambda: all(thread.name != "stopping" for thread in threading.enumerate()), "no thread is left")
 
 
-def test_the_whole_is_over_before_a_supervisor_kills() -> None:
-    """They wait for a minute (`docker/`): a quarter of it is for the indexes to be written."""
+def test_stopping_ends_before_a_supervisor_kills() -> None:
+    """Supervisors wait for a minute (`docker/`): a quarter of it is for the indexes to be written."""
     assert SHUTDOWN_SECONDS + STOP_SECONDS < 45
+    assert WORKER_SILENT_SECONDS + SHUTDOWN_SECONDS + STOP_SECONDS < 60
     assert Schedule().timeout_seconds < STOP_SECONDS
