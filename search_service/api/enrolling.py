@@ -14,17 +14,17 @@ from search_service.api.state import State
 from search_service.inference_queue import Kind
 
 
-async def enroll(service: State, asked: EnrollRequest) -> list[Result]:
+async def enroll(service: State, request: EnrollRequest) -> list[Result]:
     """Returns one result for each photo, in order; a rejected photo does not affect the others.
 
     Creates the identity if it is missing and a photo is enrolled.
     """
-    gallery, external_id, photos = asked.gallery, asked.external_id, asked.photos
+    gallery, external_id, photos = request.gallery, request.external_id, request.photos
     hashes = await service.off_loop(lambda: [sha256(photo.data) for photo in photos])
     known = await service.off_loop(service.context.store.faces.known_images, gallery.id, hashes)
     unknown = [photo.data for photo, sha in zip(photos, hashes, strict=True) if sha not in known]
     pipeline = service.context.pipeline_of(gallery)
-    seen = iter(await service.queue.describe(unknown, pipeline, Kind(asked.pick, gate=True)))
+    seen = iter(await service.queue.describe(unknown, pipeline, Kind(request.pick, gate=True)))
     keep_crops = service.context.settings.keep_crops
 
     def prepare(image: str, sha: str) -> NewFace | Result:

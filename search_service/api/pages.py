@@ -23,7 +23,7 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="Entries on one page.")]
 
 @dataclass(frozen=True)
 class Order(Generic[Position]):
-    """What a list is sorted by. `kind` tells the cursors of lists apart; `parse` raises ValueError."""
+    """What a list is sorted by. `kind` distinguishes the cursors of different lists; `parse` raises ValueError."""
 
     kind: str
     start: Position
@@ -80,7 +80,7 @@ class Page:
 
     @property
     def wanted(self) -> int:
-        """Entries to query: one more than the page shows tells whether there is another page."""
+        """Entries to query: one more than the page shows, to know whether there is another page."""
         return self.limit + 1
 
     def answer(

@@ -1,7 +1,7 @@
 """Requests with images, each parsed and validated once into one value.
 
 The `read_` functions are FastAPI dependencies. All raise InvalidRequest; those that look up a gallery or a model pack
-raise NotFound. The `_FIELDS` are both the known fields of a body and what OpenAPI says about them.
+raise NotFound. The `_FIELDS` are both the known fields of a body and their description in OpenAPI.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SearchRequest:
     """Empty where an embedding is searched."""
     embedding: Sequence[float] | None
     same_person: bool
-    """Whether one answer is made from all images together."""
+    """Whether one answer is computed from all images together."""
     is_list: bool
     """Whether each image is answered separately."""
     recording: Recording | None

@@ -122,7 +122,7 @@ class ComparePayload(Payload):
 
 
 class ModelPayload(BaseModel):
-    """One model pack. `problem` says why a pack cannot be read."""
+    """One model pack. `problem` is set where a pack cannot be read."""
 
     model_config = ConfigDict(extra="allow")
 

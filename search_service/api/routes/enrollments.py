@@ -84,7 +84,7 @@ async def enroll(
 
 
 def _check_possible(service: State, gallery: Gallery) -> None:
-    """Raises Overloaded when there are too many jobs, and whatever would make this one fail as soon as it ran."""
+    """Raises Overloaded when there are too many jobs, and any error that would make this one fail at once."""
     service.context.pack_of(gallery)
     service.context.jobs.check_room(service.context.settings.max_jobs)
 

@@ -56,7 +56,7 @@ IMAGE_FAILURES = failures(413, 429)
     responses=failures(409, 413, 429),
     openapi_extra=image_body(SEARCH_FIELDS, several=True, embedding=True),
 )
-async def search(service: Service, asked: Search, request: Request, response: Response) -> Any:
+async def search(service: Service, body: Search, request: Request, response: Response) -> Any:
     """Finds the enrolled people who look like the face in an image: multipart `image`, or JSON with `image` (base64)
     or `embedding`.
 
@@ -64,46 +64,44 @@ async def search(service: Service, asked: Search, request: Request, response: Re
     from all of them, with `same_person`. With `record`, an event of each face is recorded, once for each person and
     device during the cooldown.
     """
-    if asked.recording is None:  # it changes nothing: a repeated request is searched again, as people may be deleted
+    if body.recording is None:  # it changes nothing: a repeated request is searched again, as people may be deleted
         response.headers["Cache-Control"] = "no-store"
     try:
-        answers = await _answers(service, asked)
+        answers = await _answers(service, body)
     except Conflict as error:  # re-embedded after the gallery was looked up
-        if error.code != "model_mismatch" or asked.embedding is not None:  # the embedding is the former pack's
+        if error.code != "model_mismatch" or body.embedding is not None:  # the embedding is the former pack's
             raise
-        asked = replace(asked, gallery=await service.gallery(asked.gallery.name))
-        answers = await _answers(service, asked)
-    if not asked.is_list and answers[0].error is not None:
+        body = replace(body, gallery=await service.gallery(body.gallery.name))
+        answers = await _answers(service, body)
+    if not body.is_list and answers[0].error is not None:
         raise answers[0].error
-    answers = await _recorded(service, asked, answers, memory_of(request))
-    if not asked.is_list:
-        return answer_payload(answers[0], asked.names)
-    named = zip(answers, asked.names, strict=True)
+    answers = await _recorded(service, body, answers, memory_of(request))
+    if not body.is_list:
+        return answer_payload(answers[0], body.names)
+    named = zip(answers, body.names, strict=True)
     return AnswersPayload(answers=[answer_payload(answer, [name]) for answer, name in named])
 
 
-async def _answers(service: State, asked: SearchRequest) -> Sequence[Answer]:
+async def _answers(service: State, body: SearchRequest) -> Sequence[Answer]:
     """Returns one answer for each image, or one for all of them or the embedding."""
-    gallery, query = asked.gallery, asked.query
-    if asked.embedding is not None:
-        return [await service.off_loop(service.search.search_embedding, asked.embedding, gallery, query)]
-    pipeline, images = service.context.pipeline_of(gallery), [image.data for image in asked.images]
-    if not asked.same_person:
+    gallery, query = body.gallery, body.query
+    if body.embedding is not None:
+        return [await service.off_loop(service.search.search_embedding, body.embedding, gallery, query)]
+    pipeline, images = service.context.pipeline_of(gallery), [image.data for image in body.images]
+    if not body.same_person:
         return await service.queue.search(images, pipeline, gallery, query)
     seen = await service.queue.describe(images, pipeline, Kind(query.pick))
     return [await service.off_loop(service.search.search_seen_frames, seen, gallery, query)]
 
 
-async def _recorded(
-    service: State, asked: SearchRequest, answers: Sequence[Answer], memory: Memory
-) -> Sequence[Answer]:
+async def _recorded(service: State, body: SearchRequest, answers: Sequence[Answer], memory: Memory) -> Sequence[Answer]:
     """Records an event of each face, if requested. A repeated request gets the events recorded the first time."""
-    events, recording = service.context.events, asked.recording
+    events, recording = service.context.events, body.recording
     if recording is None:
         return answers
     if memory.previous is not None:
         return await service.off_loop(restore_events, events, answers, recording, memory.previous)
-    recorded = await service.off_loop(lambda: [record(events, asked.gallery, one, recording) for one in answers])
+    recorded = await service.off_loop(lambda: [record(events, body.gallery, one, recording) for one in answers])
     memory.keep = serialize_events(recorded)
     service.deliverer.wake()
     return recorded
@@ -116,12 +114,12 @@ async def _recorded(
     responses=IMAGE_FAILURES,
     openapi_extra=image_body({}),
 )
-async def detect(service: Service, asked: Detect) -> Any:
+async def detect(service: Service, body: Detect) -> Any:
     """Returns all faces of an image with their quality, largest first; an empty list if there are none."""
-    (seen,) = await _described(service, asked, embed=False)
+    (seen,) = await _described(service, body, embed=False)
     if seen.rejection is not None and seen.rejection.code != Reason.NO_FACE:
         raise seen.rejection
-    return detect_payload(seen, asked.images[0].name)
+    return detect_payload(seen, body.images[0].name)
 
 
 @router.post(
@@ -131,12 +129,12 @@ async def detect(service: Service, asked: Detect) -> Any:
     responses=IMAGE_FAILURES,
     openapi_extra=image_body(EMBED_FIELDS),
 )
-async def embed(service: Service, asked: Embed) -> Any:
+async def embed(service: Service, body: Embed) -> Any:
     """Returns the embeddings of an image's faces, to be searched or stored elsewhere."""
-    (seen,) = await _described(service, asked)
+    (seen,) = await _described(service, body)
     if seen.rejection is not None:
         raise seen.rejection
-    return embed_payload(seen, asked.images[0].name, asked.pack.name, asked.pack.dim)
+    return embed_payload(seen, body.images[0].name, body.pack.name, body.pack.dim)
 
 
 @router.post(
@@ -146,9 +144,9 @@ async def embed(service: Service, asked: Embed) -> Any:
     responses=IMAGE_FAILURES,
     openapi_extra=image_body(MODEL_FIELD, COMPARE_IMAGES),
 )
-async def compare(service: Service, asked: Compare) -> Any:
+async def compare(service: Service, body: Compare) -> Any:
     """Returns whether the largest faces of two images show one person, at a false match rate of 1 in 1,000."""
-    return compare_payload(compare_seen(await _described(service, asked), asked.pack))
+    return compare_payload(compare_seen(await _described(service, body), body.pack))
 
 
 @router.get("/models", response_model=ModelsPayload)
@@ -158,6 +156,6 @@ def models(service: Service) -> Any:
     return {"models": [packs.describe(name) for name in packs.names()], "default": service.context.pack.name}
 
 
-async def _described(service: State, asked: DescribeRequest, embed: bool = True) -> list[ImageResult]:
-    pipeline = service.context.pipeline(asked.pack)
-    return await service.queue.describe([image.data for image in asked.images], pipeline, Kind(asked.pick, embed))
+async def _described(service: State, body: DescribeRequest, embed: bool = True) -> list[ImageResult]:
+    pipeline = service.context.pipeline(body.pack)
+    return await service.queue.describe([image.data for image in body.images], pipeline, Kind(body.pick, embed))

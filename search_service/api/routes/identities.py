@@ -51,8 +51,10 @@ def list_identities(service: Service, gallery: str, page: Paged) -> Any:
 def create_identity(service: Service, gallery: str, new: NewIdentity, response: Response) -> Any:
     """Creates an identity without faces."""
     store = service.context.store
-    identity, made = store.identities.put(store.galleries.get(gallery).id, _person(new.external_id, new), replace=False)
-    if not made:
+    identity, created = store.identities.put(
+        store.galleries.get(gallery).id, _person(new.external_id, new), replace=False
+    )
+    if not created:
         raise Conflict(f"there is already an identity {new.external_id!r}", code="identity_exists")
     return _tagged(response, identity)
 
@@ -85,8 +87,8 @@ def put_identity(
     """
     store = service.context.store
     person = _person(external_id, body)
-    identity, made = store.identities.put(store.galleries.get(gallery).id, person, check=tags.check)
-    response.status_code = 201 if made else 200
+    identity, created = store.identities.put(store.galleries.get(gallery).id, person, check=tags.check)
+    response.status_code = 201 if created else 200
     return _tagged(response, identity)
 
 
@@ -146,14 +148,14 @@ def list_faces(service: Service, gallery: str, external_id: ExternalId, page: Pa
     responses=failures(409, 413, 429) | {200: {"model": EnrolledPayload | ResultsPayload}},
     openapi_extra=image_body(ENROLL_FIELDS, several=True),
 )
-async def enroll_face(service: Service, asked: Enroll, response: Response) -> Any:
+async def enroll_face(service: Service, body: Enroll, response: Response) -> Any:
     """Enrolls photos of a person, creating the identity if needed.
 
     One `image`: 201 enrolled, 200 unchanged (the same bytes are already enrolled), 422 rejected: the code says why.
     `images`, or `image` several times: 200 with one result for each, whatever the outcomes.
     """
-    results = await enrolling.enroll(service, asked)
-    if asked.is_list:
+    results = await enrolling.enroll(service, body)
+    if body.is_list:
         response.status_code = 200
         return {"results": results}
     (result,) = results

@@ -28,9 +28,9 @@ def list_keys(service: Service, page: Paged) -> Any:
 @router.post("", status_code=201, response_model=MadeKey, responses=failures(409, 413))
 def create_key(service: Service, new: NewKey, response: Response) -> Any:
     """Creates a key. From the first key on, every request needs one."""
-    made, text = service.context.keys.create(new.name, new.scopes, new.galleries, new.expires_at, new.per_minute)
+    key, text = service.context.keys.create(new.name, new.scopes, new.galleries, new.expires_at, new.per_minute)
     response.headers["Cache-Control"] = "no-store"  # also keeps it out of the answers stored for an Idempotency-Key
-    return key_object(made) | {"key": text}
+    return key_object(key) | {"key": text}
 
 
 @router.delete("/{id}", response_model=KeyPayload)

@@ -50,8 +50,8 @@ def create_webhook(service: Service, request: Request, new: NewWebhook) -> Any:
         message = f"the API key {key.name!r} is limited to certain galleries; name the gallery whose events are sent"
         raise Forbidden(message, code="forbidden_gallery")
     gallery = None if new.gallery is None else service.context.store.galleries.get(new.gallery)
-    made, secret = service.context.webhooks.create(new.url, gallery, new.decisions)
-    return webhook_object(made) | {"secret": secret}
+    webhook, secret = service.context.webhooks.create(new.url, gallery, new.decisions)
+    return webhook_object(webhook) | {"secret": secret}
 
 
 @router.get("/{webhook_id}", response_model=WebhookPayload)

@@ -1,4 +1,4 @@
-"""Two who change one person at the same time do not overwrite each other unawares."""
+"""ETags and conditional requests: concurrent changes of one identity do not overwrite each other."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.search_service.api.serving import Running, image, ok, refused
 @pytest.fixture
 def ana(client: httpx.Client, gallery: str) -> str:
     """The path of an identity."""
-    said = {"name": "Ana", "metadata": {"door": "A", "ward": {"floor": 3}}, "valid_from": "2026-01-01T00:00:00Z"}
-    ok(client.put(f"{gallery}/identities/ana", json=said), 201)
+    properties = {"name": "Ana", "metadata": {"door": "A", "ward": {"floor": 3}}, "valid_from": "2026-01-01T00:00:00Z"}
+    ok(client.put(f"{gallery}/identities/ana", json=properties), 201)
     return f"{gallery}/identities/ana"
 
 
@@ -29,7 +29,7 @@ def tag_of(answer: httpx.Response) -> str:
     return tag
 
 
-def test_every_answer_with_one_identity_has_its_tag(client: httpx.Client, gallery: str) -> None:
+def test_every_answer_with_one_identity_has_its_etag(client: httpx.Client, gallery: str) -> None:
     path = f"{gallery}/identities/ana"
     made = tag_of(client.post(f"{gallery}/identities", json={"external_id": "ana", "metadata": {"b": 1, "a": 2}}))
     assert tag_of(client.get(path)) == made == tag_of(client.get(path))
@@ -41,7 +41,7 @@ def test_every_answer_with_one_identity_has_its_tag(client: httpx.Client, galler
     assert tag_of(client.get(path)) != patched
 
 
-def test_what_the_caller_has_is_not_sent_again(client: httpx.Client, ana: str) -> None:
+def test_known_etag_gets_not_modified(client: httpx.Client, ana: str) -> None:
     tag = tag_of(client.get(ana))
     for known in (tag, f"W/{tag}", f'"other", {tag}', f'"x" ,W/"y",{tag}', "*"):
         answer = client.get(ana, headers={"If-None-Match": known})
@@ -53,7 +53,7 @@ def test_what_the_caller_has_is_not_sent_again(client: httpx.Client, ana: str) -
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
-def test_a_change_in_another_state_is_refused(client: httpx.Client, ana: str, method: str) -> None:
+def test_change_with_an_outdated_etag_is_rejected(client: httpx.Client, ana: str, method: str) -> None:
     body = None if method == "DELETE" else {"name": "Anna"}
     old = tag_of(client.get(ana))
     tag = tag_of(client.patch(ana, json={"name": "Ana B."}))
@@ -73,7 +73,7 @@ def test_a_change_in_another_state_is_refused(client: httpx.Client, ana: str, me
     ok(client.request(method, ana, json=body, headers={"If-Match": f'"x", {tag}'}))
 
 
-def test_only_what_is_there_or_is_not(client: httpx.Client, gallery: str, ana: str) -> None:
+def test_asterisk_requires_an_existing_or_missing_identity(client: httpx.Client, gallery: str, ana: str) -> None:
     refused(client.put(ana, json={}, headers={"If-None-Match": "*"}), 412, "precondition_failed")
     ok(client.put(ana, json={"name": "Anna"}, headers={"If-Match": "*"}))
     missing = f"{gallery}/identities/ben"
@@ -86,14 +86,14 @@ def test_only_what_is_there_or_is_not(client: httpx.Client, gallery: str, ana: s
 
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
 @pytest.mark.parametrize("bad", ["tag", '"', '"a" "b"', '"a", *', "W/", '"a b"', "'a'"])
-def test_an_unreadable_condition_is_no_condition_met(client: httpx.Client, ana: str, header: str, bad: str) -> None:
+def test_unreadable_condition_is_rejected(client: httpx.Client, ana: str, header: str, bad: str) -> None:
     before = ok(client.get(ana))
     answer = client.put(ana, json={"name": "Anna"}, headers={header: bad})
     assert header in refused(answer, 400, "invalid_request")["message"]
     assert ok(client.get(ana)) == before
 
 
-def test_one_of_many_who_read_the_same_changes_it(service: Running, ana: str) -> None:
+def test_one_of_several_changes_with_the_same_etag_succeeds(service: Running, ana: str) -> None:
     with service.client() as client:
         tag = tag_of(client.get(ana))
 
@@ -127,7 +127,7 @@ def test_one_of_many_who_read_the_same_changes_it(service: Running, ana: str) ->
     ],
 )
 @pytest.mark.parametrize("kind", ["application/json", "application/merge-patch+json"])
-def test_a_patch_changes_what_it_names(
+def test_patch_changes_the_named_properties(
     client: httpx.Client, ana: str, patch: dict[str, object], expected: dict[str, object], kind: str
 ) -> None:
     before = ok(client.get(ana))
@@ -148,9 +148,9 @@ def test_a_patch_changes_what_it_names(
         {"metadata": {"x": {"y": "\ud800"}}},
     ],
 )
-def test_a_bad_patch_changes_nothing(client: httpx.Client, ana: str, patch: dict[str, object]) -> None:
+def test_invalid_patch_changes_nothing(client: httpx.Client, ana: str, patch: dict[str, object]) -> None:
     before = ok(client.get(ana))
-    body = json.dumps(patch)  # httpx itself would send what is no Unicode
+    body = json.dumps(patch)  # httpx itself would refuse invalid Unicode
     answer = client.patch(ana, content=body, headers={"Content-Type": "application/json"})
     refused(answer, 400, "invalid_request")
     assert ok(client.get(ana)) == before

@@ -1,4 +1,4 @@
-"""Searches that record, and /v1/events."""
+"""Searches that record events, and /v1/events."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def listed(client: httpx.Client, gallery: str, **wanted: str) -> list[int]:
     return [event["id"] for event in ok(client.get("/v1/events", params=asked))["events"]]
 
 
-def test_a_search_records_nothing_by_itself(client: httpx.Client, staff: str) -> None:
+def test_search_records_nothing_by_default(client: httpx.Client, staff: str) -> None:
     assert search(client, staff) is None
     assert search(client, staff, record="false", device="north-door", direction="in") is None
     assert listed(client, staff) == []
 
 
 @pytest.mark.numeric
-def test_a_search_records_an_event(client: httpx.Client, staff: str) -> None:
+def test_search_records_an_event(client: httpx.Client, staff: str) -> None:
     answer = ok(
         client.post(
             f"{staff}/search",
@@ -81,7 +81,7 @@ def test_a_search_records_an_event(client: httpx.Client, staff: str) -> None:
     assert ok(client.get("/v1/events", params={"gallery": event["gallery"]})) == {"events": [event], "cursor": None}
 
 
-def test_once_a_cooldown(client: httpx.Client, staff: str) -> None:
+def test_person_is_recorded_once_during_the_cooldown(client: httpx.Client, staff: str) -> None:
     first = search(client, staff, **DOOR)
     again = search(client, staff, **DOOR)
     assert again == {**first, "recorded": False}
@@ -91,7 +91,7 @@ def test_once_a_cooldown(client: httpx.Client, staff: str) -> None:
     assert len(listed(client, staff)) == 4
 
 
-def test_searches_at_once_record_one_event(client: httpx.Client, staff: str) -> None:
+def test_simultaneous_searches_record_one_event(client: httpx.Client, staff: str) -> None:
     events = in_threads([lambda: search(client, staff, **DOOR)] * 4)
     assert sorted(event["recorded"] for event in events) == [False, False, False, True]
     assert len({event["id"] for event in events}) == 1
@@ -127,7 +127,7 @@ def test_every_face_has_its_event(client: httpx.Client, staff: str) -> None:
     assert face["event"]["recorded"]
 
 
-def test_json_records_as_well(client: httpx.Client, staff: str) -> None:
+def test_json_search_records_an_event(client: httpx.Client, staff: str) -> None:
     body = {"image": base64_of(sources.astronaut()), "record": True, "device": "a", "direction": "out", "cooldown": 5}
     (face,) = ok(client.post(f"{staff}/search", json=body))["faces"]
     assert (face["event"]["device"], face["event"]["direction"]) == ("a", "out")
@@ -137,7 +137,7 @@ def test_json_records_as_well(client: httpx.Client, staff: str) -> None:
     assert (face["event"]["external_id"], face["event"]["direction"]) == ("collins", None)
 
 
-def test_an_image_without_a_face_records_nothing(client: httpx.Client, staff: str) -> None:
+def test_image_without_a_face_records_nothing(client: httpx.Client, staff: str) -> None:
     refused(client.post(f"{staff}/search", files=image(sources.no_faces()[0]), data=DOOR), 422, "no_face")
     assert listed(client, staff) == []
 
@@ -158,19 +158,21 @@ def test_an_image_without_a_face_records_nothing(client: httpx.Client, staff: st
         ({**DOOR, "devise": "x"}, "there is no field 'devise'"),
     ],
 )
-def test_what_makes_no_sense(client: httpx.Client, people: str, fields: dict[str, str], message: str) -> None:
+def test_wrong_recording_field_is_rejected(
+    client: httpx.Client, people: str, fields: dict[str, str], message: str
+) -> None:
     answer = client.post(f"{people}/search", files=image(sources.astronaut()), data=fields)
     assert message in refused(answer, 400, "invalid_request")["message"]
 
 
 @pytest.mark.parametrize("direction", [1, True, ["in"], {"in": 1}])
-def test_a_direction_that_is_no_word(client: httpx.Client, people: str, direction: object) -> None:
+def test_direction_that_is_not_text_is_rejected(client: httpx.Client, people: str, direction: object) -> None:
     body = {"image": base64_of(sources.astronaut()), "record": True, "device": "a", "direction": direction}
     refused(client.post(f"{people}/search", json=body), 400, "invalid_request")
     refused(client.post(f"{people}/search", json={**body, "device": direction}), 400, "invalid_request")
 
 
-def test_filters_and_pages(client: httpx.Client, staff: str) -> None:
+def test_events_are_filtered_and_listed_in_pages(client: httpx.Client, staff: str) -> None:
     made = [
         search(client, staff, record="true", device=device, direction=direction, cooldown="0")
         for device, direction in (("a", "in"), ("b", "in"), ("a", "out"), ("b", "out"))
@@ -204,18 +206,20 @@ def test_filters_and_pages(client: httpx.Client, staff: str) -> None:
         ({"limit": "0"}, 400, "invalid_request"),
     ],
 )
-def test_what_is_no_filter(client: httpx.Client, wanted: dict[str, str], status: int, code: str) -> None:
+def test_wrong_filter_is_rejected(client: httpx.Client, wanted: dict[str, str], status: int, code: str) -> None:
     refused(client.get("/v1/events", params=wanted), status, code)
 
 
-def test_no_such_event(client: httpx.Client) -> None:
+def test_unknown_event_is_rejected(client: httpx.Client) -> None:
     refused(client.get(f"/v1/events/{2**62}"), 404, "event_not_found")
     refused(client.get(f"/v1/events/{2**64}"), 400, "invalid_request")
     refused(client.get("/v1/events/first"), 400, "invalid_request")
 
 
 @pytest.mark.numeric
-def test_events_outlive_a_person_until_they_are_forgotten(client: httpx.Client, staff: str, stranger: bytes) -> None:
+def test_events_of_a_deleted_person_stay_until_they_are_deleted(
+    client: httpx.Client, staff: str, stranger: bytes
+) -> None:
     gallery = staff.rpartition("/")[2]
     event = search(client, staff, **DOOR)
     other = search(client, staff, stranger, **DOOR)
@@ -232,13 +236,15 @@ def test_events_outlive_a_person_until_they_are_forgotten(client: httpx.Client, 
     assert listed(client, staff) == []
 
 
-def test_the_command_line_tells_the_same(service: Running, client: httpx.Client, staff: str, tmp_path: Path) -> None:
+def test_command_line_prints_the_same_events(
+    service: Running, client: httpx.Client, staff: str, tmp_path: Path
+) -> None:
     place, gallery = service.context.settings.home, staff.rpartition("/")[2]
     came = search(client, staff, **DOOR, direction="in")
     search(client, staff, **DOOR, direction="out")
-    code, told = command(place, "events", "list", "--gallery", gallery, "--direction", "in")
+    code, reported = command(place, "events", "list", "--gallery", gallery, "--direction", "in")
     del came["recorded"]
-    assert (code, told) == (0, [came])
+    assert (code, reported) == (0, [came])
     day = datetime.fromisoformat(came["at"]).date()
     out = tmp_path / "attendance.csv"
     days = ["--from", day.isoformat(), "--to", (day + timedelta(days=2)).isoformat()]
@@ -249,12 +255,12 @@ def test_the_command_line_tells_the_same(service: Running, client: httpx.Client,
     ]
     assert out.stat().st_mode & 0o777 == 0o600
     assert len(out.read_text().splitlines()) == 2
-    code, told = command(place, "events", "forget", "collins", "--gallery", gallery, "--yes")
-    assert (code, told) == (0, {"forgotten": 2})
+    code, reported = command(place, "events", "forget", "collins", "--gallery", gallery, "--yes")
+    assert (code, reported) == (0, {"forgotten": 2})
     assert listed(client, staff) == []
 
 
-def test_two_servers_that_see_somebody_at_once_record_one_event(tmp_path: Path, models_folder: Path) -> None:
+def test_two_services_record_a_simultaneous_event_once(tmp_path: Path, models_folder: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     new_home(home, models_folder)
@@ -271,7 +277,7 @@ def test_two_servers_that_see_somebody_at_once_record_one_event(tmp_path: Path, 
         assert len(listed(one.client, staff)) == 3
 
 
-def test_a_key_for_one_gallery_sees_its_events_and_webhooks(tmp_path: Path) -> None:
+def test_key_of_one_gallery_sees_its_events_and_webhooks(tmp_path: Path) -> None:
     home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     made = {}
     for name in ("staff", "other"):

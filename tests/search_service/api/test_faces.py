@@ -20,7 +20,7 @@ def dark() -> bytes:
     return photos.encode(np.asarray(photos.pixels(photos.astronaut()) * 0.1, np.uint8), "PNG")
 
 
-def test_a_photo_is_enrolled_once(client: httpx.Client, gallery: str) -> None:
+def test_photo_is_enrolled_once(client: httpx.Client, gallery: str) -> None:
     data = photos.astronaut()
     enrolled = ok(client.post(f"{gallery}/identities/collins/faces", files=image(data, "a.png")), 201)
     face_id = enrolled["face_id"]
@@ -39,7 +39,7 @@ def test_a_photo_is_enrolled_once(client: httpx.Client, gallery: str) -> None:
     assert (shown["identities"], shown["faces"], shown["index"]["faces"]) == (1, 1, 1)
 
 
-def test_a_photo_of_somebody_else_is_rejected_and_makes_nobody(client: httpx.Client, gallery: str) -> None:
+def test_photo_of_another_identity_is_rejected_and_creates_nobody(client: httpx.Client, gallery: str) -> None:
     data = photos.astronaut()
     ok(client.post(f"{gallery}/identities/collins/faces", files=image(data)), 201)
     answer = client.post(f"{gallery}/identities/another/faces", files=image(data))
@@ -47,7 +47,7 @@ def test_a_photo_of_somebody_else_is_rejected_and_makes_nobody(client: httpx.Cli
     refused(client.get(f"{gallery}/identities/another"), 404, "identity_not_found")
 
 
-def test_the_same_person_may_be_in_two_galleries(client: httpx.Client, gallery: str, people: str) -> None:
+def test_person_can_be_in_two_galleries(client: httpx.Client, gallery: str, people: str) -> None:
     (face,) = ok(client.get(f"{people}/identities/collins/faces"))["faces"]
     data = photos.astronaut()
     ok(client.post(f"{gallery}/identities/eileen/faces", files=image(data)), 201)
@@ -70,7 +70,7 @@ def test_the_same_person_may_be_in_two_galleries(client: httpx.Client, gallery: 
     ],
     ids=["empty", "no image", "cut off", "no face", "six faces", "dark", "too large"],
 )
-def test_a_photo_that_cannot_be_used_is_rejected_with_its_reason(
+def test_unusable_photo_is_rejected_with_its_reason(
     client: httpx.Client, gallery: str, data: bytes, status: int, reason: str
 ) -> None:
     error = refused(client.post(f"{gallery}/identities/ana/faces", files=image(data)), status, reason)
@@ -83,7 +83,7 @@ def test_a_photo_that_cannot_be_used_is_rejected_with_its_reason(
     assert (shown["identities"], shown["faces"]) == (0, 0)
 
 
-def test_pick_says_which_face_is_enrolled(client: httpx.Client, gallery: str) -> None:
+def test_pick_selects_the_enrolled_face(client: httpx.Client, gallery: str) -> None:
     data = photos.six_people()
     boxes = {}
     for pick in ("largest", "center"):
@@ -107,9 +107,7 @@ def test_pick_says_which_face_is_enrolled(client: httpx.Client, gallery: str) ->
 @pytest.mark.parametrize(
     ("data", "named"), [({"pick": "nose"}, "pick"), ({"pik": "largest"}, "'pik'"), ({"all_faces": "1"}, "'all_faces'")]
 )
-def test_a_bad_field_is_refused_with_its_name(
-    client: httpx.Client, gallery: str, data: dict[str, str], named: str
-) -> None:
+def test_wrong_field_is_rejected_by_name(client: httpx.Client, gallery: str, data: dict[str, str], named: str) -> None:
     answer = client.post(f"{gallery}/identities/ana/faces", files=image(photos.astronaut()), data=data)
     assert named in refused(answer, 400, "invalid_request")["message"]
 
@@ -141,7 +139,7 @@ def test_faces_are_listed_in_pages_shown_and_deleted(client: httpx.Client, galle
     assert ok(client.get(gallery))["index"]["faces"] == 0
 
 
-def test_the_last_face_gone_its_person_stays_but_is_not_found(client: httpx.Client, gallery: str) -> None:
+def test_identity_without_faces_stays_but_is_not_found(client: httpx.Client, gallery: str) -> None:
     files = image(photos.astronaut())
     face_id = ok(client.post(f"{gallery}/identities/collins/faces", files=files), 201)["face_id"]
     ok(client.delete(f"{gallery}/faces/{face_id}"))
@@ -152,7 +150,7 @@ def test_the_last_face_gone_its_person_stays_but_is_not_found(client: httpx.Clie
     assert again["face_id"] > face_id
 
 
-def test_a_face_belongs_to_its_gallery(client: httpx.Client, gallery: str, people: str) -> None:
+def test_face_is_only_visible_in_its_gallery(client: httpx.Client, gallery: str, people: str) -> None:
     (face,) = ok(client.get(f"{people}/identities/hanks/faces"))["faces"]
     refused(client.get(f"{gallery}/faces/{face['face_id']}"), 404, "face_not_found")
     refused(client.delete(f"{gallery}/faces/{face['face_id']}"), 404, "face_not_found")
@@ -160,13 +158,13 @@ def test_a_face_belongs_to_its_gallery(client: httpx.Client, gallery: str, peopl
 
 
 @pytest.mark.parametrize("face_id", ["one", "1.5", "9" * 30, "%31x", "0", "-1", f"-{'9' * 18}", f"-{'9' * 30}"])
-def test_a_face_id_that_is_none_is_refused(client: httpx.Client, gallery: str, face_id: str) -> None:
+def test_invalid_face_id_is_rejected(client: httpx.Client, gallery: str, face_id: str) -> None:
     for answer in (client.get(f"{gallery}/faces/{face_id}"), client.delete(f"{gallery}/faces/{face_id}")):
         error = refused(answer, 400, "invalid_request")
         assert error["details"]["fields"][0]["field"] == "path.face_id"
 
 
-def test_an_image_of_exactly_the_limit_is_not_too_large(client: httpx.Client, gallery: str) -> None:
+def test_image_of_exactly_the_size_limit_is_accepted(client: httpx.Client, gallery: str) -> None:
     padded = photos.astronaut()
     padded += bytes(MAX_IMAGE_BYTES - len(padded))  # PNG readers stop at the end of the picture
     ok(client.post(f"{gallery}/identities/collins/faces", files=image(padded)), 201)

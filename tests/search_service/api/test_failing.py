@@ -1,4 +1,4 @@
-"""Something goes wrong that nobody foresaw: the caller and the log are told so, and nothing of a person."""
+"""Unexpected failures are reported to the caller and the log, without any personal data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STAFF = "/v1/galleries/staff"
 
 @pytest.fixture
 def serve(database: Database, tmp_path: Path, models_folder: Path) -> Iterator[Serve]:
-    """With Ana in it, and a database that has one person of a name."""
+    """A service with Ana, whose database has a unique index on names."""
     place = new_home(tmp_path, models_folder)
     with serving(place, place / "log", WHOSTHERE_DATABASE_URL=database.url) as serve:
         client = serve.ready().client
@@ -39,34 +39,36 @@ def serve(database: Database, tmp_path: Path, models_folder: Path) -> Iterator[S
 
 
 def change(database: Database, sql: str) -> None:
-    """What no program of ours does to its database."""
+    """Changes the database behind the service's back."""
     engine = open_database(database.url)
     with engine.begin() as connection:
         connection.execute(text(sql))
     engine.dispose()
 
 
-def keeps_to_itself(serve: Serve, told: str) -> None:
-    """That the log tells of the failure, and of no person."""
-    wait_for(lambda: told in serve.log(), f"the log tells of {told}")
+def logs_no_person(serve: Serve, reported: str) -> None:
+    """Checks that the log contains the failure and no personal data."""
+    wait_for(lambda: reported in serve.log(), f"the log contains {reported}")
     for word in (ANA, BEN, NAME, CITY, "Failing row"):
         assert word not in serve.log()
 
 
-def failed(serve: Serve, answer: httpx.Response, told: str) -> None:
+def failed(serve: Serve, answer: httpx.Response, reported: str) -> None:
     error = refused(answer, 500, "failed")
     assert error["message"] == "the service failed; its log has the details under this request id"
     assert answer.headers["x-request-id"] in serve.log()
-    keeps_to_itself(serve, told)
+    logs_no_person(serve, reported)
 
 
-def test_a_name_that_is_taken(serve: Serve, database: Database) -> None:
-    told = "UNIQUE constraint failed: identities.name" if database.kind == "sqlite" else "one_of_a_name"
-    failed(serve, serve.client.put(f"{STAFF}/identities/{BEN}", json={"name": NAME, "metadata": {"city": CITY}}), told)
+def test_violated_constraint_is_logged_without_personal_data(serve: Serve, database: Database) -> None:
+    reported = "UNIQUE constraint failed: identities.name" if database.kind == "sqlite" else "one_of_a_name"
+    failed(
+        serve, serve.client.put(f"{STAFF}/identities/{BEN}", json={"name": NAME, "metadata": {"city": CITY}}), reported
+    )
 
 
 def enrolled(serve: Serve, name: str) -> str:
-    """The path of a job that has ended, of one photo of Ben's."""
+    """Returns the path of a finished job that enrolled one photo of Ben."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("1.png", photos.astronaut())
@@ -77,13 +79,13 @@ def enrolled(serve: Serve, name: str) -> str:
     return path
 
 
-def test_in_a_job(serve: Serve) -> None:
+def test_failed_job_is_logged_without_personal_data(serve: Serve) -> None:
     job = ok(serve.client.get(enrolled(serve, NAME)))
     assert (job["state"], job["problem"]) == ("failed", "it failed; the service's log has the details")
-    keeps_to_itself(serve, "IntegrityError")
+    logs_no_person(serve, "IntegrityError")
 
 
-def test_an_answer_that_does_not_fit(serve: Serve, database: Database) -> None:
+def test_answer_that_does_not_fit_is_logged_without_personal_data(serve: Serve, database: Database) -> None:
     job = enrolled(serve, "Ben Katz")
     change(database, f"UPDATE job_results SET details = '[\"{CITY}\"]'")
     failed(serve, serve.client.get(job), "results.0.details: dict_type")
@@ -92,7 +94,7 @@ def test_an_answer_that_does_not_fit(serve: Serve, database: Database) -> None:
     assert CITY not in str(caught.value)
 
 
-def test_values_that_do_not_fit(serve: Serve, database: Database) -> None:
+def test_value_that_does_not_fit_is_logged_without_personal_data(serve: Serve, database: Database) -> None:
     if database.kind == "sqlite":
         pytest.skip("SQLite takes any value, and has no rules that come later")
     change(database, "ALTER TABLE identities ADD CONSTRAINT short_names CHECK (length(name) < 3) NOT VALID")

@@ -12,7 +12,7 @@ from tests import photos
 from tests.search_service.api.serving import image, ok, refused
 
 
-def test_a_gallery_is_made_listed_shown_and_deleted(client: httpx.Client) -> None:
+def test_gallery_is_created_listed_shown_and_deleted(client: httpx.Client) -> None:
     name = f"Ünïcode staff {uuid.uuid4().hex}"
     made = ok(client.post("/v1/galleries", json={"name": name}), 201)
     assert datetime.now(UTC) - datetime.fromisoformat(made.pop("created_at")) < timedelta(minutes=5)
@@ -27,13 +27,13 @@ def test_a_gallery_is_made_listed_shown_and_deleted(client: httpx.Client) -> Non
     refused(client.delete(f"/v1/galleries/{name}"), 404, "gallery_not_found")
 
 
-def test_a_second_gallery_of_a_name_is_refused(client: httpx.Client, gallery: str) -> None:
+def test_second_gallery_of_a_name_is_rejected(client: httpx.Client, gallery: str) -> None:
     name = gallery.rpartition("/")[2]
     assert name in refused(client.post("/v1/galleries", json={"name": name}), 409, "gallery_exists")["message"]
 
 
 @pytest.mark.parametrize("name", ["", " staff", "staff\n", "a\tb", "a/b", ".", "..", "x" * 201, "\u200b", "\ud800"])
-def test_a_bad_name_is_refused(client: httpx.Client, name: str) -> None:
+def test_invalid_name_is_rejected(client: httpx.Client, name: str) -> None:
     body = b'{"name": "\\ud800"}' if name == "\ud800" else httpx.Request("POST", "/", json={"name": name}).content
     answer = client.post("/v1/galleries", content=body, headers={"Content-Type": "application/json"})
     assert "a gallery's name must" in refused(answer, 400, "invalid_request")["message"]
@@ -50,13 +50,13 @@ def test_a_bad_name_is_refused(client: httpx.Client, name: str) -> None:
         (["staff"], "body"),
     ],
 )
-def test_a_bad_body_is_refused_with_its_field(client: httpx.Client, body: object, field: str) -> None:
+def test_wrong_body_is_rejected_with_its_field(client: httpx.Client, body: object, field: str) -> None:
     error = refused(client.post("/v1/galleries", json=body), 400, "invalid_request")
     assert field in [found["field"] for found in error["details"]["fields"]]
     assert f"{field}: " in error["message"]
 
 
-def test_an_unknown_model_is_refused_with_those_there_are(client: httpx.Client) -> None:
+def test_unknown_model_is_rejected_with_the_known_ones(client: httpx.Client) -> None:
     answer = client.post("/v1/galleries", json={"name": "of-no-model", "model": "arcface"})
     message = refused(answer, 404, "model_not_found")["message"]
     assert "'arcface'" in message
@@ -64,7 +64,7 @@ def test_an_unknown_model_is_refused_with_those_there_are(client: httpx.Client) 
     refused(client.get("/v1/galleries/of-no-model"), 404, "gallery_not_found")
 
 
-def test_pages_hold_every_gallery_once_in_the_order_of_their_making(client: httpx.Client) -> None:
+def test_pages_list_every_gallery_once_in_order_of_creation(client: httpx.Client) -> None:
     made = [f"paged-{n}-{uuid.uuid4().hex}" for n in range(5)]
     for name in made:
         ok(client.post("/v1/galleries", json={"name": name}), 201)
@@ -85,7 +85,7 @@ def test_pages_hold_every_gallery_once_in_the_order_of_their_making(client: http
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "many", "1.5", ""])
-def test_a_bad_limit_is_refused(client: httpx.Client, limit: str) -> None:
+def test_invalid_limit_is_rejected(client: httpx.Client, limit: str) -> None:
     error = refused(client.get("/v1/galleries", params={"limit": limit}), 400, "invalid_request")
     assert error["details"]["fields"][0]["field"] == "query.limit"
 
@@ -96,13 +96,13 @@ FORGED = [b"after:", b"before:1", b"after:-1", b"\xff", b"after:" + b"9" * 30]
 @pytest.mark.parametrize(
     "cursor", ["", "5", "é", "!!!", *(base64.urlsafe_b64encode(forged).decode() for forged in FORGED)]
 )
-def test_a_cursor_that_was_not_given_out_is_refused(client: httpx.Client, gallery: str, cursor: str) -> None:
+def test_unknown_cursor_is_rejected(client: httpx.Client, gallery: str, cursor: str) -> None:
     for path in ("/v1/galleries", f"{gallery}/identities"):
         error = refused(client.get(path, params={"cursor": cursor}), 400, "invalid_request")
         assert "cursor" in error["message"]
 
 
-def test_a_deleted_gallery_answers_nothing_and_its_name_can_be_used_again(client: httpx.Client, gallery: str) -> None:
+def test_name_of_a_deleted_gallery_can_be_reused(client: httpx.Client, gallery: str) -> None:
     face = image(photos.astronaut())
     ok(client.post(f"{gallery}/identities/collins/faces", files=face), 201)
     assert len(ok(client.post(f"{gallery}/search", files=face))["faces"][0]["candidates"]) == 1
@@ -113,7 +113,7 @@ def test_a_deleted_gallery_answers_nothing_and_its_name_can_be_used_again(client
     assert (found["candidates"], found["decision"]) == ([], "no_match")
 
 
-def test_every_route_of_a_gallery_that_is_not_there_says_so(client: httpx.Client) -> None:
+def test_every_route_reports_a_missing_gallery(client: httpx.Client) -> None:
     nowhere, face = "/v1/galleries/nowhere", image(photos.astronaut())
     for answer in (
         client.get(nowhere),

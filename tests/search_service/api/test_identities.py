@@ -32,17 +32,17 @@ ODD_IDS = [
 ]
 
 
-def test_an_identity_is_made_shown_replaced_and_deleted(client: httpx.Client, gallery: str) -> None:
-    said = {
+def test_identity_is_created_shown_replaced_and_deleted(client: httpx.Client, gallery: str) -> None:
+    properties = {
         "external_id": "e-1042",
         "name": "Ana Kovač",
         "metadata": {"door": ["A", 7], "ward": {"floor": 3, "half": 1.5, "none": None}, "ok": True},
         "valid_from": "2026-01-01T00:00:00+01:00",
         "valid_until": "2027-01-01T12:00:00",
     }
-    made = ok(client.post(f"{gallery}/identities", json=said), 201)
-    assert {key: made[key] for key in said} == {
-        **said,
+    made = ok(client.post(f"{gallery}/identities", json=properties), 201)
+    assert {key: made[key] for key in properties} == {
+        **properties,
         "valid_from": "2025-12-31T23:00:00Z",
         "valid_until": "2027-01-01T12:00:00Z",
     }
@@ -69,16 +69,14 @@ def test_an_identity_is_made_shown_replaced_and_deleted(client: httpx.Client, ga
         assert "'e-1042'" in refused(answer, 404, "identity_not_found")["message"]
 
 
-def test_a_second_identity_of_an_id_is_refused_and_changes_nothing(client: httpx.Client, gallery: str) -> None:
+def test_creating_an_existing_identity_changes_nothing(client: httpx.Client, gallery: str) -> None:
     made = ok(client.post(f"{gallery}/identities", json={"external_id": "ana", "name": "Ana"}), 201)
     answer = client.post(f"{gallery}/identities", json={"external_id": "ana", "name": "Another"})
     assert "'ana'" in refused(answer, 409, "identity_exists")["message"]
     assert ok(client.get(f"{gallery}/identities/ana")) == made
 
 
-def test_put_makes_what_is_missing_and_saying_the_same_again_changes_nothing(
-    client: httpx.Client, gallery: str
-) -> None:
+def test_put_creates_and_repeating_it_changes_nothing(client: httpx.Client, gallery: str) -> None:
     made = ok(client.put(f"{gallery}/identities/ana", json={"name": "Ana"}), 201)
     assert ok(client.put(f"{gallery}/identities/ana", json={"name": "Ana"})) == made
 
@@ -92,7 +90,7 @@ def test_put_keeps_the_faces(client: httpx.Client, gallery: str) -> None:
 
 
 @pytest.mark.parametrize("external_id", ODD_IDS)
-def test_ids_with_odd_characters_work_on_every_route(client: httpx.Client, gallery: str, external_id: str) -> None:
+def test_ids_with_special_characters_work_on_every_route(client: httpx.Client, gallery: str, external_id: str) -> None:
     path = f"{gallery}/identities/{quote(external_id, safe='')}"
     made = ok(client.post(f"{gallery}/identities", json={"external_id": external_id}), 201)
     assert made["external_id"] == external_id
@@ -107,7 +105,7 @@ def test_ids_with_odd_characters_work_on_every_route(client: httpx.Client, galle
     assert ok(client.put(path, json={}), 201)["external_id"] == external_id
 
 
-def test_an_id_with_a_slash_is_enrolled_and_found(client: httpx.Client, gallery: str) -> None:
+def test_id_with_a_slash_is_enrolled_and_found(client: httpx.Client, gallery: str) -> None:
     face = image(photos.astronaut())
     enrolled = ok(client.post(f"{gallery}/identities/team%2fcollins/faces", files=face), 201)
     assert enrolled["external_id"] == "team/collins"
@@ -117,7 +115,7 @@ def test_an_id_with_a_slash_is_enrolled_and_found(client: httpx.Client, gallery:
 
 
 @pytest.mark.parametrize("external_id", ["", " ana", "ana ", "a\nb", "a\0b", "\x1f", "x" * 201])
-def test_a_bad_id_is_refused(client: httpx.Client, gallery: str, external_id: str) -> None:
+def test_invalid_id_is_rejected(client: httpx.Client, gallery: str, external_id: str) -> None:
     answer = client.post(f"{gallery}/identities", json={"external_id": external_id})
     assert "an external_id must" in refused(answer, 400, "invalid_request")["message"]
     if external_id and external_id not in ("\x1f", "a\0b"):  # no NUL comes as far as that in a path
@@ -127,7 +125,7 @@ def test_a_bad_id_is_refused(client: httpx.Client, gallery: str, external_id: st
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("properties", "expected"),
     [
         ("2026-12-24", "2026-12-24T00:00:00Z"),
         ("2026-12-24T08:30:00", "2026-12-24T08:30:00Z"),
@@ -137,10 +135,10 @@ def test_a_bad_id_is_refused(client: httpx.Client, gallery: str, external_id: st
         (None, None),
     ],
 )
-def test_dates_are_utc_where_they_say_no_zone(
-    client: httpx.Client, gallery: str, said: str | None, expected: str | None
+def test_dates_without_a_zone_are_utc(
+    client: httpx.Client, gallery: str, properties: str | None, expected: str | None
 ) -> None:
-    ok(client.put(f"{gallery}/identities/ana", json={"valid_until": said}), 201)
+    ok(client.put(f"{gallery}/identities/ana", json={"valid_until": properties}), 201)
     assert ok(client.get(f"{gallery}/identities/ana"))["valid_until"] == expected
 
 
@@ -149,22 +147,20 @@ def test_dates_are_utc_where_they_say_no_zone(
     ["soon", "", "2026-13-01", "2026-02-30", "9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00", [], 1e300],
 )
 @pytest.mark.parametrize("field", ["valid_from", "valid_until"])
-def test_a_bad_date_is_refused_with_its_field(client: httpx.Client, gallery: str, field: str, date: object) -> None:
+def test_invalid_date_is_rejected_with_its_field(client: httpx.Client, gallery: str, field: str, date: object) -> None:
     error = refused(client.put(f"{gallery}/identities/ana", json={field: date}), 400, "invalid_request")
     assert [found["field"] for found in error["details"]["fields"]] == [f"body.{field}"]
     refused(client.get(f"{gallery}/identities/ana"), 404, "identity_not_found")
 
 
-def test_dates_in_the_wrong_order_are_refused(client: httpx.Client, gallery: str) -> None:
+def test_dates_in_the_wrong_order_are_rejected(client: httpx.Client, gallery: str) -> None:
     dates = {"valid_from": "2026-12-24T10:00:00+01:00", "valid_until": "2026-12-24T09:00:00Z"}
     error = refused(client.put(f"{gallery}/identities/ana", json=dates), 400, "invalid_request")
     assert "valid_until (2026-12-24T09:00:00+00:00) must be after valid_from" in error["message"]
 
 
 @pytest.mark.parametrize("dates", [{"valid_until": "2020-01-01"}, {"valid_from": "2120-01-01"}])
-def test_somebody_who_is_not_valid_now_is_not_found_until_they_are(
-    client: httpx.Client, gallery: str, dates: dict[str, str]
-) -> None:
+def test_identity_is_only_found_while_valid(client: httpx.Client, gallery: str, dates: dict[str, str]) -> None:
     face = image(photos.astronaut())
     ok(client.post(f"{gallery}/identities/collins/faces", files=face), 201)
     ok(client.put(f"{gallery}/identities/collins", json=dates))
@@ -193,10 +189,8 @@ def nested(depth: int) -> str:
         ("null", "valid dictionary"),
     ],
 )
-def test_metadata_that_could_not_be_sent_again_is_refused(
-    client: httpx.Client, gallery: str, metadata: str, problem: str
-) -> None:
-    """One such person would spoil every list and every answer they are in."""
+def test_metadata_that_is_not_json_is_rejected(client: httpx.Client, gallery: str, metadata: str, problem: str) -> None:
+    """It would break every list and answer that contains the identity."""
     body = f'{{"external_id": "ana", "metadata": {metadata}}}'
     answer = client.post(f"{gallery}/identities", content=body, headers={"Content-Type": "application/json"})
     error = refused(answer, 400, "invalid_request")
@@ -205,7 +199,7 @@ def test_metadata_that_could_not_be_sent_again_is_refused(
     assert ok(client.get(f"{gallery}/identities"))["identities"] == []
 
 
-def test_metadata_has_a_limit(client: httpx.Client, gallery: str) -> None:
+def test_metadata_size_is_limited(client: httpx.Client, gallery: str) -> None:
     path, brim = f"{gallery}/identities/ana", {"x": "é" * 8188}
     made = ok(client.put(path, json={"metadata": brim}), 201)
     assert made["metadata"] == brim
@@ -224,7 +218,7 @@ def test_metadata_has_a_limit(client: httpx.Client, gallery: str) -> None:
     assert ok(client.get(f"{gallery}/identities"))["identities"][0] == made
 
 
-def test_metadata_that_was_stored_before_there_was_a_limit_is_still_told(
+def test_stored_metadata_above_the_limit_is_still_returned(
     service: Running, client: httpx.Client, gallery: str
 ) -> None:
     path = f"{gallery}/identities/ana"
@@ -239,13 +233,21 @@ def test_metadata_that_was_stored_before_there_was_a_limit_is_still_told(
     assert ok(client.patch(path, json={"metadata": {"x": None, "y": None}}))["metadata"] == {}
 
 
-def test_metadata_comes_back_as_it_was_said(client: httpx.Client, gallery: str) -> None:
+def test_metadata_is_returned_unchanged(client: httpx.Client, gallery: str) -> None:
     deep: Any = "leaf"
     for _ in range(15):
         deep = {"a": [deep]}
-    said = {"deep": deep, "big": 2**70, "tiny": 1e-300, "text": 'ä😀\0\n"', "": [], "no": {}, "0": [None, False, 0]}
-    ok(client.put(f"{gallery}/identities/ana", json={"metadata": said}), 201)
-    assert ok(client.get(f"{gallery}/identities/ana"))["metadata"] == said
+    properties = {
+        "deep": deep,
+        "big": 2**70,
+        "tiny": 1e-300,
+        "text": 'ä😀\0\n"',
+        "": [],
+        "no": {},
+        "0": [None, False, 0],
+    }
+    ok(client.put(f"{gallery}/identities/ana", json={"metadata": properties}), 201)
+    assert ok(client.get(f"{gallery}/identities/ana"))["metadata"] == properties
 
 
 @pytest.mark.parametrize(
@@ -257,12 +259,12 @@ def test_metadata_comes_back_as_it_was_said(client: httpx.Client, gallery: str) 
         ({"external_id": "ana", "name": ["Ana"]}, "body.name"),
     ],
 )
-def test_a_bad_body_is_refused_with_its_field(client: httpx.Client, gallery: str, body: object, field: str) -> None:
+def test_wrong_body_is_rejected_with_its_field(client: httpx.Client, gallery: str, body: object, field: str) -> None:
     error = refused(client.post(f"{gallery}/identities", json=body), 400, "invalid_request")
     assert [found["field"] for found in error["details"]["fields"]] == [field]
 
 
-def test_pages_hold_every_identity_once_also_while_some_are_deleted(client: httpx.Client, gallery: str) -> None:
+def test_pages_list_every_identity_once_while_some_are_deleted(client: httpx.Client, gallery: str) -> None:
     ids = [f"person-{n}" for n in range(7)]
     for external_id in ids:
         ok(client.post(f"{gallery}/identities", json={"external_id": external_id}), 201)
@@ -275,7 +277,7 @@ def test_pages_hold_every_identity_once_also_while_some_are_deleted(client: http
     assert second["cursor"] is None
 
 
-def test_a_full_last_page_is_the_end(client: httpx.Client, gallery: str) -> None:
+def test_full_last_page_has_no_cursor(client: httpx.Client, gallery: str) -> None:
     for n in range(4):
         ok(client.post(f"{gallery}/identities", json={"external_id": f"person-{n}"}), 201)
     first = ok(client.get(f"{gallery}/identities", params={"limit": 2}))
@@ -285,7 +287,7 @@ def test_a_full_last_page_is_the_end(client: httpx.Client, gallery: str) -> None
     assert len(second["identities"]) == 2
 
 
-def test_ids_are_each_gallerys_own(client: httpx.Client, gallery: str, people: str) -> None:
+def test_galleries_have_separate_ids(client: httpx.Client, gallery: str, people: str) -> None:
     refused(client.get(f"{gallery}/identities/hanks"), 404, "identity_not_found")
     ok(client.put(f"{gallery}/identities/hanks", json={"name": "Another"}), 201)
     ok(client.delete(f"{gallery}/identities/hanks"))

@@ -1,4 +1,4 @@
-"""One person under two ids: told, and made one."""
+"""One person under two ids: listed as duplicates, merged, and left out of the calibration."""
 
 from __future__ import annotations
 
@@ -50,18 +50,20 @@ def names(pair: dict[str, object]) -> list[str]:
     return [side["external_id"] for side in sides]
 
 
-def test_who_looks_alike_is_told_as_on_the_command_line(client: httpx.Client, service: Running, doubled: str) -> None:
-    told = ok(client.get(f"{doubled}/duplicates"))
-    assert [names(pair) for pair in told["pairs"]] == [["ana", "ana/2"], ["ana", "ben"], ["ana/2", "ben"]]
-    assert [pair["score"] for pair in told["pairs"]] == sorted((p["score"] for p in told["pairs"]), reverse=True)
-    (wrong,) = told["wrong_photos"]
+def test_duplicates_equal_those_of_the_command_line(client: httpx.Client, service: Running, doubled: str) -> None:
+    reported = ok(client.get(f"{doubled}/duplicates"))
+    assert [names(pair) for pair in reported["pairs"]] == [["ana", "ana/2"], ["ana", "ben"], ["ana/2", "ben"]]
+    assert [pair["score"] for pair in reported["pairs"]] == sorted(
+        (p["score"] for p in reported["pairs"]), reverse=True
+    )
+    (wrong,) = reported["wrong_photos"]
     assert (wrong["face"]["external_id"], wrong["face"]["name"]) == ("ben", "Ben")
-    assert (told["faces"], told["exact"], told["complete"]) == (4, True, True)
+    assert (reported["faces"], reported["exact"], reported["complete"]) == (4, True, True)
     code, printed = command(service.context.settings.home, "gallery", "duplicates", doubled.rpartition("/")[2])
-    assert (code, printed) == (0, told)
+    assert (code, printed) == (0, reported)
 
 
-def test_the_best_are_told(client: httpx.Client, doubled: str) -> None:
+def test_limit_and_threshold_keep_the_best_duplicates(client: httpx.Client, doubled: str) -> None:
     everything = ok(client.get(f"{doubled}/duplicates"))
     first = ok(client.get(f"{doubled}/duplicates", params={"limit": 1}))
     assert first == {**everything, "pairs": everything["pairs"][:1], "complete": False}
@@ -71,18 +73,18 @@ def test_the_best_are_told(client: httpx.Client, doubled: str) -> None:
     assert (some["threshold"], some["complete"]) == (bound, True)
 
 
-def test_an_empty_gallery_has_no_duplicates(client: httpx.Client, gallery: str) -> None:
-    told = ok(client.get(f"{gallery}/duplicates"))
-    assert (told["pairs"], told["wrong_photos"], told["faces"], told["complete"]) == ([], [], 0, True)
+def test_empty_gallery_has_no_duplicates(client: httpx.Client, gallery: str) -> None:
+    reported = ok(client.get(f"{gallery}/duplicates"))
+    assert (reported["pairs"], reported["wrong_photos"], reported["faces"], reported["complete"]) == ([], [], 0, True)
 
 
 @pytest.mark.parametrize("query", ["threshold=2", "threshold=x", "limit=0", "limit=1001"])
-def test_what_makes_no_sense_is_refused(client: httpx.Client, gallery: str, query: str) -> None:
+def test_wrong_duplicates_parameter_is_rejected(client: httpx.Client, gallery: str, query: str) -> None:
     refused(client.get(f"{gallery}/duplicates?{query}"), 400, "invalid_request")
     refused(client.get(f"{gallery}x/duplicates"), 404, "gallery_not_found")
 
 
-def test_a_gallery_too_large_to_wait_for_is_refused(
+def test_duplicates_of_too_large_a_gallery_are_rejected(
     client: httpx.Client, doubled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(galleries, "ALL_PAIRS", 3)
@@ -93,10 +95,10 @@ def test_a_gallery_too_large_to_wait_for_is_refused(
 def test_one_gallery_is_compared_at_a_time(service: Running, doubled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(*asked: Any) -> duplicates.Duplicates:
+    def slow(*arguments: Any) -> duplicates.Duplicates:
         begun.set()
         assert go_on.wait(DEADLINE)
-        return duplicates.find_duplicates(*asked)
+        return duplicates.find_duplicates(*arguments)
 
     monkeypatch.setattr(galleries, "find_duplicates", slow)
 
@@ -118,10 +120,10 @@ def test_one_gallery_is_compared_at_a_time(service: Running, doubled: str, monke
     assert sent_away.headers["retry-after"]
 
 
-def test_two_become_one(client: httpx.Client, doubled: str) -> None:
-    told = ok(client.post(f"{doubled}/identities/ana/merge", json={"other": "ana/2"}))
-    assert (told["merged"], told["faces"]) == ("ana/2", 1)
-    kept = told["identity"]
+def test_merge_moves_faces_and_deletes_the_other_identity(client: httpx.Client, doubled: str) -> None:
+    reported = ok(client.post(f"{doubled}/identities/ana/merge", json={"other": "ana/2"}))
+    assert (reported["merged"], reported["faces"]) == ("ana/2", 1)
+    kept = reported["identity"]
     assert (kept["name"], kept["metadata"], kept["faces"]) == ("Ana", {"door": "A", "desk": 7}, 2)
     assert kept == ok(client.get(f"{doubled}/identities/ana"))
     refused(client.get(f"{doubled}/identities/{quote('ana/2', safe='')}"), 404, "identity_not_found")
@@ -131,10 +133,10 @@ def test_two_become_one(client: httpx.Client, doubled: str) -> None:
     assert ok(client.get(doubled))["identities"] == 2
 
 
-def test_the_other_way_round(client: httpx.Client, doubled: str) -> None:
-    told = ok(client.post(f"{doubled}/identities/{quote('ana/2', safe='')}/merge", json={"other": "ana"}))
-    assert (told["identity"]["external_id"], told["merged"]) == ("ana/2", "ana")
-    assert told["identity"]["metadata"] == {"door": "B", "desk": 7}
+def test_merge_keeps_the_properties_of_the_named_identity(client: httpx.Client, doubled: str) -> None:
+    reported = ok(client.post(f"{doubled}/identities/{quote('ana/2', safe='')}/merge", json={"other": "ana"}))
+    assert (reported["identity"]["external_id"], reported["merged"]) == ("ana/2", "ana")
+    assert reported["identity"]["metadata"] == {"door": "B", "desk": 7}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_the_other_way_round(client: httpx.Client, doubled: str) -> None:
         ("ana", {"other": "ben", "also": "x"}, 400, "invalid_request"),
     ],
 )
-def test_what_cannot_be_merged_stays(
+def test_impossible_merge_changes_nothing(
     client: httpx.Client, doubled: str, into: str, body: dict[str, object], status: int, code: str
 ) -> None:
     before = ok(client.get(f"{doubled}/identities"))
@@ -156,17 +158,17 @@ def test_what_cannot_be_merged_stays(
     assert ok(client.get(f"{doubled}/identities")) == before
 
 
-def test_thresholds_are_computed_as_on_the_command_line(client: httpx.Client, service: Running, people: str) -> None:
-    told = ok(client.post(f"{people}/calibration"))
-    assert [row["fpir"] for row in told["thresholds"]] == sorted(
-        (row["fpir"] for row in told["thresholds"]), reverse=True
+def test_calibration_equals_that_of_the_command_line(client: httpx.Client, service: Running, people: str) -> None:
+    reported = ok(client.post(f"{people}/calibration"))
+    assert [row["fpir"] for row in reported["thresholds"]] == sorted(
+        (row["fpir"] for row in reported["thresholds"]), reverse=True
     )
     code, printed = command(service.context.settings.home, "gallery", "calibrate", "people")
-    assert (code, printed) == (0, told)
+    assert (code, printed) == (0, reported)
     refused(client.post(f"{people}x/calibration"), 404, "gallery_not_found")
 
 
-def test_an_empty_gallery_has_the_packs_thresholds(client: httpx.Client, gallery: str) -> None:
-    told = ok(client.post(f"{gallery}/calibration"))
-    assert (told["people"], told["supported_fpir"], told["duplicates"]) == (0, None, [])
-    assert {row["basis"] for row in told["thresholds"]} == {"pack"}
+def test_empty_gallery_has_the_thresholds_of_its_pack(client: httpx.Client, gallery: str) -> None:
+    reported = ok(client.post(f"{gallery}/calibration"))
+    assert (reported["people"], reported["supported_fpir"], reported["duplicates"]) == (0, None, [])
+    assert {row["basis"] for row in reported["thresholds"]} == {"pack"}

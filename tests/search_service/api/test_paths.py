@@ -1,4 +1,4 @@
-"""Text that is none, wherever a request may hold it, over either database: refused, and never a failure."""
+"""Bytes that are not valid text are rejected anywhere in a request, with either database."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.search_service.api.serving import Running, base64_of, ok, refused, ru
 from tests.variants import SETTINGS
 
 PLACES = {"gallery": "staff", "external_id": "ana"}
-"""What is there; in the other places of a path stands 1."""
+"""Existing things; other path parameters are 1."""
 
 ENCODED = ("%00", "a%00b", "%2F%00", "%FF", "a%ED%A0%80")
 """NUL; bytes that are not UTF-8, the last ones half of a surrogate pair."""
@@ -49,7 +49,7 @@ BODIES = [
     ("POST", "/v1/keys", '{"name": "X", "scopes": ["admin"]}'),
     ("POST", "/v1/keys", '{"name": "new", "scopes": ["search"], "galleries": ["X"]}'),
 ]
-"""Each refused for the text in the place of X."""
+"""Each is rejected for the text in place of X."""
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def client(service: Running) -> Iterator[httpx.Client]:
 def parameters(service: Running, kind: str) -> Iterator[tuple[str, str, str]]:
     """Method, path and name of each parameter in a path or a query."""
     for path, methods in service.app.openapi()["paths"].items():
-        for method, told in methods.items():
-            for parameter in told.get("parameters", ()):
+        for method, operation in methods.items():
+            for parameter in operation.get("parameters", ()):
                 if parameter["in"] == kind:
                     yield method.upper(), path, parameter["name"]
 
@@ -80,37 +80,37 @@ def filled(path: str, **places: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda place: {**PLACES, **places}.get(place[1], "1"), path)
 
 
-def told_of(answer: httpx.Response, field: str, odd: str) -> None:
-    """That what the caller said is no text, and what of it."""
+def rejected_as(answer: httpx.Response, field: str, odd: str) -> None:
+    """Checks that a part of a request was rejected as undecodable text."""
     error = refused(answer, 400, "invalid_request")
     problem = "contains a NUL byte (%00)" if "%00" in odd else "is not UTF-8"
     assert error["details"] == {"fields": [{"field": field, "problem": problem}]}
     assert error["message"].startswith(f"{field}: {problem}")
 
 
-def test_in_any_place_of_a_path(service: Running, client: httpx.Client) -> None:
+def test_undecodable_path_parameter_is_rejected(service: Running, client: httpx.Client) -> None:
     asked = list(parameters(service, "path"))
     assert ("GET", "/v1/webhooks/{webhook_id}/deliveries", "webhook_id") in asked
     for method, path, name in asked:
         for odd in ENCODED:
-            told_of(client.request(method, filled(path, **{name: odd}), json={}), "path", odd)
+            rejected_as(client.request(method, filled(path, **{name: odd}), json={}), "path", odd)
 
 
-def test_in_any_parameter_of_a_query(service: Running, client: httpx.Client) -> None:
+def test_undecodable_query_parameter_is_rejected(service: Running, client: httpx.Client) -> None:
     asked = list(parameters(service, "query"))
     assert ("GET", "/v1/events", "device") in asked
     for method, path, name in asked:
         for odd in ENCODED:
-            told_of(client.request(method, f"{filled(path)}?x=%C3%BC&{name}={odd}"), f"query.{name}", odd)
+            rejected_as(client.request(method, f"{filled(path)}?x=%C3%BC&{name}={odd}"), f"query.{name}", odd)
 
 
-def test_in_the_name_of_a_parameter(client: httpx.Client) -> None:
-    told_of(client.get("/v1/events?a%00b=1"), "query.a\0b", "%00")
-    told_of(client.get("/v1/events?%FF=1"), "query.\ufffd", "%FF")
+def test_undecodable_query_parameter_name_is_rejected(client: httpx.Client) -> None:
+    rejected_as(client.get("/v1/events?a%00b=1"), "query.a\0b", "%00")
+    rejected_as(client.get("/v1/events?%FF=1"), "query.\ufffd", "%FF")
     assert len(refused(client.get(f"/v1/events?{'x' * 9000}=%00"), 400, "invalid_request")["message"]) < 200
 
 
-def test_in_a_body(service: Running, client: httpx.Client) -> None:
+def test_undecodable_text_in_a_body_is_rejected(service: Running, client: httpx.Client) -> None:
     face = base64_of(photos.astronaut())
     headers = {"Content-Type": "application/json"}
     for method, path, body in BODIES:
@@ -123,7 +123,7 @@ def test_in_a_body(service: Running, client: httpx.Client) -> None:
     assert [one["external_id"] for one in ok(client.get("/v1/galleries/staff/identities"))["identities"]] == ["ana"]
 
 
-def test_other_text_goes_through(client: httpx.Client) -> None:
+def test_all_other_text_is_accepted(client: httpx.Client) -> None:
     for name in ("ü", "日本", "😀", "a/b", "a%b", "a+b", "%00", "\\ud800"):
         path = f"/v1/galleries/staff/identities/{quote(name, safe='')}"
         assert ok(client.put(path, json={}), 201)["external_id"] == name
@@ -132,7 +132,7 @@ def test_other_text_goes_through(client: httpx.Client) -> None:
     assert ok(client.put("/v1/galleries/staff/identities/ana", json=kept))["metadata"] == kept["metadata"]
 
 
-def test_who_may_not_ask_is_told_that_first(service: Running, client: httpx.Client) -> None:
+def test_missing_key_is_reported_before_undecodable_text(service: Running, client: httpx.Client) -> None:
     service.context.keys.create("first", [Scope.ADMIN])
     refused(client.get("/v1/events?device=%00"), 401, "unauthorized")
     refused(client.get("/v1/jobs/%00"), 401, "unauthorized")

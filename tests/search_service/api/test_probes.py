@@ -1,4 +1,4 @@
-"""Search, detect, compare, embed, models."""
+"""Search, detect, compare, embed and models over HTTP."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.search_service.api.serving import base64_of, image, ok, refused, runn
 from tests.variants import SETTINGS
 
 
-def search(client: httpx.Client, gallery: str, data: bytes, **asked: object) -> Any:
-    return ok(client.post(f"{gallery}/search", files=image(data, "probe.jpg"), data=asked))
+def search(client: httpx.Client, gallery: str, data: bytes, **fields: object) -> Any:
+    return ok(client.post(f"{gallery}/search", files=image(data, "probe.jpg"), data=fields))
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.file)
 @pytest.mark.numeric
-def test_each_probe_finds_its_person(client: httpx.Client, people: str, photos: Path, probe: Probe) -> None:
+def test_search_finds_the_person_of_each_probe(client: httpx.Client, people: str, photos: Path, probe: Probe) -> None:
     answer = search(client, people, (photos / "probes" / probe.file).read_bytes())
     assert {key: answer[key] for key in ("image", "gallery", "model", "error")} == {
         "image": "probe.jpg",
@@ -55,7 +55,7 @@ def test_each_probe_finds_its_person(client: httpx.Client, people: str, photos: 
 
 
 @pytest.mark.numeric
-def test_multipart_base64_and_data_url_are_answered_alike(client: httpx.Client, people: str) -> None:
+def test_multipart_base64_and_data_url_get_the_same_answer(client: httpx.Client, people: str) -> None:
     data = sources.astronaut()
     expected = search(client, people, data) | {"image": None}
     plain = base64_of(data)
@@ -66,7 +66,7 @@ def test_multipart_base64_and_data_url_are_answered_alike(client: httpx.Client, 
 
 
 @pytest.mark.numeric
-def test_an_embedding_is_answered_as_its_image(client: httpx.Client, people: str) -> None:
+def test_searching_an_embedding_equals_searching_its_image(client: httpx.Client, people: str) -> None:
     data = sources.astronaut()
     expected = search(client, people, data)["faces"][0]
     (face,) = ok(client.post("/v1/embed", files=image(data)))["faces"]
@@ -81,7 +81,7 @@ def test_an_embedding_is_answered_as_its_image(client: httpx.Client, people: str
 
 
 @pytest.mark.parametrize(
-    ("embedding", "told"),
+    ("embedding", "reported"),
     [
         ("text", "got 'text'"),
         ({"a": 1}, "got {'a': 1}"),
@@ -99,27 +99,26 @@ def test_an_embedding_is_answered_as_its_image(client: httpx.Client, people: str
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_bad_embedding_is_refused(client: httpx.Client, people: str, embedding: object, told: str) -> None:
+def test_malformed_embedding_is_rejected(client: httpx.Client, people: str, embedding: object, reported: str) -> None:
     answer = client.post(f"{people}/search", json={"embedding": embedding})
     message = refused(answer, 400, "invalid_embedding")["message"]
     assert message.startswith("embedding must be a list of 128 numbers; ")
-    assert told in message
+    assert reported in message
 
 
 @pytest.mark.parametrize("number", [0.0, 1.0])
-def test_an_embedding_of_another_length_is_refused(client: httpx.Client, people: str, number: float) -> None:
+def test_embedding_of_wrong_length_is_rejected(client: httpx.Client, people: str, number: float) -> None:
     answer = client.post(f"{people}/search", json={"embedding": [number] * 128})
     assert "must have length 1" in refused(answer, 400, "invalid_embedding")["message"]
 
 
-def test_a_search_picks_no_only(client: httpx.Client, people: str) -> None:
-    """As in the contract and on the command line."""
+def test_search_does_not_accept_pick_only(client: httpx.Client, people: str) -> None:
     answer = client.post(f"{people}/search", files=image(sources.six_people()), data={"pick": "only"})
     message = refused(answer, 400, "invalid_request")["message"]
     assert message == "pick is 'only'; expected largest, center"
 
 
-def test_top_k_bounds_the_candidates(client: httpx.Client, people: str) -> None:
+def test_top_k_limits_the_candidates(client: httpx.Client, people: str) -> None:
     data = sources.astronaut()
     everybody = search(client, people, data, top_k=100)["faces"][0]
     assert len(everybody["candidates"]) == 7
@@ -129,7 +128,7 @@ def test_top_k_bounds_the_candidates(client: httpx.Client, people: str) -> None:
         assert face["decision"] == everybody["decision"] == "match"
 
 
-def test_a_stricter_fpir_is_a_higher_threshold(client: httpx.Client, people: str) -> None:
+def test_lower_fpir_raises_the_threshold(client: httpx.Client, people: str) -> None:
     data = sources.astronaut()
     faces = [search(client, people, data, fpir=fpir)["faces"][0] for fpir in (0.01, 0.001, 0.0001)]
     assert [face["fpir"] for face in faces] == [0.01, 0.001, 0.0001]
@@ -138,7 +137,7 @@ def test_a_stricter_fpir_is_a_higher_threshold(client: httpx.Client, people: str
 
 
 @pytest.mark.numeric
-def test_a_threshold_decides(client: httpx.Client, people: str, photos: Path) -> None:
+def test_threshold_separates_match_from_no_match(client: httpx.Client, people: str, photos: Path) -> None:
     data = (photos / "probes" / "hanks-wide.webp").read_bytes()
     score = search(client, people, data)["faces"][0]["candidates"][0]["score"]
     below = search(client, people, data, threshold=score - 0.01)["faces"][0]
@@ -150,7 +149,7 @@ def test_a_threshold_decides(client: httpx.Client, people: str, photos: Path) ->
 
 
 @pytest.mark.numeric
-def test_all_faces_and_pick(client: httpx.Client, people: str) -> None:
+def test_all_faces_and_pick_select_faces(client: httpx.Client, people: str) -> None:
     data = sources.six_people()
     everybody = search(client, people, data, all_faces="true", top_k=1)["faces"]
     found = {face["candidates"][0]["external_id"] for face in everybody if face["decision"] != "no_match"}
@@ -168,12 +167,12 @@ def test_all_faces_and_pick(client: httpx.Client, people: str) -> None:
     assert search(client, people, data)["faces"][0]["box"] == largest["box"]
     (center,) = search(client, people, data, pick="center", top_k=1)["faces"]
     assert center["candidates"][0]["external_id"] in ("left-3", "left-4")
-    asked = {"image": base64_of(data), "all_faces": True, "top_k": 1}
-    assert ok(client.post(f"{people}/search", json=asked))["faces"] == everybody
+    fields = {"image": base64_of(data), "all_faces": True, "top_k": 1}
+    assert ok(client.post(f"{people}/search", json=fields))["faces"] == everybody
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("fields", "named"),
     [
         ({"fpir": 0.01, "threshold": 0.4}, "fpir or threshold, not both"),
         ({"fpir": 0}, "fpir is 0"),
@@ -197,19 +196,17 @@ def test_all_faces_and_pick(client: httpx.Client, people: str) -> None:
         ({"Threshold": 0.4}, "'Threshold'"),
     ],
 )
-def test_a_bad_field_is_refused_with_its_name(
-    client: httpx.Client, people: str, asked: dict[str, Any], named: str
-) -> None:
+def test_wrong_field_is_rejected_by_name(client: httpx.Client, people: str, fields: dict[str, Any], named: str) -> None:
     data = sources.astronaut()
     for answer in (
-        client.post(f"{people}/search", files=image(data), data=asked),
-        client.post(f"{people}/search", json={"image": base64_of(data), **asked}),
+        client.post(f"{people}/search", files=image(data), data=fields),
+        client.post(f"{people}/search", json={"image": base64_of(data), **fields}),
     ):
         assert named in refused(answer, 400, "invalid_request")["message"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("fields", "named"),
     [
         ({"top_k": True}, "top_k is True"),
         ({"top_k": [5]}, "top_k is [5]"),
@@ -224,16 +221,16 @@ def test_a_bad_field_is_refused_with_its_name(
         ({"embedding": [1.0]}, "image or embedding, not both"),
     ],
 )
-def test_a_bad_json_field_is_refused_with_its_name(
-    client: httpx.Client, people: str, asked: dict[str, Any], named: str
+def test_wrong_json_field_is_rejected_by_name(
+    client: httpx.Client, people: str, fields: dict[str, Any], named: str
 ) -> None:
-    body = {"image": base64_of(sources.astronaut()), **asked}
+    body = {"image": base64_of(sources.astronaut()), **fields}
     message = refused(client.post(f"{people}/search", json=body), 400, "invalid_request")["message"]
     assert named in message
     assert len(message) < 300
 
 
-def test_what_is_wrong_with_a_form_is_told(client: httpx.Client, people: str) -> None:
+def test_malformed_form_is_rejected_with_its_problem(client: httpx.Client, people: str) -> None:
     data = sources.astronaut()
     forms: list[tuple[Any, str]] = [
         ({"photo": ("a.jpg", data)}, "'photo'"),
@@ -248,7 +245,7 @@ def test_what_is_wrong_with_a_form_is_told(client: httpx.Client, people: str) ->
 
 
 @pytest.mark.parametrize("route", ["search", "embed", "detect", "compare"])
-def test_an_image_that_cannot_be_read_is_unprocessable(client: httpx.Client, people: str, route: str) -> None:
+def test_unreadable_image_is_unprocessable(client: httpx.Client, people: str, route: str) -> None:
     path = f"{people}/search" if route == "search" else f"/v1/{route}"
     good = {"image_a": ("a", sources.astronaut())} if route == "compare" else {}
     field = "image_b" if route == "compare" else "image"
@@ -264,13 +261,13 @@ def test_an_image_that_cannot_be_read_is_unprocessable(client: httpx.Client, peo
 
 
 @pytest.mark.parametrize("pick", [{}, {"pick": "center"}, {"all_faces": "true"}])
-def test_a_photo_without_a_face_is_unprocessable(client: httpx.Client, people: str, pick: dict[str, str]) -> None:
+def test_photo_without_a_face_is_unprocessable(client: httpx.Client, people: str, pick: dict[str, str]) -> None:
     data = sources.no_faces()[0]
     for path in (f"{people}/search", "/v1/embed"):
         assert "no face" in refused(client.post(path, files=image(data), data=pick), 422, "no_face")["message"]
 
 
-def test_detect_tells_of_every_face_and_of_none(client: httpx.Client) -> None:
+def test_detect_returns_every_face_or_an_empty_list(client: httpx.Client) -> None:
     answer = ok(client.post("/v1/detect", files=image(sources.six_people(), "six.jpg")))
     assert (answer["image"], answer["width"], answer["height"], len(answer["faces"])) == ("six.jpg", 1280, 886, 6)
     for face in answer["faces"]:
@@ -288,7 +285,7 @@ def test_detect_tells_of_every_face_and_of_none(client: httpx.Client) -> None:
 
 
 @pytest.mark.numeric
-def test_embed_answers_unit_vectors_of_the_pack(client: httpx.Client) -> None:
+def test_embed_returns_unit_vectors_of_the_pack(client: httpx.Client) -> None:
     answer = ok(client.post("/v1/embed", files=image(sources.six_people(), "six.jpg"), data={"all_faces": "true"}))
     assert (answer["image"], answer["model"], answer["dim"], len(answer["faces"])) == ("six.jpg", "sface", SFACE.dim, 6)
     vectors = np.array([face["embedding"] for face in answer["faces"]])
@@ -302,7 +299,7 @@ def test_embed_answers_unit_vectors_of_the_pack(client: httpx.Client) -> None:
 
 
 @pytest.mark.numeric
-def test_compare_tells_one_person_from_two(client: httpx.Client, photos: Path) -> None:
+def test_compare_distinguishes_one_person_from_two(client: httpx.Client, photos: Path) -> None:
     hanks = (photos / "photos" / "hanks" / "1.jpg").read_bytes()
     probe = (photos / "probes" / "hanks-wide.webp").read_bytes()
     same = ok(client.post("/v1/compare", files=image(hanks, field="image_a") | image(probe, field="image_b")))
@@ -320,7 +317,7 @@ def test_compare_tells_one_person_from_two(client: httpx.Client, photos: Path) -
     assert set(itself) == {"score", "threshold", "same", "faces"}
 
 
-def test_compare_says_which_image_is_missing_or_wrong(client: httpx.Client) -> None:
+def test_compare_names_the_missing_or_wrong_image(client: httpx.Client) -> None:
     good = sources.astronaut()
     answer = client.post("/v1/compare", files=image(good, field="image_a"))
     assert "no image_b" in refused(answer, 400, "invalid_request")["message"]
@@ -334,7 +331,7 @@ def test_compare_says_which_image_is_missing_or_wrong(client: httpx.Client) -> N
     assert "'image_c'" in refused(answer, 400, "invalid_request")["message"]
 
 
-def test_models_are_told_with_their_licences(client: httpx.Client) -> None:
+def test_models_are_listed_with_their_licences(client: httpx.Client) -> None:
     answer = ok(client.get("/v1/models"))
     assert answer["default"] == "sface"
     (sface,) = [model for model in answer["models"] if model["name"] == "sface"]
@@ -344,7 +341,7 @@ def test_models_are_told_with_their_licences(client: httpx.Client) -> None:
     assert "problem" not in sface
 
 
-def test_a_model_that_cannot_be_read_hides_no_other(tmp_path: Path, models_folder: Path) -> None:
+def test_unreadable_model_does_not_hide_the_others(tmp_path: Path, models_folder: Path) -> None:
     folder = tmp_path / "models"
     (folder / "packs").mkdir(parents=True)
     (folder / "packs" / "mine.json").write_text("{")
@@ -357,6 +354,6 @@ def test_a_model_that_cannot_be_read_hides_no_other(tmp_path: Path, models_folde
     assert "does not describe a model pack" in mine["problem"]
 
 
-def test_no_model_is_the_one_of_new_galleries(client: httpx.Client) -> None:
-    told = ok(client.post("/v1/embed", files=image(sources.astronaut()), data={"model": ""}))
-    assert told["model"] == "sface"
+def test_empty_model_means_the_default(client: httpx.Client) -> None:
+    reported = ok(client.post("/v1/embed", files=image(sources.astronaut()), data={"model": ""}))
+    assert reported["model"] == "sface"

@@ -1,4 +1,4 @@
-"""Several images in one request: an answer each, whatever became of the others; or one of all together."""
+"""Several images in one request: an independent answer for each, or one answer from all of them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def hanks(photos: Path) -> bytes:
 
 @pytest.mark.parametrize("field", ["image", "images"])
 @pytest.mark.numeric
-def test_each_image_has_an_answer_of_its_own(client: httpx.Client, people: str, field: str) -> None:
+def test_each_image_has_its_own_answer(client: httpx.Client, people: str, field: str) -> None:
     good, empty, broken = sources.astronaut(), sources.no_faces()[0], b"no image"
     files = several(good, empty, broken, good, field=field)
-    told = ok(client.post(f"{people}/search", files=files, data={"top_k": "2"}))
-    assert set(told) == {"answers"}
+    reported = ok(client.post(f"{people}/search", files=files, data={"top_k": "2"}))
+    assert set(reported) == {"answers"}
     alone = ok(client.post(f"{people}/search", files=image(good, "0.jpg"), data={"top_k": "2"}))
-    first, second, third, last = told["answers"]
+    first, second, third, last = reported["answers"]
     assert_nearly_equal(first, alone)
     assert_nearly_equal(last, {**alone, "image": "3.jpg"})
     for answer, name, code in ((second, "1.jpg", "no_face"), (third, "2.jpg", "unreadable_image")):
@@ -46,7 +46,7 @@ def test_each_image_has_an_answer_of_its_own(client: httpx.Client, people: str, 
         assert (answer["gallery"], answer["model"]) == (alone["gallery"], alone["model"])
 
 
-def test_a_list_is_answered_with_a_list_however_long(client: httpx.Client, people: str) -> None:
+def test_list_of_one_image_gets_a_list_of_one_answer(client: httpx.Client, people: str) -> None:
     data = sources.astronaut()
     (answer,) = ok(client.post(f"{people}/search", json={"images": [base64_of(data)]}))["answers"]
     assert answer == ok(client.post(f"{people}/search", json={"image": base64_of(data)}))
@@ -57,49 +57,49 @@ def test_a_list_is_answered_with_a_list_however_long(client: httpx.Client, peopl
     assert [answer["error"] and answer["error"]["code"] for answer in answers] == [None, "unreadable_image"]
 
 
-def test_all_faces_of_each_image(client: httpx.Client, people: str) -> None:
+def test_all_faces_are_searched_in_each_image(client: httpx.Client, people: str) -> None:
     files = several(sources.six_people(), sources.astronaut())
     answers = ok(client.post(f"{people}/search", files=files, data={"all_faces": "true"}))["answers"]
     assert [len(answer["faces"]) for answer in answers] == [6, 1]
 
 
 @pytest.mark.numeric
-def test_frames_of_one_person_are_one_answer(client: httpx.Client, people: str) -> None:
+def test_frames_of_one_person_get_one_answer(client: httpx.Client, people: str) -> None:
     frames = several(*copies(2), sources.no_faces()[0], b"no image")
-    told = ok(client.post(f"{people}/search", files=frames, data={"same_person": "true"}))
-    (face,) = told["faces"]
-    assert (told["image"], told["error"]) == ("0.jpg, 1.jpg, 2.jpg, 3.jpg", None)
+    reported = ok(client.post(f"{people}/search", files=frames, data={"same_person": "true"}))
+    (face,) = reported["faces"]
+    assert (reported["image"], reported["error"]) == ("0.jpg, 1.jpg, 2.jpg, 3.jpg", None)
     assert (face["decision"], face["candidates"][0]["external_id"]) == ("match", "collins")
-    assert [frame["image"] for frame in told["frames"]] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
-    assert [frame["error"] and frame["error"]["code"] for frame in told["frames"]] == [
+    assert [frame["image"] for frame in reported["frames"]] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert [frame["error"] and frame["error"]["code"] for frame in reported["frames"]] == [
         None,
         None,
         "no_face",
         "unreadable_image",
     ]
-    assert sum(frame["shown"] for frame in told["frames"][:2]) == 1
-    assert not any(frame["disagrees"] for frame in told["frames"])
+    assert sum(frame["shown"] for frame in reported["frames"][:2]) == 1
+    assert not any(frame["disagrees"] for frame in reported["frames"])
     one = {"image": base64_of(sources.astronaut()), "same_person": True}
     (alone,) = ok(client.post(f"{people}/search", json=one))["faces"]
     assert alone["candidates"][0]["score"] == pytest.approx(face["candidates"][0]["score"], abs=2e-3)
 
 
-def test_frames_of_different_people_are_no_match(client: httpx.Client, people: str, photos: Path) -> None:
+def test_frames_of_different_people_do_not_match(client: httpx.Client, people: str, photos: Path) -> None:
     frames = several(sources.astronaut(), hanks(photos))
-    told = ok(client.post(f"{people}/search", files=frames, data={"same_person": "true"}))
-    (face,) = told["faces"]
-    assert [frame["disagrees"] for frame in told["frames"]] == [True, True]
+    reported = ok(client.post(f"{people}/search", files=frames, data={"same_person": "true"}))
+    (face,) = reported["faces"]
+    assert [frame["disagrees"] for frame in reported["frames"]] == [True, True]
     assert face["decision"] != "match"
     assert "frames_disagree" in face["reasons"]
 
 
-def test_frames_without_any_face_are_refused(client: httpx.Client, people: str) -> None:
+def test_frames_without_any_face_are_rejected(client: httpx.Client, people: str) -> None:
     frames = several(sources.no_faces()[0], b"no image")
     refused(client.post(f"{people}/search", files=frames, data={"same_person": "true"}), 422, "no_face")
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("fields", "named"),
     [
         ({"images": []}, f"the request has 0 images; expected 1 to {MAX_IMAGES}"),
         ({"images": ["AAAA"] * (MAX_IMAGES + 1)}, f"{MAX_IMAGES + 1} images; expected 1 to {MAX_IMAGES}"),
@@ -112,11 +112,13 @@ def test_frames_without_any_face_are_refused(client: httpx.Client, people: str) 
         ({"images": ["AAAA"], "same_person": True, "all_faces": True}, "same_person or all_faces, not both"),
     ],
 )
-def test_a_bad_list_is_refused(client: httpx.Client, people: str, asked: dict[str, Any], named: str) -> None:
-    assert named in refused(client.post(f"{people}/search", json=asked), 400, "invalid_request")["message"]
+def test_wrong_list_of_images_is_rejected(
+    client: httpx.Client, people: str, fields: dict[str, Any], named: str
+) -> None:
+    assert named in refused(client.post(f"{people}/search", json=fields), 400, "invalid_request")["message"]
 
 
-def test_a_bad_form_is_refused(client: httpx.Client, people: str, gallery: str) -> None:
+def test_wrong_form_of_images_is_rejected(client: httpx.Client, people: str, gallery: str) -> None:
     data = sources.astronaut()
     too_many = several(*[b"no image"] * (MAX_IMAGES + 1))
     forms: list[tuple[Any, str]] = [
@@ -160,7 +162,7 @@ def test_photos_of_one_person_are_enrolled_together(client: httpx.Client, galler
     ]
 
 
-def test_whoever_looks_like_another_is_held_alone(client: httpx.Client, gallery: str, photos: Path) -> None:
+def test_lookalike_photos_are_rejected_individually(client: httpx.Client, gallery: str, photos: Path) -> None:
     first, second = copies(2)
     ok(client.post(f"{gallery}/identities/collins/faces", files=image(first)), 201)
     files = several(second, first, hanks(photos))
@@ -175,7 +177,7 @@ def test_whoever_looks_like_another_is_held_alone(client: httpx.Client, gallery:
     assert ok(client.get(gallery))["faces"] == 2
 
 
-def test_nobody_is_made_of_photos_that_cannot_be_used(client: httpx.Client, gallery: str) -> None:
+def test_unusable_photos_create_no_identity(client: httpx.Client, gallery: str) -> None:
     files = several(sources.no_faces()[0], b"no image")
     results = ok(client.post(f"{gallery}/identities/ana/faces", files=files))["results"]
     assert [result["outcome"] for result in results] == ["rejected"] * 2

@@ -1,4 +1,4 @@
-"""/v1/webhooks, and events on their way through a service that is killed."""
+"""/v1/webhooks, and deliveries of a service that is killed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def search(client: httpx.Client, gallery: str, photo: bytes | None = None, /, **
     return event
 
 
-def test_an_event_is_sent_as_it_is_listed(client: httpx.Client, staff: str, receiver: Receiver) -> None:
+def test_webhook_receives_the_event_as_it_is_listed(client: httpx.Client, staff: str, receiver: Receiver) -> None:
     made = ok(client.post("/v1/webhooks", json={"url": receiver.url}), 201)
     event = search(client, staff)
     wait_for(lambda: len(receiver.received) == 1, "it has arrived")
@@ -57,7 +57,9 @@ def test_an_event_is_sent_as_it_is_listed(client: httpx.Client, staff: str, rece
 
 
 @pytest.mark.numeric
-def test_each_webhook_gets_what_it_wants(client: httpx.Client, staff: str, receiver: Receiver, stranger: bytes) -> None:
+def test_webhooks_receive_events_of_their_gallery_and_decisions(
+    client: httpx.Client, staff: str, receiver: Receiver, stranger: bytes
+) -> None:
     name = staff.rpartition("/")[2]
     ok(client.post("/v1/galleries", json={"name": f"{name}-other"}), 201)
     for wanted in (
@@ -72,7 +74,7 @@ def test_each_webhook_gets_what_it_wants(client: httpx.Client, staff: str, recei
     assert sorted(receiver.events()) == [match, match, no_match, no_match]
 
 
-def test_webhooks_are_made_listed_and_deleted(
+def test_webhooks_are_created_listed_and_deleted(
     service: Running, client: httpx.Client, gallery: str, receiver: Receiver
 ) -> None:
     name = gallery.rpartition("/")[2]
@@ -99,8 +101,8 @@ def test_webhooks_are_made_listed_and_deleted(
     assert command(place, "webhooks", "replay", other["id"]) == (0, {"replayed": 0})
     assert command(place, "webhooks", "delete", other["id"]) == (0, {"deleted": other["id"], "undelivered": 0})
     assert ok(client.delete(f"/v1/webhooks/{made['id']}")) == {"deleted": made["id"], "undelivered": 0}
-    for asked in ("", "/deliveries"):
-        refused(client.get(f"/v1/webhooks/{made['id']}{asked}"), 404, "webhook_not_found")
+    for suffix in ("", "/deliveries"):
+        refused(client.get(f"/v1/webhooks/{made['id']}{suffix}"), 404, "webhook_not_found")
     refused(client.post(f"/v1/webhooks/{made['id']}/replay"), 404, "webhook_not_found")
     refused(client.delete(f"/v1/webhooks/{made['id']}"), 404, "webhook_not_found")
 
@@ -117,12 +119,12 @@ def test_webhooks_are_made_listed_and_deleted(
         ({"url": "http://a", "secret": "mine"}, 400, "invalid_request"),
     ],
 )
-def test_what_is_no_webhook(client: httpx.Client, new: dict[str, Any], status: int, code: str) -> None:
+def test_invalid_webhook_is_rejected(client: httpx.Client, new: dict[str, Any], status: int, code: str) -> None:
     refused(client.post("/v1/webhooks", json=new), status, code)
     assert ok(client.get("/v1/webhooks")) == {"webhooks": []}
 
 
-def test_dead_letters_are_listed_and_replayed(
+def test_dead_deliveries_are_listed_and_replayed(
     service: Running, client: httpx.Client, staff: str, receiver: Receiver
 ) -> None:
     receiver.statuses = [500]
@@ -147,8 +149,8 @@ def test_dead_letters_are_listed_and_replayed(
     assert (dead["attempts"], dead["problem"], dead["webhook_id"]) == (1, "answered 500", hook["id"])
     page = ok(client.get(f"{path}/deliveries", params={"limit": "1", "cursor": page["cursor"]}))
     assert ([one["event_id"] for one in page["deliveries"]], page["cursor"]) == ([events[1]], None)
-    code, told = command(service.context.settings.home, "webhooks", "dead", hook["id"])
-    assert (code, [one["id"] for one in told]) == (0, [one.id for one in given_up])
+    code, reported = command(service.context.settings.home, "webhooks", "dead", hook["id"])
+    assert (code, [one["id"] for one in reported]) == (0, [one.id for one in given_up])
     shown = ok(client.get(path))
     assert (shown["waiting"], shown["dead"]) == (1, 2)
     receiver.statuses = [200]
@@ -159,7 +161,7 @@ def test_dead_letters_are_listed_and_replayed(
     assert ok(client.get(path))["dead"] == 0
 
 
-def test_events_outlive_kill_9_on_their_way(tmp_path: Path, models_folder: Path) -> None:
+def test_events_are_delivered_after_the_service_was_killed(tmp_path: Path, models_folder: Path) -> None:
     """The service is killed while it records, and before the receiver has answered the first event. Every event that
     was acknowledged is there after the next start, and every event that is there arrives, under its own number."""
     home = tmp_path / "home"
