@@ -217,7 +217,7 @@ def refine_detections(
         best = min(found, key=lambda a: np.hypot(a.box.center[0] - side / 2, a.box.center[1] - side / 2))
         points = best.landmarks.astype(np.float64)
         if look.mirror:
-            points = points[detection.MIRRORED] * (-1, 1) + (side - 1, 0)
+            points = points[detection.MIRRORED_LANDMARKS] * (-1, 1) + (side - 1, 0)
         back = cv2.invertAffineTransform(matrix)
         answers.append((points @ back[:, :2].T + back[:, 2]).astype(np.float32))
     return answers

@@ -1,4 +1,4 @@
-"""Image bytes -> RGB pixels, the right way up. Sizes are checked from the header, before anything is decoded."""
+"""Decodes image files to upright RGB pixels. Sizes are checked in the header before anything is decoded."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from indexer.types import Pixels, Reason
 from indexer.vision import image_headers
 from indexer.vision.image_headers import MAX_SEGMENTS, Header
 
-FORMATS = {
-    "JPEG": "JPEG",
-    "MPO": "JPEG",  # a JPEG with further pictures behind the first, as phones write them; Pillow opens it as JPEG
-    "PNG": "PNG",
-    "WEBP": "WebP",
-    "BMP": "BMP",
-    "TIFF": "TIFF",
-    "HEIF": "HEIC",
-    "AVIF": "AVIF",
-}
-"""Pillow's name of each format that is read, and the name people know."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "HEIF", "AVIF")
+"""Accepted formats by Pillow's names. MPO is a JPEG followed by further pictures, as phones write it; Pillow detects
+it when it opens a JPEG."""
+
+ANIMATED_FORMATS = ("PNG", "WEBP", "AVIF")
+"""Formats of which files with several frames are animations; in MPO, TIFF and HEIF they are separate pictures."""
 
 MAX_SCANS = 20
-"""Of the largest progressive JPEG; a smaller one may have more. libjpeg's own script makes 10 (`jcparam.c`)."""
+"""Scans of a progressive JPEG of the maximum size; smaller ones may have more. libjpeg's own script makes 10
+(`jcparam.c`)."""
 
 GIF = b"GIF87a", b"GIF89a"
 TIFF = b"II*\0", b"MM\0*"
 
 EXPECTED = "expected JPEG, PNG, WebP, BMP, TIFF, HEIC or AVIF"
-TURNS: dict[object, Image.Transpose] = {
+
+ORIENTATION_TAG = 0x0112
+"""EXIF 2.32."""
+
+TRANSPOSES: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -44,29 +44,29 @@ TURNS: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright."""
+"""The operation that makes an image of each EXIF orientation upright."""
 
 SIDEWAYS = (5, 6, 7, 8)
-"""The orientations that swap width and height."""
+"""Orientations with width and height swapped."""
 
-JPEG_SHRINKS = (8, 4, 2)
+JPEG_REDUCTIONS = (8, 4, 2)
 """libjpeg decodes at 1/2, 1/4 or 1/8 of the size at a fraction of the cost (jpeglib.h, `scale_denom`)."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused before it is decoded."""
+    """Limits above which an image is rejected before it is decoded."""
 
     max_bytes: int = 32 * 2**20
     """A 12 MP JPEG has 3 to 6 MB, a 48 MP HEIC from a phone up to 10, a lossless 10 MP PNG about 25."""
     max_pixels: int = 100_000_000
-    """Twice the 48 to 50 MP of today's phones; 300 MB as RGB."""
+    """Twice the 48 to 50 MP of current phones; 300 MB as RGB."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """Decoded pixels, upright. `width` and `height` are those of the upright original, of which `pixels` may be
-    a reduced copy; boxes are always told in the original's pixels."""
+    """A decoded, upright photo. `width` and `height` are those of the upright original; `pixels` (H, W, 3) RGB may be
+    a reduced copy. Boxes and landmarks are always in pixels of the original."""
 
     pixels: Pixels
     width: int
@@ -74,7 +74,7 @@ class Photo:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Original pixels per decoded pixel, across and down."""
+        """Original pixels per decoded pixel, horizontally and vertically."""
         height, width = self.pixels.shape[:2]
         return self.width / width, self.height / height
 
@@ -84,14 +84,18 @@ class Photo:
 
 
 def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = None) -> Photo:
-    """The image in `data`, upright, as RGB uint8.
+    """Decodes an image file to upright RGB uint8 pixels.
 
-    EXIF orientation is applied; grey, palette, CMYK, 16-bit and transparent images become plain RGB (what is
-    transparent becomes white). With `longest_side`, a JPEG is decoded at the smallest scale libjpeg offers whose
-    longest side still has that many pixels; every other image, and every JPEG without it, comes whole.
+    The EXIF orientation is applied. Gray, palette, CMYK, 16-bit and transparent images are converted to RGB;
+    transparent areas become white.
 
-    Raises RejectedImage: `unreadable_image` for what is no still image of a known format, or is cut short;
-    `image_too_large` beyond `limits`.
+    Args:
+        longest_side: If given, a JPEG is decoded at the smallest scale of libjpeg at which its longest side has at
+            least this many pixels. All other images are decoded at full size.
+
+    Raises:
+        RejectedImage: `unreadable_image` if the data is truncated or not a still image of a supported format,
+            `image_too_large` if it exceeds `limits`.
     """
     if not data:
         raise _unreadable("the file is empty")
@@ -102,27 +106,29 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
         _check_header(header, image_headers.count_scans(data), limits)
     try:
         with _open(data) as image:
-            _check(image, limits)
+            _check_image(image, limits)
             width, height = image.size
             if longest_side is not None and image.format in ("JPEG", "MPO"):
-                _shrink(image, longest_side)
-            image.load()  # first: a TIFF turns itself as it loads, its `size` is upright from the start
+                _reduce_decoding(image, longest_side)
+            image.load()  # first: Pillow makes a TIFF upright as it loads; its `size` is upright from the start
             orientation = _orientation(image)
             if orientation in SIDEWAYS:
                 width, height = height, width
-            upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+            upright = image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
             return Photo(_to_rgb(upright), width, height)
     except RejectedImage:
         raise
     except MemoryError as error:
         raise _too_large("there is not enough memory to decode it") from error
-    except Exception as error:  # hostile bytes make decoders raise nearly anything
+    except Exception as error:  # decoders raise almost any error on malicious data
         raise _unreadable(f"it cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def count_pixels(data: bytes) -> int:
-    """How many pixels the image has, as its header says, in a bounded time; 0 where that cannot be read. A TIFF's may
-    lie anywhere and be as long as the file: it is taken for a large image."""
+    """Returns the image's number of pixels according to its header, in bounded time; 0 if the header is unreadable.
+
+    The header of a TIFF can be anywhere and as long as the file, so a TIFF counts as an image of the maximum size.
+    """
     header = image_headers.read(data)
     if header is not None:
         return header.width * header.height
@@ -131,13 +137,13 @@ def count_pixels(data: bytes) -> int:
     try:
         with _open(data) as image:
             return image.width * image.height
-    except Exception:  # hostile bytes make decoders raise nearly anything; `decode` says what
+    except Exception:  # decoders raise almost any error on malicious data; `decode` reports it
         return 0
 
 
 def _open(data: bytes) -> Image.Image:
     _register_formats()
-    if data.startswith(GIF):  # which Pillow walks through in Python
+    if data.startswith(GIF):  # Pillow walks all frames of a GIF in Python
         raise _unreadable(f"GIF is not supported; {EXPECTED}")
     try:
         return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "MPO"])
@@ -151,17 +157,17 @@ def _register_formats() -> None:
 
     Image.init()
     pi_heif.register_heif_opener()
-    Image.MAX_IMAGE_PIXELS = None  # `Limits` decides, from the same header
+    Image.MAX_IMAGE_PIXELS = None  # `Limits` applies instead, to the same header
 
 
 def _check_header(header: Header, scans: int, limits: Limits) -> None:
-    if header.parts > MAX_SEGMENTS:
-        raise _unreadable(f"it has more than {MAX_SEGMENTS:,} parts beside its pixels; expected a photo")
+    if header.segments > MAX_SEGMENTS:
+        raise _unreadable(f"it has more than {MAX_SEGMENTS:,} segments; expected a photo")
     if scans * header.width * header.height > MAX_SCANS * limits.max_pixels:
-        raise _too_large(f"its {header.width} x {header.height} pixels are told in {scans} scans, too many to read")
+        raise _too_large(f"it has {scans} scans of {header.width} x {header.height} pixels, too many to decode")
 
 
-def _check(image: Image.Image, limits: Limits) -> None:
+def _check_image(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise _too_large(
@@ -169,33 +175,33 @@ def _check(image: Image.Image, limits: Limits) -> None:
         )
     if image.format not in FORMATS:
         raise _unreadable(f"{image.format} is not supported; {EXPECTED}")
-    if image.format not in ("MPO", "TIFF", "HEIF") and getattr(image, "n_frames", 1) > 1:
+    if image.format in ANIMATED_FORMATS and getattr(image, "n_frames", 1) > 1:
         raise _unreadable("it is an animation; expected one still photo")
 
 
-def _shrink(image: Image.Image, longest_side: int) -> None:
-    """Tells libjpeg to decode at a reduced scale. In place, as Pillow's `draft` is."""
+def _reduce_decoding(image: Image.Image, longest_side: int) -> None:
+    """Makes libjpeg decode `image` at a reduced scale (Pillow's `draft` works in place)."""
     width, height = image.size
-    for shrink in JPEG_SHRINKS:
-        if max(width, height) >= longest_side * shrink:
-            image.draft(None, (max(1, width // shrink), max(1, height // shrink)))
+    for factor in JPEG_REDUCTIONS:
+        if max(width, height) >= longest_side * factor:
+            image.draft(None, (max(1, width // factor), max(1, height // factor)))
             return
 
 
 def _orientation(image: Image.Image) -> object:
-    """The EXIF orientation (EXIF 2.32, tag 0x0112); 1, upright, where the EXIF data is damaged.
+    """Returns the EXIF orientation; 1 (upright) if the EXIF data is damaged.
 
-    `ImageOps.exif_transpose` would write the remaining EXIF anew, which fails on tags of a wrong type.
+    `ImageOps.exif_transpose` would rewrite the remaining EXIF data, which fails on tags of a wrong type.
     """
     try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # Pillow parses EXIF lazily and raises nearly anything
+        return image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # Pillow parses EXIF lazily and raises almost any error
         return 1
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16") or image.mode == "I":
-        return np.repeat(_grey_to_8_bits(image)[:, :, None], 3, axis=2)
+        return np.repeat(_gray_to_8_bits(image)[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise _unreadable("its pixels are floating-point numbers; expected 8 or 16 bits")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
@@ -205,8 +211,8 @@ def _to_rgb(image: Image.Image) -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _grey_to_8_bits(image: Image.Image) -> Pixels:
-    """16 bits to 8 (65535 / 257 = 255). Pillow's own conversion clips instead."""
+def _gray_to_8_bits(image: Image.Image) -> Pixels:
+    """Scales 16 bits to 8 (65535 / 257 = 255); Pillow's own conversion clips instead."""
     wide: NDArray[Any] = np.asarray(image)
     return np.asarray(np.clip(wide, 0, 65535) // 257, dtype=np.uint8)
 

@@ -1,4 +1,4 @@
-"""A pack's files -> its networks, loaded on the device that was asked for."""
+"""Loads the detector and the embedder of a model pack on the requested device."""
 
 from __future__ import annotations
 
@@ -34,50 +34,59 @@ DETECTORS: dict[Network, type[YuNet] | type[Scrfd] | type[RetinaFace]] = {
 def load(
     pack: Pack, files: ModelFiles, device: Device, precision: Precision, threads: Threads
 ) -> tuple[Detector, Embedder]:
-    """Raises ModelUnavailable: a file that is missing or wrong, or a device that is not there, and why."""
+    """Loads the pack's networks; `precision` applies to the embedder.
+
+    Raises:
+        ModelUnavailable: A file is missing or wrong, or the device is not available.
+    """
     cuda = uses_cuda(pack, device)
-    build = DETECTORS[pack.detector.network]
+    kind = DETECTORS[pack.detector.network]
     # The detector always computes in float32 on the CPU: bfloat16 moves landmarks.
-    detector = build(
-        *_sessions(pack.detector, files, build.preprocessing, cuda, Precision.FLOAT32, threads, build.output_slices)
+    detector = kind(
+        *_load_sessions(pack.detector, files, kind.preprocessing, cuda, Precision.FLOAT32, threads, kind.output_slices)
     )
-    (session,) = _sessions(pack.embedder, files, embedder_preprocessing(pack), cuda, precision, threads)
+    (session,) = _load_sessions(pack.embedder, files, embedder_preprocessing(pack), cuda, precision, threads)
     return detector, build_embedder(pack, session)
 
 
 def embedder_preprocessing(pack: Pack) -> Preprocessing:
-    """How the pack's embedder wants its crops."""
+    """Returns the preprocessing of the pack's embedder."""
     return Preprocessing((pack.mean,) * 3, pack.scale)
 
 
-def load_on_cpu(model: bytes, file: ModelFile, feed: Preprocessing, precision: Precision, threads: Threads) -> Session:
-    """The ONNX model that was made of `file`, by the fastest engine that is installed. Raises ModelUnavailable."""
-    return runtime.load(model, feed, precision, threads, next(iter(runtime.engines(file.engines)), None))
+def load_on_cpu(
+    model: bytes, file: ModelFile, preprocessing: Preprocessing, precision: Precision, threads: Threads
+) -> Session:
+    """Loads the ONNX model made from `file` with the fastest installed engine. Raises ModelUnavailable."""
+    engine = next(iter(runtime.engines(file.engines)), None)
+    return runtime.load(model, preprocessing, precision, threads, engine)
 
 
 def build_embedder(pack: Pack, session: Session) -> Embedder:
-    """The embedder whose network `session` runs. Raises as `load_center`."""
+    """Returns an embedder that runs `session` as the pack describes. Raises ModelUnavailable as `load_center` does."""
     center = load_center(pack.center, pack.dim) if pack.center else None
     return Embedder(session, pack.dim, pack.mirror, center)
 
 
 def load_center(center: Center, dim: int) -> NDArray[np.float32]:
-    """(dim,). Raises ModelUnavailable: the file is not there, or not the one the pack means."""
+    """Loads the pack's mean embedding, (dim,). Raises ModelUnavailable if the file is missing or not the expected
+    one."""
     file = resources.files("indexer.models") / "data" / center.name
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ModelUnavailable(f"{center.name} cannot be read: {error.strerror}; install whosthere anew") from error
+        raise ModelUnavailable(f"{center.name} cannot be read: {error.strerror}; reinstall whosthere") from error
     if sha256(data) != center.sha256:
-        raise ModelUnavailable(f"{center.name} is {sha256(data)}; expected {center.sha256}; install whosthere anew")
-    numbers = np.array(json.loads(data)["center"], np.float32)
-    if numbers.shape != (dim,):
-        raise ModelUnavailable(f"{center.name} holds an array of shape {numbers.shape}; expected ({dim},)")
-    return numbers
+        raise ModelUnavailable(f"{center.name} is {sha256(data)}; expected {center.sha256}; reinstall whosthere")
+    mean = np.array(json.loads(data)["center"], np.float32)
+    if mean.shape != (dim,):
+        raise ModelUnavailable(f"{center.name} holds an array of shape {mean.shape}; expected ({dim},)")
+    return mean
 
 
 def uses_cuda(pack: Pack, device: Device) -> bool:
-    """Whether the pack's networks run on the GPU. Raises ModelUnavailable when `cuda` was asked for and cannot be."""
+    """Returns whether the pack's networks run on the GPU. Raises ModelUnavailable if `device` is `cuda` and they
+    cannot."""
     if device is Device.CPU:
         return False
     problem = next(filter(None, (find_cuda_problem(file) for file in pack.files)), None)
@@ -87,7 +96,7 @@ def uses_cuda(pack: Pack, device: Device) -> bool:
 
 
 def find_cuda_problem(file: ModelFile) -> str | None:
-    """Why this network cannot run on a GPU here; None where it can."""
+    """Returns why this network cannot run on a GPU here, None if it can."""
     if file.network not in CHECKPOINTS:
         return runtime.find_cuda_problem()
     if importlib.util.find_spec("torch") is None:
@@ -97,44 +106,44 @@ def find_cuda_problem(file: ModelFile) -> str | None:
     return cuda.find_problem()
 
 
-def _sessions(
+def _load_sessions(
     file: ModelFile,
     files: ModelFiles,
-    feed: Preprocessing,
+    preprocessing: Preprocessing,
     cuda: bool,
     precision: Precision,
     threads: Threads,
-    parts: Sequence[slice] = (ALL_OUTPUTS,),
+    output_slices: Sequence[slice] = (ALL_OUTPUTS,),
 ) -> list[Session]:
-    """One for each of `parts` of the network's outputs."""
+    """Loads one session for each of `output_slices` of the network's outputs."""
     if cuda and file.network in CHECKPOINTS:
         from indexer.vision.cuda import CudaSession
 
         half = precision is not Precision.FLOAT32
-        return [CudaSession(load_checkpoints_module(file).module(files.read(file), file), feed, half)]
+        return [CudaSession(load_checkpoints_module(file).module(files.read(file), file), preprocessing, half)]
     model = files.quantized_model(file) if precision is Precision.INT8 and not cuda else files.prepared_model(file)
-    models = [model if part == ALL_OUTPUTS else onnx_prepare.extract_outputs(model, part) for part in parts]
+    models = [model if part == ALL_OUTPUTS else onnx_prepare.extract_outputs(model, part) for part in output_slices]
     if cuda:
-        return [runtime.load(model, feed, precision, threads, runtime.ON_CUDA) for model in models]
-    return [load_on_cpu(model, file, feed, precision, threads) for model in models]
+        return [runtime.load(model, preprocessing, precision, threads, runtime.ON_CUDA) for model in models]
+    return [load_on_cpu(model, file, preprocessing, precision, threads) for model in models]
 
 
 def check_pack(pack: Pack, files: ModelFiles) -> Pack:
-    """The pack after its networks have run once, its `dim` as they answer. Raises ModelUnavailable."""
+    """Runs the pack's networks once and returns the pack with the embedder's `dim`. Raises ModelUnavailable."""
     try:
         detector, embedder = load(pack, files, Device.CPU, Precision.FLOAT32, Threads())
-        noise = np.random.default_rng(0)  # what a network makes of it does not matter, that it answers does
+        noise = np.random.default_rng(0)  # only the shapes of the outputs matter
         detector.detect(noise.integers(0, 256, (2, 8 * detector.stride, 8 * detector.stride, 3), np.uint8))
         vectors = embedder.embed(noise.integers(0, 256, (2, CROP_SIZE, CROP_SIZE, 3), np.uint8))
     except ModelUnavailable:
         raise
-    except Exception as error:  # a network of another kind fails anywhere in its decoding
+    except Exception as error:  # outputs of another kind of network can fail anywhere in decoding
         raise ModelUnavailable(
             f"the files of {pack.name} do not work as {pack.detector.network} and {pack.embedder.network}: "
             f"{type(error).__name__}: {error}"
         ) from error
     if vectors.ndim != 2:
         raise ModelUnavailable(
-            f"{pack.embedder.name} answers with an array of shape {vectors.shape}; expected one embedding a crop"
+            f"{pack.embedder.name} returns an array of shape {vectors.shape}; expected one embedding per crop"
         )
     return replace(pack, dim=vectors.shape[1])

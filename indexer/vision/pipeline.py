@@ -1,11 +1,12 @@
-"""Image bytes -> described faces: decode, detect, align, embed, as one object over one model pack."""
+"""Runs all steps from image files to embedded faces with one model pack: decode, detect, align, embed."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -25,10 +26,10 @@ from indexer.vision.embedders.base import Embedder
 from indexer.vision.runtime import Threads
 
 MAX_BATCH_PIXELS = 48_000_000
-"""Decoded pixels held at a time: four photos of 12 MP, 144 MB."""
+"""Decoded pixels held in memory at a time: four photos of 12 MP, 144 MB."""
 
 REDUCED_SIDE = 1000
-"""A JPEG is first decoded to this longest side or more: a photo of 4032 x 3024 at a quarter."""
+"""Longest side, at least, to which a JPEG is first decoded: a photo of 4032 x 3024 at a quarter."""
 
 SEARCH_SCOPES = {
     None: SearchScope.ALL,
@@ -38,12 +39,14 @@ SEARCH_SCOPES = {
 }
 
 RIVAL_AREA_RATIO = 0.5
-"""A second face counts from this share of the largest one's area (the public contract of `--pick only`)."""
+"""A second face counts if its area is at least this share of the largest one's (public contract of `--pick only`)."""
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a pipeline runs. None of it changes what it answers, but `thorough`, and `precision`: scores by 0.001 on
+    """Options of a pipeline. Only `thorough` and `precision` affect results; `precision` changes scores by 0.001 on
     average and 0.016 at most (`benchmarks/runtime.py`)."""
 
     limits: Limits = field(default_factory=Limits)
@@ -52,15 +55,16 @@ class Options:
     precision: Precision = Precision.NATIVE
     """Of the embedder."""
     thorough: bool = True
-    """Whether all of a pack's `zooms` are embedded, or the aligned crop alone, in the embedder's time for one crop. The
-    embeddings of either may be compared with the other's."""
+    """Whether to embed a crop for each of the pack's `zooms`, or only the aligned crop in the time of one crop. The
+    embeddings of both are comparable."""
     stage: Stage = untimed
-    """Times `decode`, `detect`, `look` (the second look, aligning and measuring) and `embed`, of all images at once."""
+    """Measures the time of `decode`, `detect`, `look` (second detection pass, alignment, quality) and `embed`, each for
+    all images of a batch."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """One image: its faces, or why there are none to use."""
+    """The faces of one image, or the reason why it was rejected. Width and height are those of the upright original."""
 
     faces: tuple[Face, ...] = ()
     rejection: RejectedImage | None = None
@@ -70,21 +74,23 @@ class ImageResult:
 
 @dataclass(eq=False)
 class _Image:
-    """One image on its way through."""
+    """One image between the steps of the pipeline."""
 
     data: bytes
     photo: Photo
-    detections: list[Detection]
-    chosen: list[Detection]
+    detections: list[Detection] = field(default_factory=list)
+    chosen: list[Detection] = field(default_factory=list)
+    """The detections that `Pick` selects."""
     crops: list[Pixels] = field(default_factory=list)
+    """The aligned crop of each chosen face."""
     views: list[NDArray[np.uint8]] = field(default_factory=list)
-    """Of each face, (V, 112, 112, 3): what is embedded."""
+    """The V crops of each chosen face that are embedded, (V, 112, 112, 3) RGB."""
     qualities: list[Quality] = field(default_factory=list)
     rejection: RejectedImage | None = None
 
 
 class FacePipeline:
-    """Thread-safe. The networks are loaded at the first call, once."""
+    """Detects and embeds faces with one model pack. Thread-safe. The networks are loaded at the first call."""
 
     def __init__(self, pack: Pack, files: ModelFiles, options: Options = Options()) -> None:
         self.pack = pack
@@ -94,37 +100,37 @@ class FacePipeline:
         self._networks: tuple[Detector, Embedder] | None = None
 
     def load(self) -> None:
-        """Loads the networks now. Raises ModelUnavailable."""
+        """Loads the networks. Raises ModelUnavailable."""
         self._load()
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        """The faces of each image that `pick` names (None: all of them, largest first), embedded.
+        """Detects, measures and embeds the faces that `pick` selects in each image file, or all, largest first.
 
-        With `gate`, a face that `quality` finds too poor rejects its image. Raises ModelUnavailable; what is
-        wrong with one image is in its own answer.
+        With `gate`, an image is rejected if its face does not meet the limits of `quality`. Raises ModelUnavailable;
+        errors of a single image are in its result.
         """
-        answers: list[ImageResult] = []
-        for group in self._groups(images, SEARCH_SCOPES[pick]):
-            answers += self._describe(group, pick, gate)
-        return answers
+        results: list[ImageResult] = []
+        for batch in self._detect_batches(images, SEARCH_SCOPES[pick]):
+            results += self._describe(batch, pick, gate)
+        return results
 
     def embed(self, crops: NDArray[np.uint8]) -> Vectors:
-        """(N, 112, 112, 3) RGB uint8 aligned crops -> (N, D) float32 of unit length. Raises ModelUnavailable.
+        """Returns embeddings (N, D) float32 of unit length for (N, 112, 112, 3) RGB uint8 aligned crops.
 
-        Of crops alone there are no `zooms`: the answers may be compared with those of `describe`, and are a little
-        worse.
+        The pack's `zooms` need the photo, so these embeddings are a little less accurate than those of `describe`, but
+        comparable. Raises ModelUnavailable.
         """
         _, embedder = self._load()
         return embedder.embed(crops)
 
     def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[ImageResult]:
-        """As `describe`, the faces measured but not embedded (their embeddings are empty)."""
-        answers: list[ImageResult] = []
-        for group in self._groups(images, SEARCH_SCOPES[pick]):
+        """Detects and measures faces as `describe` does, with empty embeddings."""
+        results: list[ImageResult] = []
+        for batch in self._detect_batches(images, SEARCH_SCOPES[pick]):
             with self._options.stage("look"):
-                self._crop(group, pick)
-            answers += _answers(group, repeat(np.empty(0, np.float32)))
-        return answers
+                self._align(batch, pick)
+            results += _results(batch, repeat(np.empty(0, np.float32)))
+        return results
 
     def _load(self) -> tuple[Detector, Embedder]:
         with self._lock:
@@ -135,112 +141,105 @@ class FacePipeline:
                 )
             return self._networks
 
-    def _groups(self, images: Sequence[bytes], seek: SearchScope) -> Iterator[list[_Image | RejectedImage]]:
-        """Images decoded and looked at, in order, as many at a time as MAX_BATCH_PIXELS allows."""
-        group: list[_Image | RejectedImage] = []
-        pixels = 0
-        for data in images:
-            item = self._decode(data, seek)
-            size = item.photo.pixels.size // 3 if isinstance(item, _Image) else 0
-            if group and pixels + size > MAX_BATCH_PIXELS:
-                with self._options.stage("detect"):
-                    self._find(group, seek)
-                yield group
-                group, pixels = [], 0
-            group.append(item)
-            pixels += size
-        if group:
+    def _detect_batches(self, images: Sequence[bytes], scope: SearchScope) -> Iterator[list[_Image | RejectedImage]]:
+        """Yields the images in order, decoded and with the detections of the first pass."""
+        decoded = (self._decode(data, scope) for data in images)
+        for batch in _batch_by_pixels(decoded, lambda item: _pixels(item.photo) if isinstance(item, _Image) else 0):
             with self._options.stage("detect"):
-                self._find(group, seek)
-            yield group
+                self._detect(batch, scope)
+            yield batch
 
-    def _decode(self, data: bytes, seek: SearchScope) -> _Image | RejectedImage:
-        side = max(detection.DETECTION_SIDES) if seek is SearchScope.ALL else REDUCED_SIDE
+    def _decode(self, data: bytes, scope: SearchScope) -> _Image | RejectedImage:
+        side = max(detection.DETECTION_SIDES) if scope is SearchScope.ALL else REDUCED_SIDE
         try:
             with self._options.stage("decode"):
-                return _Image(data, decode(data, self._options.limits, side), [], [])
+                return _Image(data, decode(data, self._options.limits, side))
         except RejectedImage as rejection:
             return rejection.without_traceback()
 
-    def _find(self, group: list[_Image | RejectedImage], seek: SearchScope) -> None:
+    def _detect(self, batch: list[_Image | RejectedImage], scope: SearchScope) -> None:
         detector, _ = self._load()
-        read = [item for item in group if isinstance(item, _Image)]
-        for item, faces in zip(read, detection.detect_faces(detector, [i.photo for i in read], seek), strict=True):
-            item.detections = faces
-        for item in read:
-            if not item.detections and item.photo.is_reduced and seek is not SearchScope.ALL:
+        decoded = [item for item in batch if isinstance(item, _Image)]
+        found = detection.detect_faces(detector, [image.photo for image in decoded], scope)
+        for image, faces in zip(decoded, found, strict=True):
+            image.detections = faces
+            if not faces and image.photo.is_reduced and scope is not SearchScope.ALL:
                 try:
-                    item.photo = decode(item.data, self._options.limits, max(detection.DETECTION_SIDES))
+                    image.photo = decode(image.data, self._options.limits, max(detection.DETECTION_SIDES))
                 except RejectedImage as rejection:
-                    item.rejection = rejection.without_traceback()
+                    image.rejection = rejection.without_traceback()
                     continue
-                (item.detections,) = detection.detect_faces(detector, [item.photo])
+                (image.detections,) = detection.detect_faces(detector, [image.photo])
 
-    def _describe(self, group: list[_Image | RejectedImage], pick: Pick | None, gate: bool) -> list[ImageResult]:
+    def _describe(self, batch: list[_Image | RejectedImage], pick: Pick | None, gate: bool) -> list[ImageResult]:
         detector, embedder = self._load()
         with self._options.stage("look"):
-            self._crop(group, pick)
-        read = [item for item in group if isinstance(item, _Image)]
-        for image in read:
+            self._align(batch, pick)
+        images = [item for item in batch if isinstance(item, _Image)]
+        for image in images:
             if gate and image.rejection is None:
-                image.rejection = _gate(image, detector.enrollment_score)
-        views = [some for image in read if image.rejection is None for some in image.views]
+                image.rejection = _check_quality(image, detector.enrollment_score)
+        views = [view for image in images if image.rejection is None for view in image.views]
         with self._options.stage("embed"):
             vectors = embedder.embed_views(
                 np.stack(views) if views else np.empty((0, 1, CROP_SIZE, CROP_SIZE, 3), np.uint8)
             )
-        return _answers(group, iter(vectors))
+        return _results(batch, iter(vectors))
 
-    def _crop(self, group: list[_Image | RejectedImage], pick: Pick | None) -> None:
-        """Chooses faces, looks at them again, aligns and measures them; whole photos as many at a time as
-        MAX_BATCH_PIXELS allows."""
-        ready: list[tuple[_Image, Photo]] = []
-        pixels = 0
-        for item in group:
-            if not isinstance(item, _Image) or item.rejection is not None:
+    def _align(self, batch: list[_Image | RejectedImage], pick: Pick | None) -> None:
+        """Selects faces, runs the second detection pass, aligns the faces and measures their quality."""
+        pairs = self._select(batch, pick)
+        for part in _batch_by_pixels(pairs, lambda pair: _pixels(pair[1])):
+            self._align_faces(part, pick)
+            part.clear()  # frees full-size photos before the next ones are decoded
+
+    def _select(self, batch: list[_Image | RejectedImage], pick: Pick | None) -> Iterator[tuple[_Image, Photo]]:
+        """Yields each image that has the faces that `pick` selects, with the photo to crop them from, which is decoded
+        at full size if the reduced one shows the faces too small."""
+        for image in batch:
+            if not isinstance(image, _Image) or image.rejection is not None:
                 continue
             try:
-                item.chosen = select_faces(item.detections, pick, item.photo)
-                photo = item.photo
-                if photo.is_reduced and _too_coarse(item):
-                    photo = decode(item.data, self._options.limits)
+                image.chosen = select_faces(image.detections, pick, image.photo)
+                photo = image.photo
+                if photo.is_reduced and _is_too_coarse(image):
+                    photo = decode(image.data, self._options.limits)
             except RejectedImage as rejection:
-                item.rejection, item.chosen = rejection.without_traceback(), []
+                image.rejection, image.chosen = rejection.without_traceback(), []
                 continue
-            size = photo.pixels.size // 3
-            if ready and pixels + size > MAX_BATCH_PIXELS:
-                self._crop_faces(ready, pick)
-                ready, pixels = [], 0
-            ready.append((item, photo))
-            pixels += size
-        self._crop_faces(ready, pick)
+            yield image, photo
 
-    def _crop_faces(self, ready: list[tuple[_Image, Photo]], pick: Pick | None) -> None:
+    def _align_faces(self, pairs: list[tuple[_Image, Photo]], pick: Pick | None) -> None:
         detector, _ = self._load()
-        pairs = [(photo, face) for item, photo in ready for face in item.chosen]
-        again = iter(detection.refine_detections(detector, pairs))
+        faces = [(photo, face) for image, photo in pairs for face in image.chosen]
+        refined = iter(detection.refine_detections(detector, faces))
         zooms = self.pack.zooms if self._options.thorough else (1.0,)
-        for item, photo in ready:
-            item.chosen = sorted((next(again) for _ in item.chosen), key=lambda face: -face.box.area)
+        for image, photo in pairs:
+            image.chosen = sorted((next(refined) for _ in image.chosen), key=lambda face: -face.box.area)
             if pick is Pick.LARGEST:
-                item.chosen = item.chosen[:1]
-            for face in item.chosen:
+                image.chosen = image.chosen[:1]
+            for face in image.chosen:
                 try:
                     points = face.landmarks / photo.scale
                     crop = align(photo.pixels, points)
                     views = [crop if zoom == 1 else align(photo.pixels, zoom_landmarks(points, zoom)) for zoom in zooms]
                 except ValueError as error:
-                    item.rejection = RejectedImage(f"the face has no shape: {error}", code=Reason.DETECTION_UNSURE)
-                    item.chosen = []
+                    message = f"the face cannot be aligned: {error}"
+                    image.rejection, image.chosen = RejectedImage(message, code=Reason.DETECTION_UNSURE), []
                     break
-                item.crops.append(crop)
-                item.views.append(np.stack(views))
-                item.qualities.append(quality.measure(face, crop, detector.enrollment_score))
+                image.crops.append(crop)
+                image.views.append(np.stack(views))
+                image.qualities.append(quality.measure(face, crop, detector.enrollment_score))
 
 
 def select_faces(faces: Sequence[Detection], pick: Pick | None, photo: Photo) -> list[Detection]:
-    """The faces that `pick` names, largest first; for `largest` all of about that size, as the second look may tell
-    another order. Raises RejectedImage: `no_face`, `several_faces`."""
+    """Returns the faces that `pick` selects, largest first.
+
+    For `largest` these are all of about that size, because the second detection pass can change their order.
+
+    Raises:
+        RejectedImage: `no_face` or `several_faces`.
+    """
     if not faces:
         raise RejectedImage("no face was found", code=Reason.NO_FACE)
     ranked = sorted(faces, key=lambda face: -face.box.area)
@@ -260,39 +259,59 @@ def select_faces(faces: Sequence[Detection], pick: Pick | None, photo: Photo) ->
 
 
 def zoom_landmarks(landmarks: NDArray[np.floating], zoom: float) -> NDArray[np.float64]:
-    """Landmarks (5, 2) by which `align` cuts the same crop `zoom` times nearer, about its middle."""
-    back = cv2.invertAffineTransform(estimate_similarity(landmarks))
-    middle = back @ ((CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2, 1)
-    return np.asarray(middle + (landmarks - middle) / zoom, np.float64)
+    """Returns the landmarks (5, 2) with which `align` makes the same crop, magnified by `zoom` about its center."""
+    inverse = cv2.invertAffineTransform(estimate_similarity(landmarks))
+    center = inverse @ ((CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2, 1)
+    return np.asarray(center + (landmarks - center) / zoom, np.float64)
 
 
-def _too_coarse(item: _Image) -> bool:
-    """Whether the whole photo would show a face with more pixels than its second look can use."""
-    sx, sy = item.photo.scale
-    return min(face.box.size for face in item.chosen) / max(sx, sy) < detection.REFINE_FACE_SIZE
+def _pixels(photo: Photo) -> int:
+    return photo.pixels.size // 3
 
 
-def _gate(item: _Image, sure: float) -> RejectedImage | None:
-    reasons = item.qualities[0].reasons
+def _batch_by_pixels(items: Iterable[Item], pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Yields the items in batches of at most MAX_BATCH_PIXELS; a single larger item is a batch too."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        size = pixels(item)
+        if batch and total + size > MAX_BATCH_PIXELS:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size
+    if batch:
+        yield batch
+
+
+def _is_too_coarse(image: _Image) -> bool:
+    """Returns whether the second detection pass can use more pixels of a face than the reduced photo has."""
+    sx, sy = image.photo.scale
+    return min(face.box.size for face in image.chosen) / max(sx, sy) < detection.REFINE_FACE_SIZE
+
+
+def _check_quality(image: _Image, min_score: float) -> RejectedImage | None:
+    """Returns the rejection of an image whose face is below the limits of `quality`."""
+    reasons = image.qualities[0].reasons
     if not reasons:
         return None
     return RejectedImage(
-        quality.rejection_message(reasons[0], item.chosen[0], item.qualities[0], sure),
+        quality.rejection_message(reasons[0], image.chosen[0], image.qualities[0], min_score),
         code=reasons[0],
         details={"reasons": [str(reason) for reason in reasons]},
     )
 
 
-def _answers(group: Sequence[_Image | RejectedImage], vectors: Iterator[NDArray[np.float32]]) -> list[ImageResult]:
-    """One answer an item; the faces of those that are not rejected take their embeddings from `vectors`, in order."""
-    answers = []
-    for item in group:
+def _results(batch: Sequence[_Image | RejectedImage], vectors: Iterator[NDArray[np.float32]]) -> list[ImageResult]:
+    """Returns one result per item; the faces of accepted images take their embeddings from `vectors`, in order."""
+    results = []
+    for item in batch:
         if isinstance(item, RejectedImage):
-            answers.append(ImageResult(rejection=item))
+            results.append(ImageResult(rejection=item))
             continue
         faces: tuple[Face, ...] = ()
         if item.rejection is None:
             found = zip(item.chosen, item.qualities, item.crops, strict=True)
             faces = tuple(Face(d, q, next(vectors), crop) for d, q, crop in found)
-        answers.append(ImageResult(faces, item.rejection, item.photo.width, item.photo.height))
-    return answers
+        results.append(ImageResult(faces, item.rejection, item.photo.width, item.photo.height))
+    return results

@@ -99,9 +99,9 @@ def quantize_embedder(
     exact = files.prepared_model(pack.embedder)
     file = files.with_known_hash(pack.embedder)
     is_held_out = np.arange(len(faces)) % HELD_OUT == HELD_OUT - 1
-    feed = networks.embedder_preprocessing(pack)
-    model = _quantize(exact, file, feed, faces[~is_held_out], progress)
-    sessions = _sessions(exact, model, feed, file)
+    preprocessing = networks.embedder_preprocessing(pack)
+    model = _quantize(exact, file, preprocessing, faces[~is_held_out], progress)
+    sessions = _sessions(exact, model, preprocessing, file)
     try:
         cosines = _cosines(pack, sessions, faces[is_held_out])
     except InvalidVector as error:
@@ -132,7 +132,7 @@ def quantize_embedder(
 
 
 def _quantize(
-    model: bytes, file: ModelFile, feed: Preprocessing, faces: NDArray[np.uint8], progress: ProgressListener
+    model: bytes, file: ModelFile, preprocessing: Preprocessing, faces: NDArray[np.uint8], progress: ProgressListener
 ) -> bytes:
     import onnx
 
@@ -144,7 +144,7 @@ def _quantize(
         nonlocal count
         count += 1
         progress(count, len(faces))
-        return {name: to_blob(crop[None], feed)}
+        return {name: to_blob(crop[None], preprocessing)}
 
     with _quiet_nncf() as nncf:
         try:
@@ -188,11 +188,11 @@ def _quiet_nncf() -> Iterator[Any]:
             console.quiet = was_quiet
 
 
-def _sessions(exact: bytes, int8: bytes, feed: Preprocessing, file: ModelFile) -> dict[Precision, Session]:
+def _sessions(exact: bytes, int8: bytes, preprocessing: Preprocessing, file: ModelFile) -> dict[Precision, Session]:
     """Loads the model in each precision as the pipeline does. Raises ModelUnavailable."""
     return {
         precision: networks.load_on_cpu(
-            int8 if precision is Precision.INT8 else exact, file, feed, precision, Threads()
+            int8 if precision is Precision.INT8 else exact, file, preprocessing, precision, Threads()
         )
         for precision in (Precision.FLOAT32, Precision.NATIVE, Precision.INT8)
     }

@@ -1,4 +1,4 @@
-"""Damaged images, made from a number each; and a process that decodes some of them and tells what became of them."""
+"""Damaged images made from a number, and a process that decodes some of them and reports the outcomes."""
 
 from __future__ import annotations
 
@@ -23,62 +23,62 @@ import psutil
 from PIL import Image
 
 from indexer.errors import RejectedImage
-from indexer.vision.decode import decode
+from indexer.vision.decode import Limits, decode
 from tests import photos
 
-REDUCED = 640
-"""A longest side at which JPEGs are decoded as the pipeline does it, beside whole."""
+REDUCED_SIDE = 32
+"""Longest side at which JPEGs are decoded in addition to full size; the undamaged ones have 96 pixels."""
 
 LARGE = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 9_999, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-"""Sizes, counts and offsets at which decoders go wrong: ends of ranges, and just within the limit of pixels."""
+"""Sizes, counts and offsets that decoders often handle wrong: ends of ranges, and just below the pixel limit."""
 
 ROUNDS = 4
-"""A leak grows in each of them; memory that is held for later uses does not."""
+"""A leak grows in each round; caches do not."""
 
 Mutation = Callable[[np.random.Generator, bytearray], bytearray]
 
 
 @cache
 def seeds() -> Sequence[bytes]:
-    """Small files of every format, in the variants that take other ways through the decoders."""
+    """Small files of every format, in variants that use different code of the decoders."""
     picture = np.asarray(Image.open(io.BytesIO(photos.astronaut())).convert("RGB").resize((96, 80)))
     image = Image.fromarray(picture)
-    grey, palette, clear = image.convert("L"), image.quantize(64), image.convert("RGBA")
-    clear.putalpha(grey)
-    turned = photos.exif(6)
+    gray, palette, clear = image.convert("L"), image.quantize(64), image.convert("RGBA")
+    clear.putalpha(gray)
+    rotated = photos.exif(6)
     deep = cv2.imencode(".png", picture.astype(np.uint16) * 257)[1].tobytes()
     several: list[dict[str, Any]] = [{"save_all": True, "append_images": [image.rotate(90)]}]
     files = [
-        *(photos.encode(image, "JPEG", exif=turned, **how) for how in ({}, {"progressive": True}, {"quality": 30})),
+        *(photos.encode(image, "JPEG", exif=rotated, **how) for how in ({}, {"progressive": True}, {"quality": 30})),
         photos.encode(image.convert("CMYK"), "JPEG"),
-        photos.encode(grey, "JPEG", restart_marker_blocks=2),
+        photos.encode(gray, "JPEG", restart_marker_blocks=2),
         photos.encode(image, "MPO", **several[0]),
-        *(photos.encode(one, "PNG", exif=turned) for one in (image, grey, palette, clear, image.convert("1"))),
+        *(photos.encode(one, "PNG", exif=rotated) for one in (image, gray, palette, clear, image.convert("1"))),
         photos.encode(palette, "PNG", transparency=3),
         photos.encode(image, "PNG", **several[0]),
         deep,
-        *(photos.encode(one, "WEBP", exif=turned) for one in (image, clear)),
+        *(photos.encode(one, "WEBP", exif=rotated) for one in (image, clear)),
         photos.encode(clear, "WEBP", lossless=False, quality=50),
         photos.encode(image, "WEBP", **several[0]),
-        *(photos.encode(one, "BMP") for one in (image, grey, palette, image.convert("1"))),
+        *(photos.encode(one, "BMP") for one in (image, gray, palette, image.convert("1"))),
         *(
-            photos.encode(image, "TIFF", compression=how, exif=turned)
+            photos.encode(image, "TIFF", compression=how, exif=rotated)
             for how in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
         ),
         photos.encode(image.convert("1"), "TIFF", compression="group4"),
         photos.encode(clear, "TIFF"),
-        *(photos.encode(one, "HEIF", exif=turned) for one in (image, clear)),
-        *(photos.encode(one, "AVIF", exif=turned, speed=10) for one in (image, clear)),
+        *(photos.encode(one, "HEIF", exif=rotated) for one in (image, clear)),
+        *(photos.encode(one, "AVIF", exif=rotated, speed=10) for one in (image, clear)),
         photos.encode(palette, "GIF"),
     ]
     for file in files[:-1]:
-        with_several = file in (files[12], files[17])  # an animation is no photo
-        assert with_several or decode(file).pixels.size, "a seed that is refused would try nothing"
+        is_animation = file in (files[12], files[17])
+        assert is_animation or decode(file).pixels.size, "seeds must be valid"
     return files
 
 
 def mutant(number: int) -> bytes:
-    """The damaged image of that number, always the same."""
+    """Returns the damaged image of this number, always the same."""
     rng = np.random.default_rng(number)
     data = bytearray(seeds()[int(rng.integers(len(seeds())))])
     for _ in range(int(rng.integers(1, 4))):
@@ -94,7 +94,7 @@ def _flip(rng: np.random.Generator, data: bytearray) -> bytearray:
 
 
 def _flip_head(rng: np.random.Generator, data: bytearray) -> bytearray:
-    """Where sizes, tables and EXIF stand."""
+    """Damages sizes, tables and EXIF data."""
     return _flip(rng, data[:512]) + data[512:]
 
 
@@ -103,7 +103,7 @@ def _cut(rng: np.random.Generator, data: bytearray) -> bytearray:
 
 
 def _size(rng: np.random.Generator, data: bytearray) -> bytearray:
-    """A number somewhere in the first half KiB becomes another one."""
+    """Overwrites a number somewhere in the first 512 bytes."""
     width = int(rng.choice([1, 2, 4]))
     value = LARGE[int(rng.integers(len(LARGE)))] % 256**width
     at = int(rng.integers(0, max(1, min(512, len(data)))))
@@ -112,7 +112,7 @@ def _size(rng: np.random.Generator, data: bytearray) -> bytearray:
 
 
 def _exif(rng: np.random.Generator, data: bytearray) -> bytearray:
-    """Garbage in the EXIF block, or in the middle of what has none."""
+    """Writes random bytes to the EXIF block, or to the middle of a file without one."""
     start = max(data.find(b"Exif"), data.find(b"II*\0"), data.find(b"MM\0*"), 0) or len(data) // 2
     length = int(rng.integers(1, 65))
     data[start : start + length] = rng.bytes(length)
@@ -125,7 +125,7 @@ def _piece(rng: np.random.Generator, data: bytearray) -> tuple[int, int]:
 
 
 def _twice(rng: np.random.Generator, data: bytearray) -> bytearray:
-    """A piece again, there or elsewhere."""
+    """Repeats a piece, there or elsewhere."""
     start, end = _piece(rng, data)
     at = int(rng.integers(0, len(data) + 1)) if rng.integers(2) else end
     return data[:at] + data[start:end] + data[at:]
@@ -142,7 +142,7 @@ def _noise(rng: np.random.Generator, data: bytearray) -> bytearray:
 
 
 def _splice(rng: np.random.Generator, data: bytearray) -> bytearray:
-    """The head of another file before this one's tail."""
+    """Replaces the beginning by that of another file."""
     other = seeds()[int(rng.integers(len(seeds())))]
     cut = int(rng.integers(0, min(1024, len(other)) + 1))
     return bytearray(other[:cut]) + data[min(cut, len(data)) :]
@@ -152,9 +152,9 @@ MUTATIONS: Sequence[Mutation] = (_flip, _flip_head, _cut, _size, _size, _exif, _
 
 
 def main(first: int, count: int, progress: Path) -> None:
-    """Decodes the images ROUNDS times, and prints a JSON object: how many ended how, errors that are no RejectedImage,
-    the most seconds of CPU that one took and which, and the bytes that the process grew by in each round."""
-    warnings.simplefilter("ignore")  # Pillow tells of damage that it can bear
+    """Decodes the images ROUNDS times and prints a JSON object: the number of each outcome, errors other than
+    RejectedImage, the longest CPU time with its image, and the bytes by which the process grew in each round."""
+    warnings.simplefilter("ignore")  # Pillow warns of damage that it tolerates
     ended: Counter[str] = Counter()
     wrong: list[str] = []
     slowest = (0.0, -1)
@@ -164,7 +164,7 @@ def main(first: int, count: int, progress: Path) -> None:
             ended.clear()
             wrong.clear()
             for number in range(first, first + count):
-                os.pwrite(file.fileno(), b"%012d" % number, 0)  # told though the process dies of it
+                os.pwrite(file.fileno(), b"%012d" % number, 0)  # known even if the process crashes
                 began = time.process_time()
                 for outcome in _outcomes(mutant(number)):
                     ended[outcome.partition(":")[0]] += 1
@@ -176,11 +176,14 @@ def main(first: int, count: int, progress: Path) -> None:
 
 
 def _outcomes(data: bytes) -> Iterator[str]:
-    for longest_side in (None, REDUCED):
+    for longest_side in (None, REDUCED_SIDE):
         try:
             photo = decode(data, longest_side=longest_side)
             assert photo.pixels.dtype == np.uint8
             assert photo.pixels.shape[2:] == (3,)
+            assert 0 < photo.pixels.size <= 3 * Limits.max_pixels
+            assert photo.height >= photo.pixels.shape[0]
+            assert photo.width >= photo.pixels.shape[1]
             yield "decoded"
         except RejectedImage as rejection:
             yield str(rejection.code)

@@ -1,4 +1,4 @@
-"""Networks filled with weights that anyone can make again, and what the upstream networks answer with them."""
+"""Networks with reproducible weights, and the outputs of the upstream networks with the same weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def fill(module: M) -> M:
-    """Each parameter by its name alone, as `golden/README.md` of the shared folder has it; ready to run."""
+    """Sets each parameter by its name (`golden/README.md` of the shared folder) and returns the network."""
     with no_grad():
         for name, value in module.state_dict().items():
             if not name.endswith("num_batches_tracked"):
@@ -25,13 +25,13 @@ def fill(module: M) -> M:
 
 
 def answers(name: str) -> dict[str, NDArray[np.float32]]:
-    """What upstream answers. Skips the test without the shared folder."""
+    """Returns the outputs of upstream. Skips the test without the shared folder."""
     with np.load(photos.shared(f"golden/{name}.npz")) as arrays:
         return dict(arrays)
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The parameters of the published checkpoint. Skips the test without the shared folder."""
+    """Returns the parameter shapes of the published checkpoint. Skips the test without the shared folder."""
     listed = json.loads(photos.shared(f"golden/{name}_state_dict.json").read_text())
     return {name: tuple(shape) for name, shape in listed.items()}
 

@@ -1,4 +1,4 @@
-"""The pack keeps the accuracy it was published with: Labeled Faces in the Wild, View 2."""
+"""Accuracy of the embedded pack on Labeled Faces in the Wild, View 2."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from indexer.vision.pipeline import FacePipeline
 from tests import photos
 
 PUBLISHED = 0.99
-"""OpenCV Zoo publishes 99.42 % for SFace on all 6,000 pairs; ours are those of one half of the people."""
+"""OpenCV Zoo publishes 99.42 % for SFace on all 6,000 pairs; this test uses those of half of the people."""
 
 
 def folds(same: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The number of the fold each pair is in: View 2 lists a fold's pairs of one person, then those of two."""
+    """Returns each pair's fold. View 2 lists the mated pairs of a fold, then the non-mated ones."""
     starts = np.flatnonzero(same[1:] & ~same[:-1]) + 1
     return np.searchsorted(starts, np.arange(len(same)), side="right")
 
 
 def best_threshold(scores: NDArray[np.float64], same: NDArray[np.bool_]) -> float:
     tried = np.unique(scores)
-    right = [((scores >= threshold) == same).mean() for threshold in tried]
-    return float(tried[int(np.argmax(right))])
+    accuracies = [((scores >= threshold) == same).mean() for threshold in tried]
+    return float(tried[int(np.argmax(accuracies))])
 
 
-def test_labeled_faces_in_the_wild(pipeline: FacePipeline) -> None:
+def test_accuracy_on_lfw_is_as_published(pipeline: FacePipeline) -> None:
     root = photos.shared("lfw")
     with (root / "pairs.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -36,9 +36,9 @@ def test_labeled_faces_in_the_wild(pipeline: FacePipeline) -> None:
     embeddings: dict[str, NDArray[np.float32]] = {}
     for start in range(0, len(names), 64):
         chunk = names[start : start + 64]
-        seen = pipeline.describe([(root / name).read_bytes() for name in chunk], Pick.CENTER)
-        embeddings |= {name: s.faces[0].embedding for name, s in zip(chunk, seen, strict=True) if s.faces}
-    assert len(embeddings) == len(names)  # each photo has a face, and it is found
+        results = pipeline.describe([(root / name).read_bytes() for name in chunk], Pick.CENTER)
+        embeddings |= {name: r.faces[0].embedding for name, r in zip(chunk, results, strict=True) if r.faces}
+    assert len(embeddings) == len(names)  # a face is found in each photo
     scores = np.array([embeddings[row["image_a"]] @ embeddings[row["image_b"]] for row in rows], np.float64)
     same = np.array([row["same"] == "1" for row in rows])
 
@@ -54,7 +54,7 @@ def test_labeled_faces_in_the_wild(pipeline: FacePipeline) -> None:
         halves.append(((scores[~half] >= threshold) == same[~half]).mean())
     assert np.mean(accuracies) >= PUBLISHED, accuracies
     assert min(halves) >= PUBLISHED, halves
-    # The pack's own threshold is for a false match rate of 1 in 1,000.
-    at_own = scores >= pipeline.pack.same_threshold
-    assert (at_own == same).mean() >= 0.985
-    assert at_own[~same].mean() < 0.01
+    # The pack's threshold is meant for a false match rate of 1 in 1,000.
+    at_threshold = scores >= pipeline.pack.same_threshold
+    assert (at_threshold == same).mean() >= 0.985
+    assert at_threshold[~same].mean() < 0.01

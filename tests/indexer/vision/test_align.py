@@ -1,4 +1,4 @@
-"""The crop that embedders see, against an independent solution and against pictures whose answer is known."""
+"""Alignment against an independent solution, InsightFace, and pictures with known results."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from indexer.types import CROP_SIZE
 from indexer.vision.align import REFERENCE_LANDMARKS, align, estimate_similarity
 from tests import photos
 from tests.indexer.vision import upstream
+from tests.indexer.vision.common import astronaut
 
-EYES_ON_ASTRONAUT = np.array([[202, 112], [246, 109], [226, 133], [208, 150], [246, 148]], np.float32)
+ASTRONAUT_LANDMARKS = np.array([[202, 112], [246, 109], [226, 133], [208, 150], [246, 148]], np.float32)
 
 
-def least_squares(points: NDArray[np.floating], template: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The similarity u = ax - by + tx, v = bx + ay + ty as a plain linear least-squares problem in a, b, tx, ty."""
-    rows, right = [], []
-    for (x, y), (u, v) in zip(points.astype(np.float64), template, strict=True):
+def least_squares(points: NDArray[np.floating], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solves the similarity u = ax - by + tx, v = bx + ay + ty as a linear least-squares problem in a, b, tx, ty."""
+    rows, targets = [], []
+    for (x, y), (u, v) in zip(points.astype(np.float64), reference, strict=True):
         rows += [[x, -y, 1, 0], [y, x, 0, 1]]
-        right += [u, v]
-    (a, b, tx, ty), *_ = np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)
+        targets += [u, v]
+    (a, b, tx, ty), *_ = np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)
     return np.array([[a, -b, tx], [b, a, ty]])
 
 
-def turned(points: NDArray[np.float64], degrees: float, scale: float, x: float, y: float) -> NDArray[np.float64]:
+def transform(points: NDArray[np.float64], degrees: float, scale: float, x: float, y: float) -> NDArray[np.float64]:
     angle = np.deg2rad(degrees)
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return points @ turn.T + (x, y)
@@ -33,7 +34,7 @@ def turned(points: NDArray[np.float64], degrees: float, scale: float, x: float, 
 @pytest.mark.parametrize("seed", range(20))
 def test_similarity_is_the_least_squares_solution(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    points = turned(REFERENCE_LANDMARKS, rng.uniform(-180, 180), rng.uniform(0.1, 20), *rng.uniform(-500, 5000, 2))
+    points = transform(REFERENCE_LANDMARKS, rng.uniform(-180, 180), rng.uniform(0.1, 20), *rng.uniform(-500, 5000, 2))
     points += rng.normal(0, rng.uniform(0, 30), (5, 2))
     assert np.allclose(estimate_similarity(points), least_squares(points, REFERENCE_LANDMARKS), rtol=1e-6, atol=1e-6)
 
@@ -46,26 +47,27 @@ def test_similarity_never_mirrors() -> None:
 
 
 @pytest.mark.parametrize(("degrees", "scale"), [(0, 1), (30, 0.5), (-100, 3.7), (180, 12)])
-def test_similarity_undoes_a_similarity(degrees: float, scale: float) -> None:
-    matrix = estimate_similarity(turned(REFERENCE_LANDMARKS, degrees, scale, 300, -40))
-    moved = turned(REFERENCE_LANDMARKS, degrees, scale, 300, -40) @ matrix[:, :2].T + matrix[:, 2]
+def test_similarity_inverts_a_similarity(degrees: float, scale: float) -> None:
+    matrix = estimate_similarity(transform(REFERENCE_LANDMARKS, degrees, scale, 300, -40))
+    moved = transform(REFERENCE_LANDMARKS, degrees, scale, 300, -40) @ matrix[:, :2].T + matrix[:, 2]
     assert np.allclose(moved, REFERENCE_LANDMARKS, atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore:`estimate` is deprecated:FutureWarning")  # scikit-image, of InsightFace
+@pytest.mark.filterwarnings("ignore:`estimate` is deprecated:FutureWarning")  # from scikit-image, in InsightFace
 @pytest.mark.parametrize("exact", [False, True])
-def test_it_crops_as_insightface(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bit for bit where InsightFace is given the template and the landmarks in float64. By itself it computes in
-    float32, which moves the matrix in its last digits and here and there a pixel by one grey level."""
+def test_crops_equal_those_of_insightface(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crops are identical if InsightFace gets the reference and the landmarks in float64. By default it computes in
+    float32, which changes the last digits of the matrix and single pixels by one level."""
     theirs = upstream.face_align()
     assert np.array_equal(theirs.arcface_dst, REFERENCE_LANDMARKS.astype(np.float32))
     if exact:
         monkeypatch.setattr(theirs, "arcface_dst", REFERENCE_LANDMARKS)
-    photo = photos.pixels(photos.astronaut())
+    photo = astronaut()
     rng = np.random.default_rng(0)
     for _ in range(50):
-        scale = rng.uniform(0.4, 1.9)  # larger faces are averaged down first, which InsightFace does not
-        points = turned(REFERENCE_LANDMARKS - CROP_SIZE / 2, rng.uniform(-180, 180), scale, *rng.uniform(100, 400, 2))
+        scale = rng.uniform(0.4, 1.9)  # InsightFace does not average larger faces down
+        angle, place = rng.uniform(-180, 180), rng.uniform(100, 400, 2)
+        points = transform(REFERENCE_LANDMARKS - CROP_SIZE / 2, angle, scale, *place)
         points = (points + rng.normal(0, 3 * scale, (5, 2))).astype(np.float64 if exact else np.float32)
         matrix = estimate_similarity(points)
         assert np.hypot(*matrix[:, 0]) > 0.5
@@ -77,20 +79,20 @@ def test_it_crops_as_insightface(exact: bool, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("value", [0.0, 17.5, np.nan, np.inf])
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_landmarks_that_coincide_or_are_no_numbers(value: float) -> None:
+def test_coinciding_or_infinite_landmarks_are_rejected(value: float) -> None:
     with pytest.raises(ValueError, match="coincide"):
         estimate_similarity(np.full((5, 2), value))
 
 
 @pytest.mark.parametrize("scale", [0.5, 1, 1.5, 2, 2.5, 3, 4, 5.3])
 @pytest.mark.parametrize("degrees", [0, 25, -90, 180])
-def test_each_pixel_of_the_crop_shows_its_place(scale: float, degrees: float) -> None:
-    """Waves to the right (red) and downwards (green): the crop holds their value at each pixel's place."""
+def test_each_crop_pixel_shows_its_place_in_the_photo(scale: float, degrees: float) -> None:
+    """The photo has horizontal waves in red and vertical waves in green, whose values at each place are known."""
     side, length = 900, 40 * scale
     places = np.stack(np.meshgrid(np.arange(side), np.arange(side)))  # (2, y, x)
     red, green = np.round(127.5 + 100 * np.sin(2 * np.pi / length * places))
     photo = np.stack([red, green, np.full_like(red, 80)], 2).astype(np.uint8)
-    points = turned(REFERENCE_LANDMARKS - CROP_SIZE / 2, degrees, scale, 450, 440)
+    points = transform(REFERENCE_LANDMARKS - CROP_SIZE / 2, degrees, scale, 450, 440)
     crop = align(photo, points).astype(np.float64)
 
     v, u = np.mgrid[:CROP_SIZE, :CROP_SIZE]
@@ -103,12 +105,12 @@ def test_each_pixel_of_the_crop_shows_its_place(scale: float, degrees: float) ->
         phase = 2 * np.pi / length * place[channel]
         error = (crop[..., channel] - 127.5 - 100 * np.sin(phase))[inside]
         assert np.abs(error).max() < 8
-        slope = (100 * 2 * np.pi / 40 * np.cos(phase))[inside]  # a pixel of the crop
+        slope = (100 * 2 * np.pi / 40 * np.cos(phase))[inside]  # per crop pixel
         assert abs((error * slope).sum() / (slope**2).sum()) < 0.02
     assert (crop[..., 2][inside] == 80).all()
 
 
-def test_outside_the_photo_is_black() -> None:
+def test_areas_outside_the_photo_are_black() -> None:
     white = np.full((100, 100, 3), 255, np.uint8)
     crop = align(white, REFERENCE_LANDMARKS - (56, 0))  # the crop begins 56 pixels left of the photo
     assert (crop[:, :55] == 0).all()
@@ -122,31 +124,31 @@ def test_fine_detail_of_large_faces_is_averaged(scale: float) -> None:
     side = int(CROP_SIZE * scale) + 20
     board = (np.indices((side, side)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, 2)
     crop = align(board, REFERENCE_LANDMARKS * scale + 10)
-    # An odd square has one more pixel of one colour: 5 of 9 at worst.
+    # Squares of odd size have one more pixel of one color: 5 of 9 in the worst case.
     assert np.abs(crop.astype(int) - 127.5).max() <= 15
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    # The deviation of a mean of n x n pixels is that of a pixel over n.
+    # The standard deviation of the mean of n x n pixels is 1 / n of that of a pixel.
     assert align(noise, REFERENCE_LANDMARKS * scale + 10).std() < 1.1 * noise.std() / int(scale)
 
 
 @pytest.mark.parametrize("times", [2, 3, 4, 6])
-def test_an_enlarged_photo_gives_the_same_crop(times: int) -> None:
-    photo = photos.pixels(photos.astronaut())[40:220, 140:320]
-    points = EYES_ON_ASTRONAUT - (140, 40)
+def test_enlarged_photo_gives_the_same_crop(times: int) -> None:
+    photo = astronaut()[40:220, 140:320]
+    points = ASTRONAUT_LANDMARKS - (140, 40)
     large = photos.enlarged(photo, 180 * times, 180 * times)
-    # A pixel's centre x lies at times * x + (times - 1) / 2 in the enlarged photo.
+    # The center of pixel x is at times * x + (times - 1) / 2 in the enlarged photo.
     crops = align(photo, points), align(large, points * times + (times - 1) / 2)
     assert crops[0].std() > 40
     assert np.abs(crops[0].astype(int) - crops[1]).mean() < 3
 
 
-def test_a_face_at_the_edge_of_a_large_photo() -> None:
-    photo = photos.pixels(photos.astronaut())
+def test_face_at_the_edge_of_a_large_photo_is_aligned() -> None:
+    photo = astronaut()
     for scale in (1, 3):
         part = photos.enlarged(photo, 512 * scale, 512 * scale)
         panorama = np.zeros((512 * scale + 8, 40_000, 3), np.uint8)  # OpenCV 4 warps images up to 32,766 wide
         left = 40_000 - 512 * scale
         panorama[8:, left:] = part
-        points = EYES_ON_ASTRONAUT * scale
+        points = ASTRONAUT_LANDMARKS * scale
         difference = align(part, points).astype(int) - align(panorama, points + np.array([left, 8]))
         assert np.abs(difference).mean() < 1.5

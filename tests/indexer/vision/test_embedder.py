@@ -1,4 +1,4 @@
-"""Crops in, embeddings out: mirrored crops averaged in, the pack's center taken out."""
+"""Embeddings of crops: averaged with mirrored crops, minus the pack's center."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def session(models_folder: Path) -> Session:
 
 @pytest.fixture(scope="module")
 def crops(pipeline: FacePipeline) -> NDArray[np.uint8]:
-    (seen,) = pipeline.describe([photos.six_people()], None)
-    return np.stack([face.crop for face in seen.faces if face.crop is not None])
+    (result,) = pipeline.describe([photos.six_people()], None)
+    return np.stack([face.crop for face in result.faces if face.crop is not None])
 
 
 @pytest.mark.numeric
-def test_the_center_is_taken_from_the_mean_of_both_sides(session: Session, crops: NDArray[np.uint8]) -> None:
+def test_center_is_subtracted_from_the_mean_of_both_sides(session: Session, crops: NDArray[np.uint8]) -> None:
     center = networks.load_center(CENTER, SFACE.dim)
-    assert 0.2 < float(np.linalg.norm(center)) < 0.5  # before centering, faces are that far from being spread evenly
+    assert 0.2 < float(np.linalg.norm(center)) < 0.5  # how unevenly embeddings are distributed before
     bare, mirrored = Embedder(session, 128, mirror=False), Embedder(session, 128, mirror=True)
     sides = bare.embed(crops) + bare.embed(np.ascontiguousarray(crops[:, :, ::-1]))
     assert np.allclose(mirrored.embed(crops), normalize(sides), atol=1e-5)
@@ -50,27 +50,29 @@ def test_the_center_is_taken_from_the_mean_of_both_sides(session: Session, crops
 
 
 @pytest.mark.numeric
-def test_strangers_score_around_nothing(pipeline: FacePipeline, session: Session, crops: NDArray[np.uint8]) -> None:
+def test_scores_of_strangers_are_around_zero(
+    pipeline: FacePipeline, session: Session, crops: NDArray[np.uint8]
+) -> None:
     apart = ~np.eye(len(crops), dtype=np.bool_)
-    plain = Embedder(session, 128, mirror=True).embed(crops)
-    ours = pipeline.embed(crops)
-    before, after = ((vectors @ vectors.T)[apart].mean() for vectors in (plain, ours))
+    uncentered = Embedder(session, 128, mirror=True).embed(crops)
+    centered = pipeline.embed(crops)
+    before, after = ((vectors @ vectors.T)[apart].mean() for vectors in (uncentered, centered))
     assert abs(after) < 0.1
     assert after < before - 0.03
 
 
-def test_a_center_that_is_not_the_packs() -> None:
+def test_wrong_or_missing_center_is_rejected() -> None:
     with pytest.raises(ModelUnavailable, match=r"sface_center\.json is [0-9a-f]{64}; expected 00000"):
         networks.load_center(replace(CENTER, sha256=64 * "0"), SFACE.dim)
     with pytest.raises(ModelUnavailable, match=r"shape \(128,\); expected \(512,\)"):
         networks.load_center(CENTER, 512)
-    with pytest.raises(ModelUnavailable, match=r"nothing\.json cannot be read: .*install whosthere anew"):
+    with pytest.raises(ModelUnavailable, match=r"nothing\.json cannot be read: .*reinstall whosthere"):
         networks.load_center(Center("nothing.json", ""), SFACE.dim)
 
 
 @pytest.mark.numeric
-def test_several_crops_of_a_face_are_averaged(session: Session, crops: NDArray[np.uint8]) -> None:
-    """Over the edges of batches too: eight crops and their mirror images are one."""
+def test_embeddings_of_several_crops_are_averaged(session: Session, crops: NDArray[np.uint8]) -> None:
+    """Views span several batches: one contains eight crops and their mirror images."""
     embedder = Embedder(session, 128, mirror=True, center=networks.load_center(CENTER, 128))
     bare = Embedder(session, 128, mirror=False)
     views = np.stack([crops, np.roll(crops, 3, axis=2), np.roll(crops, 2, axis=1)], axis=1)

@@ -1,4 +1,4 @@
-"""The engines, and what happens without one or without a model."""
+"""OpenVINO and ONNX Runtime sessions, and errors without an engine or a valid model."""
 
 from __future__ import annotations
 
@@ -16,38 +16,46 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Precision
 from indexer.vision import runtime
-from indexer.vision.runtime import Preprocessing, Threads
+from indexer.vision.runtime import Preprocessing, Session, Threads
+from tests.indexer.vision.common import noise
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("model", [b"", b"garbage" * 100, bytes(1000)], ids=["empty", "garbage", "zeros"])
-def test_a_model_that_is_none(engine: str, model: bytes) -> None:
+@pytest.fixture(scope="module")
+def model(models_folder: Path) -> bytes:
+    return ModelFiles(models_folder).prepared_model(SFACE.embedder)
+
+
+def load(model: bytes, threads: Threads = Threads(), engine: str | None = None) -> Session:
+    return runtime.load(model, Preprocessing(), Precision.FLOAT32, threads, engine)
+
+
+@pytest.mark.parametrize("engine", runtime.ENGINES)
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100, bytes(1000)], ids=["empty", "garbage", "zeros"])
+def test_data_that_is_not_a_model_is_rejected(engine: str, data: bytes) -> None:
     with pytest.raises(ModelUnavailable, match=f"{engine} cannot load the model") as caught:
-        runtime.load(model, Preprocessing(), Precision.FLOAT32, Threads(), engine)
+        load(data, engine=engine)
     assert caught.value.code == "model_unavailable"
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_a_model_that_is_cut_short(engine: str, models_folder: Path) -> None:
-    model = ModelFiles(models_folder).prepared_model(SFACE.detector)
+@pytest.mark.parametrize("engine", runtime.ENGINES)
+def test_truncated_model_is_rejected(engine: str, model: bytes) -> None:
     with pytest.raises(ModelUnavailable):
-        runtime.load(model[: len(model) // 2], Preprocessing(), Precision.FLOAT32, Threads(), engine)
+        load(model[: len(model) // 2], engine=engine)
 
 
-def test_an_engine_that_is_not_installed() -> None:
+def test_engine_that_is_not_installed_is_rejected() -> None:
     with pytest.raises(ModelUnavailable, match="tensorrt is not installed; expected openvino or onnxruntime"):
-        runtime.load(b"", Preprocessing(), Precision.FLOAT32, Threads(), "tensorrt")
+        load(b"", engine="tensorrt")
 
 
-def test_no_engine_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_engines_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert runtime.engines() == []
     with pytest.raises(ModelUnavailable, match="not installed"):
-        runtime.load(b"", Preprocessing(), Precision.FLOAT32, Threads())
+        load(b"")
 
 
-def test_the_other_engine_takes_over(monkeypatch: pytest.MonkeyPatch, models_folder: Path) -> None:
-    model = ModelFiles(models_folder).prepared_model(SFACE.embedder)
+def test_onnxruntime_is_used_without_openvino(monkeypatch: pytest.MonkeyPatch, model: bytes) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
     session = runtime.load(model, Preprocessing(), Precision.NATIVE, Threads())
@@ -55,47 +63,43 @@ def test_the_other_engine_takes_over(monkeypatch: pytest.MonkeyPatch, models_fol
     assert session.run(np.zeros((1, 112, 112, 3), np.uint8))[0].shape == (1, 128)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("engine", runtime.ENGINES)
 @pytest.mark.parametrize("threads", [Threads(), Threads(streams=2), Threads(streams=1, per_stream=1)])
-def test_many_threads_get_their_own_answers(engine: str, threads: Threads, models_folder: Path) -> None:
-    model = ModelFiles(models_folder).prepared_model(SFACE.embedder)
-    session = runtime.load(model, Preprocessing(), Precision.FLOAT32, threads, engine)
-    rng = np.random.default_rng(0)
-    blobs = [rng.integers(0, 256, (1 + n % 3, 112, 112, 3), np.uint8) for n in range(12)]
-    alone = [session.run(blob)[0] for blob in blobs]
+def test_sessions_are_thread_safe(engine: str, threads: Threads, model: bytes) -> None:
+    session = load(model, threads, engine)
+    batches = [noise(1 + n % 3, seed=n) for n in range(12)]
+    alone = [session.run(batch)[0] for batch in batches]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda blob: session.run(blob)[0], blobs))
+        together = list(pool.map(lambda batch: session.run(batch)[0], batches))
     for a, b in zip(alone, together, strict=True):
         assert np.allclose(a, b, atol=1e-4)
     assert not np.allclose(alone[0], alone[3], atol=1e-2)
 
 
-def test_answers_outlive_the_next_run(models_folder: Path) -> None:
-    session = runtime.load(
-        ModelFiles(models_folder).prepared_model(SFACE.embedder), Preprocessing(), Precision.FLOAT32, Threads()
-    )
+def test_outputs_are_not_overwritten_by_the_next_run(model: bytes) -> None:
+    session = load(model)
     (first,) = session.run(np.zeros((1, 112, 112, 3), np.uint8))
-    kept = first.copy()
+    copy = first.copy()
     session.run(np.full((1, 112, 112, 3), 200, np.uint8))
-    assert np.array_equal(first, kept)
+    assert np.array_equal(first, copy)
 
 
-def test_to_blob() -> None:
-    canvases = np.zeros((2, 4, 6, 3), np.uint8)
-    canvases[1, 2, 5] = (10, 20, 255)
-    blob = runtime.to_blob(canvases, Preprocessing())
+def test_pixels_are_preprocessed() -> None:
+    images = np.zeros((2, 4, 6, 3), np.uint8)
+    images[1, 2, 5] = (10, 20, 255)
+    blob = runtime.to_blob(images, Preprocessing())
     assert blob.shape == (2, 3, 4, 6)
     assert blob.dtype == np.float32
     assert blob.flags.c_contiguous
     assert blob[1, :, 2, 5].tolist() == [10, 20, 255]
-    assert runtime.to_blob(canvases, Preprocessing(bgr=True))[1, :, 2, 5].tolist() == [255, 20, 10]
-    fed = runtime.to_blob(canvases, Preprocessing((5, 10, 15), 0.5, bgr=True))
-    assert fed[1, :, 2, 5].tolist() == [125, 5, -2.5]
-    assert fed[0, :, 0, 0].tolist() == [-2.5, -5, -7.5]
     assert blob.sum() == 285
+    assert runtime.to_blob(images, Preprocessing(bgr=True))[1, :, 2, 5].tolist() == [255, 20, 10]
+    scaled = runtime.to_blob(images, Preprocessing((5, 10, 15), 0.5, bgr=True))
+    assert scaled[1, :, 2, 5].tolist() == [125, 5, -2.5]
+    assert scaled[0, :, 0, 0].tolist() == [-2.5, -5, -7.5]
 
 
-def test_threads_share_the_cores() -> None:
+def test_streams_share_the_cores() -> None:
     cores = runtime.usable_cores()
     assert 1 <= cores <= (os.cpu_count() or 1)
     assert Threads().threads_per_stream == cores
@@ -103,11 +107,12 @@ def test_threads_share_the_cores() -> None:
     assert Threads(streams=2, per_stream=3).threads_per_stream == 3
 
 
-def test_processes_that_share_the_cores_are_not_all_on_the_first_ones(
-    models_folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("threads", "is_pinned"), [(Threads(1, 4), True), (Threads(1, 2), False), (Threads(2, 2), False)]
+)
+def test_threads_are_pinned_only_in_a_process_that_uses_all_cores(
+    model: bytes, monkeypatch: pytest.MonkeyPatch, threads: Threads, is_pinned: bool
 ) -> None:
     monkeypatch.setattr(runtime, "usable_cores", lambda: 4)
-    model = ModelFiles(models_folder).prepared_model(SFACE.embedder)
-    for threads, pinned in ((Threads(1, 4), True), (Threads(1, 2), False), (Threads(2, 2), False)):
-        session: Any = runtime.load(model, Preprocessing(), Precision.NATIVE, threads, "openvino")
-        assert session._model.get_property("ENABLE_CPU_PINNING") is pinned, threads
+    session: Any = runtime.load(model, Preprocessing(), Precision.NATIVE, threads, "openvino")
+    assert session._model.get_property("ENABLE_CPU_PINNING") is is_pinned

@@ -1,4 +1,4 @@
-"""SCRFD's reading against InsightFace's own class, on the same file with random weights."""
+"""Decoding of SCRFD's outputs against InsightFace's own class, on the same file with random weights."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from indexer.vision import runtime
 from indexer.vision.detectors import scrfd
 from indexer.vision.detectors.scrfd import ANCHORS, MAX_OVERLAP, MIN_SCORE, STRIDES, Scrfd
 from indexer.vision.runtime import Threads
-from tests import photos
 from tests.indexer.vision import upstream
+from tests.indexer.vision.common import assert_batch_equals_single_images, astronaut
 
 HEIGHT, WIDTH = 256, 320
 
 
 def network(batched: bool = False) -> bytes:
-    """Outputs as `det_10g.onnx` has them: 2-D, the batch behind the cells before they are flattened; `batched`, as
-    InsightFace exports since 2021: 3-D. Each cell looks at its own pixels only."""
+    """Returns an ONNX model with the outputs of `det_10g.onnx`: 2-D, the batch behind the cells before they are
+    flattened; with `batched`, 3-D as InsightFace exports since 2021. Each cell depends on its own pixels only."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     rng = np.random.default_rng(1)
     nodes, weights, outputs = [], [], []
-    # Values of an anchor; their mean and how much a pixel moves them.
+    # Number of values of an anchor, their mean and how much a pixel changes them.
     for kind, count, mean, spread in (("score", 1, -4.5, 4.0), ("box", 4, 3.0, 1.0), ("points", 10, 0.0, 2.0)):
         for stride in STRIDES:
             name = f"{kind}_{stride}"
@@ -76,30 +76,30 @@ def theirs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def pictures() -> list[Pixels]:
-    """A face, noise with its mirror image, nothing."""
-    face = photos.pixels(photos.astronaut())[:HEIGHT, 60 : 60 + WIDTH]
+    """Returns a face, noise with its mirror image, and a gray image."""
+    face = astronaut()[:HEIGHT, 60 : 60 + WIDTH]
     noise = np.random.default_rng(2).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
     return [face, noise, noise[:, ::-1], np.full_like(face, 127)]
 
 
 def numbers(faces: list[Detection]) -> NDArray[np.float64]:
-    """(K, 15): left, top, right, bottom, score, points."""
+    """Returns (K, 15): left, top, right, bottom, score, points."""
     rows = [
         [f.box.x, f.box.y, f.box.x + f.box.w, f.box.y + f.box.h, f.score, *f.landmarks.ravel().tolist()] for f in faces
     ]
     return np.array(rows).reshape(-1, 15)
 
 
-def asked(theirs: Any, picture: Pixels) -> NDArray[np.float64]:
+def upstream_numbers(theirs: Any, picture: Pixels) -> NDArray[np.float64]:
     boxes, points = theirs.detect(np.ascontiguousarray(picture[..., ::-1]), input_size=(WIDTH, HEIGHT))
     return np.concatenate([boxes, points.reshape(-1, 10)], axis=1)
 
 
 @pytest.mark.parametrize("suppressed", [False, True])
-def test_it_reads_what_insightface_reads(
+def test_detections_equal_those_of_insightface(
     detector: Scrfd, theirs: Any, suppressed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every overlap allowed, and with what is allowed by default."""
+    """With all overlaps allowed, and with the default limit."""
     assert (MIN_SCORE, MAX_OVERLAP) == (0.5, 0.4)
     assert (theirs.det_thresh, theirs.nms_thresh) == (MIN_SCORE, MAX_OVERLAP)
     if not suppressed:
@@ -108,18 +108,13 @@ def test_it_reads_what_insightface_reads(
     counts = []
     for picture in pictures():
         (faces,) = detector.detect(picture[None])
-        found, expected = numbers(faces), asked(theirs, picture)
+        found, expected = numbers(faces), upstream_numbers(theirs, picture)
         counts.append(len(expected))
         assert found.shape == expected.shape  # and in the same order
         assert np.abs(found - expected).max(initial=0) < 1e-3
     assert min(counts[:3]) > (5 if suppressed else 20)
 
 
-def test_a_batch_equals_its_parts(detector: Scrfd) -> None:
-    batch = np.stack(pictures())
-    together = detector.detect(batch)
-    assert len({len(faces) for faces in together}) == 4
-    for picture, faces in zip(batch, together, strict=True):
-        (alone,) = detector.detect(picture[None])
-        assert len(alone) == len(faces)
-        assert np.abs(numbers(alone) - numbers(faces)).max(initial=0) < 1e-3
+def test_batch_equals_single_images(detector: Scrfd) -> None:
+    counts = assert_batch_equals_single_images(detector, np.stack(pictures()), pixels=1e-3)
+    assert len(set(counts)) == 4

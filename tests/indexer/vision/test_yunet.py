@@ -1,7 +1,8 @@
-"""The detector against OpenCV's own implementation, run from the original file."""
+"""YuNet against OpenCV's own implementation, which reads the original file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -17,17 +18,20 @@ from indexer.vision.detectors.base import iou, suppress_overlaps
 from indexer.vision.detectors.yunet import MAX_OVERLAP, MIN_SCORE, YuNet
 from indexer.vision.runtime import Threads
 from tests import photos
+from tests.indexer.vision.common import (
+    assert_batch_equals_single_images,
+    assert_same_faces,
+    astronaut,
+    box_values,
+    six_people,
+)
 
 
 @pytest.fixture(scope="module", params=runtime.engines())
 def yunet(request: pytest.FixtureRequest, models_folder: Path) -> YuNet:
     model = ModelFiles(models_folder).prepared_model(SFACE.detector)
-    return YuNet(
-        *(
-            runtime.load(some, YuNet.preprocessing, Precision.FLOAT32, Threads(), request.param)
-            for some in (model, onnx_prepare.extract_outputs(model, YuNet.output_slices[1]))
-        )
-    )
+    models = (model, onnx_prepare.extract_outputs(model, YuNet.output_slices[1]))
+    return YuNet(*(runtime.load(m, YuNet.preprocessing, Precision.FLOAT32, Threads(), request.param) for m in models))
 
 
 @pytest.fixture(scope="module")
@@ -35,42 +39,37 @@ def opencv_file(models_folder: Path) -> str:
     return ModelFiles(models_folder).location(SFACE.detector)
 
 
-def padded(pixels: Pixels) -> Pixels:
-    height, width = pixels.shape[:2]
-    return np.pad(pixels, ((0, -height % 32), (0, -width % 32), (0, 0)))
-
-
-CASES = {
-    "astronaut": lambda: photos.pixels(photos.astronaut()),
-    "six": lambda: photos.pixels(photos.six_people()),
-    "six-small": lambda: photos.enlarged(photos.pixels(photos.six_people()), 320, 222),
-    "astronaut-odd": lambda: photos.pixels(photos.astronaut())[11:400, 60:391],
+PICTURES: dict[str, Callable[[], Pixels]] = {
+    "astronaut": astronaut,
+    "six": six_people,
+    "six-small": lambda: photos.enlarged(six_people(), 320, 222),
+    "astronaut-odd": lambda: astronaut()[11:400, 60:391],
 }
 
 
 @pytest.mark.skipif(
     int(cv2.__version__.split(".")[0]) < 5, reason=f"OpenCV {cv2.__version__} cannot read the original file; 5 can"
 )
-@pytest.mark.parametrize("case", CASES)
-def test_finds_what_opencv_finds(yunet: YuNet, opencv_file: str, case: str) -> None:
-    picture = CASES[case]()
+@pytest.mark.parametrize("name", PICTURES)
+def test_detections_equal_those_of_opencv(yunet: YuNet, opencv_file: str, name: str) -> None:
+    picture = PICTURES[name]()
     height, width = picture.shape[:2]
     theirs = cv2.FaceDetectorYN.create(opencv_file, "", (width, height), MIN_SCORE, MAX_OVERLAP)
     _, rows = theirs.detect(np.ascontiguousarray(picture[..., ::-1]))
-    expected = sorted(rows, key=lambda row: -row[14])
-    (found,) = yunet.detect(padded(picture)[None])
-    assert len(found) == len(expected) >= (6 if "six" in case else 1)
+    padded = np.pad(picture, ((0, -height % 32), (0, -width % 32), (0, 0)))
+    (found,) = yunet.detect(padded[None])
+    assert len(found) == len(rows) >= (6 if "six" in name else 1)
     assert [face.score for face in found] == sorted((face.score for face in found), reverse=True)
-    for row in expected:
+    for row in rows:
         box = Box(*(float(v) for v in row[:4]))
         ours = max(found, key=lambda face: iou(face.box, box))
-        assert np.abs(np.array([ours.box.x, ours.box.y, ours.box.w, ours.box.h]) - row[:4]).max() < 1
+        assert np.abs(np.array(box_values(ours.box)) - row[:4]).max() < 1
         assert np.abs(ours.landmarks - row[4:14].reshape(5, 2)).max() < 1
         assert abs(ours.score - row[14]) < 0.01
 
 
-def test_landmarks_are_where_the_words_say(yunet: YuNet) -> None:
-    (faces,) = yunet.detect(photos.pixels(photos.astronaut())[None])
+def test_landmarks_are_in_the_documented_order(yunet: YuNet) -> None:
+    (faces,) = yunet.detect(astronaut()[None])
     right_eye, left_eye, nose, right_mouth, left_mouth = faces[0].landmarks
     assert faces[0].landmarks.dtype == np.float32
     assert right_eye[0] < nose[0] < left_eye[0]
@@ -78,46 +77,39 @@ def test_landmarks_are_where_the_words_say(yunet: YuNet) -> None:
     assert max(right_eye[1], left_eye[1]) < nose[1] < min(right_mouth[1], left_mouth[1])
 
 
-def test_a_batch_equals_its_parts(yunet: YuNet) -> None:
-    picture = photos.pixels(photos.astronaut())
+def test_batch_equals_single_images(yunet: YuNet) -> None:
+    picture = astronaut()
     batch = np.stack([picture, np.zeros_like(picture), picture[:, ::-1], np.full_like(picture, 255)])
-    together = yunet.detect(batch)
-    assert [len(faces) for faces in together] == [1, 0, 1, 0]
-    for canvas, faces in zip(batch, together, strict=True):
-        (alone,) = yunet.detect(canvas[None])
-        assert len(alone) == len(faces)
-        for a, b in zip(alone, faces, strict=True):
-            assert np.allclose(a.landmarks, b.landmarks, atol=0.01)
-    straight, mirrored = together[0][0], together[2][0]
-    assert abs(straight.box.center[0] + mirrored.box.center[0] - 512) < 3
+    assert assert_batch_equals_single_images(yunet, batch) == [1, 0, 1, 0]
+    (original,), _, (mirrored,), _ = yunet.detect(batch)
+    assert abs(original.box.center[0] + mirrored.box.center[0] - 512) < 3
 
 
-def test_large_faces_are_the_same_without_the_finer_strides(yunet: YuNet) -> None:
-    """A face of 200 pixels in 320, as at a second look, and beside it one that only the finer strides see."""
-    picture = photos.pixels(photos.astronaut())[:320, 64:384]
+def test_large_faces_do_not_need_the_finer_strides(yunet: YuNet) -> None:
+    """Faces of 200 pixels in 320, as in the second detection pass, and one that only the finer strides find."""
+    picture = astronaut()[:320, 64:384]
     large = photos.enlarged(picture[0:240, 20:260], 320, 320)
     small = np.zeros_like(large)
     small[:80, :80] = photos.enlarged(picture, 80, 80)
     canvases = np.stack([large, small, np.zeros_like(large), large[:, ::-1]])
     found = yunet.detect_large(canvases)
     assert [len(faces) for faces in found] == [1, 1, 0, 1]
-    for ours, whole in zip(found, yunet.detect(canvases), strict=True):
-        for a, b in zip(ours, whole, strict=True):
-            assert np.allclose(a.landmarks, b.landmarks, atol=0.01)
-            assert a.score == pytest.approx(b.score, abs=1e-4)
+    for faces, expected in zip(found, yunet.detect(canvases), strict=True):
+        assert_same_faces(faces, expected)
 
 
-def test_suppress_keeps_the_best_of_overlapping_boxes() -> None:
+def test_best_of_overlapping_boxes_is_kept() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 0, 10, 10], [0, 6, 10, 10], [50, 50, 10, 10]], np.float32)
     points = np.arange(40, dtype=np.float32).reshape(4, 5, 2)
     scores = np.array([0.7, 0.9, 0.8, 0.75], np.float32)
-    kept = suppress_overlaps(boxes, points, scores, 0.3)
-    # The second wins over the first (overlap 0.82); the third overlaps it by 0.22 only.
+    levels = [(boxes[:1], points[:1], scores[:1]), (boxes[1:], points[1:], scores[1:])]
+    kept = suppress_overlaps(levels, 0.3)
+    # The second suppresses the first (overlap 0.82); its overlap with the third is only 0.22.
     assert [round(face.score, 2) for face in kept] == [0.9, 0.8, 0.75]
     assert kept[0].box == Box(1, 0, 10, 10)
     assert np.array_equal(kept[0].landmarks, points[1])
-    assert [round(f.score, 2) for f in suppress_overlaps(boxes, points, scores, 0.2)] == [0.9, 0.75]
-    assert suppress_overlaps(boxes[:0], points[:0], scores[:0], 0.3) == []
+    assert [round(f.score, 2) for f in suppress_overlaps(levels, 0.2)] == [0.9, 0.75]
+    assert suppress_overlaps([(boxes[:0], points[:0], scores[:0])], 0.3) == []
 
 
 @pytest.mark.parametrize(
@@ -131,6 +123,6 @@ def test_suppress_keeps_the_best_of_overlapping_boxes() -> None:
         (Box(20, 2, 5, 5), 0),
     ],
 )
-def test_iou(other: Box, expected: float) -> None:
+def test_intersection_over_union(other: Box, expected: float) -> None:
     assert iou(Box(0, 0, 10, 10), other) == pytest.approx(expected)
     assert iou(other, Box(0, 0, 10, 10)) == pytest.approx(expected)

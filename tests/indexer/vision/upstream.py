@@ -1,4 +1,4 @@
-"""InsightFace's own code, one file of it at a time: the package is installed without what its `__init__` imports."""
+"""Imports single modules of InsightFace, which is installed without the dependencies of its `__init__`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 
 
 def scrfd() -> Any:
-    """The module `insightface.model_zoo.scrfd`. Skips the test where it cannot be imported."""
+    """Returns the module `insightface.model_zoo.scrfd`. Skips the test if it cannot be imported."""
     with _bare("insightface", "insightface.model_zoo"):
         return _imported("insightface.model_zoo.scrfd")
 
 
 def face_align() -> Any:
-    """The module `insightface.utils.face_align`, with scikit-image's real similarity transform in it. Skips the test
-    where it cannot be imported."""
+    """Returns the module `insightface.utils.face_align`, which uses scikit-image's similarity transform. Skips the test
+    if it cannot be imported."""
     with _bare("skimage", "skimage.transform", "skimage._shared", "insightface", "insightface.utils") as packages:
         geometric = _imported("skimage.transform._geometric")
         packages["skimage.transform"].__dict__["SimilarityTransform"] = geometric.SimilarityTransform
@@ -31,7 +31,7 @@ def face_align() -> Any:
 
 @contextmanager
 def _bare(*names: str) -> Iterator[dict[str, ModuleType]]:
-    """Packages that are folders and nothing else, while they are needed."""
+    """Replaces packages by empty ones with the same folder until the end of the block."""
     before = dict(sys.modules)
     packages = {}
     for name in names:
