@@ -75,7 +75,7 @@ class _Job:
     future: asyncio.Future[Any]
     since: float
     """`time.perf_counter` on arrival."""
-    seen: ImageResult | None = None
+    result: ImageResult | None = None
 
 
 class InferenceQueue:
@@ -218,7 +218,7 @@ class InferenceQueue:
         idle = []
         with self._changed:
             for job in wanted:
-                if job.seen is not None and job.question is not None:
+                if job.result is not None and job.question is not None:
                     if job.question not in self._described:
                         self._described[job.question] = []
                         idle.append(job.question)
@@ -236,7 +236,10 @@ class InferenceQueue:
                     return
                 self._described[question] = []
             wanted = [job for job in jobs if not job.future.cancelled()]
-            self._run(wanted, lambda some: self._search([job.seen for job in some if job.seen is not None], *question))
+            self._run(
+                wanted,
+                lambda some: self._search([job.result for job in some if job.result is not None], *question),
+            )
 
     def _run(self, jobs: Sequence[_Job], step: Callable[[Sequence[_Job]], Sequence[ImageResult | Answer]]) -> None:
         """Runs a step of the jobs together. Each job gets its own result or error, and the thread goes on."""
@@ -248,7 +251,7 @@ class InferenceQueue:
         finished = []
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, ImageResult) and job.question is not None:
-                job.seen, job.image = result, b""
+                job.result, job.image = result, b""
             else:
                 finished.append((job.future, result))
         for loop in {future.get_loop() for future, _ in finished}:  # requests that are answered together go on together

@@ -127,11 +127,11 @@ class SearchService:
 
     def search(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[Answer]:
         """Returns one answer for each image; problems with one image are reported in its own answer."""
-        return self.search_seen(self._context.pipeline_of(gallery).describe(images, query.pick), gallery, query)
+        return self.search_described(self._context.pipeline_of(gallery).describe(images, query.pick), gallery, query)
 
-    def search_seen(self, seen: Sequence[ImageResult], gallery: Gallery, query: Query) -> list[Answer]:
+    def search_described(self, results: Sequence[ImageResult], gallery: Gallery, query: Query) -> list[Answer]:
         """Returns one answer for each image whose faces are described already."""
-        faces = [face for one in seen for face in one.faces]
+        faces = [face for one in results for face in one.faces]
         vectors = np.stack([face.embedding for face in faces]) if faces else np.empty((0, gallery.dim), np.float32)
         answers = iter(self._match(vectors, gallery, query, [bool(face.quality.reasons) for face in faces]))
         return [
@@ -141,7 +141,7 @@ class SearchService:
                 tuple(_with_face(next(answers), face) for face in one.faces),
                 one.rejection,
             )
-            for one in seen
+            for one in results
         ]
 
     def search_frames(self, images: Sequence[bytes | RejectedImage], gallery: Gallery, query: Query) -> Answer:
@@ -149,18 +149,20 @@ class SearchService:
 
         Images without a usable face are skipped while another one has a face. Box and quality are the best frame's.
         """
-        read = [image for image in images if not isinstance(image, RejectedImage)]
-        seen = iter(self._context.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST))
-        every = [ImageResult(rejection=image) if isinstance(image, RejectedImage) else next(seen) for image in images]
-        return self.search_seen_frames(every, gallery, query)
+        read = [image for image in images if isinstance(image, bytes)]
+        described = iter(self._context.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST))
+        every = [
+            ImageResult(rejection=image) if isinstance(image, RejectedImage) else next(described) for image in images
+        ]
+        return self.search_described_frames(every, gallery, query)
 
-    def search_seen_frames(self, seen: Sequence[ImageResult], gallery: Gallery, query: Query) -> Answer:
+    def search_described_frames(self, results: Sequence[ImageResult], gallery: Gallery, query: Query) -> Answer:
         """Does the same with images whose faces are described already."""
-        places = [place for place, one in enumerate(seen) if one.faces]
+        places = [place for place, one in enumerate(results) if one.faces]
         if not places:
-            rejection = next(one.rejection for one in seen if one.rejection is not None)
-            return Answer(gallery.name, gallery.model, (), rejection, _frame_answers(seen))
-        faces = [seen[place].faces[0] for place in places]
+            rejection = next(one.rejection for one in results if one.rejection is not None)
+            return Answer(gallery.name, gallery.model, (), rejection, _frame_answers(results))
+        faces = [results[place].faces[0] for place in places]
         weights = np.array([weight_of(face.quality) for face in faces])
         embeddings = np.stack([face.embedding for face in faces])
         probe = fuse(embeddings, weights, self._context.pack_of(gallery).same_threshold)
@@ -168,7 +170,7 @@ class SearchService:
         vectors = check_vectors(probe.embedding, gallery.dim)
         (answer,) = self._match(vectors, gallery, query, [is_poor], frames_disagree=probe.disagreeing.size > 0)
         best = int(weights.argmax())
-        frames = _frame_answers(seen, places[best], {places[i] for i in probe.disagreeing})
+        frames = _frame_answers(results, places[best], {places[i] for i in probe.disagreeing})
         return Answer(gallery.name, gallery.model, (_with_face(answer, faces[best]),), frames=frames)
 
     def search_embedding(self, values: Sequence[float], gallery: Gallery, query: Query) -> Answer:
@@ -179,7 +181,7 @@ class SearchService:
     def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:
         """Compares the largest faces of two images. Raises RejectedImage, which names the image."""
         pack = self._context.usable(model)
-        return compare_seen(self._context.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
+        return compare_described(self._context.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Waits at most `seconds` for background work that searches have started. Called before a process ends."""
@@ -247,18 +249,18 @@ def _are_enough(hits: Sequence[Hit], people: Mapping[int, NamedIdentity], wanted
 
 
 def _frame_answers(
-    seen: Sequence[ImageResult], shown: int | None = None, disagreeing: Collection[int] = ()
+    results: Sequence[ImageResult], shown: int | None = None, disagreeing: Collection[int] = ()
 ) -> tuple[FrameAnswer, ...]:
     return tuple(
         FrameAnswer(None if one.faces else one.rejection, place in disagreeing, place == shown)
-        for place, one in enumerate(seen)
+        for place, one in enumerate(results)
     )
 
 
-def compare_seen(seen: Sequence[ImageResult], pack: Pack) -> Comparison:
+def compare_described(results: Sequence[ImageResult], pack: Pack) -> Comparison:
     """Compares two described images. Raises RejectedImage, which names the image."""
     faces: list[Face] = []
-    for name, one in zip(("a", "b"), seen, strict=True):
+    for name, one in zip(("a", "b"), results, strict=True):
         if one.rejection is not None:
             message = f"image {name}: {one.rejection.message}"
             raise RejectedImage(message, code=one.rejection.code, details={"image": name})

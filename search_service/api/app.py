@@ -45,7 +45,7 @@ def create_app(context: ServiceContext) -> FastAPI:
     context.stopwatch.add_listener(metrics.stage)
     service = SearchService(context, Thresholds(context), metrics.decided)
     limits = settings.max_batch, settings.max_waiting, settings.max_waiting_bytes
-    queue = InferenceQueue(service.search_seen, *limits, metrics)
+    queue = InferenceQueue(service.search_described, *limits, metrics)
     deliverer = Deliverer(context)
     guard = security.Guard(context)
     readiness = Readiness(context, guard)

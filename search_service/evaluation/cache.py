@@ -77,16 +77,16 @@ class Cache:
 
     def find(self, key: str) -> ImageResult | None:
         with self._lock:
-            seen = self._find(key)
-            self.found += seen is not None
-            return seen
+            result = self._find(key)
+            self.found += result is not None
+            return result
 
-    def put(self, key: str, seen: ImageResult) -> None:
+    def put(self, key: str, result: ImageResult) -> None:
         with self._lock:
             self.made += 1
             if self.failure is not None:
                 return
-            self._new[key] = seen
+            self._new[key] = result
             if len(self._new) >= AT_ONCE:
                 self._write()
 
@@ -108,7 +108,7 @@ class Cache:
                 self._open.popitem(last=False)
         self._open.move_to_end(path)
         file = self._open[path]
-        return None if file is None else _seen(file.entries[row], file.vectors[file.starts[row] :])
+        return None if file is None else _result(file.entries[row], file.vectors[file.starts[row] :])
 
     def _write(self) -> None:
         if not self._new:
@@ -152,13 +152,13 @@ class CachedPipeline(FacePipeline):
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         """Does the same as every pipeline, but without the aligned crops."""
         keys = [f"{sha256(image)}-{pick or 'all'}" for image in images]
-        seen = [self._cache.find(key) for key in keys]
-        missing = [i for i, one in enumerate(seen) if one is None]
+        results = [self._cache.find(key) for key in keys]
+        missing = [i for i, one in enumerate(results) if one is None]
         if missing:
             for i, one in zip(missing, super().describe([images[i] for i in missing], pick), strict=True):
-                seen[i] = _without_crops(one)
+                results[i] = _without_crops(one)
                 self._cache.put(keys[i], _without_crops(one))
-        return [_gated(one) if gate else one for one in seen if one is not None]
+        return [_gated(one) if gate else one for one in results if one is not None]
 
 
 def kind_of(context: AppContext, pack: Pack) -> str:
@@ -185,27 +185,27 @@ def _code(package: Any) -> list[bytes]:
     return parts
 
 
-def _without_crops(seen: ImageResult) -> ImageResult:
-    faces = tuple(Face(face.detection, face.quality, face.embedding) for face in seen.faces)
-    return ImageResult(faces, seen.rejection, seen.width, seen.height)
+def _without_crops(result: ImageResult) -> ImageResult:
+    faces = tuple(Face(face.detection, face.quality, face.embedding) for face in result.faces)
+    return ImageResult(faces, result.rejection, result.width, result.height)
 
 
-def _gated(seen: ImageResult) -> ImageResult:
+def _gated(result: ImageResult) -> ImageResult:
     """Returns the result of `describe` with `gate`: an image whose first face is too poor is rejected."""
-    if not seen.faces or not (reasons := seen.faces[0].quality.reasons):
-        return seen
+    if not result.faces or not (reasons := result.faces[0].quality.reasons):
+        return result
     message = f"the face is too poor to be enrolled: {', '.join(reasons)}"
     rejection = RejectedImage(message, code=reasons[0])
-    return ImageResult((), rejection, seen.width, seen.height)
+    return ImageResult((), rejection, result.width, result.height)
 
 
 # A file is one line of JSON with the SHA-256 of all that follows and the keys, one of descriptions, and the embeddings.
 
 
-def _serialize(seen: dict[str, ImageResult]) -> list[bytes]:
-    entries = json.dumps([_entry(one) for one in seen.values()]).encode() + b"\n"
-    vectors = b"".join(face.embedding.astype("<f4").tobytes() for one in seen.values() for face in one.faces)
-    head = {"sha256": sha256(entries + vectors), "keys": list(seen)}
+def _serialize(results: dict[str, ImageResult]) -> list[bytes]:
+    entries = json.dumps([_entry(one) for one in results.values()]).encode() + b"\n"
+    vectors = b"".join(face.embedding.astype("<f4").tobytes() for one in results.values() for face in one.faces)
+    head = {"sha256": sha256(entries + vectors), "keys": list(results)}
     return [json.dumps(head).encode() + b"\n", entries, vectors]
 
 
@@ -234,10 +234,10 @@ def _read(path: Path) -> _File | None:
     return _File(entries, [0, *np.cumsum(counts).tolist()], vectors)
 
 
-def _entry(seen: ImageResult) -> dict[str, Any]:
-    rejection = seen.rejection
+def _entry(result: ImageResult) -> dict[str, Any]:
+    rejection = result.rejection
     return {
-        "size": [seen.width, seen.height],
+        "size": [result.width, result.height],
         "rejection": rejection and [rejection.code, rejection.message, rejection.details],
         "faces": [
             {
@@ -246,12 +246,12 @@ def _entry(seen: ImageResult) -> dict[str, Any]:
                 "score": face.detection.score,
                 "quality": asdict(face.quality),
             }
-            for face in seen.faces
+            for face in result.faces
         ],
     }
 
 
-def _seen(entry: dict[str, Any], vectors: Vectors) -> ImageResult:
+def _result(entry: dict[str, Any], vectors: Vectors) -> ImageResult:
     rejection = entry["rejection"]
     return ImageResult(
         tuple(_face(face, vector) for face, vector in zip(entry["faces"], vectors, strict=False)),

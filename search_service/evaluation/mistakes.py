@@ -105,8 +105,8 @@ class Pictures:
         """Returns a picture of the photo's face, or of the whole photo if none was found."""
         try:
             image = row.read(self._settings.max_image_bytes)
-            (seen,) = self._pipeline.describe([image], pick)
-            picture = portrait(image, self._settings.max_image_pixels, seen.faces[0] if seen.faces else None)
+            (result,) = self._pipeline.describe([image], pick)
+            picture = portrait(image, self._settings.max_image_pixels, result.faces[0] if result.faces else None)
         except RejectedImage:
             picture = None
         return Shot(row.image, row.person.external_id, picture)

@@ -25,7 +25,7 @@ class DescribedPhoto:
 
     row: Row
     sha256: str
-    seen: ImageResult
+    described: ImageResult
 
 
 class PhotoReader:

@@ -235,7 +235,7 @@ class _Run:
                 if photo.sha256:
                     searched.add((person, photo.sha256))
                 probes.append(photo)
-            answers = self._service.search_seen([photo.seen for photo in probes], self._gallery, Query())
+            answers = self._service.search_described([photo.described for photo in probes], self._gallery, Query())
             for photo, answer in zip(probes, answers, strict=True):
                 yield result_of(photo.row, answer)
             self._advance(len(photos), "searching")
@@ -243,7 +243,7 @@ class _Run:
     def _search_wider(self, result: ProbeResult) -> ProbeResult:
         """Adds the own candidate if it is among the first MAX_TOP_K."""
         (photo,) = self._photos.read([result.row])
-        (answer,) = self._service.search_seen([photo.seen], self._gallery, Query(top_k=MAX_TOP_K))
+        (answer,) = self._service.search_described([photo.described], self._gallery, Query(top_k=MAX_TOP_K))
         return replace(result, own=own_candidate(answer.faces[0], result.row)) if answer.faces else result
 
     def _advance(self, photos: int, step: str) -> None:

@@ -59,7 +59,7 @@ class ObservedSearch:
         self.sizes.append(len(seen))
         self.entered.set()
         assert self.go.wait(DEADLINE)
-        return self.service.search_seen(seen, gallery, query)
+        return self.service.search_described(seen, gallery, query)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_probes_that_arrive_together_are_searched_together_and_answered_as_alone
     queue: InferenceQueue, observed: ObservedSearch, people: People, gallery: Gallery
 ) -> None:
     images = [*(b"%d" % n for n in range(PEOPLE + 2)), NOBODY]
-    alone = [payload(*observed.service.search_seen([described(image)], gallery, QUERY)) for image in images]
+    alone = [payload(*observed.service.search_described([described(image)], gallery, QUERY)) for image in images]
     requests = (queue.search([image], people, gallery, QUERY) for image in images)
     assert [payload(*answers) for answers in run(lambda: results_behind_a_batch(queue, people, *requests))] == alone
     assert observed.sizes == [len(images)]

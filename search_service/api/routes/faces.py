@@ -41,7 +41,7 @@ from search_service.api.routes.openapi import failures, image_body
 from search_service.api.state import Service, State
 from search_service.events.recording import record, restore_events, serialize_events
 from search_service.inference_queue import Kind
-from search_service.search import Answer, compare_seen
+from search_service.search import Answer, compare_described
 from search_service.store.api_keys import Scope
 
 router = APIRouter(prefix="/v1", tags=["faces"], dependencies=[requires(Scope.SEARCH)])
@@ -91,7 +91,7 @@ async def _answers(service: State, body: SearchRequest) -> Sequence[Answer]:
     if not body.same_person:
         return await service.queue.search(images, pipeline, gallery, query)
     seen = await service.queue.describe(images, pipeline, Kind(query.pick))
-    return [await service.off_loop(service.search.search_seen_frames, seen, gallery, query)]
+    return [await service.off_loop(service.search.search_described_frames, seen, gallery, query)]
 
 
 async def _recorded(service: State, body: SearchRequest, answers: Sequence[Answer], memory: Memory) -> Sequence[Answer]:
@@ -146,7 +146,7 @@ async def embed(service: Service, body: Embed) -> Any:
 )
 async def compare(service: Service, body: Compare) -> Any:
     """Returns whether the largest faces of two images show one person, at a false match rate of 1 in 1,000."""
-    return compare_payload(compare_seen(await _described(service, body), body.pack))
+    return compare_payload(compare_described(await _described(service, body), body.pack))
 
 
 @router.get("/models", response_model=ModelsPayload)
