@@ -1,4 +1,4 @@
-"""`whosthere models quantize`, and what comes of it: WHOSTHERE_PRECISION=int8."""
+"""`whosthere models quantize`, and commands with WHOSTHERE_PRECISION=int8."""
 
 from __future__ import annotations
 
@@ -21,49 +21,64 @@ from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
 from tests.photos import encode
 
-LIGHTS = (1.0, 0.9, 0.75, 0.6, 0.5)
+BRIGHTNESS = (1.0, 0.9, 0.75, 0.6, 0.5)
 
 INT8 = f"int8/{SFACE.embedder.name}.int8.onnx"
 
 
 @pytest.fixture(scope="module")
-def many(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 70 photos: the demo's seven people as they are and mirrored, in five lights."""
-    folder = tmp_path_factory.mktemp("many")
+def photo_folder(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 70 photos: the demo's seven people, unchanged and mirrored, at five brightness levels."""
+    folder = tmp_path_factory.mktemp("photos")
     for photo in sorted(demo.photos.glob("*/*.jpg")):
         with Image.open(photo) as opened:
-            for number, light in enumerate(LIGHTS):
+            for number, light in enumerate(BRIGHTNESS):
                 lit = ImageEnhance.Brightness(opened).enhance(light)
                 (folder / f"{photo.parent.name}_{number}.jpg").write_bytes(encode(lit, "JPEG"))
                 (folder / f"{photo.parent.name}_{number + 5}.jpg").write_bytes(encode(ImageOps.mirror(lit), "JPEG"))
     return folder
 
 
-@pytest.fixture(scope="module")
-def made(prepared_models: Path, many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A models folder with `sface` in int8, and what was told. To be copied, not used."""
-    models = tmp_path_factory.mktemp("int8") / "home" / "models"
+def link_prepared_models(prepared_models: Path, models: Path) -> None:
+    """Links the prepared networks of `sface`, without the int8 form that the prepared folder may have."""
     (models / "prepared").mkdir(parents=True)
     for file in SFACE.files:
         name = f"prepared/{file.prepared_sha256}.onnx"
         (models / name).symlink_to(prepared_models / name)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, prepared_models: Path) -> Command:
+    """The command over an empty home whose networks are prepared, but not quantized."""
+    home = tmp_path / "home"
+    link_prepared_models(prepared_models, home / "models")
+    return Command(home)
+
+
+@pytest.fixture(scope="module")
+def quantized(
+    prepared_models: Path, photo_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A models folder with `sface` in int8, and the report of quantizing it. Tests use copies of the folder."""
+    models = tmp_path_factory.mktemp("int8") / "home" / "models"
+    link_prepared_models(prepared_models, models)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WHOSTHERE_PRECISION", "int8")  # asked for before it is there: quantizing makes it all the same
+        patch.setenv("WHOSTHERE_PRECISION", "int8")  # quantizing works although the int8 form does not exist yet
         patch.setattr(quantize, "MAX_FACES", 50)
-        ran = Command(models.parent).ok("models", "quantize", "sface", "--calibrate", many, "--json")
+        ran = Command(models.parent).ok("models", "quantize", "sface", "--calibrate", photo_folder, "--json")
     return models, ran.json
 
 
 @pytest.fixture
-def command(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> Command:
-    """Over a home of its own, with the int8 form."""
+def command(quantized: tuple[Path, dict[str, Any]], tmp_path: Path) -> Command:
+    """The command over a home of its own that has the int8 form."""
     home = tmp_path / "home"
-    shutil.copytree(made[0], home / "models", symlinks=True)
+    shutil.copytree(quantized[0], home / "models", symlinks=True)
     return Command(home)
 
 
-def test_the_report(made: tuple[Path, dict[str, Any]]) -> None:
-    models, report = made
+def test_report_has_the_figures_of_the_int8_form(quantized: tuple[Path, dict[str, Any]]) -> None:
+    models, report = quantized
     assert (report["pack"], report["file"]) == ("sface", SFACE.embedder.name)
     assert (report["calibrated_on"], report["checked_on"]) == (34, 16)
     assert MIN_COSINE < report["cosine_min"] <= report["cosine_mean"] < 1
@@ -71,8 +86,10 @@ def test_the_report(made: tuple[Path, dict[str, Any]]) -> None:
     assert (models / INT8).is_file()
 
 
-def test_enrolling_and_searching(command: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one pack with float32: what one has enrolled the other finds."""
+def test_int8_and_float32_find_faces_of_one_another(
+    command: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are the same pack: float32 finds what int8 has enrolled."""
     monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
     enrolled = command.ok("enroll", demo.photos, "--gallery", "staff", "--json").json
     assert (enrolled["model"], enrolled["enrolled"]) == ("sface", 7)
@@ -87,7 +104,9 @@ def test_enrolling_and_searching(command: Command, demo: Demo, monkeypatch: pyte
     assert MIN_COSINE < scores["float32"] < 0.9999
 
 
-def test_one_that_is_damaged_is_told_and_not_run(command: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_int8_form_is_reported_and_not_run(
+    command: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     form = command.home / "models" / INT8
     verified = command.ok("models", "verify", "sface", "--json").json
     assert [(entry["file"], entry["error"]) for entry in verified][2:] == [(INT8, None)]
@@ -102,7 +121,7 @@ def test_one_that_is_damaged_is_told_and_not_run(command: Command, demo: Demo, m
     assert "`whosthere models quantize sface --calibrate FOLDER` makes it" in ran.err
 
 
-def test_without_it_the_error_says_what_to_do(empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_int8_form_names_the_command(empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
     ran = empty("enroll", demo.photos, "--gallery", "staff")
     assert ran.code == 1
@@ -111,7 +130,7 @@ def test_without_it_the_error_says_what_to_do(empty: Command, demo: Demo, monkey
     )
 
 
-def test_too_few_faces(empty: Command, demo: Demo, tmp_path: Path) -> None:
+def test_too_few_faces_are_wrong_usage(empty: Command, demo: Demo, tmp_path: Path) -> None:
     for folder, found in ((demo.photos, 7), (tmp_path / "none", 0)):
         folder.mkdir(exist_ok=True)
         ran = empty("models", "quantize", "sface", "--calibrate", folder)
@@ -121,7 +140,7 @@ def test_too_few_faces(empty: Command, demo: Demo, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["sface"], 2, "Missing option '--calibrate'"),
         (["sface", "--calibrate", "nowhere"], 2, "there is no nowhere; expected a folder, an image or a ZIP file"),
@@ -129,28 +148,28 @@ def test_too_few_faces(empty: Command, demo: Demo, tmp_path: Path) -> None:
         (["buffalo_l", "--calibrate", "."], 1, "`whosthere models pull buffalo_l` fetches it"),
     ],
 )
-def test_wrong_usage(empty: Command, arguments: list[str], code: int, says: str) -> None:
+def test_wrong_usage_is_refused(empty: Command, arguments: list[str], code: int, message: str) -> None:
     ran = empty("models", "quantize", *arguments)
     assert (ran.code, ran.out) == (code, "")
-    assert says in ran.err
+    assert message in ran.err
 
 
-def test_without_nncf(empty: Command, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told before a photo is looked at."""
+def test_missing_nncf_is_reported(empty: Command, photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports it before any photo is read."""
     monkeypatch.setitem(sys.modules, "nncf", None)
-    monkeypatch.setattr("indexer.cli.models._crops", lambda *_: pytest.fail("photos were looked at"))
-    ran = empty("models", "quantize", "sface", "--calibrate", many)
+    monkeypatch.setattr("indexer.cli.models._crops", lambda *_: pytest.fail("photos were read"))
+    ran = empty("models", "quantize", "sface", "--calibrate", photo_folder)
     assert (ran.code, ran.out) == (1, "")
     assert "NNCF is not installed: pip install 'whosthere[quantize]'" in ran.err
 
 
-def test_faces_are_spread_over_all_photos_and_the_figures_shown(
-    empty: Command, many: Path, made: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+def test_calibration_faces_are_spread_over_all_people(
+    empty: Command, photo_folder: Path, quantized: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of ten photos a person in the order of their names, every person is seen before anybody's second light is; no
-    more photos are looked at than are needed."""
+    """With ten photos of each person in the order of their names, every person is read once before anyone's second
+    photo; no more photos are read than needed. The text shows the figures."""
     given: list[Pixels] = []
-    report = replace(QuantizationReport(**made[1]), float32_ms=6.0, native_ms=3.0, int8_ms=1.5)
+    report = replace(QuantizationReport(**quantized[1]), float32_ms=6.0, native_ms=3.0, int8_ms=1.5)
 
     def quantize_embedder(pack: Pack, files: ModelFiles, crops: list[Pixels], progress: object) -> QuantizationReport:
         assert pack.name == "sface"
@@ -160,13 +179,13 @@ def test_faces_are_spread_over_all_photos_and_the_figures_shown(
     monkeypatch.setattr(quantize, "quantize_embedder", quantize_embedder)
     monkeypatch.setattr(quantize, "MAX_FACES", 7)
     monkeypatch.setattr("indexer.cli.models.PHOTOS_AT_ONCE", 4)
-    told = empty.ok("models", "quantize", "sface", "--calibrate", many).out
+    out = empty.ok("models", "quantize", "sface", "--calibrate", photo_folder).out
     assert np.stack(given).shape == (7, 112, 112, 3)
     means = np.stack(given).mean((1, 2))
     assert min(abs(a - b).max() for i, a in enumerate(means) for b in means[:i]) > 1  # seven different faces
-    assert [line.split() for line in told.splitlines()[1:4]] == [
+    assert [line.split() for line in out.splitlines()[1:4]] == [
         ["float32", "6.0", "1.0"],
         ["native", "3.0", "2.0"],
         ["int8", "1.5", "4.0"],
     ]
-    assert "calibrated on 34 others. WHOSTHERE_PRECISION=int8 uses it." in told
+    assert "calibrated on 34 others. WHOSTHERE_PRECISION=int8 uses it." in out
