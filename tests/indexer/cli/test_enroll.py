@@ -7,15 +7,10 @@ import hashlib
 import io
 import json
 import os
-import re
-import signal
-import subprocess
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +23,6 @@ from indexer.vision.pipeline import FacePipeline, ImageResult
 from tests import photos
 from tests.indexer.cli.command import Command, reasons
 from tests.indexer.cli.conftest import Demo
-from tests.waiting import DEADLINE, wait_for
 
 KEYS = ["gallery", "model", "images", "enrolled", "unchanged", "rejected", "identities", "faces", "seconds", "results"]
 ROW_KEYS = ["image", "external_id", "outcome", "reason", "face_id", "message", "details"]
@@ -38,21 +32,6 @@ def jpeg(picture: Image.Image, quality: int = 95) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-def crowd(demo: Demo, folder: Path, copies: int) -> Path:
-    """Six of the demo's people in `copies` photos each, no two files alike."""
-    for person in sorted(demo.photos.iterdir()):
-        if person.name == "hanks":  # barely good enough as it is
-            continue
-        with Image.open(person / "1.jpg") as opened:
-            whole = opened.convert("RGB")
-        (folder / person.name).mkdir(parents=True)
-        for i in range(copies):
-            width = whole.width - i % 10
-            picture = ImageEnhance.Brightness(whole.resize((width, whole.height))).enhance(0.9 + 0.01 * (i // 10))
-            (folder / person.name / f"{i}.jpg").write_bytes(jpeg(picture, 90 + i % 7))
-    return folder
 
 
 def hashes(folder: Path) -> list[str]:
@@ -506,86 +485,3 @@ def test_a_photo_is_one_person_however_it_was_held(empty: Command, tmp_path: Pat
     kept = np.array([json.loads(box) for (box,) in empty.query("SELECT box FROM faces")])
     assert kept.shape == (8, 4)
     assert np.abs(kept - boxes[0]).max() < 2, kept
-
-
-# Several at once, and interrupted
-
-
-def test_two_at_once_enrol_each_photo_once(empty: Command, demo: Demo, tmp_path: Path) -> None:
-    folder = crowd(demo, tmp_path / "photos", 8)
-    both = [empty.start("enroll", folder, "--gallery", "staff", "--json") for _ in range(2)]
-    answers = [process.communicate(timeout=DEADLINE) for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
-    summaries: list[dict[str, Any]] = [json.loads(out) for out, _ in answers]
-    for one, other in zip(*(summary["results"] for summary in summaries), strict=True):
-        assert {one["outcome"], other["outcome"]} == {"enrolled", "unchanged"}
-        assert one["face_id"] == other["face_id"]
-    assert empty.images() == hashes(folder)
-    assert empty.ok("doctor").code == 0
-
-
-def told_rows(report: Path) -> list[dict[str, str]]:
-    """The whole lines of a report; the last one may be cut off."""
-    whole, _, _ = report.read_text(encoding="utf-8").rpartition("\n")
-    return list(csv.DictReader(io.StringIO(whole)))
-
-
-def wait_for_enrolled(process: subprocess.Popen[str], report: Path) -> None:
-    def enrolled() -> bool:
-        return report.exists() and any(row["outcome"] == "enrolled" for row in told_rows(report))
-
-    wait_for(lambda: enrolled() or process.poll() is not None, "the report to grow")
-    assert process.poll() is None, process.communicate()
-
-
-def check_acknowledged(command: Command, report: Path) -> list[dict[str, str]]:
-    """What the report tells is in the database, each image once."""
-    rows = told_rows(report)
-    kept = {str(face_id): sha for face_id, sha in command.query("SELECT id, image_sha256 FROM faces")}
-    for row in rows:
-        assert row["outcome"] in ("enrolled", "unchanged")
-        assert kept[row["face_id"]] == hashlib.sha256(Path(row["image"]).read_bytes()).hexdigest()
-    assert len(kept) == len(set(kept.values()))
-    return rows
-
-
-def test_interrupted_and_killed_it_goes_on_where_it_was(empty: Command, demo: Demo, tmp_path: Path) -> None:
-    folder = crowd(demo, tmp_path / "photos", 50)
-    expected = hashes(folder)
-    assert len(set(expected)) == 300
-    arguments = ["enroll", str(folder), "--gallery", "staff", "--report"]
-
-    first = empty.start(*arguments, tmp_path / "first.csv")
-    wait_for_enrolled(first, tmp_path / "first.csv")
-    first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=DEADLINE)
-    assert first.returncode == 130
-    *progress, last = filter(None, err.splitlines())
-    assert last == "Interrupted. Everything acknowledged is kept; run the same command again to continue."
-    assert all(re.fullmatch(r"\d+ of 300 images(, .*)?", line) for line in progress)
-    interrupted = check_acknowledged(empty, tmp_path / "first.csv")
-    assert 0 < len(interrupted) < 300
-
-    second = empty.start(*arguments, tmp_path / "second.csv")
-    wait_for_enrolled(second, tmp_path / "second.csv")
-    second.kill()
-    second.communicate(timeout=DEADLINE)
-    assert second.returncode == -signal.SIGKILL
-    killed = check_acknowledged(empty, tmp_path / "second.csv")
-    outcomes = [row["outcome"] for row in killed]
-    assert outcomes[: len(interrupted)] == ["unchanged"] * len(interrupted), "what was acknowledged is there already"
-    assert len(interrupted) < len(killed) < 300
-    assert outcomes[-1] == "enrolled"
-    assert empty.script("doctor").code == 0
-
-    before = empty.images()
-    summary = empty.script(*arguments, tmp_path / "third.csv", "--json").json
-    assert Counter(row["outcome"] for row in summary["results"]) == {
-        "unchanged": len(before),
-        "enrolled": 300 - len(before),
-    }
-    assert (summary["faces"], summary["identities"]) == (300, 6)
-    assert empty.images() == expected
-    assert len(check_acknowledged(empty, tmp_path / "third.csv")) == 300
-    assert empty.ok("doctor").code == 0
-    assert empty.ok("gallery", "show", "staff", "--json").json["index"]["faces"] == 300
