@@ -1,6 +1,6 @@
-"""How Milvus is reached: its address, a connection that comes back, and how far the indexes there are.
+"""A connection to Milvus that recovers from outages, and the positions of the indexes stored there.
 
-`pymilvus` is imported when a connection is made.
+`pymilvus` is imported when a connection is opened.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from indexer.errors import InvalidSetting, StorageUnavailable
 
 T = TypeVar("T")
 
-ANSWER_WITHIN = 5.0
-"""Seconds that Milvus may take for one request."""
+REQUEST_TIMEOUT_S = 5.0
+"""Seconds that one request may take."""
 
-CONNECT_WITHIN = 2.0
-"""Seconds until a connection must stand; requests that find it broken wait for it one after another."""
+CONNECT_TIMEOUT_S = 2.0
+"""Seconds to open a connection; requests that find it broken wait for it one after another."""
 
-CREATE_WITHIN = 60.0
-"""Seconds that creating, loading or dropping a collection may take: several nodes take part."""
+SCHEMA_TIMEOUT_S = 60.0
+"""Seconds that creating, loading or dropping a collection may take: several nodes are involved."""
 
-PAUSE = 0.5
-"""Seconds after a connection could not be made in which none is tried: whoever waited for it fails with it."""
+RECONNECT_PAUSE_S = 0.5
+"""Seconds after a failed connection attempt during which requests fail at once."""
 
 CHANNEL_OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
@@ -40,9 +40,9 @@ CHANNEL_OPTIONS = {
     "grpc.max_reconnect_backoff_ms": 500,
     "grpc.use_local_subchannel_pool": 1,
 }
-"""gRPC waits up to two minutes, for all channels to an address together, before it tries a lost server again."""
+"""By default gRPC waits up to two minutes before it reconnects, shared by all channels to an address."""
 
-COLLECTION_GONE, COLLECTION_NOT_LOADED = 100, 101
+COLLECTION_NOT_FOUND, COLLECTION_NOT_LOADED = 100, 101
 """Milvus' error codes (`pkg/util/merr/errors.go`)."""
 
 PORT, TLS_PORT = 19530, 443
@@ -52,7 +52,7 @@ EXPECTED = "expected milvus://[TOKEN@]HOST[:PORT][/DATABASE], milvus+https://...
 
 @dataclass(frozen=True)
 class IndexType:
-    """How Milvus scans the faces. `params` are of the index, `search` of each search."""
+    """How Milvus scans faces, with the parameters of the index (`params`) and of each search."""
 
     name: str
     exact: bool
@@ -71,32 +71,32 @@ INDEX_TYPES = {
         search={"nprobe": 1, "refine_k": 4},
     ),
 }
-"""4 bytes, 1 byte and 1 bit a number, and 1 bit with 1 byte for the best. With one cluster no face is left out."""
+"""4 bytes, 1 byte or 1 bit per number, or 1 bit rescored from 1 byte. A single cluster (`nlist`) leaves no face out."""
 
 
-class CollectionGone(StorageUnavailable):
-    """The collection was dropped: its gallery was deleted, or another process made its index anew."""
+class CollectionDropped(StorageUnavailable):
+    """The collection was dropped: its gallery was deleted, or another process rebuilt its index."""
 
 
 class _NotLoaded(StorageUnavailable):
-    """The collection is there, and not in the memory of Milvus."""
+    """The collection exists, but is not loaded into the memory of Milvus."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where Milvus is, and how collections are made there."""
+    """The address of Milvus and the options of its collections."""
 
     uri: str
-    """As `pymilvus` takes it, without secrets: http://HOST:PORT, https://HOST:PORT, or the file of `milvus-lite`."""
+    """For `pymilvus`, without secrets: http://HOST:PORT, https://HOST:PORT, or the file of `milvus-lite`."""
     database: str = ""
     token: str = field(default="", repr=False)
     index_type: IndexType = INDEX_TYPES["flat"]
     shards: int = 1
     replicas: int = 1
     consistency: str = "Strong"
-    """Of searches. `Session` finds at once what this process wrote, and what others wrote when Milvus gets to it."""
+    """Of searches. With `Session`, this process sees its own writes at once, and those of others with a delay."""
     prefix: str = "whosthere"
-    """Of the names of collections. Every installation needs its own, or a database of its own."""
+    """Of collection names. Every installation needs its own prefix or its own database."""
 
     @property
     def is_lite(self) -> bool:
@@ -104,9 +104,11 @@ class Address:
 
 
 def parse(uri: str) -> Address:
-    """milvus://[USER:PASSWORD@ or TOKEN@]HOST[:PORT][/DATABASE][?index=flat&shards=1&replicas=1&prefix=whosthere].
+    """Parses an address.
 
-    Raises InvalidSetting, in which no secret is.
+    It is milvus://[USER:PASSWORD@ or TOKEN@]HOST[:PORT][/DATABASE][?index=flat&shards=1&replicas=1&prefix=whosthere].
+
+    Raises InvalidSetting, without secrets in its message.
     """
     try:
         parts = urlsplit(uri)
@@ -155,30 +157,30 @@ def _options(shown: str, parts: SplitResult) -> dict[str, Any]:
         else:
             raise InvalidSetting(
                 f"{shown}: {name} is {value!r}; expected index={'|'.join(INDEX_TYPES)}, consistency=strong|session, "
-                "shards or replicas of 1 to 16, or a prefix of small letters, digits and _"
+                "shards or replicas of 1 to 16, or a prefix of lower-case letters, digits and _"
             )
     return options
 
 
-class Milvus:
-    """A connection, made when it is first needed; it comes back after an outage. Thread-safe."""
+class MilvusConnection:
+    """A connection that is opened on first use and recovers from outages. Thread-safe."""
 
-    def __init__(self, address: Address, within: float = ANSWER_WITHIN) -> None:
-        """Raises InvalidSetting where a package is missing; Milvus is not asked yet."""
+    def __init__(self, address: Address, timeout: float = REQUEST_TIMEOUT_S) -> None:
+        """Raises InvalidSetting if a package is missing. Does not connect yet."""
         for package in ["pymilvus", "milvus_lite"] if address.is_lite else ["pymilvus"]:
             if find_spec(package) is None:
                 name = package.replace("_", "-")
                 raise InvalidSetting(f"an index in Milvus needs {name}, which is not installed: pip install {name}")
         self.address = address
-        self.within = within
-        self.writing: AbstractContextManager[object] = threading.Lock() if address.is_lite else nullcontext()
-        """`milvus-lite` takes one writer at a time."""
+        self.timeout = timeout
+        self.write_lock: AbstractContextManager[object] = threading.Lock() if address.is_lite else nullcontext()
+        """Held while writing: `milvus-lite` supports one writer at a time."""
         self._client: Any = None
         self._connecting = threading.Lock()
-        self._failed_at = -PAUSE
+        self._last_failure = -RECONNECT_PAUSE_S
 
-    def ask(self, what: str, method: Callable[[Any], T]) -> T:
-        """What `method` makes of the client. Raises StorageUnavailable, which says that `what` failed, and why."""
+    def call(self, what: str, method: Callable[[Any], T]) -> T:
+        """Returns `method(client)`. Raises StorageUnavailable with the reason; `what` names the operation."""
         client = self._connected(what)
         import grpc
         from pymilvus.exceptions import MilvusException
@@ -188,44 +190,50 @@ class Milvus:
         except (MilvusException, grpc.RpcError, ValueError) as error:  # ValueError: another thread closed the channel
             raise self._error(what, error) from error
 
-    def ask_loaded(self, collection: str, what: str, method: Callable[[Any], T]) -> T:
-        """As `ask`. `milvus-lite` forgets at its end which collections were loaded, and people release them."""
+    def call_loaded(self, collection: str, what: str, method: Callable[[Any], T]) -> T:
+        """Calls as `call` does and loads the collection if needed.
+
+        `milvus-lite` does not remember which collections were loaded, and administrators can release them.
+        """
         try:
-            return self.ask(what, method)
+            return self.call(what, method)
         except _NotLoaded:
             self.load(collection)
-            return self.ask(what, method)
+            return self.call(what, method)
 
     def load(self, collection: str) -> None:
-        """Into the memory of Milvus; it stays there until it is released."""
-        more = {} if self.address.is_lite else {"replica_number": self.address.replicas}
-        self.ask("load a collection", lambda c: c.load_collection(collection, timeout=CREATE_WITHIN, **more))
+        """Loads the collection into the memory of Milvus, where it stays until it is released."""
+        replicas = {} if self.address.is_lite else {"replica_number": self.address.replicas}
+        self.call("load a collection", lambda c: c.load_collection(collection, timeout=SCHEMA_TIMEOUT_S, **replicas))
 
     def create(
         self, collection: str, fields: Mapping[str, Mapping[str, Any]], vectors: str, index_type: IndexType
     ) -> None:
-        """One that is indexed by inner product of the field `vectors`, and loaded."""
+        """Creates and loads a collection that is indexed by inner product of the field `vectors`."""
         from pymilvus import DataType, MilvusClient
 
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        for name, options in fields.items():
-            more = {key: value for key, value in options.items() if key != "type"}
-            schema.add_field(name, DataType[options["type"]], **more)
+        for name, field_options in fields.items():
+            arguments = {key: value for key, value in field_options.items() if key != "type"}
+            schema.add_field(name, DataType[field_options["type"]], **arguments)
         indexed = MilvusClient.prepare_index_params()
-        nested = {"params": dict(index_type.params)}  # Milvus takes them so too, and `milvus-lite` not otherwise
+        nested = {"params": dict(index_type.params)}  # accepted by Milvus, required by `milvus-lite`
         indexed.add_index(vectors, index_type=index_type.name, metric_type="IP", params=nested)
-        asked = {"consistency_level": "Strong", "num_shards": self.address.shards, "timeout": CREATE_WITHIN}
-        self.ask("create a collection", lambda c: c.create_collection(collection, schema=schema, **asked))
-        waiting = {"sync": False, "timeout": CREATE_WITHIN}  # nothing is in it yet; `pymilvus` would sleep first
-        self.ask("index a collection", lambda c: c.create_index(collection, indexed, **waiting))
+        options = {"consistency_level": "Strong", "num_shards": self.address.shards, "timeout": SCHEMA_TIMEOUT_S}
+        self.call("create a collection", lambda c: c.create_collection(collection, schema=schema, **options))
+        unsynced = {
+            "sync": False,
+            "timeout": SCHEMA_TIMEOUT_S,
+        }  # the collection is empty, and `pymilvus` would sleep first
+        self.call("index a collection", lambda c: c.create_index(collection, indexed, **unsynced))
         self.load(collection)
 
     def drop(self, collection: str) -> None:
-        with self.writing:
-            self.ask("drop a collection", lambda c: c.drop_collection(collection, timeout=CREATE_WITHIN))
+        with self.write_lock:
+            self.call("drop a collection", lambda c: c.drop_collection(collection, timeout=SCHEMA_TIMEOUT_S))
 
     def collections(self) -> list[str]:
-        return list(self.ask("list collections", lambda c: c.list_collections(timeout=self.within)))
+        return list(self.call("list collections", lambda c: c.list_collections(timeout=self.timeout)))
 
     def close(self) -> None:
         with self._connecting:
@@ -236,12 +244,12 @@ class Milvus:
     def _connected(self, what: str) -> Any:
         with self._connecting:
             if self._client is None:
-                if time.monotonic() - self._failed_at < PAUSE:
-                    raise StorageUnavailable(f"Milvus at {self.address.uri} could not {what}: it is not there")
+                if time.monotonic() - self._last_failure < RECONNECT_PAUSE_S:
+                    raise StorageUnavailable(f"Milvus at {self.address.uri} could not {what}: it is not reachable")
                 try:
-                    self._client = _connect(self.address, min(self.within, CONNECT_WITHIN))
-                except Exception as error:  # of pymilvus, gRPC or, for a file, of milvus-lite
-                    self._failed_at = time.monotonic()
+                    self._client = _connect(self.address, min(self.timeout, CONNECT_TIMEOUT_S))
+                except Exception as error:  # of pymilvus, gRPC or milvus-lite
+                    self._last_failure = time.monotonic()
                     raise self._error(what, error) from error
             return self._client
 
@@ -250,7 +258,7 @@ class Milvus:
         if self.address.token:
             reason = reason.replace(self.address.token, "...")
         code = getattr(error, "code", None)
-        kind = {COLLECTION_GONE: CollectionGone, COLLECTION_NOT_LOADED: _NotLoaded}.get(
+        kind = {COLLECTION_NOT_FOUND: CollectionDropped, COLLECTION_NOT_LOADED: _NotLoaded}.get(
             code if isinstance(code, int) else 0, StorageUnavailable
         )
         return kind(f"Milvus at {self.address.uri} could not {what}: {reason}")
@@ -261,99 +269,101 @@ def _grpc_reason(error: Exception) -> str:
     return str(details() if callable(details) else error)
 
 
-def _connect(address: Address, within: float) -> Any:
+def _connect(address: Address, timeout: float) -> Any:
     from pymilvus import MilvusClient
 
-    for name in ("pymilvus", "pymilvus.milvus_client", "milvus_lite"):  # they log what they raise
+    for name in ("pymilvus", "pymilvus.milvus_client", "milvus_lite"):  # they also log what they raise
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     return MilvusClient(
         address.uri,
         token=address.token,
         db_name=address.database,
-        timeout=within,
+        timeout=timeout,
         dedicated=True,
         grpc_options=dict(CHANNEL_OPTIONS),
     )
 
 
-class Positions:
-    """The change that each collection has reached, in a collection of their own: what changes with every batch is no
-    matter for Milvus' schema, and in a gallery's own collection it would be among the hits.
+class PositionStore:
+    """Stores the last change applied to each collection, in a separate collection.
 
-    A row a collection and change: whoever is late adds a lower one, and the highest counts.
+    Milvus' collection properties are not made for frequent updates, and a row in the gallery's own collection would
+    appear among the hits. There is one row per collection and change, and the highest counts: a late writer adds a
+    lower one.
     """
 
-    def __init__(self, milvus: Milvus) -> None:
+    def __init__(self, milvus: MilvusConnection) -> None:
         self._milvus = milvus
         self._name = f"{milvus.address.prefix}_positions"
 
-    def of(self, collection: str) -> dict[str, Any] | None:
+    def load(self, collection: str) -> dict[str, Any] | None:
+        """Returns the last saved state: the fields of a `Header`; None if there is none."""
         states = [row for row in self._rows(f'collection == "{collection}"') if row["seq"] >= 0]
         best = max(states, key=lambda row: int(row["seq"]), default=None)
         return dict(json.loads(best["state"])) if best else None
 
-    def remember(self, collection: str, state: Mapping[str, Any]) -> None:
+    def save(self, collection: str, state: Mapping[str, Any]) -> None:
         seq = int(state["seq"])
         self._write(f"{collection}/{seq}", collection, seq, json.dumps(dict(state)))
         self._delete(f'collection == "{collection}" and seq >= 0 and seq < {seq}')
 
-    def sign_of_life(self, collection: str) -> None:
-        """`collection` is being built."""
+    def heartbeat(self, collection: str) -> None:
+        """Records that `collection` is being built."""
         self._write(f"{collection}/building", collection, -1, "")
 
-    def built(self, collection: str) -> None:
+    def finish_build(self, collection: str) -> None:
         self._delete(f'collection == "{collection}" and seq == -1')
 
-    def alive(self, collections: Iterable[str], within: float) -> str | None:
-        """One of `collections` that is being built and whose last sign of life is less than `within` seconds old."""
-        wanted, since = set(collections), time.time() - within
+    def is_building(self, collections: Iterable[str], heartbeat_timeout: float) -> bool:
+        """Returns whether one of `collections` is being built, with a heartbeat in the last seconds."""
+        wanted, since = set(collections), time.time() - heartbeat_timeout
         rows = self._rows("seq == -1") if wanted else []
-        return next((r["collection"] for r in rows if r["collection"] in wanted and r["at"] > since), None)
+        return any(row["collection"] in wanted and row["at"] > since for row in rows)
 
-    def forget(self, collection: str) -> None:
+    def delete(self, collection: str) -> None:
         self._delete(f'collection == "{collection}"')
 
     def _rows(self, expression: str) -> list[dict[str, Any]]:
         try:
-            rows: list[dict[str, Any]] = self._ask(
+            rows: list[dict[str, Any]] = self._call(
                 "read the position of an index",
                 lambda c: c.query(
                     self._name,
                     filter=expression,
                     output_fields=["collection", "seq", "at", "state"],
                     consistency_level="Strong",
-                    timeout=self._milvus.within,
+                    timeout=self._milvus.timeout,
                 ),
             )
             return rows
-        except CollectionGone:  # nothing was remembered yet
+        except CollectionDropped:  # nothing was saved yet
             return []
 
     def _write(self, key: str, collection: str, seq: int, state: str) -> None:
-        nothing = [0.0, 0.0]  # Milvus has no collection without vectors
-        row = {"key": key, "collection": collection, "seq": seq, "at": time.time(), "state": state, "nothing": nothing}
-        with self._milvus.writing:
+        unused = [0.0, 0.0]  # every collection needs vectors
+        row = {"key": key, "collection": collection, "seq": seq, "at": time.time(), "state": state, "nothing": unused}
+        with self._milvus.write_lock:
             try:
                 self._upsert(row)
-            except CollectionGone:
+            except CollectionDropped:
                 self._create()
                 self._upsert(row)
 
     def _upsert(self, row: dict[str, Any]) -> None:
-        self._ask("note the position of an index", lambda c: c.upsert(self._name, row, timeout=self._milvus.within))
+        self._call("save the position of an index", lambda c: c.upsert(self._name, row, timeout=self._milvus.timeout))
 
     def _delete(self, expression: str) -> None:
         try:
-            with self._milvus.writing:
-                self._ask(
-                    "forget the position of an index",
-                    lambda c: c.delete(self._name, filter=expression, timeout=self._milvus.within),
+            with self._milvus.write_lock:
+                self._call(
+                    "delete the position of an index",
+                    lambda c: c.delete(self._name, filter=expression, timeout=self._milvus.timeout),
                 )
-        except CollectionGone:
+        except CollectionDropped:
             pass
 
-    def _ask(self, what: str, method: Callable[[Any], Any]) -> Any:
-        return self._milvus.ask_loaded(self._name, what, method)
+    def _call(self, what: str, method: Callable[[Any], Any]) -> Any:
+        return self._milvus.call_loaded(self._name, what, method)
 
     def _create(self) -> None:
         text: dict[str, Any] = {"type": "VARCHAR", "max_length": 4096}

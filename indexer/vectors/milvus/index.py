@@ -1,7 +1,7 @@
-"""The faces of a gallery in a collection of Milvus, which any number of processes share: an index beyond one machine.
+"""An index in a Milvus collection, shared by any number of processes and machines.
 
-Every face is scanned, exactly or in fewer bits and then scored from its vector: clusters and graphs lose mates among
-faces. `docs/milvus.md` says how to size a cluster.
+Every face is scanned, exactly or in fewer bits with rescoring, because clusters and graphs lose mates among faces.
+`docs/milvus.md` describes how to size a cluster.
 """
 
 from __future__ import annotations
@@ -30,61 +30,62 @@ from indexer.vectors.base import (
     best_hit_per_identity,
     ranking_key,
 )
-from indexer.vectors.milvus.client import ANSWER_WITHIN, CollectionGone, Milvus, Positions, parse
+from indexer.vectors.milvus.client import REQUEST_TIMEOUT_S, CollectionDropped, MilvusConnection, PositionStore, parse
 
 log = logging.getLogger(__name__)
 
-BUILDING_FOR = 30.0
-"""Seconds without a sign of life after which a collection that is being built is taken to be abandoned. There is a sign
-with every part, which are 10,000 faces. The clocks of all machines are taken to agree within a part of it."""
+HEARTBEAT_TIMEOUT_S = 30.0
+"""Seconds without a heartbeat after which the build of a collection counts as abandoned. There is one after every page
+of 10,000 faces. The clocks of all machines must agree much better than this."""
 
-MOST_HITS = 16_384
-"""Rows that Milvus returns a query at most (`quotaAndLimits.limits.topK`), of searches and of queries alike."""
+MAX_HITS = 16_384
+"""Most rows that Milvus returns for a search or a query (`quotaAndLimits.limits.topK`)."""
 
 FACES_PER_IDENTITY = 8
-"""Faces fetched for each identity asked for, before those of other identities alone are."""
+"""Faces fetched per requested identity, before the search is repeated without the identities found."""
 
 RESCORED = 256
-"""Faces fetched a query at least where the index does not score exactly. By 1-bit codes of a million faces with 512
-numbers, 986 of 1,000 mates at a cosine of 0.4 were among the best 8, and all among these (`docs/milvus.md`)."""
+"""Least number of faces fetched and rescored per query if the index is not exact. With 1-bit codes of a million faces
+of 512 numbers, 986 of 1,000 mates at a cosine of 0.4 were among the best 8, and all among these (`docs/milvus.md`)."""
 
 WRITE_BYTES, READ_BYTES = 4 * 2**20, 16 * 2**20
-"""Of embeddings in a request and in an answer: Milvus allows 64 MiB, and each must be done within ANSWER_WITHIN."""
+"""Embeddings in one request and one answer: Milvus allows 64 MiB, and each must finish in REQUEST_TIMEOUT_S."""
 
-REMOVED_AT_ONCE = 10_000
-"""Their ids are written into one expression."""
+DELETE_BATCH = 10_000
+"""Faces deleted in one request."""
 
 
 class MilvusIndex(VectorIndex):
-    """The collection of one gallery's embeddings by one pack. What one process wrote, all find. Thread-safe.
+    """The collection of one gallery's embeddings by one pack. All processes see each other's writes. Thread-safe.
 
-    The identities nearest to a query come by widening the search, not by Milvus' grouping search: that is not there for
-    every type of index, and `milvus-lite` looks at ten faces for each identity asked for, so that a person of many
-    photos hides others. Where the index is not exact, the best RESCORED faces are scored from their vectors.
+    The nearest identities are found by fetching more faces instead of Milvus' grouping search: that does not support
+    every index type, and `milvus-lite` looks at ten faces per requested identity, so that a person with many photos
+    hides others. If the index is not exact, the best RESCORED faces are scored from their vectors.
     """
 
     kind = "milvus"
     erases_on_disk = True
-    """As far as it can be had: Milvus compacts its files when a fifth of their rows is removed (`docs/milvus.md`)."""
+    """Eventually: Milvus compacts its files when a fifth of their rows is removed (`docs/milvus.md`)."""
 
-    def __init__(self, milvus: Milvus, collection: str, dim: int) -> None:
-        self.is_replaced = False
-        """Whether the collection is gone: what another process has built in its place is to be loaded."""
+    def __init__(self, milvus: MilvusConnection, collection: str, dim: int) -> None:
         self.collection = collection
         self._milvus = milvus
-        self._positions = Positions(milvus)
+        self._positions = PositionStore(milvus)
         self._dim = dim
         self._type = milvus.address.index_type
         self._counted: list[int] = []
-        """How many faces it holds, once that was asked for; another list after each write, whoever asks meanwhile."""
+        """The number of faces once counted. Each write replaces the list, so that a concurrent count is not kept."""
 
     def __len__(self) -> int:
         counted = self._counted
         if not counted:
-            (row,) = self._ask(
+            (row,) = self._call(
                 "count faces",
                 lambda c: c.query(
-                    self.collection, output_fields=["count(*)"], consistency_level="Strong", timeout=self._milvus.within
+                    self.collection,
+                    output_fields=["count(*)"],
+                    consistency_level="Strong",
+                    timeout=self._milvus.timeout,
                 ),
             )
             counted.append(int(row["count(*)"]))
@@ -99,11 +100,11 @@ class MilvusIndex(VectorIndex):
 
     def remove(self, face_ids: Sequence[int]) -> None:
         ids = [int(face_id) for face_id in face_ids]
-        for start in range(0, len(ids), REMOVED_AT_ONCE):
-            self._delete(ids[start : start + REMOVED_AT_ONCE])
+        for start in range(0, len(ids), DELETE_BATCH):
+            self._delete(ids[start : start + DELETE_BATCH])
 
     def nearest_faces(self, queries: Vectors, k: int) -> list[list[Hit]]:
-        """At most MOST_HITS of each query; equals by face id among as many."""
+        """Returns at most MAX_HITS per query; equal scores are ordered by face id among as many."""
         if k < 1:
             return [[] for _ in queries]
         return [hits[:k] for hits, _ in self._best(queries, k)]
@@ -115,13 +116,13 @@ class MilvusIndex(VectorIndex):
         return [self._identities(query, k, *some) for query, some in zip(queries, found, strict=True)]
 
     def face_ids(self) -> NDArray[np.int64]:
-        ids = [np.array([row["face_id"] for row in rows], np.int64) for rows in self._pages(["face_id"], MOST_HITS)]
+        ids = [np.array([row["face_id"] for row in rows], np.int64) for rows in self._pages(["face_id"], MAX_HITS)]
         return np.sort(np.concatenate([np.empty(0, np.int64), *ids]))
 
     def contents(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Vectors]:
         faces, identities = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         vectors: list[Vectors] = [np.empty((0, self._dim), np.float32)]
-        at_once = min(MOST_HITS, max(1, READ_BYTES // (4 * self._dim)))
+        at_once = min(MAX_HITS, max(1, READ_BYTES // (4 * self._dim)))
         for rows in self._pages(["face_id", "identity_id", "embedding"], at_once):
             faces.append(np.array([row["face_id"] for row in rows], np.int64))
             identities.append(np.array([row["identity_id"] for row in rows], np.int64))
@@ -129,34 +130,34 @@ class MilvusIndex(VectorIndex):
         return np.concatenate(faces), np.concatenate(identities), np.concatenate(vectors)
 
     def position(self) -> dict[str, Any] | None:
-        """What was remembered last, by any process: the fields of a `base.Header`. None when nothing was."""
-        return self._positions.of(self.collection)
+        """Returns the state last saved by any process: the fields of a `Header`; None if there is none."""
+        return self._positions.load(self.collection)
 
-    def remember(self, state: Mapping[str, Any]) -> None:
-        """That every change up to `state["seq"]` is in the collection. Nothing happens where a later one is known."""
+    def save_position(self, state: Mapping[str, Any]) -> None:
+        """Saves that the collection contains every change up to `state["seq"]`, unless a later one is saved."""
         known = self.position()
         if known is None or known["seq"] < state["seq"]:
-            self._positions.remember(self.collection, state)
+            self._positions.save(self.collection, state)
 
     def _upsert(self, face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> None:
         rows = [
             {"face_id": face_id, "identity_id": identity_id, "embedding": vector}
             for face_id, identity_id, vector in zip(face_ids.tolist(), identity_ids.tolist(), vectors, strict=True)
         ]
-        self._write("store faces", lambda c: c.upsert(self.collection, rows, timeout=self._milvus.within))
+        self._write("store faces", lambda c: c.upsert(self.collection, rows, timeout=self._milvus.timeout))
 
     def _delete(self, face_ids: list[int]) -> None:
-        self._write("remove faces", lambda c: c.delete(self.collection, ids=face_ids, timeout=self._milvus.within))
+        self._write("remove faces", lambda c: c.delete(self.collection, ids=face_ids, timeout=self._milvus.timeout))
 
     def _write(self, what: str, method: Callable[[Any], Any]) -> None:
         try:
-            with self._milvus.writing:
-                self._ask(what, method)
+            with self._milvus.write_lock:
+                self._call(what, method)
         finally:
             self._counted = []
 
     def _identities(self, query: NDArray[np.float32], k: int, hits: list[Hit], is_all: bool) -> list[Hit]:
-        """The best face of each of the best `k` identities, of which `hits` are the best faces."""
+        """Returns the best face of each of the best `k` identities, starting from the best faces `hits`."""
         best = best_hit_per_identity(hits)
         count = k * FACES_PER_IDENTITY
         while len(best) < k and not is_all:
@@ -167,21 +168,21 @@ class MilvusIndex(VectorIndex):
         return sorted(best, key=ranking_key)[:k]
 
     def _best(self, queries: Vectors, count: int, expression: str = "") -> list[tuple[list[Hit], bool]]:
-        """For each query at least `count` of the best faces and all that score as the last of them, best first, equals
-        by face id; and whether those are all that there are."""
-        limit = min(max(count + 1, 0 if self._type.exact else RESCORED), MOST_HITS)
+        """Returns for each query at least the `count` best faces and all that tie with the last, and whether these are
+        all faces."""
+        limit = min(max(count + 1, 0 if self._type.exact else RESCORED), MAX_HITS)
         answers: list[tuple[list[Hit], bool]] = [([], True)] * len(queries)
-        left = list(range(len(queries)))
-        while left:
-            for i, answer in zip(left, self._fetch(queries[left], limit, expression), strict=True):
+        pending = list(range(len(queries)))
+        while pending:
+            for i, answer in zip(pending, self._fetch(queries[pending], limit, expression), strict=True):
                 answers[i] = answer
-            left = [i for i in left if limit < MOST_HITS and _is_cut_in_equals(*answers[i], count)]
-            limit = min(2 * limit, MOST_HITS)
+            pending = [i for i in pending if limit < MAX_HITS and _is_cut_within_tie(*answers[i], count)]
+            limit = min(2 * limit, MAX_HITS)
         return answers
 
     def _fetch(self, queries: Vectors, limit: int, expression: str) -> list[tuple[list[Hit], bool]]:
-        a_hit = 32 if self._type.exact else 4 * self._dim
-        at_once = max(1, READ_BYTES // (limit * a_hit))
+        hit_bytes = 32 if self._type.exact else 4 * self._dim
+        at_once = max(1, READ_BYTES // (limit * hit_bytes))
         return [
             answer
             for start in range(0, len(queries), at_once)
@@ -190,7 +191,7 @@ class MilvusIndex(VectorIndex):
 
     def _search(self, queries: Vectors, limit: int, expression: str) -> list[tuple[list[Hit], bool]]:
         wanted = np.ascontiguousarray(queries, dtype=np.float32)
-        found = self._ask(
+        found = self._call(
             "search",
             lambda c: c.search(
                 self.collection,
@@ -201,7 +202,7 @@ class MilvusIndex(VectorIndex):
                 search_params={"metric_type": "IP", "params": dict(self._type.search)},
                 anns_field="embedding",
                 consistency_level=self._milvus.address.consistency,
-                timeout=self._milvus.within,
+                timeout=self._milvus.timeout,
             ),
         )
         return [(self._hits(query, rows), len(rows) < limit) for query, rows in zip(wanted, found, strict=True)]
@@ -218,73 +219,77 @@ class MilvusIndex(VectorIndex):
         return sorted(hits, key=ranking_key)
 
     def _pages(self, fields: list[str], at_once: int) -> Iterator[list[dict[str, Any]]]:
-        """All rows, by ascending face id. `pymilvus`' own iterator does the same with a request without a time-out."""
+        """Returns all rows by ascending face id. `pymilvus`' own iterator sends a request without a timeout."""
         after = -1
         while page := self._page(fields, after, at_once):
             yield page
             after = int(page[-1]["face_id"])
 
     def _page(self, fields: list[str], after: int, limit: int) -> list[dict[str, Any]]:
-        page: list[dict[str, Any]] = self._ask(
+        page: list[dict[str, Any]] = self._call(
             "read faces",
             lambda c: c.query(
                 self.collection,
                 filter=f"face_id > {after}",
                 output_fields=fields,
                 limit=limit,
-                iterator="True",  # the lowest ids, in order
+                iterator="True",  # returns the lowest ids, in order
                 reduce_stop_for_best="True",
                 consistency_level="Strong",
-                timeout=self._milvus.within,
+                timeout=self._milvus.timeout,
             ),
         )
         return page
 
-    def _ask(self, what: str, method: Callable[[Any], Any]) -> Any:
+    def _call(self, what: str, method: Callable[[Any], Any]) -> Any:
         try:
-            return self._milvus.ask_loaded(self.collection, what, method)
-        except CollectionGone:
+            return self._milvus.call_loaded(self.collection, what, method)
+        except CollectionDropped:
             self.is_replaced = True
             raise
 
 
 class MilvusEngine(VectorEngine):
-    """The indexes of all galleries in one Milvus; of a path, the number in its name counts (`5.index`).
+    """Stores the indexes of all galleries in one Milvus. Of a path, only the number in its name matters (`5.index`).
 
-    A collection belongs to one build. Until its position is remembered, which is last, nobody takes it for whole. Then
-    its predecessor goes, whose users find it gone and load the new one.
+    Every build has its own collection. Saving its position completes the build; then the previous collection is
+    dropped, whose users get CollectionDropped and load the new one.
     """
 
-    def __init__(self, uri: str, within: float = ANSWER_WITHIN, building_for: float = BUILDING_FOR) -> None:
-        """Raises InvalidSetting; Milvus is not asked yet."""
-        self._milvus = Milvus(parse(uri), within)
-        self._positions = Positions(self._milvus)
-        self._building_for = building_for
+    def __init__(
+        self, uri: str, timeout: float = REQUEST_TIMEOUT_S, heartbeat_timeout: float = HEARTBEAT_TIMEOUT_S
+    ) -> None:
+        """Raises InvalidSetting. Does not connect yet."""
+        self._milvus = MilvusConnection(parse(uri), timeout)
+        self._positions = PositionStore(self._milvus)
+        self._heartbeat_timeout = heartbeat_timeout
 
     def load(self, path: Path) -> tuple[Header, MilvusIndex]:
-        """What was remembered last of the gallery's index, by any process, and the index."""
-        found = {name: state for name in self._collections(path) if (state := self._positions.of(name))}
+        """Returns the collection with the highest saved position."""
+        found = {name: state for name in self._collections(path) if (state := self._positions.load(name))}
         if not found:
             raise FileNotFoundError(f"Milvus at {self._milvus.address.uri} has no index {path.name}")
         name = max(found, key=lambda one: int(found[one]["seq"]))
         try:
             header = Header(**found[name])
         except TypeError as error:
-            raise DamagedIndex(f"what Milvus at {self._milvus.address.uri} keeps of {name} is not a header") from error
+            raise DamagedIndex(
+                f"the state of {name} in Milvus at {self._milvus.address.uri} is not a valid header"
+            ) from error
         self._milvus.load(name)
         return header, MilvusIndex(self._milvus, name, header.dim)
 
     def build(self, path: Path, header: Header, faces: FacePages) -> tuple[MilvusIndex, bool]:
-        """A new collection of these faces, in place of any before.
+        """Builds a new collection and drops the previous one.
 
-        Raises StorageUnavailable, also while another process builds one of the gallery.
+        Raises StorageUnavailable, also while another process builds an index of the gallery.
         """
         before = self._collections(path)
-        if self._positions.alive(before, self._building_for):
+        if self._positions.is_building(before, self._heartbeat_timeout):
             raise StorageUnavailable(
-                f"the index {path.name} is being built in Milvus by another process; ask again in a minute"
+                f"the index {path.name} is being built in Milvus by another process; try again in a minute"
             )
-        name = f"{self._start(path)}{_short(header.gallery_created + header.fingerprint)}_{secrets.token_hex(4)}"
+        name = f"{self._prefix(path)}{_short(header.gallery_created + header.fingerprint)}_{secrets.token_hex(4)}"
         try:
             index = self._fill(name, header, faces())
         except BaseException:
@@ -295,9 +300,9 @@ class MilvusEngine(VectorEngine):
         return index, True
 
     def save(self, path: Path, header: Header, index: VectorIndex) -> bool:
-        """Remembers how far `index` is: the faces are kept as soon as they are put."""
+        """Saves the position of the index. Its faces are stored by `put`."""
         if isinstance(index, MilvusIndex):
-            index.remember(asdict(header))
+            index.save_position(asdict(header))
         return isinstance(index, MilvusIndex)
 
     def delete(self, path: Path) -> None:
@@ -311,41 +316,41 @@ class MilvusEngine(VectorEngine):
     def close(self) -> None:
         self._milvus.close()
 
-    def _fill(self, name: str, header: Header, parts: Iterable[FaceVectors]) -> MilvusIndex:
+    def _fill(self, name: str, header: Header, pages: Iterable[FaceVectors]) -> MilvusIndex:
         fields: dict[str, dict[str, Any]] = {
             "face_id": {"type": "INT64", "is_primary": True},
             "identity_id": {"type": "INT64"},
             "embedding": {"type": "FLOAT_VECTOR", "dim": header.dim},
         }
-        self._positions.sign_of_life(name)
-        with self._milvus.writing:
+        self._positions.heartbeat(name)
+        with self._milvus.write_lock:
             self._milvus.create(name, fields, "embedding", self._milvus.address.index_type)
         index = MilvusIndex(self._milvus, name, header.dim)
         faces = 0
-        for part in parts:
-            index.put(part.face_ids, part.identity_ids, part.vectors)
-            faces += len(part.face_ids)
-            self._positions.sign_of_life(name)
-        index.remember({**asdict(header), "faces": faces})
-        self._positions.built(name)
+        for page in pages:
+            index.put(page.face_ids, page.identity_ids, page.vectors)
+            faces += len(page.face_ids)
+            self._positions.heartbeat(name)
+        index.save_position({**asdict(header), "faces": faces})
+        self._positions.finish_build(name)
         return index
 
     def _drop(self, name: str) -> None:
         self._milvus.drop(name)
-        self._positions.forget(name)
+        self._positions.delete(name)
 
     def _drop_quietly(self, name: str) -> None:
-        """One that cannot be dropped now goes with the next build."""
+        """Drops a collection; one that cannot be dropped now is dropped by the next build."""
         try:
             self._drop(name)
         except StorageUnavailable as error:
-            log.warning("A collection is left over: %s", error)
+            log.warning("A collection could not be dropped: %s", error)
 
     def _collections(self, path: Path) -> list[str]:
-        """Those of the gallery: one at most that is whole, but for moments."""
-        return [name for name in self._milvus.collections() if name.startswith(self._start(path))]
+        """Returns the collections of the gallery: one, and others during a build or after a failed one."""
+        return [name for name in self._milvus.collections() if name.startswith(self._prefix(path))]
 
-    def _start(self, path: Path) -> str:
+    def _prefix(self, path: Path) -> str:
         return f"{self._milvus.address.prefix}_{path.name.split('.')[0]}_"
 
 
@@ -353,5 +358,5 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _is_cut_in_equals(hits: list[Hit], is_all: bool, count: int) -> bool:
+def _is_cut_within_tie(hits: list[Hit], is_all: bool, count: int) -> bool:
     return not is_all and len(hits) > count and hits[count - 1].score == hits[-1].score

@@ -1,4 +1,4 @@
-"""Disks that are full at the right moment."""
+"""Simulates full disks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def limited_file_size(size: int) -> Iterator[None]:
-    """Files of this process end there: writing on raises OSError, as on a full disk (Python ignores SIGXFSZ)."""
+    """Limits the files of this process: writing more raises OSError, as on a full disk (Python ignores SIGXFSZ)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

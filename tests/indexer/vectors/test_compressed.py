@@ -1,10 +1,9 @@
-"""The compressed index finds what exact search finds, whatever came, went or is near the probe."""
+"""A compressed index finds what exact search finds, after any changes."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,72 +12,33 @@ from numpy.typing import NDArray
 
 from indexer.errors import StorageUnavailable
 from indexer.gallery.embeddings import FaceVectors
-from indexer.types import Hit, Vectors
-from indexer.vectors import compressed, gpu, mapped_file, product_codes, self_check
-from indexer.vectors.compressed import CompressedIndex
+from indexer.vectors import compressed, gpu, mapped_file, self_check
 from indexer.vectors.flat import build_flat_index
 from indexer.vectors.mapped_file import MappedFile
 from indexer.vectors.product_codes import ProductCodeScan
 from tests.indexer.gallery.together import in_threads
-
-PEOPLE, PHOTOS, DIM = 10_000, 3, 128
-
-
-def unit(vectors: NDArray[np.float32]) -> Vectors:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), dtype=np.float32)
-
-
-def strangers(count: int, dim: int, seed: int) -> Vectors:
-    return unit(np.random.default_rng(seed).standard_normal((count, dim), dtype=np.float32))
-
-
-def near(vectors: Vectors, cosine: float, seed: int) -> Vectors:
-    """Unit vectors that score `cosine` with these, in any direction from them."""
-    aside = strangers(len(vectors), vectors.shape[1], seed)
-    aside = unit(aside - np.einsum("nd,nd->n", aside, vectors)[:, None] * vectors)
-    return np.asarray(cosine * vectors + np.sqrt(1 - cosine**2) * aside, dtype=np.float32)
+from tests.indexer.vectors.compressed_faces import (
+    DIM,
+    at_cosine,
+    build_index,
+    faces_of,
+    ids,
+    random_units,
+)
+from tests.indexer.vectors.compressed_faces import file as file
+from tests.indexer.vectors.compressed_faces import people as people
 
 
-def faces_of(vectors: Vectors, identity_ids: NDArray[np.int64] | None = None, first: int = 1) -> FaceVectors:
-    face_ids = np.arange(first, first + len(vectors))
-    return FaceVectors(face_ids, face_ids if identity_ids is None else identity_ids, vectors)
-
-
-def made(
-    folder: Path, faces: FaceVectors, scan: Callable[[MappedFile], compressed.CandidateScan] | None = None
-) -> CompressedIndex:
-    base = compressed.build(folder / "1.index", faces.vectors.shape[1], [faces], {})
-    return compressed.open_index(base, scan=scan)
-
-
-def ids(hits: list[Hit]) -> list[int]:
-    return [hit.identity_id for hit in hits]
-
-
-@pytest.fixture(scope="module")
-def people() -> FaceVectors:
-    """Three photos each: they score 0.55 to 0.7 with one another, as those of the embedded pack do."""
-    middles = np.repeat(strangers(PEOPLE, DIM, 1), PHOTOS, axis=0)
-    return faces_of(near(middles, 0.8, 2), np.repeat(np.arange(1, PEOPLE + 1), PHOTOS))
-
-
-@pytest.fixture(scope="module")
-def file(people: FaceVectors, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("made") / "1.index"
-    compressed.build(path, DIM, [people], {})
-    return path
-
-
-def test_it_agrees_with_exact_search(people: FaceVectors, file: Path) -> None:
+def test_hits_equal_those_of_exact_search(people: FaceVectors, file: Path) -> None:
     index = compressed.open_index(mapped_file.read(file))
     exact = build_flat_index(DIM, [people], None)
     rows = np.random.default_rng(3).choice(len(people.face_ids), 1000, replace=False)
-    probes = near(people.vectors[rows], 0.6, 4)
+    probes = at_cosine(people.vectors[rows], 0.6, 4)
     for row, found, right in zip(
         rows, index.nearest_identities(probes, 5), exact.nearest_identities(probes, 5), strict=True
     ):
         assert found[0].identity_id == people.identity_ids[row]
-        above = [hit for hit in right if hit.score > 0.45]  # of whom a threshold could let in
+        above = [hit for hit in right if hit.score > 0.45]  # that could be above a threshold
         assert ids(found)[: len(above)] == ids(above)
         assert [hit.face_id for hit in found[: len(above)]] == [hit.face_id for hit in above]
         assert [hit.score for hit in found[: len(above)]] == pytest.approx([hit.score for hit in above], abs=1e-4 * 5)
@@ -86,57 +46,26 @@ def test_it_agrees_with_exact_search(people: FaceVectors, file: Path) -> None:
     assert [hits[0].face_id for hits in own] == people.face_ids[rows].tolist()
 
 
-def test_what_it_found_out_about_itself(file: Path) -> None:
-    index = compressed.open_index(mapped_file.read(file))
-    checked = index.checked
-    assert checked is not None
-    assert checked.mates_found >= self_check.TARGET_RECALL
-    assert checked.threshold == pytest.approx(0.4, abs=0.05)
-    assert checked.same_identity >= 0.99
-    assert checked.rescored == index.rescored == self_check.MIN_RESCORED
-    assert 0 < checked.query_ms < 1000
-
-
-def test_half_precision_moves_no_score_by_more_than_a_ten_thousandth(people: FaceVectors) -> None:
-    some, probes = people.vectors[:2000], strangers(100, DIM, 9)
+def test_half_precision_changes_scores_by_less_than_1e_4(people: FaceVectors) -> None:
+    some, probes = people.vectors[:2000], random_units(100, DIM, 9)
     moved = np.abs(probes @ some.T - probes @ some.astype(np.float16).astype(np.float32).T)
     assert 0 < moved.max() < 1e-4
 
 
-def test_poor_codes_are_made_up_for_by_scoring_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product_codes, "SUBQUANTIZERS", 8)
-    monkeypatch.setattr(self_check, "MIN_RESCORED", 16)
-    monkeypatch.setattr(self_check, "MATED_PROBES", 2000)
-    faces = faces_of(strangers(5000, 64, 5))
-    checked = made(tmp_path, faces).checked
-    assert checked is not None
-    assert checked.rescored > 16
-    assert checked.mates_found >= self_check.TARGET_RECALL
-    monkeypatch.setattr(self_check, "MAX_RESCORED", 32)
-    worse = made(tmp_path, faces).checked
-    assert worse is not None
-    assert worse.rescored == 32
-    assert worse.mates_found < self_check.TARGET_RECALL  # and it says so
-    monkeypatch.setattr(self_check, "MIN_RESCORED", 20)
-    most = made(tmp_path, faces).checked
-    assert most is not None
-    assert most.rescored == 32
-
-
-@pytest.mark.parametrize("later", [False, True], ids=["in the file", "since"])
-def test_somebody_with_thousands_of_photos_hides_nobody(
+@pytest.mark.parametrize("later", [False, True], ids=["in the file", "added later"])
+def test_person_with_thousands_of_photos_hides_no_other(
     tmp_path: Path, later: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The person who is asked for comes after five thousand photos of another one."""
+    """The expected person ranks behind five thousand photos of another."""
     monkeypatch.setattr(self_check, "MATED_PROBES", 100)
-    probe = strangers(1, 64, 1)
-    others = strangers(8000, 64, 2)
-    crowd = near(np.repeat(probe, 5000, axis=0), 0.9, 3)
-    mates = np.concatenate([near(probe, cosine, 10 + i) for i, cosine in enumerate((0.8, 0.75, 0.7, 0.65))])
+    probe = random_units(1, 64, 1)
+    others = random_units(8000, 64, 2)
+    crowd = at_cosine(np.repeat(probe, 5000, axis=0), 0.9, 3)
+    mates = np.concatenate([at_cosine(probe, cosine, 10 + i) for i, cosine in enumerate((0.8, 0.75, 0.7, 0.65))])
     vectors = np.concatenate([others, mates, crowd])
     owners = np.concatenate([np.arange(1, 8001), [9001, 9002, 9003, 9004], np.full(5000, 9000)])
     first = 8004 if later else len(vectors)
-    index = made(tmp_path, faces_of(vectors[:first], owners[:first]))
+    index = build_index(tmp_path, faces_of(vectors[:first], owners[:first]))
     if later:
         rest = faces_of(vectors[first:], owners[first:], first + 1)
         index.put(rest.face_ids, rest.identity_ids, rest.vectors)
@@ -150,17 +79,20 @@ def test_somebody_with_thousands_of_photos_hides_nobody(
     assert ids(found)[5000:] == [9001, 9002, 9003, 9004]
 
 
-@pytest.mark.parametrize("gone", [False, True], ids=["one person's", "removed"])
-def test_a_crowd_that_fills_nearly_all_that_is_scored_hides_nobody(
+@pytest.mark.parametrize("gone", [False, True], ids=["of one person", "removed"])
+def test_rows_of_one_person_or_removed_rows_hide_no_other(
     tmp_path: Path, gone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else is among the rows that are scored, but not the one who is next."""
+    """Other people are among the rescored rows, but not the next best one."""
     monkeypatch.setattr(self_check, "MATED_PROBES", 100)
-    probes = strangers(20, 128, 1)
-    crowds = near(np.repeat(probes, 250, axis=0), 0.9, 2)
-    vectors = np.concatenate([crowds, strangers(8000, 128, 3)])
+    probes = random_units(20, 128, 1)
+    crowds = at_cosine(np.repeat(probes, 250, axis=0), 0.9, 2)
+    vectors = np.concatenate([crowds, random_units(8000, 128, 3)])
     owners = np.concatenate([np.repeat(np.arange(1, 21), 250), np.arange(101, 8101)])
-    index, exact = made(tmp_path, faces_of(vectors, owners)), build_flat_index(128, [faces_of(vectors, owners)], None)
+    index, exact = (
+        build_index(tmp_path, faces_of(vectors, owners)),
+        build_flat_index(128, [faces_of(vectors, owners)], None),
+    )
     assert index.rescored == 256
     if gone:
         for either in (index, exact):
@@ -170,12 +102,12 @@ def test_a_crowd_that_fills_nearly_all_that_is_scored_hides_nobody(
         assert ids(found) == ids(right)
 
 
-def test_those_who_are_gone_hide_nobody(tmp_path: Path) -> None:
-    """Removed rows stay in the codes until the next build, and fill what is scored first."""
-    probe = strangers(1, 64, 1)
-    crowd = near(np.repeat(probe, 300, axis=0), 0.9, 3)
-    vectors = np.concatenate([strangers(5000, 64, 2), crowd, near(probe, 0.6, 4)])
-    index = made(tmp_path, faces_of(vectors))
+def test_removed_rows_near_the_probe_hide_no_other(tmp_path: Path) -> None:
+    """Removed rows stay in the codes until the next build and are found by the scan."""
+    probe = random_units(1, 64, 1)
+    crowd = at_cosine(np.repeat(probe, 300, axis=0), 0.9, 3)
+    vectors = np.concatenate([random_units(5000, 64, 2), crowd, at_cosine(probe, 0.6, 4)])
+    index = build_index(tmp_path, faces_of(vectors))
     index.remove(list(range(5001, 5301)))
     assert len(index) == 5001
     assert ids(index.nearest_identities(probe, 1)[0]) == [5301]
@@ -187,15 +119,15 @@ def test_those_who_are_gone_hide_nobody(tmp_path: Path) -> None:
     assert sorted(index.face_ids().tolist()) == [*range(1, 5001), 5301]
 
 
-def test_it_is_outgrown_by_what_came_and_by_what_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_is_outgrown_after_many_additions_or_removals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressed, "MIN_CHANGED_ROWS", 20)
-    index = made(tmp_path, faces_of(strangers(400, 16, 1)))
-    more = faces_of(strangers(26, 16, 2), first=1001)
+    index = build_index(tmp_path, faces_of(random_units(400, 16, 1)))
+    more = faces_of(random_units(26, 16, 2), first=1001)
     index.put(more.face_ids[:25], more.identity_ids[:25], more.vectors[:25])  # a sixteenth
     assert not index.is_outgrown
     index.put(more.face_ids[25:], more.identity_ids[25:], more.vectors[25:])
     assert index.is_outgrown
-    index = made(tmp_path, faces_of(strangers(400, 16, 1)))
+    index = build_index(tmp_path, faces_of(random_units(400, 16, 1)))
     index.remove(list(range(1, 81)))  # a fifth
     assert not index.is_outgrown
     index.remove([81])
@@ -206,12 +138,12 @@ def test_it_is_outgrown_by_what_came_and_by_what_went(tmp_path: Path, monkeypatc
     assert sorted(index.erased_face_ids().tolist()) == list(range(1, 82))
 
 
-def test_a_hundred_thousand_adds_one_by_one(tmp_path: Path) -> None:
-    """Among searches and removals: in the end it answers as one that is built of what is there."""
+def test_hundred_thousand_single_additions_equal_a_new_build(tmp_path: Path) -> None:
+    """Searches and removals happen in between."""
     dim, first, rng = 16, 2000, np.random.default_rng(1)
     total = first + 100_000
-    vectors, owners = strangers(total, dim, 2), rng.integers(1, 40_000, total)
-    index = made(tmp_path, faces_of(vectors[:first], owners[:first]))
+    vectors, owners = random_units(total, dim, 2), rng.integers(1, 40_000, total)
+    index = build_index(tmp_path, faces_of(vectors[:first], owners[:first]))
     there = np.zeros(total, np.bool_)
     there[:first] = True
     for i in range(first, total):
@@ -233,18 +165,18 @@ def test_a_hundred_thousand_adds_one_by_one(tmp_path: Path) -> None:
     assert identity_ids[order].tolist() == owners[rows].tolist()
     assert (kept[order] == vectors[rows].astype(np.float16)).all()
     (tmp_path / "fresh").mkdir()
-    fresh = made(tmp_path / "fresh", FaceVectors(rows + 1, owners[rows], vectors[rows]))
-    probes = near(vectors[rows[:: len(rows) // 100]], 0.9, 3)
+    fresh = build_index(tmp_path / "fresh", FaceVectors(rows + 1, owners[rows], vectors[rows]))
+    probes = at_cosine(vectors[rows[:: len(rows) // 100]], 0.9, 3)
     for one, other in zip(index.nearest_identities(probes, 3), fresh.nearest_identities(probes, 3), strict=True):
         assert [(hit.identity_id, hit.face_id) for hit in one] == [(hit.identity_id, hit.face_id) for hit in other]
         assert [hit.score for hit in one] == pytest.approx([hit.score for hit in other], abs=1e-6)
 
 
-def test_searches_while_one_puts_and_removes(tmp_path: Path) -> None:
-    """Who is there all the time is always found, who is not never, and every hit is right."""
-    stay, move = strangers(2000, 32, 1), strangers(300, 32, 2)
+def test_searches_are_correct_while_faces_change(tmp_path: Path) -> None:
+    """Faces that stay are always found, removed ones never, and every score is correct."""
+    stay, move = random_units(2000, 32, 1), random_units(300, 32, 2)
     moved = faces_of(move, first=5001)
-    index = made(tmp_path, faces_of(np.concatenate([stay, strangers(300, 32, 3)])))
+    index = build_index(tmp_path, faces_of(np.concatenate([stay, random_units(300, 32, 3)])))
     done = threading.Event()
     searched = [0]
 
@@ -282,7 +214,7 @@ def test_searches_while_one_puts_and_removes(tmp_path: Path) -> None:
 
 
 class ExactScan:
-    """Names the best rows by the vectors themselves, at most `most` of them."""
+    """Finds the best rows by the vectors themselves, at most `most` of them."""
 
     most = 10**9
 
@@ -298,26 +230,26 @@ class ExactScan:
 
 
 class ShortScan(ExactScan):
-    """As a GPU, which names 2,048 rows and no more."""
+    """Returns few rows, as a GPU returns at most 2,048."""
 
     most = 300
 
 
 @pytest.mark.parametrize("scan", [ProductCodeScan, ExactScan, ShortScan, gpu.GpuScan])
-def test_the_same_answers_whatever_scans(
+def test_every_scan_gives_the_same_answers(
     tmp_path: Path, scan: Callable[[MappedFile], compressed.CandidateScan]
 ) -> None:
     if scan is gpu.GpuScan and (problem := gpu.unavailable_reason()):
         pytest.skip(problem)
-    vectors, owners = strangers(3000, 48, 1), np.random.default_rng(2).integers(1, 1500, 3000)
-    index = made(tmp_path, faces_of(vectors[:2000], owners[:2000]), scan)
+    vectors, owners = random_units(3000, 48, 1), np.random.default_rng(2).integers(1, 1500, 3000)
+    index = build_index(tmp_path, faces_of(vectors[:2000], owners[:2000]), scan)
     rest = faces_of(vectors[2000:], owners[2000:], 2001)
     index.put(rest.face_ids, rest.identity_ids, rest.vectors)
     gone = list(range(1, 3000, 7))
     index.remove(gone)
     exact = build_flat_index(48, [faces_of(vectors, owners)], None)
     exact.remove(gone)
-    probes = near(vectors[1::50], 0.7, 3)
+    probes = at_cosine(vectors[1::50], 0.7, 3)
     for found, right in zip(index.nearest_identities(probes, 2), exact.nearest_identities(probes, 2), strict=True):
         assert found[0].identity_id == right[0].identity_id
         assert found[0].score == pytest.approx(right[0].score, abs=5e-4)
@@ -328,15 +260,13 @@ def test_the_same_answers_whatever_scans(
     assert [len(hits) for hits in index.nearest_faces(probes[:2], 4000)] == [len(exact)] * 2
 
 
-def test_a_scan_that_names_fewer_rows_than_codes_need_is_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It need not name as many as a scan of codes, and not all rows are scored for want of them."""
+def test_precise_scan_with_few_rows_does_not_rescore_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It returns fewer rows than a scan of codes needs, and that is enough."""
     monkeypatch.setattr(self_check, "MIN_RESCORED", 4)
     monkeypatch.setattr(self_check, "MATED_PROBES", 100)
     monkeypatch.setattr(ShortScan, "most", 8)
-    vectors = strangers(20_000, 16, 1)
-    index = made(tmp_path, faces_of(vectors), ShortScan)
+    vectors = random_units(20_000, 16, 1)
+    index = build_index(tmp_path, faces_of(vectors), ShortScan)
     assert compressed.open_index(index.base).rescored == 20
     scored: list[int] = []
     pick = index._vectors
@@ -350,8 +280,8 @@ def test_a_scan_that_names_fewer_rows_than_codes_need_is_enough(
     assert max(scored) <= 8
 
 
-def test_a_damaged_vector_is_told_once_and_the_index_says_so(tmp_path: Path) -> None:
-    vectors = strangers(500, 16, 1)
+def test_damaged_vector_marks_the_index_as_damaged(tmp_path: Path) -> None:
+    vectors = random_units(500, 16, 1)
     path = tmp_path / "1.index"
     compressed.build(path, 16, [faces_of(vectors)], {})
     data = bytearray(path.read_bytes())
@@ -363,15 +293,15 @@ def test_a_damaged_vector_is_told_once_and_the_index_says_so(tmp_path: Path) -> 
         index.nearest_identities(vectors[7:8], 1)
     assert index.is_damaged
     index = compressed.open_index(mapped_file.read(path))
-    index.remove([8])  # what is erased need not be right
+    index.remove([8])  # erased rows are not verified
     assert ids(index.nearest_identities(vectors[8:9], 1)[0]) == [9]
     assert not index.is_damaged
 
 
-def test_a_removed_face_leaves_the_file_of_another_process_too(tmp_path: Path) -> None:
-    """A later file may have taken the place of the one that is mapped here, and hold faces that came since."""
-    vectors = strangers(600, 16, 1)
-    index = made(tmp_path, faces_of(vectors[:500]))
+def test_removed_face_is_erased_from_a_later_file_of_another_process(tmp_path: Path) -> None:
+    """A later file may have replaced the mapped one and contain faces that were added since."""
+    vectors = random_units(600, 16, 1)
+    index = build_index(tmp_path, faces_of(vectors[:500]))
     rest = faces_of(vectors[500:], first=501)
     index.put(rest.face_ids, rest.identity_ids, rest.vectors)
     path = tmp_path / "1.index"
@@ -384,31 +314,15 @@ def test_a_removed_face_leaves_the_file_of_another_process_too(tmp_path: Path) -
     assert code not in data
     assert mapped_file.read(path).is_present().sum() == 598
     path.unlink()
-    path.mkdir()  # nothing that could be erased from
+    path.mkdir()  # not a file
     index.remove([6])
     assert len(index) == 597
 
 
-def test_a_face_that_comes_again_is_not_taken_out_of_the_file_of_another_process(tmp_path: Path) -> None:
-    vectors = strangers(100, 16, 1)
-    index = made(tmp_path, faces_of(vectors[:50]))
+def test_replaced_face_stays_in_a_later_file_of_another_process(tmp_path: Path) -> None:
+    vectors = random_units(100, 16, 1)
+    index = build_index(tmp_path, faces_of(vectors[:50]))
     compressed.build(tmp_path / "1.index", 16, [faces_of(vectors)], {})
     rest = faces_of(vectors[50:], first=51)
     index.put(rest.face_ids, rest.identity_ids, rest.vectors)
     assert mapped_file.read(tmp_path / "1.index").is_present().all()
-
-
-def test_what_it_was_told_is_in_the_file(tmp_path: Path) -> None:
-    base = compressed.build(tmp_path / "1.index", 16, [faces_of(strangers(300, 16, 1))], {"of": "a test"})
-    assert base.metadata["of"] == "a test"
-    index = compressed.open_index(base)
-    assert index.checked is not None
-    wider = replace(base, metadata={"checked": {**base.metadata["checked"], "rescored": 512}})
-    assert compressed.open_index(wider).rescored == 512
-
-
-def test_an_empty_one_says_nothing_about_itself(tmp_path: Path) -> None:
-    index = made(tmp_path, faces_of(np.empty((0, 16), np.float32)))
-    assert index.checked is None
-    assert index.nearest_identities(strangers(2, 16, 1), 3) == [[], []]
-    assert compressed.open_index(mapped_file.read(tmp_path / "1.index")).checked is None

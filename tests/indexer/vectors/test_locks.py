@@ -1,4 +1,4 @@
-"""Readers and writers take turns."""
+"""Readers share the lock, writers hold it alone, and nobody starves."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tests.waiting import DEADLINE, wait_for
 Take = Callable[[], AbstractContextManager[None]]
 
 
-def test_readers_hold_it_together() -> None:
+def test_readers_share_the_lock() -> None:
     lock, together = ReadWriteLock(), threading.Barrier(4)
 
     def read() -> None:
         with lock.reading():
-            together.wait(DEADLINE)  # nobody passes unless all four are in
+            together.wait(DEADLINE)  # passes only when all four hold the lock
 
     in_threads([read] * 4)
 
 
-def test_a_writer_is_alone() -> None:
+def test_writer_holds_the_lock_alone() -> None:
     lock, state, seen = ReadWriteLock(), {"whole": True}, list[bool]()
 
     def write() -> None:
@@ -47,18 +47,18 @@ def test_a_writer_is_alone() -> None:
     assert all(seen)
 
 
-def test_nobody_waits_for_ever() -> None:
-    """Neither a writer among readers that come without end, nor a reader among writers."""
+def test_nobody_starves() -> None:
+    """Neither a writer among a stream of readers, nor a reader among a stream of writers."""
     lock, done = ReadWriteLock(), threading.Event()
     turns = {"reader": 0, "writer": 0}
 
     def busy(take: Take) -> Callable[[], None]:
-        def without_end() -> None:
+        def endlessly() -> None:
             while not done.is_set():
                 with take():
                     time.sleep(0.0005)  # so that it is held nearly all the time
 
-        return without_end
+        return endlessly
 
     def one(name: str, take: Take) -> None:
         try:
@@ -68,18 +68,18 @@ def test_nobody_waits_for_ever() -> None:
         finally:
             done.set()
 
-    # A turn that never comes would leave the threads waiting for each other: `done` ends them after a time.
+    # If a thread starved, the others would never end: `done` ends them after a time.
     giving_up = threading.Timer(DEADLINE, done.set)
     giving_up.start()
     in_threads([busy(lock.reading), busy(lock.reading), busy(lock.reading), lambda: one("writer", lock.writing)])
     done.clear()
     in_threads([busy(lock.writing), busy(lock.writing), busy(lock.writing), lambda: one("reader", lock.reading)])
     assert turns == {"reader": 20, "writer": 20}
-    assert giving_up.is_alive(), "they had to be ended"
+    assert giving_up.is_alive(), "a thread starved"
     giving_up.cancel()
 
 
-def test_they_go_in_the_order_they_came() -> None:
+def test_threads_are_served_in_the_order_of_arrival() -> None:
     lock, order = ReadWriteLock(), list[str]()
 
     def later(name: str, take: Take) -> threading.Thread:
@@ -101,7 +101,7 @@ def test_they_go_in_the_order_they_came() -> None:
     assert order == ["writer", "reader", "second"]
 
 
-def test_what_is_raised_inside_frees_it() -> None:
+def test_exception_releases_the_lock() -> None:
     lock = ReadWriteLock()
     for take in (lock.reading, lock.writing):
         with pytest.raises(ValueError, match="inside"), take():

@@ -1,4 +1,4 @@
-"""The file of a compressed index is read as it was written, or refused; what was erased is nowhere in it."""
+"""The file of a compressed index is read as it was written or rejected, and contains no erased faces."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def all_rows(base: MappedFile) -> NDArray[np.int64]:
 
 
 def write(path: Path, faces: int, seed: int = 1) -> NDArray[np.float32]:
-    """FacePages 10, 20, ... of identities 7, 6, 5, ..., in parts of two."""
+    """Writes faces 10, 20, ... of identities 7, 6, 5, ..., two at a time, and returns their vectors."""
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((faces, DIM)).astype(np.float32)
     codes = rng.integers(1, 255, (faces, PARTS), dtype=np.uint8)
@@ -39,7 +39,7 @@ def write(path: Path, faces: int, seed: int = 1) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("faces", [0, 1, 5])
-def test_round_trip(tmp_path: Path, faces: int) -> None:
+def test_file_is_read_as_it_was_written(tmp_path: Path, faces: int) -> None:
     path = tmp_path / "new" / "4.index"
     vectors = write(path, faces)
     base = mapped_file.read(path)
@@ -55,12 +55,12 @@ def test_round_trip(tmp_path: Path, faces: int) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["4.index"]
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         mapped_file.read(tmp_path / "4.index")
 
 
-def test_every_truncation_is_seen(tmp_path: Path) -> None:
+def test_every_truncation_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     write(path, 3)
     whole = path.read_bytes()
@@ -76,17 +76,17 @@ def test_every_truncation_is_seen(tmp_path: Path) -> None:
         mapped_file.read(path)
 
 
-def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
-    """At once, or, in a vector, when it is picked."""
+def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
+    """When the file is opened, or for a vector when it is read."""
     path = tmp_path / "4.index"
     write(path, 3)
     whole = path.read_bytes()
-    at_once = 3 * DIM * 2
+    vector_bytes = 3 * DIM * 2
     for position in range(len(whole)):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(damaged)
-        if position >= at_once:
+        if position >= vector_bytes:
             with pytest.raises(DamagedIndex):
                 mapped_file.read(path)
             continue
@@ -96,19 +96,19 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
         base.read_vectors(np.array([other for other in range(3) if other != row]))
 
 
-def test_a_check_tells_the_order_of_words_and_every_bit() -> None:
-    rows = np.random.default_rng(2).integers(0, 255, (1, 5, 7), dtype=np.uint8)  # 35 bytes: the last word is not whole
-    of_it = mapped_file.row_checksums(rows)
+def test_checksum_changes_with_every_bit_and_the_order_of_words() -> None:
+    rows = np.random.default_rng(2).integers(0, 255, (1, 5, 7), dtype=np.uint8)  # 35 bytes: the last word is incomplete
+    checksum = mapped_file.row_checksums(rows)
     for place in np.ndindex(rows.shape):
         for bit in range(8):
             other = rows.copy()
             other[place] ^= np.uint8(1 << bit)
-            assert mapped_file.row_checksums(other) != of_it
+            assert mapped_file.row_checksums(other) != checksum
     words = np.array([[1, 2, 3]], dtype=np.uint64)
     assert mapped_file.row_checksums(words) != mapped_file.row_checksums(words[:, [1, 0, 2]])
 
 
-def test_what_is_erased_is_zeros_at_once_and_known_to_whoever_reads(tmp_path: Path) -> None:
+def test_erased_row_is_zero_at_once_for_every_reader(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     vectors = write(path, 5)
     base, other = mapped_file.read(path), mapped_file.read(path)
@@ -126,11 +126,11 @@ def test_what_is_erased_is_zeros_at_once_and_known_to_whoever_reads(tmp_path: Pa
     assert again.read_vectors(np.array([1, 3])).tolist() == vectors.astype(np.float16)[[1, 3]].tolist()
 
 
-def test_a_state_has_two_values_that_no_bit_tells_apart() -> None:
+def test_states_differ_in_several_bits() -> None:
     assert (PRESENT ^ ERASED).bit_count() > 1
 
 
-def test_erasing_in_the_file_that_took_the_place(tmp_path: Path) -> None:
+def test_faces_are_erased_in_the_successor(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     write(path, 5)
     base = mapped_file.read(path)
@@ -145,11 +145,11 @@ def test_erasing_in_the_file_that_took_the_place(tmp_path: Path) -> None:
         assert newer[row].astype(np.float16).tobytes() not in data
 
 
-def test_there_may_be_no_successor(tmp_path: Path) -> None:
+def test_missing_or_unusable_successor_is_handled(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     write(path, 2)
     base = mapped_file.read(path)
-    base.erase_in_successor(np.array([10]))  # this very file
+    base.erase_in_successor(np.array([10]))  # the same file
     assert base.is_present().all()
     path.unlink()
     base.erase_in_successor(np.array([10]))
@@ -159,7 +159,7 @@ def test_there_may_be_no_successor(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+def test_full_disk_leaves_the_previous_file(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     write(path, 3)
     before = path.read_bytes()
@@ -175,7 +175,7 @@ def _erase(path: str) -> None:
     base.erase(np.array([1]))
 
 
-def test_another_process_sees_what_one_erased(tmp_path: Path) -> None:
+def test_erasure_is_visible_to_other_processes(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     write(path, 3)
     base = mapped_file.read(path)
@@ -187,19 +187,19 @@ def test_another_process_sees_what_one_erased(tmp_path: Path) -> None:
     assert base.is_present().tolist() == [True, False, True]
 
 
-def test_the_foot_is_json_that_names_what_is_there(tmp_path: Path) -> None:
-    """Files outlive the program that wrote them: a later one must be able to tell what they are."""
+def test_footer_is_json_that_describes_the_file(tmp_path: Path) -> None:
+    """Later versions of the program must be able to recognize the file."""
     path = tmp_path / "4.index"
     write(path, 3)
     data = path.read_bytes()
     assert data.endswith(mapped_file.MAGIC)
     length = int.from_bytes(data[-len(mapped_file.MAGIC) - 4 : -len(mapped_file.MAGIC)], "little")
     end = len(data) - len(mapped_file.MAGIC) - 4 - 32
-    told = json.loads(data[end - length : end])
-    assert (told["rows"], told["dim"], told["code_bytes"], told["about"]) == (3, DIM, PARTS, {"of": "a test"})
+    footer = json.loads(data[end - length : end])
+    assert (footer["rows"], footer["dim"], footer["code_bytes"], footer["about"]) == (3, DIM, PARTS, {"of": "a test"})
 
 
-def test_a_copy_is_as_good(tmp_path: Path) -> None:
+def test_copied_file_can_be_read(tmp_path: Path) -> None:
     write(tmp_path / "4.index", 3)
     shutil.copy(tmp_path / "4.index", tmp_path / "5.index")
     assert mapped_file.read(tmp_path / "5.index").face_ids.tolist() == [10, 20, 30]

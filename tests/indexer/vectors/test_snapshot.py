@@ -1,4 +1,4 @@
-"""A snapshot is read back exactly or not at all."""
+"""A snapshot is read as it was written or rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(faces: int) -> tuple[Header, FlatIndex]:
 
 
 @pytest.mark.parametrize("faces", [0, 1, 57])
-def test_round_trip(tmp_path: Path, faces: int) -> None:
+def test_snapshot_is_read_as_it_was_written(tmp_path: Path, faces: int) -> None:
     header, index = make(faces)
     path = tmp_path / "new" / "4.index"
     snapshot.write(path, header, index)
@@ -41,12 +41,12 @@ def test_round_trip(tmp_path: Path, faces: int) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["4.index"]
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         snapshot.read(tmp_path / "4.index")
 
 
-def test_every_truncation_is_seen(tmp_path: Path) -> None:
+def test_every_truncation_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     snapshot.write(path, *make(2))
     whole = path.read_bytes()
@@ -56,7 +56,7 @@ def test_every_truncation_is_seen(tmp_path: Path) -> None:
             snapshot.read(path)
 
 
-def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
+def test_every_flipped_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     snapshot.write(path, *make(2))
     whole = path.read_bytes()
@@ -68,7 +68,7 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
             snapshot.read(path)
 
 
-def test_more_than_was_written_is_seen(tmp_path: Path) -> None:
+def test_appended_byte_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "4.index"
     snapshot.write(path, *make(2))
     path.write_bytes(path.read_bytes() + b"\0")

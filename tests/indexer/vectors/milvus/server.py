@@ -1,4 +1,4 @@
-"""A real Milvus for tests, from a wheel: `milvus-lite` in a process of its own, behind `pymilvus`' own client."""
+"""Runs `milvus-lite` in a separate process, which tests use through `pymilvus`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import wait_for
 
 
 class MilvusServer:
-    """One on loopback, of the data in a folder. Everyone who asks for an address has collections of their own."""
+    """A server on the loopback interface with its data in a folder. Every address has its own collections."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -38,7 +38,7 @@ class MilvusServer:
         assert process.poll() is None, "milvus-lite has ended"
 
     def kill(self) -> None:
-        """As when the machine goes: nothing is written any more."""
+        """Kills the server without letting it write anything."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -46,7 +46,7 @@ class MilvusServer:
 
     @contextmanager
     def hanging(self) -> Iterator[None]:
-        """It accepts connections meanwhile, and answers nothing."""
+        """Makes the server accept connections without answering."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:
@@ -71,7 +71,7 @@ def _listens(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
-    """One server a test process."""
+    """Runs one server per test process."""
     server = MilvusServer(tmp_path_factory.mktemp("milvus") / "data")
     yield server
     server.kill()
