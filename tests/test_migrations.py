@@ -26,12 +26,14 @@ from indexer.gallery.database import current_version, migrate, newest_version, o
 from indexer.gallery.schema import Base
 from indexer.gallery.store import Store
 from indexer.types import vector_to_bytes
+from search_service.store.schema import EventRow
 from tests.indexer.gallery.faces import enroll_one, image_hash, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_processes, in_threads
 from tests.postgres import Database
 from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parent.parent
+assert EventRow.metadata is Base.metadata, "the service's tables are declared, too"
 TABLES = {table.name for table in Base.metadata.sorted_tables} | {"alembic_version"}
 
 
