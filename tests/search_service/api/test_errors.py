@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is in one shape, and the service goes on."""
+"""Every invalid request is answered in one shape, and the service goes on."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ NONSENSE: list[tuple[dict[str, str], bytes]] = [
 ]
 
 
-def shaped(answer: httpx.Response) -> None:
-    """No failure of the service, and an error in the one shape where it is an error."""
+def check_shape(answer: httpx.Response) -> None:
+    """Checks that the answer is no server error and that errors have the one shape."""
     assert answer.status_code < 500, answer.text
     if answer.status_code >= 400:
         refused(answer, answer.status_code, answer.json()["error"]["code"])
 
 
 def filled(path: str, gallery: str, external_id: str, other: str) -> str:
-    """A route's path with something in each of its places."""
+    """Returns a route's path with values for its parameters."""
     places = {"gallery": gallery, "external_id": external_id}
     return re.sub(r"\{(\w+)\}", lambda place: places.get(place[1], other), path)
 
@@ -88,13 +88,15 @@ def routes(service: Running) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("number", range(len(NONSENSE)))
-def test_nonsense_fails_no_route(service: Running, client: httpx.Client, gallery: str, number: int) -> None:
+def test_nonsense_bodies_never_cause_a_server_error(
+    service: Running, client: httpx.Client, gallery: str, number: int
+) -> None:
     headers, body = NONSENSE[number]
     ok(client.put(f"{gallery}/identities/ana", json={}), 201)
     name = gallery.rpartition("/")[2]
     for method, path in sorted(routes(service), key=lambda route: route[0] == "delete"):
         answer = client.request(method, filled(path, name, "ana", "1"), content=body, headers=headers)
-        shaped(answer)
+        check_shape(answer)
         if "requestBody" in service.app.openapi()["paths"][path][method]:
             assert answer.status_code in (400, 404, 422), (method, path, answer.text)
     assert ok(client.get("/healthz")) == {"status": "alive"}
@@ -104,16 +106,16 @@ def test_nonsense_fails_no_route(service: Running, client: httpx.Client, gallery
     "odd",
     ["%00", "%FF%FE", "%2F", "..%2F..%2Fetc", "%ED%A0%80", "é", "x" * 3000, "%", "%zz", "-1", "9" * 40, "1e5", "%0a"],
 )
-def test_odd_paths_fail_no_route(service: Running, client: httpx.Client, gallery: str, odd: str) -> None:
+def test_odd_paths_never_cause_a_server_error(service: Running, client: httpx.Client, gallery: str, odd: str) -> None:
     name = gallery.rpartition("/")[2]
     for method, path in routes(service):
         for place in (filled(path, odd, "ana", "1"), filled(path, name, odd, odd)):
             if "{" in path and place != gallery:
-                shaped(client.request(method, place, json={}))
+                check_shape(client.request(method, place, json={}))
     ok(client.get(gallery))
 
 
-def test_odd_query_parameters_fail_no_route(service: Running, client: httpx.Client, gallery: str) -> None:
+def test_odd_query_parameters_never_cause_a_server_error(service: Running, client: httpx.Client, gallery: str) -> None:
     name = gallery.rpartition("/")[2]
     ok(client.put(f"{gallery}/identities/ana", json={}), 201)
     for method, path in routes(service):
@@ -127,7 +129,7 @@ def test_odd_query_parameters_fail_no_route(service: Running, client: httpx.Clie
                 "&&&=;%",
                 f"cursor={'A' * 999}",
             ):
-                shaped(client.get(f"{place}?{query}"))
+                check_shape(client.get(f"{place}?{query}"))
 
 
 def test_an_unknown_route_is_not_found(client: httpx.Client) -> None:
@@ -147,7 +149,7 @@ def test_an_unknown_route_is_not_found(client: httpx.Client) -> None:
         ("POST", "/healthz", "GET, HEAD"),
     ],
 )
-def test_a_method_that_a_path_has_not_is_refused_with_those_it_has(
+def test_a_wrong_method_is_refused_and_allow_lists_the_right_ones(
     client: httpx.Client, method: str, path: str, allowed: str
 ) -> None:
     answer = client.request(method, path)
@@ -156,7 +158,7 @@ def test_a_method_that_a_path_has_not_is_refused_with_those_it_has(
 
 
 @pytest.mark.parametrize("path", ["/v1/galleries", "{gallery}/identities", "{gallery}/search", "/v1/compare"])
-def test_a_body_that_is_not_json_is_told_so(client: httpx.Client, gallery: str, path: str) -> None:
+def test_a_body_that_is_not_json_is_refused_with_that_reason(client: httpx.Client, gallery: str, path: str) -> None:
     answer = client.post(path.format(gallery=gallery), content=b'{"name": ', headers=JSON)
     assert "not JSON" in refused(answer, 400, "invalid_request")["message"]
 
@@ -173,10 +175,10 @@ def test_a_body_that_is_not_json_is_told_so(client: httpx.Client, gallery: str, 
         ({}, "the content type is missing; expected"),
     ],
 )
-def test_a_wrong_content_type_is_told(
+def test_a_wrong_content_type_is_named_in_the_error(
     client: httpx.Client, gallery: str, path: str, headers: dict[str, str], told: str
 ) -> None:
-    """As `curl -d` sends it, when nobody says what it is."""
+    """`curl -d` sends the second by default."""
     answer = client.post(path.format(gallery=gallery), content=b'{"name": "staff"}', headers=headers)
     message = refused(answer, 400, "invalid_request")["message"]
     assert told in message
@@ -192,13 +194,15 @@ def test_a_wrong_content_type_is_told(
         ("multipart/form-data; boundary=xyz", part("imag", b"x"), "'imag'"),
     ],
 )
-def test_a_malformed_form_is_told(client: httpx.Client, people: str, content_type: str, body: bytes, told: str) -> None:
+def test_a_malformed_form_is_refused_with_the_reason(
+    client: httpx.Client, people: str, content_type: str, body: bytes, told: str
+) -> None:
     answer = client.post(f"{people}/search", content=body, headers={"Content-Type": content_type})
     assert told in refused(answer, 400, "invalid_request")["message"]
 
 
 def chunked(body: bytes) -> Iterator[bytes]:
-    """Sent in pieces, without saying how many."""
+    """Sends a body in pieces, without Content-Length."""
     for start in range(0, len(body), 2**16):
         yield body[start : start + 2**16]
 
@@ -216,7 +220,7 @@ LARGE: list[tuple[str, dict[str, str], bytes]] = [
 
 
 @pytest.mark.parametrize(("path", "headers", "body"), LARGE, ids=[path for path, _, _ in LARGE])
-def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(
+def test_a_too_large_body_is_refused_with_and_without_content_length(
     client: httpx.Client, gallery: str, path: str, headers: dict[str, str], body: bytes
 ) -> None:
     path = path.format(gallery=gallery)
@@ -232,7 +236,7 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(
         refused(undeclared, 413, "body_too_large")
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_before_it_arrives(service: Running) -> None:
+def test_a_too_large_content_length_is_refused_before_the_body_arrives(service: Running) -> None:
     host, port = service.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=DEADLINE) as connection:
         connection.sendall(
@@ -261,7 +265,7 @@ def test_bodies_up_to_the_limit_are_taken(client: httpx.Client, gallery: str) ->
 
 
 @pytest.mark.parametrize("external_id", ["search", "faces", "detect", "compare", "embed", "enrollments"])
-def test_no_name_lets_a_larger_body_in(client: httpx.Client, gallery: str, external_id: str) -> None:
+def test_names_in_the_path_do_not_raise_the_body_limit(client: httpx.Client, gallery: str, external_id: str) -> None:
     path, body = f"{gallery}/identities/{external_id}", {"name": "Ana", "metadata": {"x": "x" * MAX_JSON_BYTES}}
     for method in ("PUT", "PATCH"):
         refused(client.request(method, path, json=body), 413, "body_too_large")
@@ -276,7 +280,7 @@ def test_a_photo_is_not_written_to_a_disk(
     assert sent.status_code != 500, sent.text
 
 
-def test_only_the_beginning_of_a_bad_value_is_looked_at(client: httpx.Client, gallery: str) -> None:
+def test_errors_quote_only_the_beginning_of_a_value(client: httpx.Client, gallery: str) -> None:
     for told, message in (
         ('{"top_k": [' + "1," * 50_000 + "1]}", "top_k is [1, 1, 1"),
         ('{"top_k": ' + "[" * 900 + "]" * 900 + "}", "top_k is [[[["),
@@ -327,7 +331,7 @@ def test_the_callers_request_id_is_kept(client: httpx.Client, people: str) -> No
 
 
 @pytest.mark.parametrize("given", [None, b"", b"x" * 65, b"\xc3\xbc", b"tab\there"])
-def test_a_request_id_is_made_where_none_is_given_or_it_is_not_sane(
+def test_a_request_id_is_generated_if_none_or_an_invalid_one_is_given(
     client: httpx.Client, people: str, given: bytes | None
 ) -> None:
     headers: Any = {b"X-Request-ID": given} if given is not None else {}
@@ -343,7 +347,7 @@ def test_a_request_id_is_made_where_none_is_given_or_it_is_not_sane(
     assert answers[1].json()["request_id"] == made[1]
 
 
-def test_errors_name_no_files_and_no_code(client: httpx.Client, people: str) -> None:
+def test_errors_reveal_no_files_and_no_code(client: httpx.Client, people: str) -> None:
     for answer in every_kind_of_answer(client, people, {}):
         if answer.status_code >= 400:
             text = json.dumps(answer.json())

@@ -40,11 +40,11 @@ ROUTES = {
     "/healthz": {"get"},
     "/readyz": {"get"},
 }
-"""What the public contract promises and is there; more may be."""
+"""Routes of the public contract; there may be more."""
 
 
 class SlowPipeline(FacePipeline):
-    """Loads when `go` is set, without any networks."""
+    """Loads when `go` is set, without networks."""
 
     def __init__(self, files: ModelFiles, problem: Exception | None) -> None:
         super().__init__(SFACE, files)
@@ -83,7 +83,7 @@ def loading(home: SlowHome) -> Iterator[httpx.Client]:
             home.slow.go.set()
 
 
-def test_it_is_alive_at_once_and_ready_when_everything_is_loaded(tmp_path: Path) -> None:
+def test_the_service_is_alive_at_once_and_ready_when_loaded(tmp_path: Path) -> None:
     home = SlowHome(tmp_path)
     with loading(home) as client:
         for _ in range(2):
@@ -96,7 +96,7 @@ def test_it_is_alive_at_once_and_ready_when_everything_is_loaded(tmp_path: Path)
         assert client.get("/readyz").json() == {"status": "ready"}
 
 
-def test_it_is_never_ready_without_its_models_and_says_why(tmp_path: Path) -> None:
+def test_readyz_shows_why_the_models_do_not_load(tmp_path: Path) -> None:
     home = SlowHome(tmp_path, ModelUnavailable("yunet.onnx is damaged"))
     with loading(home) as client:
         home.slow.go.set()
@@ -106,7 +106,7 @@ def test_it_is_never_ready_without_its_models_and_says_why(tmp_path: Path) -> No
         assert ok(client.get("/healthz")) == {"status": "alive"}
 
 
-def test_it_is_ready_when_what_was_missing_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_is_retried_until_it_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "FIRST_RETRY_SECONDS", 0.01)
     for problem in (StorageUnavailable("the database does not answer"), ValueError("a bug")):
         home = SlowHome(tmp_path, problem)
@@ -119,7 +119,7 @@ def test_it_is_ready_when_what_was_missing_comes_back(tmp_path: Path, monkeypatc
             assert client.get("/readyz").json() == {"status": "ready"}
 
 
-def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_does_not_wait_for_the_next_retry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "FIRST_RETRY_SECONDS", 100 * DEADLINE)
     home = SlowHome(tmp_path, ModelUnavailable("yunet.onnx is damaged"))
     with loading(home) as client:
@@ -128,7 +128,7 @@ def test_the_end_does_not_wait_for_the_next_try(tmp_path: Path, monkeypatch: pyt
     # `running` gives up waiting for the service to end after DEADLINE.
 
 
-def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: Path, models_folder: Path) -> None:
+def test_readyz_lists_galleries_of_missing_packs_and_serves_the_others(tmp_path: Path, models_folder: Path) -> None:
     (tmp_path / "models").symlink_to(models_folder)
     home = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     home.store.galleries.create("old", SFACE.name, "an-older-print", SFACE.dim)
@@ -145,7 +145,7 @@ def test_a_gallery_of_another_pack_is_told_and_the_others_are_served(tmp_path: P
         assert client.get("/readyz").json() == {"status": "ready"}
 
 
-def test_a_gallery_deleted_while_it_loads_hurts_nobody(tmp_path: Path) -> None:
+def test_a_gallery_may_be_deleted_while_it_loads(tmp_path: Path) -> None:
     home = SlowHome(tmp_path)
     for name in ("first", "vanishing", "last"):
         home.store.galleries.create(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
@@ -156,7 +156,7 @@ def test_a_gallery_deleted_while_it_loads_hurts_nobody(tmp_path: Path) -> None:
     assert home.asked_for == ["first", "vanishing", "last"]
 
 
-def test_load_balancers_may_ask_for_the_head(client: httpx.Client) -> None:
+def test_health_routes_answer_head_requests(client: httpx.Client) -> None:
     for path in ("/healthz", "/readyz"):
         answer = client.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
@@ -177,7 +177,7 @@ def test_the_openapi_document_is_valid(document: Any) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_every_route_of_the_contract_is_documented(document: Any) -> None:
+def test_every_route_of_the_public_contract_is_documented(document: Any) -> None:
     documented = {path: set(methods) for path, methods in document["paths"].items()}
     assert {path: methods & documented.get(path, set()) for path, methods in ROUTES.items()} == ROUTES
     for path, method, operation in operations(document):

@@ -1,4 +1,4 @@
-"""Web pages of others reach nothing through a browser beside the service."""
+"""Other people's web pages cannot use the service through a browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_page_of_another_origin_is_refused(client: httpx.Client, gallery: str,
     refused(client.get(f"{gallery}/identities/ana"), 404, "identity_not_found")
 
 
-def test_the_services_own_pages_are_answered(service: Running, client: httpx.Client) -> None:
+def test_the_services_own_pages_are_served(service: Running, client: httpx.Client) -> None:
     headers = {"Origin": service.url}
     assert client.get("/docs", headers={"Sec-Fetch-Mode": "navigate"}).status_code == 200
     ok(client.post("/v1/detect", files=image(photos.astronaut()), headers=headers))
@@ -42,13 +42,13 @@ def test_names_of_this_machine_are_served_on_loopback(client: httpx.Client, host
     ["evil.example", "evil.example:8000", "localhost.evil.example", "192.168.1.5", "[::2]", "[", "", "a, localhost"],
 )
 def test_other_names_are_refused_on_loopback(client: httpx.Client, host: str) -> None:
-    """As a page sends it whose name was made to resolve to this machine: its origin is that of the host."""
+    """A page whose host name resolves to this machine sends a matching origin."""
     for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
         error = refused(client.get("/v1/galleries", headers=headers), 403, "forbidden_host")
         assert "WHOSTHERE_ALLOWED_HOSTS" in error["message"]
 
 
-def test_names_that_were_allowed_are_served_beside_this_machines(tmp_path: Path, models_folder: Path) -> None:
+def test_configured_host_names_are_served_besides_those_of_this_machine(tmp_path: Path, models_folder: Path) -> None:
     (tmp_path / "models").symlink_to(models_folder)
     settings = read_settings({"WHOSTHERE_ALLOWED_HOSTS": "Faces.example.com, other"}, home=tmp_path)
     with running(ServiceContext(settings)) as service, service.client() as client:
@@ -61,7 +61,7 @@ def test_names_that_were_allowed_are_served_beside_this_machines(tmp_path: Path,
         refused(client.get("/v1/galleries", headers=crossed), 403, "forbidden_origin")
 
 
-def test_which_names_are_allowed() -> None:
+def test_host_names_are_restricted_on_loopback_or_when_configured() -> None:
     assert allowed_hosts("0.0.0.0", [""]) is None
     assert allowed_hosts("faces.example.com", [""]) is None
     assert allowed_hosts("0.0.0.0", ["localhost"]) == frozenset({"localhost"})

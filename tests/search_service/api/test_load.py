@@ -1,4 +1,4 @@
-"""Many at a time: the event loop is never blocked, probes share batches, too many are told to come again."""
+"""Many requests at once: the event loop is never blocked, probes share batches, too many get 429."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ async def search(client: httpx.AsyncClient, data: bytes, **values: str) -> httpx
     return await client.post("/v1/galleries/staff/search", files=image(data), data=values)
 
 
-def test_everything_else_answers_while_the_networks_are_busy(tmp_path: Path, pipeline: FacePipeline) -> None:
-    """Were anything of them on the event loop, the health check would wait for ever here."""
+def test_other_routes_answer_while_the_networks_are_busy(tmp_path: Path, pipeline: FacePipeline) -> None:
+    """If any of them ran on the event loop, the health check would wait forever here."""
     large = sources.encode(sources.enlarged(sources.pixels(sources.astronaut()), 3000, 3000), "JPEG")
     other = sources.aligned_face()
 
@@ -151,7 +151,7 @@ def test_probes_that_arrive_together_share_a_batch(tmp_path: Path, pipeline: Fac
         assert held.sizes == [1, 4, 2]
 
 
-def test_too_many_are_told_to_come_again(tmp_path: Path, pipeline: FacePipeline) -> None:
+def test_too_many_waiting_images_are_refused_with_429(tmp_path: Path, pipeline: FacePipeline) -> None:
     with holding(tmp_path, pipeline, max_batch=1, max_waiting=2) as (service, held):
 
         async def test(client: httpx.AsyncClient) -> None:
@@ -179,8 +179,8 @@ def test_too_many_are_told_to_come_again(tmp_path: Path, pipeline: FacePipeline)
         assert held.sizes[:3] == [1, 1, 1]
 
 
-def test_too_many_bytes_are_told_to_come_again(tmp_path: Path, pipeline: FacePipeline) -> None:
-    """Also while their bodies are still read: nothing of them is with the networks yet."""
+def test_too_many_waiting_bytes_are_refused_with_429(tmp_path: Path, pipeline: FacePipeline) -> None:
+    """Bodies that are still being received count as well."""
     data = sources.astronaut()
     with holding(tmp_path, pipeline, max_waiting_bytes=5 * len(data) // 2) as (service, held):
 
@@ -214,7 +214,9 @@ def test_too_many_bytes_are_told_to_come_again(tmp_path: Path, pipeline: FacePip
         asked(service, test)
 
 
-def test_json_is_read_off_the_event_loop(client: httpx.Client, people: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_with_images_is_parsed_off_the_event_loop(
+    client: httpx.Client, people: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, threads = bodies._read_json, []
 
     def noted(body: bytes, fields: Sequence[str]) -> bodies.Body:
@@ -227,7 +229,7 @@ def test_json_is_read_off_the_event_loop(client: httpx.Client, people: str, monk
     assert threads != ["server"]
 
 
-def test_a_caller_who_hangs_up_costs_the_others_nothing(tmp_path: Path, pipeline: FacePipeline) -> None:
+def test_a_caller_who_hangs_up_does_not_delay_others(tmp_path: Path, pipeline: FacePipeline) -> None:
     with holding(tmp_path, pipeline) as (service, held):
 
         async def test(client: httpx.AsyncClient) -> None:
@@ -244,7 +246,7 @@ def test_a_caller_who_hangs_up_costs_the_others_nothing(tmp_path: Path, pipeline
         asked(service, test)
 
 
-def test_sixty_four_at_once_are_answered_as_one_alone(
+def test_sixty_four_simultaneous_searches_get_the_same_answers_as_single_ones(
     service: Running, client: httpx.Client, people: str, photos: Path
 ) -> None:
     probes = [(photos / "probes" / probe.file).read_bytes() for probe in PROBES]

@@ -1,4 +1,4 @@
-"""What a running service tells of itself: metrics, log lines, request ids; by one process and by several."""
+"""Metrics, log lines and request ids of a running service, in one process and in several."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.waiting import DEADLINE, wait_for
 
 
 def samples(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every number that is told, by name and labels."""
+    """Returns every metric by name and labels."""
     answer = client.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -71,11 +71,11 @@ def test_requests_stages_and_decisions_are_counted(client: httpx.Client, gallery
     assert after["whosthere_gallery_index_lag", frozenset({("gallery", name)})] == 0
     assert after["whosthere_database_up", frozenset()] == 1
     enrolled = service.context.store.galleries.get(name)
-    service.context.store.identities.delete(enrolled.id, "eileen")  # by another process: the index has not heard of it
+    service.context.store.identities.delete(enrolled.id, "eileen")  # as by another process: the index is not notified
     assert value(client, "gallery_index_lag", gallery=name) == 2
 
 
-def test_what_waits_is_told(client: httpx.Client, gallery: str, service: Running) -> None:
+def test_queued_jobs_and_deliveries_are_measured(client: httpx.Client, gallery: str, service: Running) -> None:
     webhook, _ = service.context.webhooks.create("http://127.0.0.1:9/hook", None, ["match"])
     told = samples(client)
     service.context.webhooks.delete(webhook.id)
@@ -85,14 +85,14 @@ def test_what_waits_is_told(client: httpx.Client, gallery: str, service: Running
         assert ("whosthere_jobs", frozenset({("state", state)})) in told
 
 
-def test_paths_that_anybody_can_make_up_are_one_route(client: httpx.Client) -> None:
+def test_unknown_paths_are_counted_as_one_route(client: httpx.Client) -> None:
     before = value(client, "requests_total", method="GET", route="none", status="404")
     for path in ("/what", "/v1/what", "/v2/galleries"):
         assert client.get(path).status_code == 404
     assert value(client, "requests_total", method="GET", route="none", status="404") == before + 3
 
 
-def test_a_request_is_one_line_without_names(
+def test_a_request_is_logged_in_one_line_without_names(
     client: httpx.Client, gallery: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "search_service.api.middleware.request_context")
@@ -104,7 +104,7 @@ def test_a_request_is_one_line_without_names(
     client.get("/readyz")
 
     def lines() -> list[str]:
-        """Those that tell of the search. One is written when its answer has been sent."""
+        """Returns the lines about the search, which are written after its answer was sent."""
         told = [Json().format(r) for r in caplog.records if r.name == "search_service.api.middleware.request_context"]
         assert not any("/readyz" in line for line in told)
         return [line for line in told if "door-7-42" in line]
@@ -127,7 +127,7 @@ def test_a_request_is_one_line_without_names(
         assert private not in line
 
 
-def test_the_formats() -> None:
+def test_log_lines_have_the_documented_formats() -> None:
     record = logging.LogRecord("a.logger", logging.WARNING, "file", 1, "%s of %d\nlines", ("one", 2), None)
     setattr(record, FIELDS, {"status": 200, "key": None, "at": Path("x")})
     assert Text("%(levelname)s: %(message)s").format(record) == "WARNING: one of 2\nlines status=200 at=x"
@@ -141,7 +141,7 @@ def test_the_formats() -> None:
     assert "\n" not in Json().format(record)
 
 
-def test_an_exception_is_told_in_the_same_line() -> None:
+def test_an_exception_is_logged_in_the_same_line() -> None:
     try:
         raise ValueError("what went wrong")
     except ValueError as error:
@@ -162,14 +162,14 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.mark.parametrize(("wanted", "formatter"), [(LogFormat.JSON, Json), (LogFormat.TEXT, Text), ("auto", Json)])
 @pytest.mark.usefixtures("logging_as_before")
-def test_what_is_not_a_terminal_gets_json(wanted: str, formatter: type[logging.Formatter]) -> None:
+def test_logs_are_json_unless_written_to_a_terminal(wanted: str, formatter: type[logging.Formatter]) -> None:
     logs.set_up(LogFormat(wanted))
     assert [type(handler.formatter) for handler in logging.getLogger().handlers] == [formatter]
 
 
 @pytest.mark.usefixtures("logging_as_before")
-def test_what_decoders_warn_of_is_no_line() -> None:
-    """A TIFF with one tag that says it is longer than the file; one with 25,000 made as many lines."""
+def test_warnings_of_decoders_are_not_logged() -> None:
+    """A TIFF with one tag that claims to be longer than the file; one with 25,000 caused as many lines."""
     fields = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 200), (277, 1), (278, 8), (279, 64)]
     tags = [(tag, 4, 1, value) for tag, value in fields] + [(40000, 2, 10**6, 100)]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
@@ -184,7 +184,7 @@ def test_what_decoders_warn_of_is_no_line() -> None:
         assert not warned
 
 
-def test_the_stopwatch_tells_who_listens() -> None:
+def test_the_stopwatch_notifies_its_listener() -> None:
     heard: list[tuple[str, float]] = []
     stopwatch = Stopwatch()
     with stopwatch.stage("before"):

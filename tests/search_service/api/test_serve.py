@@ -1,4 +1,4 @@
-"""`whosthere serve` as a process: the command line beside it, its end, and two of them over one home."""
+"""`whosthere serve` as a process: next to commands, next to another server, and when it ends."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "serve.log"
 
 
-def enrol(serve: Serve, external_id: str, data: bytes) -> int:
+def enroll(serve: Serve, external_id: str, data: bytes) -> int:
     files = image(data)
     enrolled = ok(serve.client.post(f"{STAFF}/identities/{external_id}/faces", files=files), 201)
     return int(enrolled["face_id"])
 
 
 def found(serve: Serve, data: bytes) -> list[str]:
-    """Whom a search matches: all candidates above the threshold."""
+    """Returns the external ids that a search matches."""
     answer = ok(serve.client.post(f"{STAFF}/search", files=image(data)))
     return above(answer)
 
@@ -51,10 +51,10 @@ def above(answer: Any) -> list[str]:
     ]
 
 
-def test_the_command_line_beside_a_server(
+def test_command_line_and_server_agree_and_see_each_others_changes(
     service: Running, client: httpx.Client, gallery: str, tmp_path: Path, photos: Path
 ) -> None:
-    """Both answer alike, and what one changes the other knows at once."""
+    """Both give the same answers, and each sees the other's changes at once."""
     place, name = service.context.settings.home, gallery.rpartition("/")[2]
     contents = {
         "six.jpg": sources.six_people(),
@@ -105,7 +105,7 @@ def test_the_command_line_beside_a_server(
     assert (best["external_id"], best["face_id"]) == ("eileen", eileen)
 
 
-def test_comparisons_are_told_alike(service: Running, client: httpx.Client, tmp_path: Path) -> None:
+def test_command_line_and_server_compare_alike(service: Running, client: httpx.Client, tmp_path: Path) -> None:
     a, b = tmp_path / "a.png", tmp_path / "b.png"
     a.write_bytes(sources.astronaut())
     b.write_bytes(sources.aligned_face())
@@ -114,14 +114,14 @@ def test_comparisons_are_told_alike(service: Running, client: httpx.Client, tmp_
     assert (code, told) == (0, ok(client.post("/v1/compare", files=files)))
 
 
-def test_two_servers_over_one_home(home: Path, log: Path, tmp_path: Path) -> None:
+def test_two_servers_over_one_home_see_each_others_changes(home: Path, log: Path, tmp_path: Path) -> None:
     data = sources.astronaut()
     with serving(home, log) as one, serving(home, tmp_path / "other.log") as other:
         ok(one.client.post("/v1/galleries", json={"name": "staff"}), 201)
         assert found(other, data) == []
         for n in range(3):
             here, there = (one, other) if n % 2 == 0 else (other, one)
-            face_id = enrol(here, f"person-{n}", data)
+            face_id = enroll(here, f"person-{n}", data)
             assert found(there, data) == [f"person-{n}"]
             assert found(here, data) == [f"person-{n}"]
             if n == 1:
@@ -134,11 +134,11 @@ def test_two_servers_over_one_home(home: Path, log: Path, tmp_path: Path) -> Non
         refused(other.client.post(f"{STAFF}/search", files=image(data)), 404, "gallery_not_found")
         ok(other.client.post("/v1/galleries", json={"name": "staff"}), 201)
         assert found(one, data) == []
-        enrol(other, "again", data)
+        enroll(other, "again", data)
         assert found(one, data) == ["again"]
 
 
-def test_sigterm_lets_a_search_that_has_begun_end_and_writes_the_index_down(home: Path, log: Path) -> None:
+def test_sigterm_finishes_running_searches_and_saves_the_index(home: Path, log: Path) -> None:
     data = sources.astronaut()
     multipart = httpx.Request("POST", "http://x", files=image(data))
     body = multipart.read()
@@ -154,7 +154,7 @@ def test_sigterm_lets_a_search_that_has_begun_end_and_writes_the_index_down(home
 
     with serving(home, log) as serve:
         ok(serve.client.post("/v1/galleries", json={"name": "staff"}), 201)
-        face_id = enrol(serve.ready(), "collins", data)
+        face_id = enroll(serve.ready(), "collins", data)
         snapshots = home / "indexes"
         assert not list(snapshots.glob("*.index"))
         headers = {"Content-Type": multipart.headers["content-type"], "Content-Length": str(len(body))}
@@ -174,13 +174,13 @@ def test_sigterm_lets_a_search_that_has_begun_end_and_writes_the_index_down(home
     assert shown["index"]["snapshot_seq"] == shown["index"]["seq"] > 0  # read from the snapshot, not made anew
 
 
-def test_what_was_acknowledged_outlives_kill_9(home: Path, log: Path, tmp_path: Path) -> None:
+def test_acknowledged_changes_survive_kill_9(home: Path, log: Path, tmp_path: Path) -> None:
     data, other = sources.astronaut(), sources.aligned_face()
     with serving(home, log) as serve:
         ok(serve.client.post("/v1/galleries", json={"name": "staff"}), 201)
-        enrol(serve, "gone", other)
+        enroll(serve, "gone", other)
         ok(serve.client.delete(f"{STAFF}/identities/gone"))
-        face_id = enrol(serve, "collins", data)
+        face_id = enroll(serve, "collins", data)
         assert serve.end(signal.SIGKILL) == -signal.SIGKILL
     assert not list((home / "indexes").glob("*.index"))
     with serving(home, tmp_path / "again.log") as serve:
