@@ -20,7 +20,7 @@ def test_parameters_equal_those_of_the_published_checkpoint() -> None:
 
 
 def test_embeddings_equal_those_of_insightface() -> None:
-    expected = golden.answers("ir50")["embedding"]
+    expected = golden.outputs("ir50")["embedding"]
     crops = np.random.default_rng(7).integers(0, 256, (2, 112, 112, 3), np.uint8)
     fed = torch.tensor((crops / 255 - 0.5) / 0.5, dtype=torch.float32).permute(0, 3, 1, 2)
     assert np.abs(golden.fill(iresnet50())(fed).numpy() - expected).max() < 1e-4

@@ -24,7 +24,7 @@ def fill(module: M) -> M:
     return module.eval().requires_grad_(False)
 
 
-def answers(name: str) -> dict[str, NDArray[np.float32]]:
+def outputs(name: str) -> dict[str, NDArray[np.float32]]:
     """Returns the outputs of upstream. Skips the test without the shared folder."""
     with np.load(photos.shared(f"golden/{name}.npz")) as arrays:
         return dict(arrays)

@@ -59,14 +59,14 @@ def test_parameters_are_those_of_the_published_checkpoint(network: RetinaFaceNet
 
 
 def test_outputs_equal_upstream(network: RetinaFaceNetwork) -> None:
-    expected = golden.answers("retinaface_r50")
+    expected = golden.outputs("retinaface_r50")
     for found, name in zip(run(network, upstream_canvas()), ("loc", "conf", "landmarks"), strict=True):
         assert found.shape == expected[name].shape
         assert np.abs(found - expected[name]).max() < 1e-4
 
 
 def test_priors_and_decoding_equal_upstream() -> None:
-    expected = golden.answers("retinaface_r50")
+    expected = golden.outputs("retinaface_r50")
     height, width = SIDES
     anchors = priors(*SIDES)
     assert np.abs(anchors / (width, height, width, height) - expected["priors"]).max() < 1e-6
@@ -85,7 +85,7 @@ def test_detections_equal_upstream(
     session: Session, monkeypatch: pytest.MonkeyPatch, min_score: float, faces: int
 ) -> None:
     """At ModelScope's threshold, and at one that random weights often reach."""
-    expected = golden.answers("retinaface_r50")
+    expected = golden.outputs("retinaface_r50")
     height, width = SIDES
     kept = expected["conf"][0, :, 1] >= min_score
     corners = expected["boxes"][kept] * np.array([width, height, width, height], np.float32)

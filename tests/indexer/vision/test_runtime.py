@@ -1,11 +1,15 @@
-"""OpenVINO and ONNX Runtime sessions, and errors without an engine or a valid model."""
+"""OpenVINO and ONNX Runtime sessions, errors without an engine or a valid model, and telemetry."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,8 +20,10 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Precision
 from indexer.vision import runtime
-from indexer.vision.runtime import Preprocessing, Session, Threads
+from indexer.vision.runtime import Preprocessing, Session, Threads, no_telemetry
 from tests.indexer.vision.common import noise
+
+TELEMETRY = "openvino_telemetry"
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +122,46 @@ def test_threads_are_pinned_only_in_a_process_that_uses_all_cores(
     monkeypatch.setattr(runtime, "usable_cores", lambda: 4)
     session: Any = runtime.load(model, Preprocessing(), Precision.NATIVE, threads, "openvino")
     assert session._model.get_property("ENABLE_CPU_PINNING") is is_pinned
+
+
+def test_import_sends_no_telemetry(tmp_path: Path) -> None:
+    """The libraries would create files in the home folder before they report."""
+    script = (
+        "from indexer.vision.runtime import no_telemetry\n"
+        "with no_telemetry():\n"
+        "    import openvino, onnxruntime, nncf\n"
+        "assert type(nncf.telemetry.telemetry).__name__ == 'MagicMock'\n"
+    )
+    environment = os.environ | {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_telemetry_module_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType(TELEMETRY)
+    monkeypatch.setitem(sys.modules, TELEMETRY, module)
+    with no_telemetry(), pytest.raises(ImportError):
+        importlib.import_module(TELEMETRY)
+    assert sys.modules[TELEMETRY] is module
+    monkeypatch.delitem(sys.modules, TELEMETRY)
+    with no_telemetry():
+        pass
+    assert TELEMETRY not in sys.modules
+
+
+def test_imports_of_other_threads_wait() -> None:
+    def import_in_another_thread() -> bool:
+        with no_telemetry(), no_telemetry():
+            pass
+        return TELEMETRY in sys.modules
+
+    was_imported = TELEMETRY in sys.modules
+    with ThreadPoolExecutor(1) as pool:
+        with no_telemetry():
+            other = pool.submit(import_in_another_thread)
+            with pytest.raises(TimeoutError):
+                other.result(timeout=0.2)
+            assert sys.modules[TELEMETRY] is None
+        assert other.result() == was_imported
