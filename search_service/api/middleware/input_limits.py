@@ -1,4 +1,4 @@
-"""Refuses paths and queries that are not text, and limits bodies while they arrive, whatever their headers claim."""
+"""Refuses paths and queries that are not text, and limits bodies while they arrive, regardless of their headers."""
 
 from __future__ import annotations
 

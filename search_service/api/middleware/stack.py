@@ -19,7 +19,7 @@ ORDER = (RequestContext, Access, InputLimits, Idempotency)
 
 1. RequestContext: every answer has a request id, is counted and logged, also those of the other middlewares.
 2. Access: a caller without permission gets nothing else to know, and none of the body is read.
-3. InputLimits: whatever reads a body reads a limited one, the next middleware included.
+3. InputLimits: everything that reads a body reads a limited one, the next middleware included.
 4. Idempotency: each API key has Idempotency-Keys of its own, so the key is known here; it hashes the body it receives.
 """
 

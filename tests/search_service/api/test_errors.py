@@ -165,7 +165,7 @@ def test_a_body_that_is_not_json_is_refused_with_that_reason(client: httpx.Clien
 
 @pytest.mark.parametrize("path", ["/v1/galleries", "{gallery}/identities", "{gallery}/search", "/v1/detect"])
 @pytest.mark.parametrize(
-    ("headers", "told"),
+    ("headers", "reported"),
     [
         ({"Content-Type": "text/xml; charset=utf-8"}, "the content type is text/xml; expected"),
         (
@@ -176,17 +176,17 @@ def test_a_body_that_is_not_json_is_refused_with_that_reason(client: httpx.Clien
     ],
 )
 def test_a_wrong_content_type_is_named_in_the_error(
-    client: httpx.Client, gallery: str, path: str, headers: dict[str, str], told: str
+    client: httpx.Client, gallery: str, path: str, headers: dict[str, str], reported: str
 ) -> None:
     """`curl -d` sends the second by default."""
     answer = client.post(path.format(gallery=gallery), content=b'{"name": "staff"}', headers=headers)
     message = refused(answer, 400, "invalid_request")["message"]
-    assert told in message
+    assert reported in message
     assert "application/json" in message
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body", "told"),
+    ("content_type", "body", "reported"),
     [
         ("multipart/form-data", b"x", "boundary"),
         ("multipart/form-data; boundary=xyz", b"garbage", "multipart"),
@@ -195,10 +195,10 @@ def test_a_wrong_content_type_is_named_in_the_error(
     ],
 )
 def test_a_malformed_form_is_refused_with_the_reason(
-    client: httpx.Client, people: str, content_type: str, body: bytes, told: str
+    client: httpx.Client, people: str, content_type: str, body: bytes, reported: str
 ) -> None:
     answer = client.post(f"{people}/search", content=body, headers={"Content-Type": content_type})
-    assert told in refused(answer, 400, "invalid_request")["message"]
+    assert reported in refused(answer, 400, "invalid_request")["message"]
 
 
 def chunked(body: bytes) -> Iterator[bytes]:
@@ -243,13 +243,13 @@ def test_a_too_large_content_length_is_refused_before_the_body_arrives(service: 
             b"POST /v1/galleries HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"X-Request-ID: early\r\nContent-Length: 99999999999\r\n\r\n"
         )
-        told = b""
-        while b'"request_id":"early"' not in told:
+        reported = b""
+        while b'"request_id":"early"' not in reported:
             more = connection.recv(4096)
-            assert more, told
-            told += more
-    assert told.startswith(b"HTTP/1.1 413 ")
-    assert b'"body_too_large"' in told
+            assert more, reported
+            reported += more
+    assert reported.startswith(b"HTTP/1.1 413 ")
+    assert b'"body_too_large"' in reported
 
 
 def test_bodies_up_to_the_limit_are_taken(client: httpx.Client, gallery: str) -> None:
@@ -281,7 +281,7 @@ def test_a_photo_is_not_written_to_a_disk(
 
 
 def test_errors_quote_only_the_beginning_of_a_value(client: httpx.Client, gallery: str) -> None:
-    for told, message in (
+    for reported, message in (
         ('{"top_k": [' + "1," * 50_000 + "1]}", "top_k is [1, 1, 1"),
         ('{"top_k": ' + "[" * 900 + "]" * 900 + "}", "top_k is [[[["),
         ('{"embedding": [' + "1," * 50_000 + "1]}", "got 50001"),
@@ -290,7 +290,7 @@ def test_errors_quote_only_the_beginning_of_a_value(client: httpx.Client, galler
         ('{"image": ["' + '", ["' * MOST_VALUES, "more than the 100,000 values"),
     ):
         code = "invalid_embedding" if "got" in message else "invalid_request"
-        error = refused(client.post(f"{gallery}/search", content=told, headers=JSON), 400, code)
+        error = refused(client.post(f"{gallery}/search", content=reported, headers=JSON), 400, code)
         assert message in error["message"]
         assert len(error["message"]) < 300
 

@@ -136,11 +136,11 @@ def test_readyz_lists_galleries_of_missing_packs_and_serves_the_others(tmp_path:
     home.store.galleries.create("staff", SFACE.name, SFACE.fingerprint, SFACE.dim)
     with running(home) as service, service.client() as client:
         wait_for(lambda: client.get("/readyz").status_code == 200, "it is ready")
-        told = client.get("/readyz").json()
-        assert set(told["galleries"]) == {"old", "strange"}
-        assert "an-older-print" in told["galleries"]["old"]
-        assert "'arcface'" in told["galleries"]["strange"]
-        for name in told["galleries"]:
+        reported = client.get("/readyz").json()
+        assert set(reported["galleries"]) == {"old", "strange"}
+        assert "an-older-print" in reported["galleries"]["old"]
+        assert "'arcface'" in reported["galleries"]["strange"]
+        for name in reported["galleries"]:
             ok(client.delete(f"/v1/galleries/{name}"))
         assert client.get("/readyz").json() == {"status": "ready"}
 

@@ -52,8 +52,8 @@ def test_requests_stages_and_decisions_are_counted(client: httpx.Client, gallery
     assert client.get(f"{gallery}/identities/nobody").status_code == 404
     after = samples(client)
 
-    def more(told: str, **labels: str) -> float:
-        key = f"whosthere_{told}", frozenset(labels.items())
+    def more(name: str, **labels: str) -> float:
+        key = f"whosthere_{name}", frozenset(labels.items())
         return after.get(key, 0.0) - before.get(key, 0.0)
 
     search = "/v1/galleries/{gallery}/search"
@@ -77,12 +77,12 @@ def test_requests_stages_and_decisions_are_counted(client: httpx.Client, gallery
 
 def test_queued_jobs_and_deliveries_are_measured(client: httpx.Client, gallery: str, service: Running) -> None:
     webhook, _ = service.context.webhooks.create("http://127.0.0.1:9/hook", None, ["match"])
-    told = samples(client)
+    reported = samples(client)
     service.context.webhooks.delete(webhook.id)
     for name in ("waiting", "dead"):
-        assert told[f"whosthere_webhook_events_{name}", frozenset({("webhook", webhook.id)})] == 0
+        assert reported[f"whosthere_webhook_events_{name}", frozenset({("webhook", webhook.id)})] == 0
     for state in ("queued", "running", "cancelling"):
-        assert ("whosthere_jobs", frozenset({("state", state)})) in told
+        assert ("whosthere_jobs", frozenset({("state", state)})) in reported
 
 
 def test_unknown_paths_are_counted_as_one_route(client: httpx.Client) -> None:
@@ -105,14 +105,16 @@ def test_a_request_is_logged_in_one_line_without_names(
 
     def lines() -> list[str]:
         """Returns the lines about the search, which are written after its answer was sent."""
-        told = [Json().format(r) for r in caplog.records if r.name == "search_service.api.middleware.request_context"]
-        assert not any("/readyz" in line for line in told)
-        return [line for line in told if "door-7-42" in line]
+        reported = [
+            Json().format(r) for r in caplog.records if r.name == "search_service.api.middleware.request_context"
+        ]
+        assert not any("/readyz" in line for line in reported)
+        return [line for line in reported if "door-7-42" in line]
 
-    wait_for(lambda: bool(lines()), "the search is told of")
+    wait_for(lambda: bool(lines()), "the search is logged")
     (line,) = lines()
-    told = json.loads(line)
-    assert {key: told[key] for key in ("message", "level", "request_id", "method", "route", "status", "key")} == {
+    reported = json.loads(line)
+    assert {key: reported[key] for key in ("message", "level", "request_id", "method", "route", "status", "key")} == {
         "message": "request",
         "level": "info",
         "request_id": "door-7-42",
@@ -121,8 +123,8 @@ def test_a_request_is_logged_in_one_line_without_names(
         "status": 200,
         "key": None,
     }
-    assert told["bytes"] == len(answer.content)
-    assert told["milliseconds"] > 0
+    assert reported["bytes"] == len(answer.content)
+    assert reported["milliseconds"] > 0
     for private in ("secret-badge", "private.png", gallery.rpartition("/")[2]):
         assert private not in line
 
@@ -134,10 +136,10 @@ def test_log_lines_have_the_documented_formats() -> None:
     setattr(record, FIELDS, {"request_id": 'x status=500 "', "status": 200, "key": None, "at": Path("x")})
     assert Text("%(levelname)s").format(record) == r'WARNING request_id="x status=500 \"" status=200 at=x'
     setattr(record, FIELDS, {"status": 200, "key": None, "at": Path("x")})
-    told = json.loads(Json().format(record))
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", told.pop("time"))
+    reported = json.loads(Json().format(record))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", reported.pop("time"))
     expected: dict[str, Any] = {"level": "warning", "logger": "a.logger", "message": "one of 2\nlines"}
-    assert told == expected | {"status": 200, "key": None, "at": "x"}
+    assert reported == expected | {"status": 200, "key": None, "at": "x"}
     assert "\n" not in Json().format(record)
 
 

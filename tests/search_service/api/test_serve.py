@@ -74,9 +74,9 @@ def test_command_line_and_server_agree_and_see_each_others_changes(
     assert above(ok(client.post(f"{gallery}/search", files=astronaut))) == ["collins"]
 
     # One answer for both.
-    code, told = command(place, "search", *files, "--gallery", name, "--all-faces", "--top-k", "3")
+    code, reported = command(place, "search", *files, "--gallery", name, "--all-faces", "--top-k", "3")
     assert code == 3
-    for one, (named, data) in zip(told, contents.items(), strict=True):
+    for one, (named, data) in zip(reported, contents.items(), strict=True):
         assert one["image"] == str(tmp_path / named)
         asked = {"all_faces": "true", "top_k": "3"}
         answer = client.post(f"{gallery}/search", files=image(data, named), data=asked)
@@ -86,8 +86,8 @@ def test_command_line_and_server_agree_and_see_each_others_changes(
         else:
             assert one["faces"] == []
             assert refused(answer, 422, one["error"]["code"]) == one["error"]
-    assert len(told[0]["faces"]) == 6
-    assert [one["error"] and one["error"]["code"] for one in told] == [None, None, "no_face", "unreadable_image"]
+    assert len(reported[0]["faces"]) == 6
+    assert [one["error"] and one["error"]["code"] for one in reported] == [None, None, "no_face", "unreadable_image"]
 
     # Deleted by the command: the server never returns them again. Deleted over HTTP: nor does the command.
     code, deleted = command(place, "identity", "delete", "collins", "--gallery", name)
@@ -96,12 +96,12 @@ def test_command_line_and_server_agree_and_see_each_others_changes(
     assert ok(client.get(gallery))["index"]["faces"] == 6
     ok(client.delete(f"{gallery}/identities/left-1"))
     eileen = ok(client.post(f"{gallery}/identities/eileen/faces", files=astronaut), 201)["face_id"]
-    code, told = command(place, "search", *files[:2], "--gallery", name, "--all-faces", "--top-k", "100")
+    code, reported = command(place, "search", *files[:2], "--gallery", name, "--all-faces", "--top-k", "100")
     assert code == 0
-    everybody = [c["external_id"] for one in told for face in one["faces"] for c in face["candidates"]]
+    everybody = [c["external_id"] for one in reported for face in one["faces"] for c in face["candidates"]]
     assert not {"left-1", "collins"} & set(everybody)
-    assert set(above(told[0])) == {"left-2", "left-3", "left-4", "left-6"}
-    best = told[1]["faces"][0]["candidates"][0]
+    assert set(above(reported[0])) == {"left-2", "left-3", "left-4", "left-6"}
+    best = reported[1]["faces"][0]["candidates"][0]
     assert (best["external_id"], best["face_id"]) == ("eileen", eileen)
 
 
@@ -109,9 +109,9 @@ def test_command_line_and_server_compare_alike(service: Running, client: httpx.C
     a, b = tmp_path / "a.png", tmp_path / "b.png"
     a.write_bytes(sources.astronaut())
     b.write_bytes(sources.aligned_face())
-    code, told = command(service.context.settings.home, "compare", a, b)
+    code, reported = command(service.context.settings.home, "compare", a, b)
     files = image(a.read_bytes(), field="image_a") | image(b.read_bytes(), field="image_b")
-    assert (code, told) == (0, ok(client.post("/v1/compare", files=files)))
+    assert (code, reported) == (0, ok(client.post("/v1/compare", files=files)))
 
 
 def test_two_servers_over_one_home_see_each_others_changes(home: Path, log: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_sigterm_finishes_running_searches_and_saves_the_index(home: Path, log: 
     stopping = threading.Event()
 
     def slowly() -> Iterator[bytes]:
-        """The first half of a search; the second when the server has been told to stop."""
+        """The first half of a search; the second when the server has been reported to stop."""
         yield body[: len(body) // 2]
         serve.process.send_signal(signal.SIGTERM)
         wait_for(lambda: "Shutting down" in serve.log(), "the server knows that it is to stop")
