@@ -251,8 +251,9 @@ def build(path: Path, dim: int, pages: Iterable[FaceVectors], metadata: Mapping[
         faces, identities = np.concatenate(face_ids), np.concatenate(identity_ids)
         vectors = writer.vectors()
         codes, centroids = encode(vectors)
-        is_verified = np.ones(len(faces), np.bool_)  # just written: there are no checksums to compare yet
-        base = MappedFile(path, {}, faces, identities, codes, centroids, vectors, np.empty(0, np.uint64), is_verified)
+        states = np.full(len(faces), mapped_file.PRESENT, np.uint8)
+        none, is_verified = np.empty(0, np.uint64), np.ones(len(faces), np.bool_)  # no checksums to compare yet
+        base = MappedFile(path, {}, faces, identities, codes, centroids, vectors, none, states, is_verified)
         report = self_check.check(CompressedIndex(base, _first_rescored(len(base)), None), base)
         checked = asdict(report) if report else None
         writer.finish(faces, identities, codes, centroids, {**metadata, "checked": checked})

@@ -38,29 +38,6 @@ Codes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class _Mapping:
-    """The writable arrays of a mapped file, which remain valid when its name is given to another file."""
-
-    opened: os.stat_result
-    footer: Mapping[str, Any]
-    vectors: Float16Vectors
-    checksums: NDArray[np.uint64]
-    face_ids: NDArray[np.int64]
-    identity_ids: NDArray[np.int64]
-    id_checksums: NDArray[np.uint64]
-    code_checksums: NDArray[np.uint64]
-    centroids: NDArray[np.float32]
-    codes: Codes
-    states: NDArray[np.uint8]
-
-    def erase(self, rows: NDArray[np.int64]) -> None:
-        """Overwrites rows with zeros; the state first, so that concurrent readers see an erased, not a damaged row."""
-        self.states[rows] = ERASED
-        self.vectors[rows] = 0
-        self.codes[rows] = 0
-
-
-@dataclass(frozen=True, eq=False)
 class MappedFile:
     """The N rows of a file, by ascending face id. Vectors are read when needed."""
 
@@ -74,9 +51,12 @@ class MappedFile:
     vectors: Float16Vectors
     checksums: NDArray[np.uint64]
     """(N,) checksums of the vectors."""
+    states: NDArray[np.uint8]
+    """(N,) PRESENT or ERASED."""
     is_verified: NDArray[np.bool_]
     """(N,) whether the checksum of a vector was compared; this happens when it is first read."""
-    mapping: _Mapping | None = None
+    opened: os.stat_result | None = None
+    """Identifies the mapped file, whose name may be given to a successor; None while the file is being written."""
 
     def __len__(self) -> int:
         return len(self.face_ids)
@@ -88,26 +68,33 @@ class MappedFile:
         if not is_verified.all():
             new = rows[~is_verified]
             is_wrong = row_checksums(vectors[~is_verified]) != self.checksums[new]
-            if is_wrong.any() and self.mapping is not None:  # another process may have erased them
-                is_wrong &= self.mapping.states[new] == PRESENT
+            is_wrong &= self.states[new] == PRESENT  # another process may have erased them
             if is_wrong.any():
                 raise DamagedIndex(f"{self.path} is damaged: the embedding of face {self.face_ids[new[is_wrong][0]]}")
             self.is_verified[new] = True
         return vectors
 
     def erase(self, rows: NDArray[np.int64]) -> None:
-        """Erases embeddings and codes on the disk."""
-        if self.mapping is not None and len(rows):
-            self.mapping.erase(rows)
+        """Overwrites embeddings and codes on the disk with zeros.
+
+        The state comes first, so that concurrent readers see an erased, not a damaged row.
+        """
+        if self.opened is None or not len(rows):
+            return
+        vectors = self.vectors.view()
+        vectors.flags.writeable = True
+        self.states[rows] = ERASED
+        vectors[rows] = 0
+        self.codes[rows] = 0
 
     def erase_in_successor(self, face_ids: NDArray[np.int64]) -> None:
         """Erases faces in the file that has replaced this one, if any: its writer may have ended. Raises OSError."""
-        if self.mapping is None:
+        if self.opened is None:
             return
         try:
-            if os.path.samestat(self.path.stat(), self.mapping.opened):
+            if os.path.samestat(self.path.stat(), self.opened):
                 return
-            successor = _map(self.path)
+            successor, _, _ = _map(self.path)
         except FileNotFoundError:
             return
         except DamagedIndex:  # damaged, or an exact snapshot that is soon written again
@@ -117,9 +104,7 @@ class MappedFile:
 
     def is_present(self) -> NDArray[np.bool_]:
         """Returns which rows were not erased, (N,)."""
-        if self.mapping is None:
-            return np.ones(len(self), np.bool_)
-        return np.asarray(self.mapping.states == PRESENT)
+        return np.asarray(self.states == PRESENT)
 
 
 def rows_of(ascending: NDArray[np.int64], face_ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -217,34 +202,23 @@ def read(path: Path) -> MappedFile:
         FileNotFoundError: There is no file.
         DamagedIndex: It is incomplete or differs from what was written.
     """
-    mapping = _map(path)
-    centroids = mapping.centroids.copy()
-    digests = {"centroids_sha256": _sha256(centroids), "checks_sha256": _sha256(mapping.checksums)}
-    if any(mapping.footer[name] != digest for name, digest in digests.items()):
+    file, footer, arrays = _map(path)
+    digests = {"centroids_sha256": _sha256(file.centroids), "checks_sha256": _sha256(file.checksums)}
+    if any(footer[name] != digest for name, digest in digests.items()):
         raise DamagedIndex(f"{path} is damaged: the centroids or the checksums")
-    is_wrong = row_checksums(np.stack([mapping.face_ids, mapping.identity_ids], axis=1)) != mapping.id_checksums
-    is_wrong |= (row_checksums(mapping.codes) != mapping.code_checksums) & (mapping.states != ERASED)
-    is_wrong |= (mapping.states != PRESENT) & (mapping.states != ERASED)
+    is_wrong = row_checksums(np.stack([file.face_ids, file.identity_ids], axis=1)) != arrays["id_checksums"]
+    is_wrong |= (row_checksums(file.codes) != arrays["code_checksums"]) & (file.states != ERASED)
+    is_wrong |= (file.states != PRESENT) & (file.states != ERASED)
     if is_wrong.any():
         raise DamagedIndex(f"{path} is damaged: the ids or codes of {int(is_wrong.sum())} faces")
-    vectors = mapping.vectors.view()
-    vectors.flags.writeable = False
-    return MappedFile(
-        path,
-        mapping.footer["about"],
-        mapping.face_ids,
-        mapping.identity_ids,
-        mapping.codes,
-        centroids,
-        vectors,
-        mapping.checksums,
-        np.zeros(len(is_wrong), np.bool_),
-        mapping,
-    )
+    return file
 
 
-def _map(path: Path) -> _Mapping:
-    """Maps a file and verifies its footer and length. Raises DamagedIndex, FileNotFoundError."""
+def _map(path: Path) -> tuple[MappedFile, dict[str, Any], dict[str, NDArray[Any]]]:
+    """Maps a file and verifies its footer and length; returns the footer and all arrays as well.
+
+    Raises DamagedIndex, FileNotFoundError.
+    """
     with path.open("r+b") as file:
         opened = os.fstat(file.fileno())
         try:
@@ -279,7 +253,22 @@ def _map(path: Path) -> _Mapping:
     for name, (dtype, shape) in layout.items():
         arrays[name] = np.frombuffer(data, dtype, int(np.prod(shape)), offset).reshape(shape)
         offset += sizes[name]
-    return _Mapping(opened, footer, **arrays)
+    vectors = arrays["vectors"].view()
+    vectors.flags.writeable = False
+    mapped = MappedFile(
+        path,
+        footer["about"],
+        arrays["face_ids"],
+        arrays["identity_ids"],
+        arrays["codes"],
+        arrays["centroids"].copy(),
+        vectors,
+        arrays["checksums"],
+        arrays["states"],
+        np.zeros(rows, np.bool_),
+        opened,
+    )
+    return mapped, footer, arrays
 
 
 def _sha256(array: NDArray[Any]) -> str:
