@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -173,7 +173,7 @@ class MilvusConnection:
                 raise InvalidSetting(f"an index in Milvus needs {name}, which is not installed: pip install {name}")
         self.address = address
         self.timeout = timeout
-        self.write_lock: AbstractContextManager[object] = threading.Lock() if address.is_lite else nullcontext()
+        self.write_lock: AbstractContextManager[object] = threading.RLock() if address.is_lite else nullcontext()
         """Held while writing: `milvus-lite` supports one writer at a time."""
         self._client: Any = None
         self._connecting = threading.Lock()
@@ -200,6 +200,19 @@ class MilvusConnection:
         except _NotLoaded:
             self.load(collection)
             return self.call(what, method)
+
+    def query(self, collection: str, what: str, **options: Any) -> list[dict[str, Any]]:
+        """Returns the rows that match, including those that other processes have just written."""
+        consistent = {"consistency_level": "Strong", "timeout": self.timeout}
+        return list(self.call_loaded(collection, what, lambda c: c.query(collection, **consistent, **options)))
+
+    def upsert(self, collection: str, what: str, rows: list[dict[str, Any]]) -> None:
+        with self.write_lock:
+            self.call_loaded(collection, what, lambda c: c.upsert(collection, rows, timeout=self.timeout))
+
+    def delete(self, collection: str, what: str, **options: Any) -> None:
+        with self.write_lock:
+            self.call_loaded(collection, what, lambda c: c.delete(collection, timeout=self.timeout, **options))
 
     def load(self, collection: str) -> None:
         """Loads the collection into the memory of Milvus, where it stays until it is released."""
@@ -325,45 +338,26 @@ class PositionStore:
 
     def _rows(self, expression: str) -> list[dict[str, Any]]:
         try:
-            rows: list[dict[str, Any]] = self._call(
-                "read the position of an index",
-                lambda c: c.query(
-                    self._name,
-                    filter=expression,
-                    output_fields=["collection", "seq", "at", "state"],
-                    consistency_level="Strong",
-                    timeout=self._milvus.timeout,
-                ),
-            )
-            return rows
+            fields = ["collection", "seq", "at", "state"]
+            what = "read the position of an index"
+            return self._milvus.query(self._name, what, filter=expression, output_fields=fields)
         except CollectionDropped:  # nothing was saved yet
             return []
 
     def _write(self, key: str, collection: str, seq: int, state: str) -> None:
         unused = [0.0, 0.0]  # every collection needs vectors
         row = {"key": key, "collection": collection, "seq": seq, "at": time.time(), "state": state, "nothing": unused}
+        what = "save the position of an index"
         with self._milvus.write_lock:
             try:
-                self._upsert(row)
+                self._milvus.upsert(self._name, what, [row])
             except CollectionDropped:
                 self._create()
-                self._upsert(row)
-
-    def _upsert(self, row: dict[str, Any]) -> None:
-        self._call("save the position of an index", lambda c: c.upsert(self._name, row, timeout=self._milvus.timeout))
+                self._milvus.upsert(self._name, what, [row])
 
     def _delete(self, expression: str) -> None:
-        try:
-            with self._milvus.write_lock:
-                self._call(
-                    "delete the position of an index",
-                    lambda c: c.delete(self._name, filter=expression, timeout=self._milvus.timeout),
-                )
-        except CollectionDropped:
-            pass
-
-    def _call(self, what: str, method: Callable[[Any], Any]) -> Any:
-        return self._milvus.call_loaded(self._name, what, method)
+        with suppress(CollectionDropped):
+            self._milvus.delete(self._name, "delete the position of an index", filter=expression)
 
     def _create(self) -> None:
         text: dict[str, Any] = {"type": "VARCHAR", "max_length": 4096}

@@ -10,7 +10,8 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -79,15 +80,7 @@ class MilvusIndex(VectorIndex):
     def __len__(self) -> int:
         counted = self._counted
         if not counted:
-            (row,) = self._call(
-                "count faces",
-                lambda c: c.query(
-                    self.collection,
-                    output_fields=["count(*)"],
-                    consistency_level="Strong",
-                    timeout=self._milvus.timeout,
-                ),
-            )
+            (row,) = self._query("count faces", output_fields=["count(*)"])
             counted.append(int(row["count(*)"]))
         return counted[0]
 
@@ -96,12 +89,16 @@ class MilvusIndex(VectorIndex):
         at_once = max(1, WRITE_BYTES // (4 * self._dim))
         for start in range(0, len(face_ids), at_once):
             part = slice(start, start + at_once)
-            self._upsert(face_ids[part], identity_ids[part], rows[part])
+            faces = zip(face_ids[part].tolist(), identity_ids[part].tolist(), rows[part], strict=True)
+            data = [{"face_id": f, "identity_id": i, "embedding": vector} for f, i, vector in faces]
+            with self._writing():
+                self._milvus.upsert(self.collection, "store faces", data)
 
     def remove(self, face_ids: Sequence[int]) -> None:
         ids = [int(face_id) for face_id in face_ids]
         for start in range(0, len(ids), DELETE_BATCH):
-            self._delete(ids[start : start + DELETE_BATCH])
+            with self._writing():
+                self._milvus.delete(self.collection, "remove faces", ids=ids[start : start + DELETE_BATCH])
 
     def nearest_faces(self, queries: Vectors, k: int) -> list[list[Hit]]:
         """Returns at most MAX_HITS per query; equal scores are ordered by face id among as many."""
@@ -139,22 +136,26 @@ class MilvusIndex(VectorIndex):
         if known is None or known["seq"] < state["seq"]:
             self._positions.save(self.collection, state)
 
-    def _upsert(self, face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> None:
-        rows = [
-            {"face_id": face_id, "identity_id": identity_id, "embedding": vector}
-            for face_id, identity_id, vector in zip(face_ids.tolist(), identity_ids.tolist(), vectors, strict=True)
-        ]
-        self._write("store faces", lambda c: c.upsert(self.collection, rows, timeout=self._milvus.timeout))
-
-    def _delete(self, face_ids: list[int]) -> None:
-        self._write("remove faces", lambda c: c.delete(self.collection, ids=face_ids, timeout=self._milvus.timeout))
-
-    def _write(self, what: str, method: Callable[[Any], Any]) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            with self._milvus.write_lock:
-                self._call(what, method)
+            with self._noting_drop():
+                yield
         finally:
             self._counted = []
+
+    @contextmanager
+    def _noting_drop(self) -> Iterator[None]:
+        """Sets `is_replaced` if the collection was dropped."""
+        try:
+            yield
+        except CollectionDropped:
+            self.is_replaced = True
+            raise
+
+    def _query(self, what: str, **options: Any) -> list[dict[str, Any]]:
+        with self._noting_drop():
+            return self._milvus.query(self.collection, what, **options)
 
     def _identities(self, query: NDArray[np.float32], k: int, hits: list[Hit], is_all: bool) -> list[Hit]:
         """Returns the best face of each of the best `k` identities, starting from the best faces `hits`."""
@@ -191,20 +192,22 @@ class MilvusIndex(VectorIndex):
 
     def _search(self, queries: Vectors, limit: int, expression: str) -> list[tuple[list[Hit], bool]]:
         wanted = np.ascontiguousarray(queries, dtype=np.float32)
-        found = self._call(
-            "search",
-            lambda c: c.search(
+        with self._noting_drop():
+            found = self._milvus.call_loaded(
                 self.collection,
-                data=list(wanted),
-                filter=expression,
-                limit=limit,
-                output_fields=["identity_id"] if self._type.exact else ["identity_id", "embedding"],
-                search_params={"metric_type": "IP", "params": dict(self._type.search)},
-                anns_field="embedding",
-                consistency_level=self._milvus.address.consistency,
-                timeout=self._milvus.timeout,
-            ),
-        )
+                "search",
+                lambda c: c.search(
+                    self.collection,
+                    data=list(wanted),
+                    filter=expression,
+                    limit=limit,
+                    output_fields=["identity_id"] if self._type.exact else ["identity_id", "embedding"],
+                    search_params={"metric_type": "IP", "params": dict(self._type.search)},
+                    anns_field="embedding",
+                    consistency_level=self._milvus.address.consistency,
+                    timeout=self._milvus.timeout,
+                ),
+            )
         return [(self._hits(query, rows), len(rows) < limit) for query, rows in zip(wanted, found, strict=True)]
 
     def _hits(self, query: NDArray[np.float32], rows: Sequence[Mapping[str, Any]]) -> list[Hit]:
@@ -226,27 +229,8 @@ class MilvusIndex(VectorIndex):
             after = int(page[-1]["face_id"])
 
     def _page(self, fields: list[str], after: int, limit: int) -> list[dict[str, Any]]:
-        page: list[dict[str, Any]] = self._call(
-            "read faces",
-            lambda c: c.query(
-                self.collection,
-                filter=f"face_id > {after}",
-                output_fields=fields,
-                limit=limit,
-                iterator="True",  # returns the lowest ids, in order
-                reduce_stop_for_best="True",
-                consistency_level="Strong",
-                timeout=self._milvus.timeout,
-            ),
-        )
-        return page
-
-    def _call(self, what: str, method: Callable[[Any], Any]) -> Any:
-        try:
-            return self._milvus.call_loaded(self.collection, what, method)
-        except CollectionDropped:
-            self.is_replaced = True
-            raise
+        lowest_ids = {"iterator": "True", "reduce_stop_for_best": "True"}  # in ascending order
+        return self._query("read faces", filter=f"face_id > {after}", output_fields=fields, limit=limit, **lowest_ids)
 
 
 class MilvusEngine(VectorEngine):
