@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from PIL import Image
+
 from indexer.cli import common
 from search_service.cli import main
 from tests.variants import clean_environment
@@ -100,6 +102,13 @@ class Command:
 def reasons(summary: Mapping[str, Any]) -> dict[str, str | None]:
     """What `enroll --json` says of each file, by name."""
     return {Path(row["image"]).name: row["reason"] for row in summary["results"]}
+
+
+def encode_jpeg(picture: Image.Image, quality: int = 95) -> bytes:
+    """Returns the picture as a JPEG with Pillow's default subsampling."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 import subprocess
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from email.message import Message
@@ -20,9 +20,10 @@ from indexer.models.download import RetryPolicy
 from indexer.models.partial_file import Progress
 from indexer.models.pull import PulledFile
 from indexer.types import sha256
-from tests.indexer.models.pulling import CONTENT, HALF, KNOWN_OR_NOT, NOWHERE, OTHER, PART, SMALL, Models, model, pack
+from tests.indexer.models.pulling import CONTENT, HALF, KNOWN_OR_NOT, NOWHERE, OTHER, PART, Models, model, pack
+from tests.indexer.models.virtual_time import VirtualTime
 from tests.indexer.models.web_server import WebServer, chunked, http_response, run_web_server
-from tests.waiting import DEADLINE
+from tests.waiting import DEADLINE, wait_for
 
 OK = f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\n"
 
@@ -65,26 +66,51 @@ def test_complete_partial_file_is_not_fetched_again(models: Models, server: WebS
     assert len(server.paths) == 4
 
 
-def test_silent_server_times_out_but_a_slow_one_does_not(models: Models, server: WebServer) -> None:
-    def silent(_: Message) -> Iterator[bytes]:
-        yield f"{OK}\r\n".encode() + CONTENT[:HALF]
-        server.stopping.wait(DEADLINE)
+@pytest.fixture
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    return VirtualTime(monkeypatch)
 
-    impatient = RetryPolicy(timeout_seconds=2.0, pauses_seconds=())
-    message = models.fail_pack(pack(model(server.respond_raw("/some.onnx", silent))), left=PART, retry=impatient)
+
+PATIENT = RetryPolicy(timeout_seconds=DEADLINE, pauses_seconds=())
+"""Fails at the first timeout, which in real time no passing test reaches."""
+
+
+def test_silent_server_times_out(models: Models, server: WebServer, virtual_time: VirtualTime) -> None:
+    def response(_: Message) -> Iterator[bytes]:
+        sent = f"{OK}\r\n".encode() + CONTENT[:HALF]
+        yield sent
+        wait_for(lambda: virtual_time.received == len(sent), "the client to receive what was sent")
+        while not ended.wait(0.01):  # until the client, which may not be waiting yet, gives up
+            virtual_time.advance(DEADLINE)
+
+    ended = threading.Event()
+    url = server.respond_raw("/some.onnx", response)
+    try:
+        message = models.fail_pack(pack(model(url)), left=PART, retry=PATIENT)
+    finally:
+        ended.set()
     assert f"timed out; {HALF} bytes are stored" in message
 
-    def slow(_: Message) -> Iterator[bytes]:
-        yield b"HTTP/1.1 200 OK\r\nContent-Length: 26\r\n\r\n"
-        for byte in SMALL:
-            time.sleep(0.1)  # in total longer than the timeout
-            yield bytes([byte])
 
-    (models.folder / "small.onnx").unlink()
-    models.path.write_bytes(CONTENT)
-    second = model(server.respond_raw("/small.onnx", slow), SMALL, name="small.onnx")
-    pulled = models.pull_pack(pack(model(), second), retry=impatient)
-    assert pulled[1].path.read_bytes() == SMALL
+PIECE = len(CONTENT) // 25
+
+
+def test_slow_server_does_not_time_out(models: Models, server: WebServer, virtual_time: VirtualTime) -> None:
+    """Each byte arrives within the timeout, all of them in much more time."""
+
+    def response(_: Message) -> Iterator[bytes]:
+        head = f"{OK}\r\n".encode()
+        yield head
+        for start in range(0, len(CONTENT), PIECE):
+            wait_for(
+                lambda sent=len(head) + start: virtual_time.received == sent, "the client to receive what was sent"
+            )
+            virtual_time.advance(0.9 * DEADLINE)
+            yield CONTENT[start : start + PIECE]
+
+    pulled = models.pull_pack(pack(model(server.respond_raw("/some.onnx", response))), retry=PATIENT)
+    assert pulled[0].path.read_bytes() == CONTENT
+    assert virtual_time.seconds > 20 * DEADLINE
 
 
 def test_server_without_ranges_sends_the_whole_file_again(models: Models, server: WebServer) -> None:

@@ -1,0 +1,46 @@
+"""Fixtures for tests of Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from indexer.app_context import AppContext
+from indexer.settings import read_settings
+from tests.indexer.enrollment.parquet.galleries import (
+    Open,
+)
+from tests.postgres import Database
+from tests.variants import SETTINGS
+
+
+@pytest.fixture
+def open_home(tmp_path: Path) -> Iterator[Open]:
+    """Homes over databases by URL; over SQLite in the home's own folder where that is empty."""
+    homes: list[AppContext] = []
+
+    def make(url: str = "") -> AppContext:
+        homes.append(AppContext(read_settings(SETTINGS, home=tmp_path / f"home{len(homes)}", database_url=url)))
+        return homes[-1]
+
+    yield make
+    for home in homes:
+        home.close()
+
+
+@pytest.fixture
+def home(open_home: Open) -> AppContext:
+    return open_home("")
+
+
+@pytest.fixture
+def stored(open_home: Open, database: Database) -> AppContext:
+    """A home over each kind of database."""
+    return open_home(database.url)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "some.parquet"

@@ -1,0 +1,213 @@
+"""Parquet files that cannot be imported, and the model packs that imports are bound to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from indexer.app_context import AppContext
+from indexer.enrollment.parquet import file as parquet_file
+from indexer.enrollment.parquet.export import export_gallery
+from indexer.enrollment.parquet.file import open_gallery_file
+from indexer.errors import Conflict, InvalidRequest, ModelUnavailable, NotFound, WhosthereError
+from indexer.models.packs import BUFFALO_L, SFACE
+from tests.indexer.enrollment.parquet.galleries import (
+    DIM,
+    GOOD,
+    bring,
+    contents,
+    fill,
+    floats,
+    make_gallery,
+    outcomes,
+    plain,
+    write,
+)
+from tests.indexer.gallery.faces import vector
+
+
+def test_not_parquet(path: Path, tmp_path: Path) -> None:
+    for data in (b"", b"external_id,embedding\n", b"PAR1" * 30):
+        path.write_bytes(data)
+        with (
+            pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read as a Parquet file"),
+            open_gallery_file(path),
+        ):
+            pass
+    for wrong in (tmp_path, tmp_path / "none.parquet"):
+        with pytest.raises(InvalidRequest, match=f"{wrong} cannot be read as a Parquet file"), open_gallery_file(wrong):
+            pass
+
+
+def test_a_damaged_file_is_an_error_and_never_a_wrong_embedding(home: AppContext, path: Path) -> None:
+    fill(home)
+    export_gallery(home.migrated_engine, "staff", path)
+    right, whole = contents(home), path.read_bytes()
+    for cut in (len(whole) - 1, len(whole) // 2, 10):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read"):
+            bring(home, path)
+    vectors = whole.index(vector(3, DIM).tobytes())
+    path.write_bytes(whole[:vectors] + bytes([whole[vectors] ^ 1]) + whole[vectors + 1 :])
+    with pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read.*CRC"):
+        bring(home, path, "copy")
+    numbers = np.random.default_rng(0)
+    for n in range(150):
+        at = int(numbers.integers(len(whole)))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << int(numbers.integers(8)))]) + whole[at + 1 :])
+        try:
+            results = bring(home, path, f"copy{n}")
+        except WhosthereError:
+            continue
+        if outcomes(results) == {"enrolled": 5}:
+            assert contents(home, f"copy{n}")[0][-1] == right[0][-1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"embedding": floats([GOOD])}, "has no column 'external_id'; it has embedding"),
+        ({"external_id": ["ana"]}, "has no column 'embedding'; it has external_id"),
+        ({**plain(1), "external_id": [7]}, "the column 'external_id' of .* is of type int64; expected text"),
+        ({**plain(1), "external_id": [b"ana"]}, "the column 'external_id' of .* is of type binary; expected text"),
+        ({**plain(1), "embedding": [0.5]}, "'embedding' of .* is of type double; expected lists of floats"),
+        ({**plain(1), "embedding": [[1, 2]]}, "'embedding' of .* expected lists of floats"),
+        ({**plain(1), "embedding": [["a"]]}, "'embedding' of .* expected lists of floats"),
+        ({**plain(1), "metadata": [{"a": 1}]}, "'metadata' of .* is of type struct<a: int64>; expected text"),
+        ({**plain(1), "valid_from": ["2024-05-01"]}, "'valid_from' of .* is of type string; expected timestamps"),
+        ({**plain(1), "box": ["1,2,3,4"]}, "'box' of .* expected lists of 4 numbers"),
+        ({**plain(1), "landmarks": [[1.0] * 10]}, "'landmarks' of .* expected lists of 5 lists of 2 numbers"),
+        ({**plain(1), "detection_score": ["high"]}, "'detection_score' of .* expected numbers"),
+        (
+            {**plain(1), "embedding": floats([[1.0, 0.0]], pa.list_(pa.float32(), 2))},
+            f"'embedding' of .* holds 2 numbers a face; expected {DIM}, as model pack sface",
+        ),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_columns_that_will_not_do(home: AppContext, path: Path, columns: dict[str, object], why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        bring(home, write(path, columns))
+    assert "some.parquet" in caught.value.message
+    assert home.store.galleries.list() == []
+
+
+def test_two_columns_of_one_name(home: AppContext, path: Path) -> None:
+    ids = pa.array(["ana"])
+    pq.write_table(pa.table([ids, floats([GOOD]), ids], names=["external_id", "embedding", "external_id"]), path)
+    with pytest.raises(InvalidRequest, match=r"some\.parquet has 2 columns named 'external_id'"):
+        bring(home, path)
+
+
+def test_text_that_is_none(home: AppContext, path: Path) -> None:
+    latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"Gr\xf6\xdfl"]).buffers())
+    with pytest.raises(InvalidRequest, match=r"the column 'name' of .*some\.parquet is not UTF-8"):
+        bring(home, write(path, plain(1) | {"name": latin}))
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (b"{", "cannot be read"),
+        (b'{"format": 1}', "cannot be read: gallery: Field required"),
+        (
+            json.dumps(
+                {"format": 2, "gallery": "g", "model": "m", "fingerprint": "f", "dim": 1, "identities": 1, "faces": 1}
+                | {"made_at": "2026-01-01T00:00:00Z"}
+            ).encode(),
+            "has format 2 of a newer whosthere",
+        ),
+    ],
+)
+def test_a_header_that_cannot_be_read(home: AppContext, path: Path, header: bytes, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        bring(home, write(path, plain(1), {b"whosthere": header}))
+    assert "some.parquet" in caught.value.message
+
+
+def header(model: str, fingerprint: str, dim: int = DIM) -> dict[bytes, bytes]:
+    said = parquet_file.Header(
+        format=1,
+        gallery="staff",
+        model=model,
+        fingerprint=fingerprint,
+        dim=dim,
+        identities=1,
+        faces=1,
+        made_at=datetime.now(UTC),
+    )
+    return {b"whosthere": said.model_dump_json().encode()}
+
+
+def test_a_gallery_is_bound_to_the_pack_of_the_file(home: AppContext, path: Path) -> None:
+    """Also to one that is not installed here, and whose files' hashes only the file tells."""
+    wide = {"external_id": ["ana"], "embedding": floats([vector(1, 512)])}
+    assert outcomes(bring(home, write(path, wide, header("ir50", "0123456789abcdef", 512)))) == {"enrolled": 1}
+    made = home.store.galleries.get("staff")
+    assert (made.model, made.fingerprint, made.dim) == ("ir50", "0123456789abcdef", 512)
+    assert outcomes(bring(home, write(path, wide), "other", "buffalo_l")) == {"enrolled": 1}
+    made = home.store.galleries.get("other")
+    assert (made.model, made.fingerprint, made.dim) == ("buffalo_l", BUFFALO_L.fingerprint, 512)
+    with pytest.raises(ModelUnavailable, match="ir50 is not installed"):
+        bring(home, path, "third", "ir50")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "model", "there", "why"),
+    [
+        (
+            header("ir50", "aaaa"),
+            None,
+            True,
+            "by model pack ir50 aaaa, and gallery 'staff' by model pack sface {sface}",
+        ),
+        (
+            header("sface", "aaaa"),
+            None,
+            True,
+            "by model pack sface aaaa, and gallery 'staff' by model pack sface {sface}",
+        ),
+        (
+            header("sface", "aaaa"),
+            None,
+            False,
+            "by model pack sface aaaa, and model pack sface {sface} is installed",
+        ),
+        (header("ir50", "aaaa"), "sface", False, "by model pack ir50 aaaa, and model pack sface {sface} was requested"),
+        (header("ir50", "aaaa"), "sface", True, "by model pack ir50 aaaa, and model pack sface {sface} was requested"),
+        (
+            None,
+            "buffalo_l",
+            True,
+            "by model pack buffalo_l {buffalo_l}, and gallery 'staff' by model pack sface {sface}",
+        ),
+        (None, "ir50", True, "by model pack ir50, and gallery 'staff' by model pack sface {sface}"),
+    ],
+)
+def test_packs_are_never_mixed(
+    home: AppContext, path: Path, metadata: Mapping[bytes, bytes] | None, model: str | None, there: bool, why: str
+) -> None:
+    if there:
+        make_gallery(home)
+    with pytest.raises(Conflict) as caught:
+        bring(home, write(path, plain(1), metadata), model=model)
+    assert caught.value.code == "model_mismatch"
+    named = why.format(sface=SFACE.fingerprint, buffalo_l=BUFFALO_L.fingerprint)
+    assert caught.value.message == f"{path} holds embeddings {named}; a gallery never mixes packs"
+    assert sum(home.store.galleries.counts(gallery.id)[0] for gallery in home.store.galleries.list()) == 0
+
+
+def test_a_pack_that_nobody_knows(home: AppContext, path: Path) -> None:
+    for metadata, model in ((header("mine", "aaaa"), None), (None, "mine")):
+        with pytest.raises(NotFound, match="no model pack 'mine'"):
+            bring(home, write(path, plain(1), metadata), model=model)
+    gallery = home.store.galleries.create("staff", "mine", "aaaa", DIM)
+    assert outcomes(bring(home, write(path, plain(1), header("mine", "aaaa")))) == {"enrolled": 1}
+    assert home.store.galleries.counts(gallery.id) == (1, 1)

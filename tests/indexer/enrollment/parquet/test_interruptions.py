@@ -1,0 +1,141 @@
+"""Imports and exports that are interrupted, concurrent or large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from indexer.app_context import AppContext
+from indexer.enrollment.parquet import export
+from indexer.enrollment.parquet import file as parquet_file
+from indexer.enrollment.parquet.export import export_gallery
+from indexer.enrollment.parquet.file import open_gallery_file
+from indexer.enrollment.parquet.importer import gallery_for, import_rows
+from indexer.errors import Conflict, StorageUnavailable
+from indexer.gallery.export_reader import FaceRecord, Record, Snapshot
+from indexer.types import Gallery, Outcome, Person, vector_to_bytes
+from tests.indexer.enrollment.parquet.galleries import (
+    DIM,
+    bring,
+    fill,
+    floats,
+    outcomes,
+    plain,
+    write,
+)
+from tests.indexer.gallery.faces import image_hash, vector
+from tests.indexer.gallery.together import in_threads
+from tests.indexer.vectors.disks import limited_file_size
+
+
+def test_an_interrupted_import_goes_on(stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_file, "BATCH", 4)
+    write(path, plain(*range(10)))
+    with open_gallery_file(path) as file:
+        gallery = gallery_for(stored.store, stored.packs, lambda: stored.pack, "staff", file)
+        results = import_rows(stored.store, gallery, file)
+        assert next(results).outcome is Outcome.ENROLLED
+        results.close()
+    assert stored.store.galleries.counts(gallery.id) == (4, 4)
+    assert outcomes(bring(stored, path)) == {"unchanged": 4, "enrolled": 6}
+    assert stored.store.galleries.counts(gallery.id) == (10, 10)
+
+
+def test_two_imports_at_once(stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_file, "BATCH", 4)
+    rows = {
+        "external_id": [f"p{i}" for i in range(30)],
+        "embedding": floats([vector(i, DIM) for i in range(20)] + [None] * 10),
+    }
+    write(path, rows)
+    results = in_threads([lambda: bring(stored, path)] * 2)
+    assert outcomes(results[0] + results[1]) == {"enrolled": 30, "unchanged": 30}
+    assert stored.store.galleries.counts(stored.store.galleries.get("staff").id) == (30, 20)
+
+
+def test_a_full_disk_ends_an_import_and_it_goes_on(
+    home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_file, "BATCH", 100)
+    write(path, plain(*range(1000)))
+    with open_gallery_file(path) as file:
+        gallery = gallery_for(home.store, home.packs, lambda: home.pack, "staff", file)
+        with limited_file_size(500_000), pytest.raises(StorageUnavailable):
+            list(import_rows(home.store, gallery, file))
+    there = home.store.galleries.counts(gallery.id)[1]
+    assert 0 < there < 1000
+    assert outcomes(bring(home, path)) == {"unchanged": there, "enrolled": 1000 - there}
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(home: AppContext, path: Path) -> None:
+    fill(home)
+    path.write_bytes(b"the old one")
+    with limited_file_size(3000), pytest.raises(StorageUnavailable, match=r"some\.parquet cannot be written: File too"):
+        export_gallery(home.migrated_engine, "staff", path)
+    assert path.read_bytes() == b"the old one"
+    assert [other.name for other in path.parent.iterdir() if other.name.startswith("some")] == ["some.parquet"]
+
+
+def test_a_gallery_that_is_reembedded_meanwhile(home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_file, "BATCH", 2)
+    with open_gallery_file(write(path, plain(1, 2, 3, 4))) as file:
+        gallery = gallery_for(home.store, home.packs, lambda: home.pack, "staff", file)
+        results = import_rows(home.store, gallery, file)
+        next(results)
+        store = home.store
+        store.reembeddings.start(gallery, "other", "aaaa", DIM)
+        faces = store.embeddings.of_faces(gallery, [1, 2])
+        store.reembeddings.put(gallery, "aaaa", faces.face_ids.tolist(), faces.vectors)
+        assert store.reembeddings.switch(gallery, "aaaa").switched
+        with pytest.raises(Conflict, match="re-embedded meanwhile"):
+            list(results)
+
+
+def test_reading_holds_a_batch_at_a_time(path: Path) -> None:
+    """Also of a file that is one row group, whose 41 MB of embeddings others may have written."""
+    n = 20_000
+    vectors = pa.array(np.random.default_rng(0).standard_normal(n * 512, dtype=np.float32))
+    embedding = pa.FixedSizeListArray.from_arrays(vectors, 512).cast(pa.list_(pa.float32()))
+    pq.write_table(
+        pa.table({"external_id": [f"p{i}" for i in range(n)], "embedding": embedding}), path, row_group_size=n
+    )
+    del vectors, embedding
+    before, most, rows = pa.total_allocated_bytes(), 0, 0
+    with open_gallery_file(path) as file:
+        assert file.rows == n
+        for batch in file.batches():
+            rows += len(batch)
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert rows == n
+    assert most < 15e6
+
+
+def test_writing_holds_a_row_group_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "ROW_GROUP", 1_000)
+    n, at = 20_000, datetime.now(UTC)
+    numbers = np.random.default_rng(0)
+
+    def records() -> Iterator[Record]:
+        for i in range(n):
+            embedding = vector_to_bytes(numbers.standard_normal(512, dtype=np.float32))
+            seen = FaceRecord(i, image_hash(i), [0.0] * 4, [[0.0, 0.0]] * 5, 0.9, {"size": 90.0}, at, embedding)
+            yield Record(Person(f"p{i}"), seen)
+
+    gallery = Gallery(1, "staff", "ir50", "aaaa", 512, 0, at)
+    before, most, size = pa.total_allocated_bytes(), 0, 0
+    told: list[tuple[int, int, int]] = []
+    parts = export._file_parts(Snapshot(gallery, n, n, records()), lambda done, total: told.append((done, total, size)))
+    with path.open("wb") as out:
+        for part in parts:
+            size += out.write(part)
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 10e6
+    assert [(done, total) for done, total, _ in told] == [(done, n) for done in range(1_000, n + 1, 1_000)]
+    assert all(written >= done * 512 * 4 for done, _, written in told)
+    assert pq.read_metadata(path).num_rows == n

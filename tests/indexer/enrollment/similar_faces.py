@@ -1,0 +1,37 @@
+"""Embeddings of photos that show the same people."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.gallery.faces import NewFace
+from indexer.gallery.store import Store
+from indexer.models.packs import SFACE
+from indexer.types import Gallery, Person, Tier
+from indexer.vectors.engines import FaissEngine
+from indexer.vectors.synchronizer import SynchronizedIndex
+from tests.indexer.gallery.faces import DIM, face, image_hash, vector
+
+BOUND = 0.6
+PACK = replace(SFACE, dim=DIM)
+MAX_BYTES = 1_000_000
+
+
+def near(person: int, photo: int, cosine: float = 0.9) -> NDArray[np.float32]:
+    """What is seen on a photo of a person: at that cosine from `vector(person)`, in a direction of the photo's own."""
+    own, aside = vector(person), vector(1000 + photo)
+    aside = aside - (aside @ own) * own
+    return np.asarray(cosine * own + math.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside), dtype=np.float32)
+
+
+def new(external_id: str, embedding: NDArray[np.float32], image: int) -> NewFace:
+    return NewFace(Person(external_id), image_hash(image), face(embedding))
+
+
+def index_of(store: Store, gallery: Gallery, folder: Path, tier: Tier = Tier.EXACT) -> SynchronizedIndex:
+    return SynchronizedIndex(store, gallery, folder, FaissEngine(tier))

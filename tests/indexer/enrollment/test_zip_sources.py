@@ -1,0 +1,201 @@
+"""Rows of photos from ZIP files."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from indexer.enrollment.sources import rows_of
+from indexer.errors import InvalidRequest
+from tests.indexer.cli.command import Command
+from tests.indexer.enrollment.photo_files import LIMIT, content, message, pack, told
+
+
+def test_zip_of_a_folder_of_folders(tmp_path: Path) -> None:
+    archive = pack(
+        tmp_path / "photos.zip",
+        {
+            "ana/": "",
+            "ana/1.jpg": "a1",
+            "ana/old/2.jpg": "a2",
+            "ben/1.jpg": "b",
+            "ben/readme.txt": "",
+            "ana/.hidden.jpg": "",
+            "__MACOSX/ana/._1.jpg": "",
+            "cleo_1.jpg": "c",
+        },
+    )
+    assert told(rows_of([archive]), archive) == [
+        ("ana/1.jpg", "ana", b"a1"),
+        ("ana/old/2.jpg", "ana", b"a2"),
+        ("ben/1.jpg", "ben", b"b"),
+        ("cleo_1.jpg", "cleo", b"c"),
+    ]
+
+
+def test_zip_with_the_folder_that_it_was_packed_from(tmp_path: Path) -> None:
+    files = {"staff/ana/1.jpg": "a", "staff/ben/1.jpg": "b", "__MACOSX/staff/ana/._1.jpg": "", "staff/cleo_1.jpg": "c"}
+    archive = pack(tmp_path / "photos.ZIP", files)
+    assert told(rows_of([archive]), archive) == [
+        ("ana/1.jpg", "ana", b"a"),
+        ("ben/1.jpg", "ben", b"b"),
+        ("cleo_1.jpg", "cleo", b"c"),
+    ]
+
+
+def test_zip_of_one_persons_folder_and_of_loose_files(tmp_path: Path) -> None:
+    one = pack(tmp_path / "one.zip", {"ana/1.jpg": "1", "ana/2.jpg": "2"})
+    loose = pack(tmp_path / "loose.zip", {"ana_1.jpg": "1", "ana_02.jpg": "2", "1042.jpg": "n"})
+    assert [row.person.external_id for row in rows_of([one])] == ["ana", "ana"]
+    assert told(rows_of([loose]), loose) == [
+        ("1042.jpg", "1042", b"n"),
+        ("ana_02.jpg", "ana", b"2"),
+        ("ana_1.jpg", "ana", b"1"),
+    ]
+
+
+@pytest.mark.parametrize("top", ["", "staff/"])
+def test_zip_with_a_manifest(tmp_path: Path, top: str) -> None:
+    manifest = "image;external_id;name\nx/1.jpg;e-1;Ana\n../1.jpg;e-2;\n/etc/passwd;e-3;\nC:\\x.jpg;e-4;\nno.jpg;e-5;\n"
+    files = {f"{top}manifest.csv": manifest, f"{top}x/1.jpg": "a", f"{top}ben/1.jpg": "not named"}
+    archive = pack(tmp_path / "photos.zip", files)
+    rows = rows_of([archive])
+    assert told(rows, archive) == [
+        ("x/1.jpg", "e-1", b"a"),
+        ("../1.jpg", "e-2", "invalid_row"),
+        ("/etc/passwd", "e-3", "invalid_row"),
+        ("C:\\x.jpg", "e-4", "invalid_row"),
+        ("no.jpg", "e-5", "unreadable_image"),
+    ]
+    assert rows[0].person.name == "Ana"
+    assert message(rows[1]) == "line 3 of the manifest: its image '../1.jpg' points out of the archive"
+
+
+@pytest.mark.parametrize(
+    "name", ["../ana.jpg", "ana/../../x.jpg", "/ana.jpg", "C:/ana.jpg", "c:ana.jpg", "..\\ana.jpg", "\\\\host\\ana.jpg"]
+)
+def test_names_that_point_out_of_the_archive_are_never_read(tmp_path: Path, name: str) -> None:
+    archive = pack(tmp_path / "photos.zip", {name: "evil", "ana/1.jpg": "a", "ben/1.jpg": "b"})
+    before = sorted(tmp_path.rglob("*"))
+    evil, ana, ben = rows_of([archive])
+    assert content(evil) == "invalid_row"
+    assert evil.image == name.replace("\\", "/")
+    assert "points out of the archive" in message(evil)
+    assert (content(ana), ana.person.external_id, content(ben)) == (b"a", "ana", b"b")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_zip_with_the_backslashes_of_old_windows_programs(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "photos.zip", {"staff\\ana\\1.jpg": "a", "staff\\ben\\1.jpg": "b"})
+    assert told(rows_of([archive]), archive) == [("ana/1.jpg", "ana", b"a"), ("ben/1.jpg", "ben", b"b")]
+
+
+def damaged(path: Path, compression: int, how: str) -> Path:
+    """A ZIP of ana/1.jpg, ben/1.jpg, cleo/1.jpg, the second of which is wrong."""
+    body = os.urandom(300)
+    pack(path, {"ana/1.jpg": "a", "ben/1.jpg": body, "cleo/1.jpg": "c"}, compression)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo("ben/1.jpg")
+    start = entry.header_offset + 30 + len(entry.filename)
+    central = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+    if how == "bytes":
+        data[start : start + 200] = bytes(0xFF - b for b in data[start : start + 200])
+    elif how == "crc":
+        data[central + 16] ^= 0xFF
+    elif how == "encrypted":
+        data[entry.header_offset + 6] |= 1
+        data[central + 8] |= 1
+    elif how == "method":
+        data[entry.header_offset + 8 : entry.header_offset + 10] = struct.pack("<H", 99)
+        data[central + 10 : central + 12] = struct.pack("<H", 99)
+    elif how == "offset":
+        # Within the entry itself: Pythons that guard against overlapping entries read neither of two that do.
+        data[central + 42 : central + 46] = struct.pack("<I", entry.header_offset + 3)
+    elif how == "claims less":
+        data[central + 24 : central + 28] = struct.pack("<I", 10)
+    else:
+        assert how == "claims more"
+        data[central + 24 : central + 28] = struct.pack("<I", 2**32 - 2)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("how", ["bytes", "crc", "encrypted", "method", "offset", "claims less"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_or_encrypted_entry_is_rejected_alone(tmp_path: Path, compression: int, how: str) -> None:
+    ana, ben, cleo = rows_of([damaged(tmp_path / "photos.zip", compression, how)])
+    assert (content(ana), content(cleo)) == (b"a", b"c")
+    assert content(ben) == "unreadable_image"
+    assert message(ben).startswith("the archive entry ")
+    assert ("is compressed by method 99; expected" in message(ben)) == (how == "method")
+    assert (b"password" in message(ben).encode()) == (how == "encrypted")
+
+
+def test_an_entry_that_claims_more_than_the_limit_is_not_unpacked(tmp_path: Path) -> None:
+    _, ben, _ = rows_of([damaged(tmp_path / "photos.zip", zipfile.ZIP_STORED, "claims more")])
+    assert content(ben) == "image_too_large"
+
+
+def test_a_zip_bomb_is_refused_by_what_it_unpacks_to(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "bomb.zip", {"ana/1.jpg": b"\0" * 50_000_000, "ben/1.jpg": b"\0" * LIMIT})
+    assert archive.stat().st_size < 100_000
+    bomb, exact = rows_of([archive])
+    assert content(bomb) == "image_too_large"
+    assert "decompresses to more than the 1,000 bytes allowed" in message(bomb)
+    assert content(exact) == b"\0" * LIMIT
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_cannot_be_unpacked_piece_by_piece_is_not_unpacked(tmp_path: Path, compression: int) -> None:
+    """Python unpacks such an entry whole, whatever size it claims."""
+    path = pack(tmp_path / "bomb.zip", {"ana.jpg": b"\0" * 50_000_000}, compression)
+    data = bytearray(path.read_bytes())
+    central = data.rindex(b"PK\x01\x02")
+    data[central + 24 : central + 28] = struct.pack("<I", 10)
+    path.write_bytes(data)
+    tracemalloc.start()
+    (bomb,) = rows_of([path])
+    assert content(bomb) == "unreadable_image"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000
+    assert (
+        message(bomb) == f"the archive entry is compressed by method {compression}; expected 0 (stored) or 8 (deflated)"
+    )
+    manifest = pack(tmp_path / "manifest.zip", {"manifest.csv": "image,external_id\n"}, compression)
+    with pytest.raises(
+        InvalidRequest, match=rf"manifest\.csv: the archive entry is compressed by method {compression}; expected"
+    ):
+        rows_of([manifest])
+
+
+def with_bad_name() -> bytes:
+    """A ZIP whose only entry says that its name is UTF-8, which it is not."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("é.jpg", b"")
+    return buffer.getvalue().replace("é".encode(), b"\xff\xff")
+
+
+@pytest.mark.parametrize("data", [b"", b"no ZIP", b"PK\x03\x04 cut short", with_bad_name()])
+def test_what_is_no_zip_is_wrong_usage(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "photos.zip").write_bytes(data)
+    ran = Command(tmp_path / "home")("enroll", tmp_path / "photos.zip", "--gallery", "staff")
+    assert ran.code == 2
+    assert ran.err.startswith(f"Error: {tmp_path / 'photos.zip'} is not a readable ZIP file: ")
+
+
+def test_a_zip_whose_manifest_cannot_be_read_is_wrong_usage(tmp_path: Path) -> None:
+    path = pack(tmp_path / "photos.zip", {"manifest.csv": "image,external_id\n" + "x.jpg,x\n" * 9, "x.jpg": "x"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 16] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(InvalidRequest, match=r"photos\.zip/manifest\.csv: the archive entry cannot be read: Bad CRC"):
+        rows_of([path])
