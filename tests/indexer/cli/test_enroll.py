@@ -29,7 +29,7 @@ def hashes(folder: Path) -> list[str]:
     return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*.jpg"))
 
 
-def test_the_json_object(empty: Command, demo: Demo) -> None:
+def test_json_summary_lists_every_photo(empty: Command, demo: Demo) -> None:
     ran = empty.ok("enroll", demo.photos, "--gallery", "staff", "--json")
     summary = ran.json
     people = sorted(path.name for path in demo.photos.iterdir())
@@ -58,7 +58,7 @@ def test_the_json_object(empty: Command, demo: Demo) -> None:
 
 
 @pytest.mark.numeric
-def test_what_is_kept_of_a_face(empty: Command, demo: Demo) -> None:
+def test_stored_face_has_box_landmarks_quality_and_embedding(empty: Command, demo: Demo) -> None:
     empty.ok("enroll", demo.photo("collins"), "--gallery", "staff")
     ((box, landmarks, score, quality, embedding),) = empty.query(
         "SELECT box, landmarks, detection_score, quality, embedding FROM faces JOIN embeddings ON face_id = id"
@@ -73,7 +73,7 @@ def test_what_is_kept_of_a_face(empty: Command, demo: Demo) -> None:
     assert np.linalg.norm(vectors_from_bytes([embedding], 128)) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_report(empty: Command, demo: Demo, tmp_path: Path) -> None:
+def test_report_has_a_row_for_each_photo(empty: Command, demo: Demo, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "ana_1.jpg").write_bytes(demo.photo("collins").read_bytes())
@@ -88,14 +88,14 @@ def test_the_report(empty: Command, demo: Demo, tmp_path: Path) -> None:
         [str(folder / "ana_1.jpg"), "ana", "enrolled", "", str(face_id), ""],
         [str(folder / "cup.png"), "cup", "rejected", "no_face", "", "no face was found"],
     ]
-    assert [*rows[0], "details"] == ROW_KEYS, "details are for programs, which read JSON"
+    assert [*rows[0], "details"] == ROW_KEYS, "only the JSON output has details"
     assert "2 images: 1 enrolled, 0 unchanged, 1 rejected" in ran.out
     assert "Gallery staff (sface) holds 1 identities with 1 faces." in ran.out
     assert "cup.png" in ran.out
     assert "no_face" in ran.out
 
 
-def test_running_it_again_changes_nothing(staff: Command, demo: Demo) -> None:
+def test_second_run_changes_nothing(staff: Command, demo: Demo) -> None:
     everything = "SELECT * FROM galleries", "SELECT * FROM identities", "SELECT * FROM faces", "SELECT * FROM changes"
     before = [staff.query(sql) for sql in everything]
     snapshot = (staff.home / "indexes" / "1.index").read_bytes()
@@ -106,7 +106,9 @@ def test_running_it_again_changes_nothing(staff: Command, demo: Demo) -> None:
     assert (staff.home / "indexes" / "1.index").read_bytes() == snapshot
 
 
-def test_a_manifest_says_who_people_are_and_later_more(empty: Command, demo: Demo, tmp_path: Path) -> None:
+def test_manifest_sets_names_and_metadata_and_a_later_one_adds_to_them(
+    empty: Command, demo: Demo, tmp_path: Path
+) -> None:
     manifest = tmp_path / "staff.csv"
     manifest.write_text(
         "image;external_id;name;valid_until;Department\n"
@@ -126,7 +128,7 @@ def test_a_manifest_says_who_people_are_and_later_more(empty: Command, demo: Dem
     assert (hanks["name"], hanks["metadata"], len(hanks["faces"])) == ("Tom Hanks", {"Floor": "3"}, 1)
 
 
-def test_the_last_row_counts_whether_its_photo_is_new_or_not(empty: Command, demo: Demo, tmp_path: Path) -> None:
+def test_last_row_of_an_identity_sets_its_metadata(empty: Command, demo: Demo, tmp_path: Path) -> None:
     manifest = tmp_path / "staff.csv"
     manifest.write_text(f"image,external_id,Floor\n{demo.photo('hanks')},e-2,1\n")
     empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
@@ -136,9 +138,7 @@ def test_the_last_row_counts_whether_its_photo_is_new_or_not(empty: Command, dem
     assert empty.ok("identity", "show", "e-2", "--gallery", "staff", "--json").json["metadata"] == {"Floor": "3"}
 
 
-def test_dates_that_clash_with_what_was_said_before_are_the_rows_error(
-    empty: Command, demo: Demo, tmp_path: Path
-) -> None:
+def test_row_whose_dates_contradict_the_stored_ones_is_rejected(empty: Command, demo: Demo, tmp_path: Path) -> None:
     manifest = tmp_path / "staff.csv"
     manifest.write_text(f"image,external_id,valid_from\n{demo.photo('collins')},e-1,2030-01-01\n")
     empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
@@ -161,7 +161,7 @@ def test_dates_that_clash_with_what_was_said_before_are_the_rows_error(
     assert (collins["valid_until"], len(collins["faces"])) == (None, 1)
 
 
-def test_names_are_no_markup(empty: Command, demo: Demo, tmp_path: Path) -> None:
+def test_names_are_printed_without_markup(empty: Command, demo: Demo, tmp_path: Path) -> None:
     manifest = tmp_path / "staff.csv"
     manifest.write_text(f"image,external_id,name\n{demo.photo('collins')},e[old]1,Ana [/IT] :x:\nno [/x].jpg,e-2,\n")
     ran = empty("enroll", "--manifest", manifest, "--gallery", "staff")
@@ -172,8 +172,10 @@ def test_names_are_no_markup(empty: Command, demo: Demo, tmp_path: Path) -> None
     assert "Ana [/IT] :x:" in shown
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
-def test_file_names_that_are_not_utf_8(empty: Command, demo: Demo, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has file names of arbitrary bytes")
+def test_file_names_that_are_not_utf_8_are_printed_with_replacements(
+    empty: Command, demo: Demo, tmp_path: Path
+) -> None:
     (tmp_path / "photos" / "ana").mkdir(parents=True)
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/photos/ana/caf\xe9.jpg"))
     path.write_bytes(demo.photo("collins").read_bytes())
@@ -188,7 +190,7 @@ def test_file_names_that_are_not_utf_8(empty: Command, demo: Demo, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message_part"),
     [
         (["--gallery", "staff"], "name folders, images, a ZIP, or a --manifest"),
         (["FOLDER", "--gallery", "staff"], "there are no images in"),
@@ -201,19 +203,21 @@ def test_file_names_that_are_not_utf_8(empty: Command, demo: Demo, tmp_path: Pat
         (["PHOTO", "--gallery", "staff", "--report", "FOLDER/no/report.csv"], "cannot be written"),
     ],
 )
-def test_wrong_usage(empty: Command, demo: Demo, tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_wrong_usage_is_refused(
+    empty: Command, demo: Demo, tmp_path: Path, arguments: list[str], message_part: str
+) -> None:
     (tmp_path / "nothing").mkdir()
     places = {"FOLDER": str(tmp_path / "nothing"), "PHOTO": str(demo.photo("collins"))}
     for word, place in places.items():
         arguments = [argument.replace(word, place) for argument in arguments]
     ran = empty("enroll", *arguments)
     assert ran.code == 2
-    assert says in ran.err
+    assert message_part in ran.err
     assert "Traceback" not in ran.err
     assert ran.out == ""
 
 
-def test_a_gallery_of_another_pack_is_refused(staff: Command, demo: Demo) -> None:
+def test_gallery_of_another_pack_is_refused(staff: Command, demo: Demo) -> None:
     with staff.database() as database:
         database.execute("UPDATE galleries SET fingerprint = '0123456789abcdef'")
     for arguments in (["enroll", str(demo.photos)], ["search", str(demo.photo("hanks"))]):
@@ -225,14 +229,14 @@ def test_a_gallery_of_another_pack_is_refused(staff: Command, demo: Demo) -> Non
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
-def test_a_full_disk_costs_the_report_and_not_the_run(empty: Command, demo: Demo) -> None:
+def test_full_disk_ends_the_report_but_not_the_run(empty: Command, demo: Demo) -> None:
     ran = empty("enroll", demo.photos, "--gallery", "staff", "--report", "/dev/full", "--json")
     assert ran.code == 0, ran
     assert ran.json["enrolled"] == 7
     assert ran.err == ("Warning: the report /dev/full ends early, enrollment continues: No space left on device\n")
 
 
-def test_gallery_delete_as_json(staff: Command) -> None:
+def test_gallery_delete_prints_json(staff: Command) -> None:
     deleted = staff.ok("gallery", "delete", "staff", "--yes", "--json").json
     assert deleted == {"gallery": "staff", "identities": 7, "faces": 7}
     assert staff("gallery", "show", "staff").code == 1
@@ -254,7 +258,7 @@ def watch_describe(monkeypatch: pytest.MonkeyPatch, before: Describe) -> None:
     monkeypatch.setattr(FacePipeline, "describe", watched)
 
 
-def test_few_bytes_are_held_at_a_time(empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_of_photos_in_memory_are_limited(empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [path.stat().st_size for path in sorted(demo.photos.glob("*/1.jpg"))]
     at_once = 3 * max(sizes)
     given: list[list[int]] = []
@@ -270,7 +274,7 @@ def test_few_bytes_are_held_at_a_time(empty: Command, demo: Demo, monkeypatch: p
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), InvalidVector("it has no direction")])
-def test_a_photo_that_the_pipeline_fails_on_is_rejected_alone(
+def test_only_the_photo_that_the_pipeline_fails_on_is_rejected(
     empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     culprit = demo.photo("hanks").read_bytes()
@@ -290,7 +294,7 @@ def test_a_photo_that_the_pipeline_fails_on_is_rejected_alone(
 
 
 @pytest.mark.parametrize("error", [ModelUnavailable("the model is gone"), StorageUnavailable("the disk is gone")])
-def test_what_no_photo_is_to_blame_for_ends_the_run(
+def test_error_not_caused_by_a_photo_ends_the_run(
     empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch, error: WhosthereError
 ) -> None:
     calls: list[int] = []

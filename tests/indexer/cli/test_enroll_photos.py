@@ -17,7 +17,7 @@ from tests.indexer.cli.command import Command, encode_jpeg, reasons
 from tests.indexer.cli.conftest import Demo
 
 
-def png_that_claims(width: int, height: int) -> bytes:
+def png_of_claimed_size(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
@@ -32,18 +32,18 @@ def animation(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def on_a_wall(face: Image.Image, pixels: float, size: float) -> bytes:
-    """The photo, its face `size` pixels across, brought to `pixels`, in the middle of a wall."""
+def on_plain_background(face: Image.Image, pixels: float, size: float) -> bytes:
+    """Returns the photo, scaled so that its face of `size` pixels has `pixels`, in the middle of a plain image."""
     small = face.resize((round(face.width * pixels / size),) * 2, Image.Resampling.LANCZOS)
     wall = Image.new("RGB", (300, 300), (120, 130, 140))
     wall.paste(small, (120, 120))
     return photos.encode(wall, "PNG")
 
 
-def test_each_bad_photo_has_its_reason_and_the_rest_is_in(
+def test_each_bad_photo_is_rejected_with_a_reason_and_the_others_are_enrolled(
     empty: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")  # the good ones show one person
+    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")  # the valid photos show the same person
     with Image.open(demo.photo("collins")) as opened:  # its face is 102 pixels across
         collins = opened.convert("RGB")
     good = encode_jpeg(collins, 90)
@@ -53,10 +53,10 @@ def test_each_bad_photo_has_its_reason_and_the_rest_is_in(
         "text.jpg": (b"Dear sir or madam", {"unreadable_image"}, "expected JPEG, PNG"),
         "truncated.jpg": (good[: len(good) // 2], {"unreadable_image"}, "truncated"),
         "animation.gif": (animation(collins), {"unreadable_image"}, "GIF"),
-        "huge.png": (png_that_claims(30_000, 30_000), {"image_too_large"}, "30000 x 30000"),
+        "huge.png": (png_of_claimed_size(30_000, 30_000), {"image_too_large"}, "30000 x 30000"),
         "cup.png": (photos.no_faces()[4], {"no_face"}, "no face was found"),
         "six.jpg": (photos.six_people(), {"several_faces"}, "6 faces of similar size"),
-        "tiny.png": (on_a_wall(collins, 12, 102), {"no_face", "face_too_small", "detection_unsure"}, "face"),
+        "tiny.png": (on_plain_background(collins, 12, 102), {"no_face", "face_too_small", "detection_unsure"}, "face"),
         "blurred.jpg": (
             encode_jpeg(collins.filter(ImageFilter.GaussianBlur(5))),
             {"face_too_blurry", "detection_unsure"},
@@ -80,17 +80,17 @@ def test_each_bad_photo_has_its_reason_and_the_rest_is_in(
     assert [Path(row["image"]).name for row in summary["results"]] == sorted(inputs)
     assert (summary["images"], summary["enrolled"], summary["rejected"], summary["faces"]) == (12, 2, 10, 2)
     for row in summary["results"]:
-        _, expected, says = inputs[Path(row["image"]).name]
+        _, expected, message_part = inputs[Path(row["image"]).name]
         if expected:
             assert (row["outcome"], row["face_id"]) == ("rejected", None)
             assert row["reason"] in expected, row
-            assert says in row["message"]
+            assert message_part in row["message"]
         else:
             assert (row["outcome"], row["reason"], row["message"]) == ("enrolled", None, None)
     assert [name for (name,) in empty.query("SELECT external_id FROM identities ORDER BY 1")] == ["ana", "zoe"]
 
 
-def test_only_photos_that_are_too_large_for_the_settings(
+def test_only_photos_above_the_size_limit_are_rejected(
     empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = demo.photo("hanks").stat().st_size
@@ -102,8 +102,8 @@ def test_only_photos_that_are_too_large_for_the_settings(
 
 
 @pytest.mark.parametrize(("pick", "left"), [("largest", 0), ("center", 300)])
-def test_pick(empty: Command, tmp_path: Path, pick: str, left: int) -> None:
-    """One face of full size at the left, one of 80 % of it in the middle."""
+def test_pick_selects_one_of_several_faces(empty: Command, tmp_path: Path, pick: str, left: int) -> None:
+    """The left face has full size, the one in the middle 80 % of it."""
     face = Image.fromarray(photos.pixels(photos.astronaut())).crop((100, 0, 340, 240))
     both = Image.new("RGB", (792, 240), (120, 130, 140))
     both.paste(face, (0, 0))
@@ -118,7 +118,7 @@ def test_pick(empty: Command, tmp_path: Path, pick: str, left: int) -> None:
     assert left < x < x + w < left + 240
 
 
-def test_the_same_bytes_for_two_people(
+def test_image_enrolled_for_another_identity_is_rejected(
     staff: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")
@@ -135,10 +135,10 @@ def test_the_same_bytes_for_two_people(
     assert "the same image is enrolled for identity 'ana'" in ben["message"]
     assert also_ben["reason"] == "looks_like_another_identity"
     assert "'hanks'" in also_ben["message"]
-    assert staff("identity", "show", "ben", "--gallery", "staff").code == 1, "nobody is made without a face"
+    assert staff("identity", "show", "ben", "--gallery", "staff").code == 1, "no identity is created without a face"
 
 
-def test_what_is_in_a_zip(empty: Command, demo: Demo, tmp_path: Path) -> None:
+def test_photos_in_a_zip_are_enrolled(empty: Command, demo: Demo, tmp_path: Path) -> None:
     archive = tmp_path / "staff.zip"
     with zipfile.ZipFile(archive, "w") as packed:
         packed.write(demo.photo("collins"), "staff/collins/1.jpg")
@@ -155,7 +155,7 @@ def test_what_is_in_a_zip(empty: Command, demo: Demo, tmp_path: Path) -> None:
 
 
 @pytest.mark.numeric
-def test_a_photo_is_one_person_however_it_was_held(empty: Command, tmp_path: Path) -> None:
+def test_exif_orientation_does_not_change_the_result(empty: Command, tmp_path: Path) -> None:
     upright = photos.pixels(photos.astronaut())
     paths = []
     for orientation in range(1, 9):

@@ -29,8 +29,8 @@ def pack(path: Path, files: Mapping[str, str | bytes], compression: int = zipfil
     return path
 
 
-def told(rows: Sequence[Row], root: Path) -> list[tuple[str, str, bytes | str]]:
-    """Each row's image below `root`, identity, and content or reason."""
+def summarize(rows: Sequence[Row], root: Path) -> list[tuple[str, str, bytes | str]]:
+    """Returns the image below `root`, the identity, and the content or the reason of each row."""
     return [(row.image.removeprefix(f"{root}/"), row.person.external_id, content(row)) for row in rows]
 
 
@@ -42,7 +42,7 @@ def content(row: Row, limit: int = LIMIT) -> bytes | str:
 
 
 def message(row: Row) -> str:
-    try:  # and not `pytest.raises`, whose frames would keep the archive until it is collected, still open
+    try:  # not `pytest.raises`, whose frames would keep the archive open until they are collected
         row.read(LIMIT)
     except RejectedImage as rejection:
         return rejection.message

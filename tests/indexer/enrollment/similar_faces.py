@@ -23,7 +23,7 @@ MAX_BYTES = 1_000_000
 
 
 def near(person: int, photo: int, cosine: float = 0.9) -> NDArray[np.float32]:
-    """What is seen on a photo of a person: at that cosine from `vector(person)`, in a direction of the photo's own."""
+    """Returns the embedding of a person's photo, at that cosine to `vector(person)`, in a direction of its own."""
     own, aside = vector(person), vector(1000 + photo)
     aside = aside - (aside @ own) * own
     return np.asarray(cosine * own + math.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside), dtype=np.float32)

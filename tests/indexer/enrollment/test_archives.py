@@ -1,4 +1,4 @@
-"""ZIPs of strangers: refused before anything of them is unpacked."""
+"""ZIP files from clients: refused before any of their content is unpacked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHOTO = bytes(range(256)) * 40
 
 
 def packed(*names: str, change: Callable[[zipfile.ZipFile], None] = lambda archive: None) -> io.BytesIO:
-    """A ZIP of PHOTO under these names; `change` sees it before its list of files is written."""
+    """Returns a ZIP of PHOTO under these names; `change` gets it before its directory is written."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:

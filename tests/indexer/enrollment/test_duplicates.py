@@ -23,8 +23,8 @@ def store(sqlite_store: Store) -> Store:
     return sqlite_store
 
 
-def brute(faces: Sequence[tuple[str, NDArray[np.float32]]], threshold: float) -> dict[tuple[str, str], float]:
-    """The best score of each two identities, by comparing every face with every other."""
+def best_scores(faces: Sequence[tuple[str, NDArray[np.float32]]], threshold: float) -> dict[tuple[str, str], float]:
+    """Returns the best score of each pair of identities, by comparing every pair of faces."""
     best: dict[tuple[str, str], float] = {}
     for i, (a, one) in enumerate(faces):
         for b, other in faces[i + 1 :]:
@@ -35,7 +35,7 @@ def brute(faces: Sequence[tuple[str, NDArray[np.float32]]], threshold: float) ->
     return best
 
 
-def told(found: Duplicates) -> dict[tuple[str, str], float]:
+def summarize(found: Duplicates) -> dict[tuple[str, str], float]:
     pairs = {}
     for pair in found.pairs:
         a, b = (side.external_id for side in pair.identities)
@@ -46,7 +46,7 @@ def told(found: Duplicates) -> dict[tuple[str, str], float]:
 
 @pytest.fixture
 def crowd(store: Store, gallery: Gallery) -> list[tuple[str, NDArray[np.float32]]]:
-    """Sixty faces of fourteen people under twenty ids, enrolled in any order."""
+    """Sixty faces of fourteen people under twenty ids, in random order."""
     random = np.random.default_rng(11)
     owners = random.integers(20, size=60)
     faces = [(f"p{owner:02}", near(int(owner) % 14, i, 0.85)) for i, owner in enumerate(owners)]
@@ -65,7 +65,7 @@ def crowd(store: Store, gallery: Gallery) -> list[tuple[str, NDArray[np.float32]
         (Tier.COMPRESSED, (16, 32), 0.5),
     ],
 )
-def test_every_pair_is_found(
+def test_every_pair_above_the_threshold_is_found(
     store: Store,
     gallery: Gallery,
     crowd: list[tuple[str, NDArray[np.float32]]],
@@ -85,11 +85,11 @@ def test_every_pair_is_found(
         threshold,
         lambda done, total: heard.append((done, total)),
     )
-    expected = brute(crowd, threshold)
+    expected = best_scores(crowd, threshold)
     assert (found.faces, found.exact, found.complete, found.threshold) == (60, True, True, threshold)
     assert heard[-1] == (60, 60)
-    assert found.pairs, "or nothing is tested"
-    assert told(found) == pytest.approx(expected, abs=2e-3)
+    assert found.pairs, "the test needs at least one pair"
+    assert summarize(found) == pytest.approx(expected, abs=2e-3)
     assert [pair.score for pair in found.pairs] == sorted((pair.score for pair in found.pairs), reverse=True)
     for pair in found.pairs[:10]:
         one, other = (store.faces.get(gallery.id, side.face_id) for side in pair.identities)
@@ -100,7 +100,7 @@ def test_every_pair_is_found(
         assert people[0].id < people[1].id
 
 
-def test_the_nearest_of_each_find_the_same(
+def test_nearest_neighbors_find_the_same_pairs(
     store: Store,
     gallery: Gallery,
     crowd: list[tuple[str, NDArray[np.float32]]],
@@ -113,12 +113,12 @@ def test_the_nearest_of_each_find_the_same(
     nearest = find_duplicates(store, gallery, index, 0.5)
     assert not nearest.exact
     assert nearest.faces == 60
-    assert told(nearest) == pytest.approx(told(every), abs=1e-5)
+    assert summarize(nearest) == pytest.approx(summarize(every), abs=1e-5)
     assert nearest.wrong_photos == pytest.approx(every.wrong_photos)
 
 
 @pytest.mark.parametrize("most", [1, 5, 20])
-def test_of_too_many_pairs_the_best_are_told(
+def test_only_the_best_pairs_are_returned(
     store: Store,
     gallery: Gallery,
     crowd: list[tuple[str, NDArray[np.float32]]],
@@ -137,11 +137,11 @@ def test_of_too_many_pairs_the_best_are_told(
 
 
 @pytest.mark.parametrize("all_pairs", [100, 0], ids=["every pair", "the nearest"])
-def test_a_wrong_photo_is_told_from_one_person_under_two_ids(
+def test_wrong_photo_is_distinguished_from_one_person_under_two_ids(
     store: Store, gallery: Gallery, index: SynchronizedIndex, monkeypatch: pytest.MonkeyPatch, all_pairs: int
 ) -> None:
-    """Ana has a photo of ben, which is hers by mistake; cem and cem-2 are one person, whose photos are all right; dan's
-    only photo is of ben, and nobody can tell whose id is wrong."""
+    """Ana has a photo of ben by mistake; cem and cem-2 are one person with correct photos; dan's only photo shows ben,
+    and it is unknown which id is wrong."""
     monkeypatch.setattr(duplicates, "ALL_PAIRS", all_pairs)
     people = [("ana", 1), ("ana", 1), ("ana", 2), ("ben", 2), ("ben", 2), ("cem", 3), ("cem", 3)]
     people += [("cem-2", 3), ("cem-2", 3), ("dan", 2)]
@@ -159,7 +159,9 @@ def test_a_wrong_photo_is_told_from_one_person_under_two_ids(
     }
 
 
-def test_nobody_and_one_alone_have_no_duplicates(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+def test_empty_gallery_and_single_identity_have_no_duplicates(
+    store: Store, gallery: Gallery, index: SynchronizedIndex
+) -> None:
     assert find_duplicates(store, gallery, index, 0.5) == Duplicates(0.5, 0, True, True, (), ())
     store.faces.enroll(gallery, [new("ana", vector(1), 1)])
     assert find_duplicates(store, gallery, index, -1) == Duplicates(-1, 1, True, True, (), ())
@@ -167,7 +169,7 @@ def test_nobody_and_one_alone_have_no_duplicates(store: Store, gallery: Gallery,
     assert find_duplicates(store, gallery, index, -1) == Duplicates(-1, 2, True, True, (), ())
 
 
-def test_merging_what_was_found_leaves_nothing(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+def test_merging_a_found_pair_leaves_no_duplicates(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
     store.faces.enroll(gallery, [new("ana", near(1, 1), 1), new("ana-2", near(1, 2), 2), new("ben", vector(2), 3)])
     [pair] = find_duplicates(store, gallery, index, BOUND).pairs
     into, other = (side.external_id for side in pair.identities)

@@ -32,12 +32,12 @@ def store(sqlite_store: Store) -> Store:
 
 
 def alike(found: Sequence[Lookalike | None]) -> list[tuple[str, bool] | None]:
-    """Whom each looks like, and whether by a face that is enrolled."""
+    """Returns the identity that each face looks like, and whether that face is enrolled."""
     return [None if one is None else (one.external_id, one.face_id is not None) for one in found]
 
 
 @pytest.mark.parametrize("tier", [Tier.EXACT, Tier.COMPRESSED])
-def test_a_new_person_is_compared_with_who_is_enrolled(
+def test_new_identity_is_compared_with_enrolled_ones(
     store: Store, gallery: Gallery, tmp_path: Path, tier: Tier
 ) -> None:
     [enrolled] = store.faces.enroll(gallery, [new("ana", near(1, 1), 1)])
@@ -58,7 +58,9 @@ def test_a_new_person_is_compared_with_who_is_enrolled(
     assert lookalikes.find([]) == []
 
 
-def test_what_changed_since_counts(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+def test_changes_of_the_gallery_are_taken_into_account(
+    store: Store, gallery: Gallery, index: SynchronizedIndex
+) -> None:
     lookalikes = Lookalikes(store, gallery, index, BOUND, hold=True)
     assert alike(lookalikes.find([new("ana-2", near(1, 2), 2)])) == [None]
     store.faces.enroll(gallery, [new("ana", near(1, 1), 1)])
@@ -67,7 +69,7 @@ def test_what_changed_since_counts(store: Store, gallery: Gallery, index: Synchr
     assert alike(lookalikes.find([new("ana-2", near(1, 2), 2)])) == [None]
 
 
-def test_the_bound_itself_is_alike(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+def test_score_equal_to_the_bound_is_a_lookalike(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
     store.faces.enroll(gallery, [new("ana", vector(1), 1)])
     for cosine, expected in ((BOUND + 1e-3, [("ana", True)]), (BOUND - 1e-3, [None])):
         probe = new("ben", near(1, 5, cosine), 2)
@@ -76,10 +78,10 @@ def test_the_bound_itself_is_alike(store: Store, gallery: Gallery, index: Synchr
     assert alike(exactly.find([new("ben", vector(1), 2)])) == [("ana", True)]
 
 
-def test_a_further_photo_is_nobody_else_s_where_it_is_more_like_its_own(
+def test_photo_more_similar_to_its_own_identity_is_no_lookalike(
     store: Store, gallery: Gallery, index: SynchronizedIndex
 ) -> None:
-    """Twins, let in once, are not held at each further photo; a photo of the other twin is."""
+    """Further photos of enrolled twins are accepted; a photo of the other twin is held."""
     own, twin = vector(1), near(1, 7, 0.8)
     store.faces.enroll(gallery, [new("ana", own, 1), new("twin", twin, 2)])
     towards_ana, towards_twin = (v / np.linalg.norm(v) for v in (2 * own + twin, own + 2 * twin))
@@ -89,10 +91,8 @@ def test_a_further_photo_is_nobody_else_s_where_it_is_more_like_its_own(
     assert alike(lookalikes.find([new("twin", towards_ana, 4)])) == [("ana", True)]
 
 
-def test_own_faces_of_the_same_few_photos_count_as_well(
-    store: Store, gallery: Gallery, index: SynchronizedIndex
-) -> None:
-    """The one before is let in although nobody is enrolled yet; the one after is compared with it too."""
+def test_own_faces_of_the_same_batch_are_compared_too(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+    """The first photo is accepted although its identity is new; the second is compared with the first as well."""
     own, twin = vector(1), near(1, 7, 0.7)
     store.faces.enroll(gallery, [new("twin", twin, 1)])
     between = np.asarray((3 * own + twin) / np.linalg.norm(3 * own + twin), dtype=np.float32)
@@ -102,8 +102,10 @@ def test_own_faces_of_the_same_few_photos_count_as_well(
 
 
 @pytest.mark.parametrize("hold", [True, False])
-def test_within_the_same_few_photos(store: Store, gallery: Gallery, index: SynchronizedIndex, hold: bool) -> None:
-    """The second id of ana is found; her third is as well, and by the second only where that is let in."""
+def test_lookalikes_within_a_batch_are_found(
+    store: Store, gallery: Gallery, index: SynchronizedIndex, hold: bool
+) -> None:
+    """Ana's second id is found; her third one looks like the second only if that was accepted."""
     faces = [
         new("ana", near(1, 1), 1),
         new("ana-2", near(1, 2), 2),
@@ -115,14 +117,14 @@ def test_within_the_same_few_photos(store: Store, gallery: Gallery, index: Synch
     assert found == [None, ("ana", False), (third, False), None]
 
 
-def test_the_same_image_is_left_to_the_store(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+def test_identical_images_are_left_to_the_store(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
     store.faces.enroll(gallery, [new("ana", near(1, 1), 1)])
     lookalikes = Lookalikes(store, gallery, index, BOUND, hold=True)
     assert lookalikes.find([new("ben", near(1, 1), 1)]) == [None]
     assert lookalikes.find([new("cem", near(2, 2), 2), new("dan", near(2, 2), 2)]) == [None, None]
 
 
-def test_the_bound_follows_the_gallery_and_stays_a_cosine() -> None:
+def test_bound_grows_with_the_gallery_up_to_one() -> None:
     tail = SFACE.tail
     assert lookalike_bound(SFACE, 0) == lookalike_bound(SFACE, 1000)
     fmr = tail.rate * math.exp(-(lookalike_bound(SFACE, 10) - tail.start) / tail.scale)
@@ -133,8 +135,8 @@ def test_the_bound_follows_the_gallery_and_stays_a_cosine() -> None:
     assert lookalike_bound(replace(SFACE, tail=ScoreTail(0.5, 1e-8, 0.2)), 10) == 0.5
 
 
-class Told(FacePipeline):
-    """Sees on a photo the face that its bytes tell: `person photo cosine`."""
+class DescribedPhotos(FacePipeline):
+    """Finds the face that a photo's bytes describe: `person photo cosine`."""
 
     def __init__(self) -> None:
         super().__init__(PACK, ModelFiles(Path("nowhere")))
@@ -143,10 +145,10 @@ class Told(FacePipeline):
         pass
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        return [ImageResult((face(_told(image)),)) for image in images]
+        return [ImageResult((face(_embedding_of(image)),)) for image in images]
 
 
-def _told(image: bytes) -> NDArray[np.float32]:
+def _embedding_of(image: bytes) -> NDArray[np.float32]:
     person, photo, cosine = image.split()
     return near(int(person), int(photo), float(cosine))
 
@@ -160,11 +162,13 @@ def enroll(
     store: Store, gallery: Gallery, index: SynchronizedIndex, rows: Sequence[Row], hold: bool | None
 ) -> list[Result]:
     lookalikes = None if hold is None else Lookalikes(store, gallery, index, BOUND, hold)
-    return list(Enroller(store, Told(), gallery, MAX_BYTES, 3, lookalikes=lookalikes).enroll(rows))
+    return list(Enroller(store, DescribedPhotos(), gallery, MAX_BYTES, 3, lookalikes=lookalikes).enroll(rows))
 
 
 @pytest.mark.parametrize("apart", [1, 40], ids=["in one chunk", "in different chunks"])
-def test_one_person_under_two_ids_is_held(store: Store, gallery: Gallery, index: SynchronizedIndex, apart: int) -> None:
+def test_one_person_under_two_ids_is_rejected(
+    store: Store, gallery: Gallery, index: SynchronizedIndex, apart: int
+) -> None:
     others = [row(f"p{i}", 10 + i, 10 + i) for i in range(apart)]
     results = enroll(store, gallery, index, [row("ana", 1, 1), *others, row("ana-2", 1, 2)], hold=True)
     assert {result.outcome for result in results[:-1]} == {Outcome.ENROLLED}
@@ -174,13 +178,15 @@ def test_one_person_under_two_ids_is_held(store: Store, gallery: Gallery, index:
     assert f"looks like identity 'ana': cosine {held.details['score']:.3f}, bound 0.600" in held.message
     assert held.details["external_id"] == "ana"
     assert held.details["face_id"] == (results[0].face_id if apart == 40 else None)
-    assert store.galleries.counts(gallery.id) == (apart + 1, apart + 1), "nobody is made without a face"
+    assert store.galleries.counts(gallery.id) == (apart + 1, apart + 1), "no identity is created without a face"
     again = enroll(store, gallery, index, [row("ana", 1, 1), *others, row("ana-2", 1, 2)], hold=True)
     assert {result.outcome for result in again[:-1]} == {Outcome.UNCHANGED}
     assert (again[-1].outcome, again[-1].reason) == (held.outcome, held.reason)
 
 
-def test_it_is_told_and_let_in_when_that_is_asked_for(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+def test_lookalike_is_enrolled_and_reported_without_hold(
+    store: Store, gallery: Gallery, index: SynchronizedIndex
+) -> None:
     first, second, further = enroll(
         store, gallery, index, [row("ana", 1, 1), row("ana-2", 1, 2), row("ana-2", 1, 3)], hold=False
     )
@@ -195,12 +201,14 @@ def test_it_is_told_and_let_in_when_that_is_asked_for(store: Store, gallery: Gal
     assert [(result.outcome, result.message) for result in again] == [(Outcome.UNCHANGED, None)]
 
 
-def test_nothing_is_said_where_nobody_asks(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+def test_lookalikes_are_not_reported_when_the_check_is_off(
+    store: Store, gallery: Gallery, index: SynchronizedIndex
+) -> None:
     results = enroll(store, gallery, index, [row("ana", 1, 1), row("ana-2", 1, 2)], hold=None)
     assert [(result.outcome, result.message) for result in results] == [(Outcome.ENROLLED, None)] * 2
 
 
-def test_what_is_said_with_a_held_photo_does_not_count(
+def test_rejected_lookalike_does_not_change_its_identity(
     store: Store, gallery: Gallery, index: SynchronizedIndex
 ) -> None:
     store.identities.put(gallery.id, Person("ben", "Ben"))
@@ -209,7 +217,7 @@ def test_what_is_said_with_a_held_photo_does_not_count(
     assert store.identities.get(gallery.id, "ben").name == "Ben"
 
 
-def test_the_same_image_keeps_its_own_word(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
+def test_identical_image_keeps_its_own_message(store: Store, gallery: Gallery, index: SynchronizedIndex) -> None:
     results = enroll(store, gallery, index, [row("ana", 1, 1), row("ben", 1, 1)], hold=True)
     again = enroll(store, gallery, index, [row("cem", 1, 1)], hold=True)
     for result in (results[1], *again):
@@ -217,7 +225,7 @@ def test_the_same_image_keeps_its_own_word(store: Store, gallery: Gallery, index
         assert "the same image is enrolled for identity 'ana'" in str(result.message)
 
 
-def test_workers_in_any_order_come_to_the_same(
+def test_results_do_not_depend_on_the_number_of_workers(
     sqlite_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "CHUNK", 3)
@@ -230,7 +238,7 @@ def test_workers_in_any_order_come_to_the_same(
         with opened(f"sqlite:///{path}") as store:
             gallery = store.galleries.create("staff", PACK.name, PACK.fingerprint, DIM)
             lookalikes = Lookalikes(store, gallery, index_of(store, gallery, tmp_path / f"{workers}"), BOUND, hold=True)
-            enroller = Enroller(store, Told(), gallery, MAX_BYTES, workers, lookalikes=lookalikes)
+            enroller = Enroller(store, DescribedPhotos(), gallery, MAX_BYTES, workers, lookalikes=lookalikes)
             outcomes.append(list(enroller.enroll(rows)))
     assert outcomes[0] == outcomes[1]
     assert len({result.outcome for result in outcomes[0]}) == 2

@@ -23,7 +23,7 @@ def manifest_rows(folder: Path, text: str | bytes, images: str = "ana.jpg ben.jp
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
-def test_manifest_in_the_dialects_of_spreadsheets(tmp_path: Path, delimiter: str, start: bytes) -> None:
+def test_manifest_may_use_any_spreadsheet_dialect(tmp_path: Path, delimiter: str, start: bytes) -> None:
     lines = [
         ["Image", "external_id", " Name ", "Department", "valid_until"],
         ["ana.jpg", "e-1", '"Ana ""A"", Lee"', " IT ", "2026-12-31"],
@@ -57,7 +57,7 @@ def test_manifest_in_the_dialects_of_spreadsheets(tmp_path: Path, delimiter: str
         ("2026-12-31T18:00Z", False, datetime(2026, 12, 31, 18, tzinfo=UTC)),
     ],
 )
-def test_dates_and_times(value: str, end: bool, time: datetime) -> None:
+def test_dates_and_times_are_parsed_as_utc(value: str, end: bool, time: datetime) -> None:
     found = parse_time("valid_until", value, end)
     assert found == time
     assert found is not None
@@ -67,14 +67,14 @@ def test_dates_and_times(value: str, end: bool, time: datetime) -> None:
 @pytest.mark.parametrize(
     "value", ["31.12.2026", "12/31/2026", "2026-02-29", "2026-13-01", "soon", "2026", "0001-01-01T00:00+01:00"]
 )
-def test_bad_dates_say_what_was_expected(value: str) -> None:
+def test_error_of_an_invalid_date_shows_an_example(value: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_time("valid_from", value)
     assert caught.value.message.startswith(f"valid_from is {value!r}; expected a date like 2026-12-31")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message_part"),
     [
         (b"", "is empty"),
         (b"\n\n", "is empty"),
@@ -88,24 +88,24 @@ def test_bad_dates_say_what_was_expected(value: str) -> None:
         (b'image,external_id\nana.jpg,ana\nben.jpg,"b"en\n', "line 3, is not CSV"),
     ],
 )
-def test_a_manifest_that_makes_no_sense_is_wrong_usage(tmp_path: Path, text: bytes, says: str) -> None:
+def test_invalid_manifest_is_wrong_usage(tmp_path: Path, text: bytes, message_part: str) -> None:
     (tmp_path / "staff.csv").write_bytes(text)
     ran = Command(tmp_path / "home")("enroll", "--manifest", tmp_path / "staff.csv", "--gallery", "staff")
     assert ran.code == 2
     assert ran.out == ""
     assert f"the manifest {tmp_path / 'staff.csv'}" in ran.err
-    assert says in ran.err
+    assert message_part in ran.err
     assert "Traceback" not in ran.err
-    assert not (tmp_path / "home").exists(), "nothing is made before the question makes sense"
+    assert not (tmp_path / "home").exists(), "invalid usage creates nothing"
 
 
-def test_a_manifest_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+def test_missing_manifest_is_wrong_usage(tmp_path: Path) -> None:
     ran = Command(tmp_path / "home")("enroll", "--manifest", tmp_path / "no.csv", "--gallery", "staff")
     assert (ran.code, ran.err) == (2, f"Error: there is no manifest {tmp_path / 'no.csv'}\n")
 
 
 @pytest.mark.parametrize(
-    ("line", "reason", "says"),
+    ("line", "reason", "message_part"),
     [
         ("gone.jpg,x,,", "unreadable_image", "the manifest names 'gone.jpg'"),
         (f"{'n' * 300}.jpg,x,,", "unreadable_image", "there is no such file"),
@@ -119,36 +119,36 @@ def test_a_manifest_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
         ("ben.jpg,ana,,2027-01-01", "invalid_row", "duplicate external_id 'ana': its valid_until is 2027-01-02"),
     ],
 )
-def test_what_is_wrong_with_one_row_stays_with_that_row(tmp_path: Path, line: str, reason: str, says: str) -> None:
+def test_only_the_invalid_row_is_rejected(tmp_path: Path, line: str, reason: str, message_part: str) -> None:
     text = f"image,external_id,name,valid_until\nana.jpg,ana,Ana,2026-12-31\n{line}\ncleo.jpg,ana,,\n"
     ana, wrong, cleo = manifest_rows(tmp_path, text)
     assert (content(ana), content(cleo), cleo.person.external_id) == (b"ana.jpg", b"cleo.jpg", "ana")
     assert content(wrong) == reason
-    assert says in message(wrong)
+    assert message_part in message(wrong)
 
 
-def test_cells_that_are_too_much_metadata_stay_with_their_row(tmp_path: Path) -> None:
+def test_only_the_row_with_too_much_metadata_is_rejected(tmp_path: Path) -> None:
     text = f"image,external_id,note\nana.jpg,ana,short\nben.jpg,ben,{'é' * 9_000}\n"
     ana, wrong = manifest_rows(tmp_path, text)
     assert (content(ana), content(wrong)) == (b"ana.jpg", "invalid_row")
     assert message(wrong).startswith("line 3 of the manifest: the metadata of 'ben' would be 18,011 bytes of JSON")
 
 
-def test_an_id_said_without_a_name_first_still_has_one_name(tmp_path: Path) -> None:
+def test_identity_without_a_name_in_its_first_row_still_has_one_name(tmp_path: Path) -> None:
     text = "image,external_id,name\nana.jpg,ana,\nben.jpg,ana,Ana\ncleo.jpg,ana,Bea\n"
     rows = manifest_rows(tmp_path, text)
     assert [content(row) for row in rows] == [b"ana.jpg", b"ben.jpg", "invalid_row"]
     assert "its name is Bea here and Ana in line 3" in message(rows[2])
 
 
-def test_dates_in_the_wrong_order_are_the_rows_error(tmp_path: Path) -> None:
+def test_row_with_dates_in_the_wrong_order_is_rejected(tmp_path: Path) -> None:
     lines = "ana.jpg,ana,2026-05-02,2026-05-01\nben.jpg,ben,2026-05-01,2026-05-01\n"
     ana, ben = manifest_rows(tmp_path, "image,external_id,valid_from,valid_until\n" + lines)
     assert "valid_until" in message(ana)
-    assert content(ben) == b"ben.jpg", "one day is a span: the last date is included"
+    assert content(ben) == b"ben.jpg", "one day is a valid period: the last date is included"
 
 
-def test_the_manifest_that_a_folder_brings_along_says_it_all(tmp_path: Path) -> None:
+def test_manifest_in_a_folder_replaces_its_structure(tmp_path: Path) -> None:
     root = write(
         tmp_path / "photos",
         {"manifest.csv": "image,external_id\nsub/x.jpg,e-1\n", "sub/x.jpg": "x", "ben/1.jpg": "not named"},
@@ -157,7 +157,7 @@ def test_the_manifest_that_a_folder_brings_along_says_it_all(tmp_path: Path) -> 
     assert (row.image, row.person.external_id, content(row)) == ("sub/x.jpg", "e-1", b"x")
 
 
-def test_images_are_looked_for_beside_the_manifest_and_then_in_the_paths(tmp_path: Path) -> None:
+def test_images_are_searched_next_to_the_manifest_and_then_in_the_paths(tmp_path: Path) -> None:
     write(tmp_path / "lists", {"m.csv": "image,external_id\na.jpg,ana\nb.jpg,ben\nx/c.jpg,cleo\n", "a.jpg": "beside"})
     folder = write(tmp_path / "photos", {"a.jpg": "not this one", "b.jpg": "in the folder"})
     archive = pack(tmp_path / "more.zip", {"x/c.jpg": "in the ZIP"})
@@ -166,7 +166,7 @@ def test_images_are_looked_for_beside_the_manifest_and_then_in_the_paths(tmp_pat
 
 
 @pytest.mark.parametrize("named", ["staff/ana/1.jpg", "ana/1.jpg"])
-def test_a_manifest_beside_a_zip_may_say_the_folder_it_was_packed_from(tmp_path: Path, named: str) -> None:
+def test_manifest_next_to_a_zip_may_name_its_top_folder(tmp_path: Path, named: str) -> None:
     write(tmp_path, {"m.csv": f"image,external_id\n{named},ana\n"})
     archive = pack(tmp_path / "staff.zip", {"staff/ana/1.jpg": "a", "staff/ben/1.jpg": "b"})
     (row,) = rows_of([archive], tmp_path / "m.csv")

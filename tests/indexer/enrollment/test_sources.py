@@ -11,7 +11,7 @@ from indexer.enrollment.sources import identity_of_stem, rows_of
 from indexer.errors import InvalidRequest
 from indexer.types import Reason
 from tests.indexer.cli.command import Command
-from tests.indexer.enrollment.photo_files import LIMIT, content, message, told, write
+from tests.indexer.enrollment.photo_files import LIMIT, content, message, summarize, write
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ from tests.indexer.enrollment.photo_files import LIMIT, content, message, told, 
         ("Zoë_7", "Zoë"),
     ],
 )
-def test_identity_of_a_stem(stem: str, identity: str) -> None:
+def test_identity_is_taken_from_the_stem(stem: str, identity: str) -> None:
     assert identity_of_stem(stem) == identity
 
 
-def test_folder_of_folders_nested_and_loose_files(tmp_path: Path) -> None:
+def test_folders_are_identities_and_loose_files_are_grouped_by_stem(tmp_path: Path) -> None:
     root = write(
         tmp_path / "photos",
         {
@@ -47,7 +47,7 @@ def test_folder_of_folders_nested_and_loose_files(tmp_path: Path) -> None:
             "1042.heic": "n",
         },
     )
-    assert told(rows_of([root]), root) == [
+    assert summarize(rows_of([root]), root) == [
         ("1042.heic", "1042", b"n"),
         ("ana/2019/two.PNG", "ana", b"a2"),
         ("ana/one.jpg", "ana", b"a1"),
@@ -57,9 +57,9 @@ def test_folder_of_folders_nested_and_loose_files(tmp_path: Path) -> None:
     ]
 
 
-def test_hidden_files_and_what_is_no_photo_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_other_types_are_ignored(tmp_path: Path) -> None:
     root = write(
-        tmp_path / ".photos",  # the folder that was named may be hidden itself
+        tmp_path / ".photos",  # a folder given by name may be hidden
         {
             "ana/1.jpg": "a",
             "ana/.2.jpg": "",
@@ -72,34 +72,34 @@ def test_hidden_files_and_what_is_no_photo_are_passed_over(tmp_path: Path) -> No
         },
     )
     (root / "folder.jpg").mkdir()
-    assert told(rows_of([root]), root) == [("ana/1.jpg", "ana", b"a")]
+    assert summarize(rows_of([root]), root) == [("ana/1.jpg", "ana", b"a")]
 
 
-def test_files_named_one_by_one_count_whatever_they_are_called(tmp_path: Path) -> None:
+def test_files_given_by_name_may_have_any_extension(tmp_path: Path) -> None:
     write(tmp_path, {"ana_1.jpg": "a", "1042": "n", "ben/ignored.jpg": "b"})
     rows = rows_of([tmp_path / "ana_1.jpg", tmp_path / "1042", tmp_path / "ben"])
-    assert told(rows, tmp_path) == [
+    assert summarize(rows, tmp_path) == [
         ("ana_1.jpg", "ana", b"a"),
         ("1042", "1042", b"n"),
         ("ben/ignored.jpg", "ignored", b"b"),
     ]
 
 
-def test_a_file_over_the_limit_or_gone_is_rejected_when_its_turn_comes(tmp_path: Path) -> None:
+def test_too_large_or_deleted_file_is_rejected_when_it_is_read(tmp_path: Path) -> None:
     write(tmp_path, {"ana.jpg": b"x" * LIMIT, "ben.jpg": b"x" * (LIMIT + 1), "cleo.jpg": "c"})
     rows = rows_of([tmp_path])
     (tmp_path / "cleo.jpg").unlink()
     assert [content(row) for row in rows] == [b"x" * LIMIT, Reason.IMAGE_TOO_LARGE, Reason.UNREADABLE_IMAGE]
 
 
-def test_a_folder_whose_name_is_no_identity_rejects_its_photos_alone(tmp_path: Path) -> None:
+def test_only_photos_of_a_folder_with_an_invalid_name_are_rejected(tmp_path: Path) -> None:
     root = write(tmp_path / "photos", {f"{'x' * 201}/1.jpg": "x", "ana/1.jpg": "a"})
     ana, long = rows_of([root])
     assert (content(ana), content(long)) == (b"a", Reason.INVALID_ROW)
     assert "1 to 200 printable characters" in message(long)
 
 
-def test_links_are_followed_and_cycles_are_not(tmp_path: Path) -> None:
+def test_links_are_followed_without_cycles(tmp_path: Path) -> None:
     away = write(tmp_path / "away", {"1.jpg": "a", "old/2.jpg": "o"})
     root = write(tmp_path / "photos", {"ben/1.jpg": "b", "ben/old/2.jpg": "c"})
     (root / "ana").symlink_to(away, target_is_directory=True)
@@ -118,13 +118,13 @@ def test_links_are_followed_and_cycles_are_not(tmp_path: Path) -> None:
         ("ben/old/2.jpg", "ben", b"c"),
         ("cleo.jpg", "cleo", b"a"),
     ]
-    assert told(rows_of([root]), root) == expected
+    assert summarize(rows_of([root]), root) == expected
     (tmp_path / "link").symlink_to(root, target_is_directory=True)
-    assert told(rows_of([tmp_path / "link"]), tmp_path / "link") == expected
+    assert summarize(rows_of([tmp_path / "link"]), tmp_path / "link") == expected
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
-def test_names_that_are_not_utf_8_can_be_told(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has file names of arbitrary bytes")
+def test_names_that_are_not_utf_8_are_replaced(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     write(root, {"ana/1.jpg": "a"})
     for name in (b"ana/caf\xe9.jpg", b"caf\xe9_1.jpg"):
@@ -136,13 +136,13 @@ def test_names_that_are_not_utf_8_can_be_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.zip", "nothing.jpg"])
-def test_a_path_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_path_is_named_in_the_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"there is no .*{name}; expected a folder, an image or a ZIP file"):
         rows_of([tmp_path / name])
 
 
 @pytest.mark.parametrize("option", ["", "--manifest"])
-def test_a_path_that_cannot_be_looked_up_is_wrong_usage(tmp_path: Path, option: str) -> None:
+def test_path_that_is_too_long_is_wrong_usage(tmp_path: Path, option: str) -> None:
     path = tmp_path / f"{'x' * 300}.csv"
     ran = Command(tmp_path / "home")("enroll", *option.split(), path, "--gallery", "staff")
     assert ran.code == 2
@@ -150,6 +150,6 @@ def test_a_path_that_cannot_be_looked_up_is_wrong_usage(tmp_path: Path, option: 
     assert "Traceback" not in ran.err
 
 
-def test_a_manifest_that_is_no_file_is_wrong_usage(tmp_path: Path) -> None:
+def test_folder_as_manifest_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=f"the manifest {tmp_path} cannot be read: Is a directory"):
         rows_of([], tmp_path)

@@ -14,10 +14,10 @@ import pytest
 from indexer.enrollment.sources import rows_of
 from indexer.errors import InvalidRequest
 from tests.indexer.cli.command import Command
-from tests.indexer.enrollment.photo_files import LIMIT, content, message, pack, told
+from tests.indexer.enrollment.photo_files import LIMIT, content, message, pack, summarize
 
 
-def test_zip_of_a_folder_of_folders(tmp_path: Path) -> None:
+def test_zip_of_folders_has_an_identity_for_each_folder(tmp_path: Path) -> None:
     archive = pack(
         tmp_path / "photos.zip",
         {
@@ -31,7 +31,7 @@ def test_zip_of_a_folder_of_folders(tmp_path: Path) -> None:
             "cleo_1.jpg": "c",
         },
     )
-    assert told(rows_of([archive]), archive) == [
+    assert summarize(rows_of([archive]), archive) == [
         ("ana/1.jpg", "ana", b"a1"),
         ("ana/old/2.jpg", "ana", b"a2"),
         ("ben/1.jpg", "ben", b"b"),
@@ -39,21 +39,21 @@ def test_zip_of_a_folder_of_folders(tmp_path: Path) -> None:
     ]
 
 
-def test_zip_with_the_folder_that_it_was_packed_from(tmp_path: Path) -> None:
+def test_top_folder_of_a_zip_is_ignored(tmp_path: Path) -> None:
     files = {"staff/ana/1.jpg": "a", "staff/ben/1.jpg": "b", "__MACOSX/staff/ana/._1.jpg": "", "staff/cleo_1.jpg": "c"}
     archive = pack(tmp_path / "photos.ZIP", files)
-    assert told(rows_of([archive]), archive) == [
+    assert summarize(rows_of([archive]), archive) == [
         ("ana/1.jpg", "ana", b"a"),
         ("ben/1.jpg", "ben", b"b"),
         ("cleo_1.jpg", "cleo", b"c"),
     ]
 
 
-def test_zip_of_one_persons_folder_and_of_loose_files(tmp_path: Path) -> None:
+def test_zip_may_hold_one_folder_or_loose_files(tmp_path: Path) -> None:
     one = pack(tmp_path / "one.zip", {"ana/1.jpg": "1", "ana/2.jpg": "2"})
     loose = pack(tmp_path / "loose.zip", {"ana_1.jpg": "1", "ana_02.jpg": "2", "1042.jpg": "n"})
     assert [row.person.external_id for row in rows_of([one])] == ["ana", "ana"]
-    assert told(rows_of([loose]), loose) == [
+    assert summarize(rows_of([loose]), loose) == [
         ("1042.jpg", "1042", b"n"),
         ("ana_02.jpg", "ana", b"2"),
         ("ana_1.jpg", "ana", b"1"),
@@ -61,12 +61,12 @@ def test_zip_of_one_persons_folder_and_of_loose_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("top", ["", "staff/"])
-def test_zip_with_a_manifest(tmp_path: Path, top: str) -> None:
+def test_manifest_in_a_zip_names_its_images(tmp_path: Path, top: str) -> None:
     manifest = "image;external_id;name\nx/1.jpg;e-1;Ana\n../1.jpg;e-2;\n/etc/passwd;e-3;\nC:\\x.jpg;e-4;\nno.jpg;e-5;\n"
     files = {f"{top}manifest.csv": manifest, f"{top}x/1.jpg": "a", f"{top}ben/1.jpg": "not named"}
     archive = pack(tmp_path / "photos.zip", files)
     rows = rows_of([archive])
-    assert told(rows, archive) == [
+    assert summarize(rows, archive) == [
         ("x/1.jpg", "e-1", b"a"),
         ("../1.jpg", "e-2", "invalid_row"),
         ("/etc/passwd", "e-3", "invalid_row"),
@@ -80,7 +80,7 @@ def test_zip_with_a_manifest(tmp_path: Path, top: str) -> None:
 @pytest.mark.parametrize(
     "name", ["../ana.jpg", "ana/../../x.jpg", "/ana.jpg", "C:/ana.jpg", "c:ana.jpg", "..\\ana.jpg", "\\\\host\\ana.jpg"]
 )
-def test_names_that_point_out_of_the_archive_are_never_read(tmp_path: Path, name: str) -> None:
+def test_entries_that_point_out_of_the_archive_are_rejected(tmp_path: Path, name: str) -> None:
     archive = pack(tmp_path / "photos.zip", {name: "evil", "ana/1.jpg": "a", "ben/1.jpg": "b"})
     before = sorted(tmp_path.rglob("*"))
     evil, ana, ben = rows_of([archive])
@@ -91,13 +91,13 @@ def test_names_that_point_out_of_the_archive_are_never_read(tmp_path: Path, name
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_zip_with_the_backslashes_of_old_windows_programs(tmp_path: Path) -> None:
+def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
     archive = pack(tmp_path / "photos.zip", {"staff\\ana\\1.jpg": "a", "staff\\ben\\1.jpg": "b"})
-    assert told(rows_of([archive]), archive) == [("ana/1.jpg", "ana", b"a"), ("ben/1.jpg", "ben", b"b")]
+    assert summarize(rows_of([archive]), archive) == [("ana/1.jpg", "ana", b"a"), ("ben/1.jpg", "ben", b"b")]
 
 
 def damaged(path: Path, compression: int, how: str) -> Path:
-    """A ZIP of ana/1.jpg, ben/1.jpg, cleo/1.jpg, the second of which is wrong."""
+    """Writes a ZIP of ana/1.jpg, ben/1.jpg and cleo/1.jpg, of which the second is damaged."""
     body = os.urandom(300)
     pack(path, {"ana/1.jpg": "a", "ben/1.jpg": body, "cleo/1.jpg": "c"}, compression)
     data = bytearray(path.read_bytes())
@@ -129,7 +129,7 @@ def damaged(path: Path, compression: int, how: str) -> Path:
 
 @pytest.mark.parametrize("how", ["bytes", "crc", "encrypted", "method", "offset", "claims less"])
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_damaged_or_encrypted_entry_is_rejected_alone(tmp_path: Path, compression: int, how: str) -> None:
+def test_only_the_damaged_or_encrypted_entry_is_rejected(tmp_path: Path, compression: int, how: str) -> None:
     ana, ben, cleo = rows_of([damaged(tmp_path / "photos.zip", compression, how)])
     assert (content(ana), content(cleo)) == (b"a", b"c")
     assert content(ben) == "unreadable_image"
@@ -138,12 +138,12 @@ def test_a_damaged_or_encrypted_entry_is_rejected_alone(tmp_path: Path, compress
     assert (b"password" in message(ben).encode()) == (how == "encrypted")
 
 
-def test_an_entry_that_claims_more_than_the_limit_is_not_unpacked(tmp_path: Path) -> None:
+def test_entry_larger_than_the_limit_is_not_unpacked(tmp_path: Path) -> None:
     _, ben, _ = rows_of([damaged(tmp_path / "photos.zip", zipfile.ZIP_STORED, "claims more")])
     assert content(ben) == "image_too_large"
 
 
-def test_a_zip_bomb_is_refused_by_what_it_unpacks_to(tmp_path: Path) -> None:
+def test_zip_bomb_is_rejected_by_its_decompressed_size(tmp_path: Path) -> None:
     archive = pack(tmp_path / "bomb.zip", {"ana/1.jpg": b"\0" * 50_000_000, "ben/1.jpg": b"\0" * LIMIT})
     assert archive.stat().st_size < 100_000
     bomb, exact = rows_of([archive])
@@ -153,8 +153,8 @@ def test_a_zip_bomb_is_refused_by_what_it_unpacks_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_what_cannot_be_unpacked_piece_by_piece_is_not_unpacked(tmp_path: Path, compression: int) -> None:
-    """Python unpacks such an entry whole, whatever size it claims."""
+def test_compression_that_cannot_be_streamed_is_rejected(tmp_path: Path, compression: int) -> None:
+    """Python decompresses such an entry as a whole, regardless of the size in its header."""
     path = pack(tmp_path / "bomb.zip", {"ana.jpg": b"\0" * 50_000_000}, compression)
     data = bytearray(path.read_bytes())
     central = data.rindex(b"PK\x01\x02")
@@ -177,7 +177,7 @@ def test_what_cannot_be_unpacked_piece_by_piece_is_not_unpacked(tmp_path: Path, 
 
 
 def with_bad_name() -> bytes:
-    """A ZIP whose only entry says that its name is UTF-8, which it is not."""
+    """Returns a ZIP whose only entry has a name that is marked as UTF-8 but is not."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("é.jpg", b"")
@@ -185,14 +185,14 @@ def with_bad_name() -> bytes:
 
 
 @pytest.mark.parametrize("data", [b"", b"no ZIP", b"PK\x03\x04 cut short", with_bad_name()])
-def test_what_is_no_zip_is_wrong_usage(tmp_path: Path, data: bytes) -> None:
+def test_invalid_zip_is_wrong_usage(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "photos.zip").write_bytes(data)
     ran = Command(tmp_path / "home")("enroll", tmp_path / "photos.zip", "--gallery", "staff")
     assert ran.code == 2
     assert ran.err.startswith(f"Error: {tmp_path / 'photos.zip'} is not a readable ZIP file: ")
 
 
-def test_a_zip_whose_manifest_cannot_be_read_is_wrong_usage(tmp_path: Path) -> None:
+def test_zip_with_an_unreadable_manifest_is_wrong_usage(tmp_path: Path) -> None:
     path = pack(tmp_path / "photos.zip", {"manifest.csv": "image,external_id\n" + "x.jpg,x\n" * 9, "x.jpg": "x"})
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\x01\x02") + 16] ^= 0xFF

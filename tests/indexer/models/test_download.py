@@ -23,7 +23,7 @@ from indexer.types import sha256
 from tests.indexer.models.pulling import CONTENT, HALF, KNOWN_OR_NOT, NOWHERE, OTHER, PART, Models, model, pack
 from tests.indexer.models.virtual_time import VirtualTime
 from tests.indexer.models.web_server import WebServer, chunked, http_response, run_web_server
-from tests.waiting import DEADLINE, wait_for
+from tests.waiting import DEADLINE
 
 OK = f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\n"
 
@@ -79,7 +79,7 @@ def test_silent_server_times_out(models: Models, server: WebServer, virtual_time
     def response(_: Message) -> Iterator[bytes]:
         sent = f"{OK}\r\n".encode() + CONTENT[:HALF]
         yield sent
-        wait_for(lambda: virtual_time.received == len(sent), "the client to receive what was sent")
+        virtual_time.wait_for_received(len(sent))
         while not ended.wait(0.01):  # until the client, which may not be waiting yet, gives up
             virtual_time.advance(DEADLINE)
 
@@ -96,15 +96,13 @@ PIECE = len(CONTENT) // 25
 
 
 def test_slow_server_does_not_time_out(models: Models, server: WebServer, virtual_time: VirtualTime) -> None:
-    """Each byte arrives within the timeout, all of them in much more time."""
+    """Each piece arrives within the timeout, but all of them take much longer."""
 
     def response(_: Message) -> Iterator[bytes]:
         head = f"{OK}\r\n".encode()
         yield head
         for start in range(0, len(CONTENT), PIECE):
-            wait_for(
-                lambda sent=len(head) + start: virtual_time.received == sent, "the client to receive what was sent"
-            )
+            virtual_time.wait_for_received(len(head) + start)
             virtual_time.advance(0.9 * DEADLINE)
             yield CONTENT[start : start + PIECE]
 

@@ -8,6 +8,8 @@ import threading
 
 import pytest
 
+from tests.waiting import wait_for
+
 _POLL_SECONDS = 0.01
 
 
@@ -35,6 +37,10 @@ class VirtualTime:
                     raise TimeoutError("timed out")
 
         monkeypatch.setattr(socket.socket, "recv", recv)
+
+    def wait_for_received(self, count: int) -> None:
+        """Waits until `recv` has returned that many bytes in total."""
+        wait_for(lambda: self.received == count, f"the client to receive {count} bytes")
 
     @property
     def seconds(self) -> float:

@@ -18,7 +18,7 @@ from tests.variants import SETTINGS
 
 @pytest.fixture
 def open_home(tmp_path: Path) -> Iterator[Open]:
-    """Homes over databases by URL; over SQLite in the home's own folder where that is empty."""
+    """Opens homes with the database of a URL; without one, with SQLite in the home's folder."""
     homes: list[AppContext] = []
 
     def make(url: str = "") -> AppContext:
@@ -37,7 +37,7 @@ def home(open_home: Open) -> AppContext:
 
 @pytest.fixture
 def stored(open_home: Open, database: Database) -> AppContext:
-    """A home over each kind of database."""
+    """A home with each kind of database."""
     return open_home(database.url)
 
 

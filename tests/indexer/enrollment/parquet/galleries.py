@@ -47,7 +47,7 @@ def new(person: Person, image: int) -> NewFace:
 
 
 def fill(home: AppContext, name: str = "staff") -> Gallery:
-    """Ana has three faces, not enrolled one after the other; Bob has one, Carl none."""
+    """Creates a gallery: Ana has three faces, enrolled before and after Bob's one; Carl has none."""
     gallery = make_gallery(home, name)
     bob = Person("bob")
     for person, image in ((ANA, 1), (bob, 2), (ANA, 3), (Person("ana"), 4)):
@@ -57,7 +57,7 @@ def fill(home: AppContext, name: str = "staff") -> Gallery:
 
 
 def contents(home: AppContext, name: str = "staff") -> list[Any]:
-    """Everything of a gallery but ids and the times of making; people by their external ids."""
+    """Returns everything in a gallery except ids and creation times, ordered by external id."""
     gallery, store = home.store.galleries.get(name), home.store
     told: list[Any] = []
     for i in sorted(store.identities.list(gallery.id), key=lambda identity: identity.external_id):
@@ -69,7 +69,7 @@ def contents(home: AppContext, name: str = "staff") -> list[Any]:
     return told
 
 
-def bring(home: AppContext, path: Path, name: str = "staff", model: str | None = None) -> list[RowResult]:
+def import_file(home: AppContext, path: Path, name: str = "staff", model: str | None = None) -> list[RowResult]:
     with open_gallery_file(path) as file:
         return list(
             import_rows(home.store, gallery_for(home.store, home.packs, lambda: home.pack, name, file, model), file)
@@ -81,7 +81,7 @@ def outcomes(results: Sequence[RowResult]) -> dict[str, int]:
 
 
 def floats(vectors: Sequence[object], kind: pa.DataType | None = None) -> pa.Array:
-    """A column of embeddings as others write it."""
+    """Returns a column of embeddings as other programs write it."""
     rows = [v.tolist() if isinstance(v, np.ndarray) else v for v in vectors]
     return pa.array(rows, kind or pa.list_(pa.float32()))
 
@@ -92,7 +92,7 @@ def write(path: Path, columns: Mapping[str, object], metadata: Mapping[bytes, by
 
 
 def plain(*seeds: int) -> dict[str, object]:
-    """The least that a file needs: a face a person."""
+    """Returns the required columns, with a face for each person."""
     return {"external_id": [f"p{seed}" for seed in seeds], "embedding": floats([vector(seed, DIM) for seed in seeds])}
 
 

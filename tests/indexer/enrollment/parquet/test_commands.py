@@ -26,7 +26,7 @@ def command(home: AppContext) -> Command:
     return Command(home.settings.home)
 
 
-def test_the_commands(home: AppContext, command: Command, path: Path) -> None:
+def test_commands_export_and_import_a_gallery(home: AppContext, command: Command, path: Path) -> None:
     fill(home)
     made = command.ok("gallery", "export", "staff", path, "--json").json
     assert made.pop("seconds") >= 0
@@ -50,7 +50,7 @@ def test_the_commands(home: AppContext, command: Command, path: Path) -> None:
     assert ran.out.endswith("Gallery copy (sface) holds 3 identities with 4 faces.\n")
 
 
-def test_the_command_names_bad_rows(command: Command, path: Path) -> None:
+def test_import_command_lists_rejected_rows(command: Command, path: Path) -> None:
     write(path, {"external_id": ["ana"] + ["bob"] * 25, "embedding": floats([GOOD] + [GOOD[1:]] * 25)})
     ran = command("gallery", "import", "staff", path, "--model", "sface", "--json")
     assert ran.code == 3
@@ -69,7 +69,7 @@ def test_the_command_names_bad_rows(command: Command, path: Path) -> None:
     assert ran.out.count("invalid_row") == 20
 
 
-def test_the_command_tells_no_more_rejections_than_fit(
+def test_import_command_limits_the_listed_rejections(
     command: Command, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("indexer.cli.parquet.MOST_REJECTIONS", 3)
@@ -78,7 +78,9 @@ def test_the_command_tells_no_more_rejections_than_fit(
     assert (ran.json["rejected"], len(ran.json["rejections"])) == (5, 3)
 
 
-def test_how_the_commands_fail(home: AppContext, command: Command, path: Path, tmp_path: Path) -> None:
+def test_commands_report_errors_with_their_exit_codes(
+    home: AppContext, command: Command, path: Path, tmp_path: Path
+) -> None:
     make_gallery(home)
     path.write_bytes(b"no")
     cases: list[tuple[Sequence[str | Path], int, str]] = [

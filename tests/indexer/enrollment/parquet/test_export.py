@@ -30,9 +30,9 @@ from tests.indexer.enrollment.parquet.galleries import (
     DIM,
     LAST,
     Open,
-    bring,
     contents,
     fill,
+    import_file,
     make_gallery,
     new,
     outcomes,
@@ -42,21 +42,21 @@ from tests.indexer.gallery.together import in_threads
 from tests.postgres import Database
 
 
-def test_a_gallery_comes_back_the_same_from_another_engine(
+def test_gallery_is_equal_after_a_round_trip_through_another_engine(
     open_home: Open, database: Database, home: AppContext, path: Path
 ) -> None:
     gallery = fill(home)
     there = open_home(database.url)
     made = export_gallery(home.migrated_engine, "staff", path)
     assert (made.gallery.name, made.identities, made.faces, made.bytes) == ("staff", 3, 4, path.stat().st_size)
-    assert outcomes(bring(there, path)) == {"enrolled": 5}
+    assert outcomes(import_file(there, path)) == {"enrolled": 5}
     assert contents(there) == contents(home)
     copy = there.store.galleries.get("staff")
     assert (copy.model, copy.fingerprint, copy.dim) == (gallery.model, gallery.fingerprint, gallery.dim)
 
     back = open_home("")
     export_gallery(there.migrated_engine, "staff", path)
-    bring(back, path, "again")
+    import_file(back, path, "again")
     assert contents(back, "again") == contents(home)
 
     probes = np.stack([vector(seed, DIM) for seed in (1, 2, 3, 99)])
@@ -75,25 +75,25 @@ def test_importing_again_changes_nothing(stored: AppContext, path: Path) -> None
     gallery = fill(stored)
     export_gallery(stored.migrated_engine, "staff", path)
     seq = stored.store.changes.last(gallery.id)
-    results = bring(stored, path)
+    results = import_file(stored, path)
     assert outcomes(results) == {"unchanged": 5}
     assert [(r.row, r.external_id) for r in results] == [(0, "ana"), (1, "ana"), (2, "ana"), (3, "bob"), (4, "carl")]
     assert stored.store.changes.last(gallery.id) == seq
 
 
-def test_what_the_file_says_updates_what_is_there(home: AppContext, path: Path) -> None:
+def test_import_updates_identities_and_adds_missing_faces(home: AppContext, path: Path) -> None:
     fill(home)
     export_gallery(home.migrated_engine, "staff", path)
     store, gallery = home.store, home.store.galleries.get("staff")
     store.identities.put(gallery.id, Person("ana", "Ana", metadata={"no": 8, "floor": 3}))
     store.identities.delete(gallery.id, "bob")
-    assert outcomes(bring(home, path)) == {"unchanged": 4, "enrolled": 1}
+    assert outcomes(import_file(home, path)) == {"unchanged": 4, "enrolled": 1}
     ana = store.identities.get(gallery.id, "ana")
     assert (ana.name, ana.valid_until, ana.metadata) == (ANA.name, LAST, {**ANA.metadata, "floor": 3})
     assert store.identities.get(gallery.id, "bob").faces == 1
 
 
-def test_the_file(home: AppContext, path: Path) -> None:
+def test_exported_file_has_the_documented_columns(home: AppContext, path: Path) -> None:
     gallery = fill(home)
     before = datetime.now(UTC)
     export_gallery(home.migrated_engine, "staff", path)
@@ -125,16 +125,18 @@ def test_the_file(home: AppContext, path: Path) -> None:
     assert {name for name, value in last.items() if value is not None} == {"external_id", "metadata", "valid_until"}
 
 
-def test_an_empty_gallery(home: AppContext, path: Path) -> None:
+def test_empty_gallery_is_exported_and_imported(home: AppContext, path: Path) -> None:
     make_gallery(home)
     export_gallery(home.migrated_engine, "staff", path)
     assert pq.read_metadata(path).num_rows == 0
-    assert bring(home, path, "copy") == []
+    assert import_file(home, path, "copy") == []
     assert home.store.galleries.get("copy").fingerprint == SFACE.fingerprint
 
 
-def test_there_are_more_than_fit_in_a_page(stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of identities, of faces, of rows written and of rows read."""
+def test_gallery_larger_than_a_page_is_exported_and_imported(
+    stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages of identities, of faces, of written rows and of read rows."""
     for module, name in (
         (queries, "MAX_QUERY_VALUES"),
         (queries, "FACES_HELD"),
@@ -148,17 +150,17 @@ def test_there_are_more_than_fit_in_a_page(stored: AppContext, path: Path, monke
         stored.store.identities.put(gallery.id, Person(f"p{number}"))
     export_gallery(stored.migrated_engine, "staff", path)
     assert pq.read_metadata(path).num_row_groups == 19
-    assert outcomes(bring(stored, path, "copy")) == {"enrolled": 55}
+    assert outcomes(import_file(stored, path, "copy")) == {"enrolled": 55}
     assert contents(stored, "copy") == contents(stored)
 
 
-def test_no_such_gallery(home: AppContext, path: Path) -> None:
+def test_missing_gallery_is_not_exported(home: AppContext, path: Path) -> None:
     with pytest.raises(NotFound, match="'nobody'"):
         export_gallery(home.migrated_engine, "nobody", path)
     assert not path.exists()
 
 
-def test_a_snapshot_does_not_see_what_comes_after(stored: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshot_does_not_see_later_changes(stored: AppContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queries, "MAX_QUERY_VALUES", 1)
     gallery = fill(stored)
     with snapshot_of(stored.engine, "staff") as snapshot:
@@ -181,16 +183,16 @@ def test_a_snapshot_does_not_see_what_comes_after(stored: AppContext, monkeypatc
     assert (snapshot.identities, snapshot.faces) == (3, 4)
 
 
-def test_an_export_while_others_enrol_is_of_one_state(
+def test_export_during_enrollment_has_one_consistent_state(
     stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each transaction gives somebody who is there a second face and brings somebody new with two."""
+    """Each transaction adds a second face to an existing identity, and a new identity with two."""
     monkeypatch.setattr(queries, "MAX_QUERY_VALUES", 2)
     gallery = make_gallery(stored)
     stored.store.faces.enroll(gallery, [new(Person(f"old{i}"), i) for i in range(40)])
     enrolled, stop = threading.Event(), threading.Event()
 
-    def enrol() -> None:
+    def enroll_more() -> None:
         for i in range(40):
             later = [new(Person(f"old{39 - i}"), 100 + i), *(new(Person(f"new{i}"), 200 + 2 * i + k) for k in (0, 1))]
             stored.store.faces.enroll(gallery, later)
@@ -199,7 +201,7 @@ def test_an_export_while_others_enrol_is_of_one_state(
             if stop.is_set():
                 return
 
-    thread = threading.Thread(target=enrol)
+    thread = threading.Thread(target=enroll_more)
     thread.start()
     try:
         assert enrolled.wait(60)

@@ -21,10 +21,10 @@ from indexer.models.packs import BUFFALO_L, SFACE
 from tests.indexer.enrollment.parquet.galleries import (
     DIM,
     GOOD,
-    bring,
     contents,
     fill,
     floats,
+    import_file,
     make_gallery,
     outcomes,
     plain,
@@ -33,7 +33,7 @@ from tests.indexer.enrollment.parquet.galleries import (
 from tests.indexer.gallery.faces import vector
 
 
-def test_not_parquet(path: Path, tmp_path: Path) -> None:
+def test_file_that_is_not_parquet_is_refused(path: Path, tmp_path: Path) -> None:
     for data in (b"", b"external_id,embedding\n", b"PAR1" * 30):
         path.write_bytes(data)
         with (
@@ -46,24 +46,24 @@ def test_not_parquet(path: Path, tmp_path: Path) -> None:
             pass
 
 
-def test_a_damaged_file_is_an_error_and_never_a_wrong_embedding(home: AppContext, path: Path) -> None:
+def test_damaged_file_never_yields_a_wrong_embedding(home: AppContext, path: Path) -> None:
     fill(home)
     export_gallery(home.migrated_engine, "staff", path)
     right, whole = contents(home), path.read_bytes()
     for cut in (len(whole) - 1, len(whole) // 2, 10):
         path.write_bytes(whole[:cut])
         with pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read"):
-            bring(home, path)
+            import_file(home, path)
     vectors = whole.index(vector(3, DIM).tobytes())
     path.write_bytes(whole[:vectors] + bytes([whole[vectors] ^ 1]) + whole[vectors + 1 :])
     with pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read.*CRC"):
-        bring(home, path, "copy")
+        import_file(home, path, "copy")
     numbers = np.random.default_rng(0)
     for n in range(150):
         at = int(numbers.integers(len(whole)))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << int(numbers.integers(8)))]) + whole[at + 1 :])
         try:
-            results = bring(home, path, f"copy{n}")
+            results = import_file(home, path, f"copy{n}")
         except WhosthereError:
             continue
         if outcomes(results) == {"enrolled": 5}:
@@ -92,24 +92,26 @@ def test_a_damaged_file_is_an_error_and_never_a_wrong_embedding(home: AppContext
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_columns_that_will_not_do(home: AppContext, path: Path, columns: dict[str, object], why: str) -> None:
+def test_missing_or_wrongly_typed_column_is_refused(
+    home: AppContext, path: Path, columns: dict[str, object], why: str
+) -> None:
     with pytest.raises(InvalidRequest, match=why) as caught:
-        bring(home, write(path, columns))
+        import_file(home, write(path, columns))
     assert "some.parquet" in caught.value.message
     assert home.store.galleries.list() == []
 
 
-def test_two_columns_of_one_name(home: AppContext, path: Path) -> None:
+def test_duplicate_column_is_refused(home: AppContext, path: Path) -> None:
     ids = pa.array(["ana"])
     pq.write_table(pa.table([ids, floats([GOOD]), ids], names=["external_id", "embedding", "external_id"]), path)
     with pytest.raises(InvalidRequest, match=r"some\.parquet has 2 columns named 'external_id'"):
-        bring(home, path)
+        import_file(home, path)
 
 
-def test_text_that_is_none(home: AppContext, path: Path) -> None:
+def test_text_that_is_not_utf_8_is_refused(home: AppContext, path: Path) -> None:
     latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"Gr\xf6\xdfl"]).buffers())
     with pytest.raises(InvalidRequest, match=r"the column 'name' of .*some\.parquet is not UTF-8"):
-        bring(home, write(path, plain(1) | {"name": latin}))
+        import_file(home, write(path, plain(1) | {"name": latin}))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +128,9 @@ def test_text_that_is_none(home: AppContext, path: Path) -> None:
         ),
     ],
 )
-def test_a_header_that_cannot_be_read(home: AppContext, path: Path, header: bytes, why: str) -> None:
+def test_invalid_header_is_refused(home: AppContext, path: Path, header: bytes, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why) as caught:
-        bring(home, write(path, plain(1), {b"whosthere": header}))
+        import_file(home, write(path, plain(1), {b"whosthere": header}))
     assert "some.parquet" in caught.value.message
 
 
@@ -146,17 +148,17 @@ def header(model: str, fingerprint: str, dim: int = DIM) -> dict[bytes, bytes]:
     return {b"whosthere": said.model_dump_json().encode()}
 
 
-def test_a_gallery_is_bound_to_the_pack_of_the_file(home: AppContext, path: Path) -> None:
-    """Also to one that is not installed here, and whose files' hashes only the file tells."""
+def test_gallery_is_bound_to_the_pack_of_the_file(home: AppContext, path: Path) -> None:
+    """The pack need not be installed: the file has its fingerprint."""
     wide = {"external_id": ["ana"], "embedding": floats([vector(1, 512)])}
-    assert outcomes(bring(home, write(path, wide, header("ir50", "0123456789abcdef", 512)))) == {"enrolled": 1}
+    assert outcomes(import_file(home, write(path, wide, header("ir50", "0123456789abcdef", 512)))) == {"enrolled": 1}
     made = home.store.galleries.get("staff")
     assert (made.model, made.fingerprint, made.dim) == ("ir50", "0123456789abcdef", 512)
-    assert outcomes(bring(home, write(path, wide), "other", "buffalo_l")) == {"enrolled": 1}
+    assert outcomes(import_file(home, write(path, wide), "other", "buffalo_l")) == {"enrolled": 1}
     made = home.store.galleries.get("other")
     assert (made.model, made.fingerprint, made.dim) == ("buffalo_l", BUFFALO_L.fingerprint, 512)
     with pytest.raises(ModelUnavailable, match="ir50 is not installed"):
-        bring(home, path, "third", "ir50")
+        import_file(home, path, "third", "ir50")
 
 
 @pytest.mark.parametrize(
@@ -197,17 +199,17 @@ def test_packs_are_never_mixed(
     if there:
         make_gallery(home)
     with pytest.raises(Conflict) as caught:
-        bring(home, write(path, plain(1), metadata), model=model)
+        import_file(home, write(path, plain(1), metadata), model=model)
     assert caught.value.code == "model_mismatch"
     named = why.format(sface=SFACE.fingerprint, buffalo_l=BUFFALO_L.fingerprint)
     assert caught.value.message == f"{path} holds embeddings {named}; a gallery never mixes packs"
     assert sum(home.store.galleries.counts(gallery.id)[0] for gallery in home.store.galleries.list()) == 0
 
 
-def test_a_pack_that_nobody_knows(home: AppContext, path: Path) -> None:
+def test_unknown_pack_is_refused_unless_the_gallery_has_it(home: AppContext, path: Path) -> None:
     for metadata, model in ((header("mine", "aaaa"), None), (None, "mine")):
         with pytest.raises(NotFound, match="no model pack 'mine'"):
-            bring(home, write(path, plain(1), metadata), model=model)
+            import_file(home, write(path, plain(1), metadata), model=model)
     gallery = home.store.galleries.create("staff", "mine", "aaaa", DIM)
-    assert outcomes(bring(home, write(path, plain(1), header("mine", "aaaa")))) == {"enrolled": 1}
+    assert outcomes(import_file(home, write(path, plain(1), header("mine", "aaaa")))) == {"enrolled": 1}
     assert home.store.galleries.counts(gallery.id) == (1, 1)

@@ -16,8 +16,8 @@ from indexer.types import Outcome, Reason, sha256, vector_to_bytes
 from tests.indexer.enrollment.parquet.galleries import (
     DIM,
     GOOD,
-    bring,
     floats,
+    import_file,
     outcomes,
     write,
 )
@@ -35,12 +35,12 @@ from tests.indexer.gallery.faces import vector
     ],
     ids=str,
 )
-def test_a_file_needs_an_id_and_an_embedding(stored: AppContext, path: Path, kind: pa.DataType) -> None:
+def test_file_needs_only_an_id_and_an_embedding(stored: AppContext, path: Path, kind: pa.DataType) -> None:
     vectors = [vector(1, DIM), vector(2, DIM), vector(3, DIM)]
     leaf = kind.value_type
     rows = [v.astype(leaf.to_pandas_dtype()) for v in vectors] if leaf == pa.float16() else vectors
     write(path, {"external_id": ["ana", "bob", "ana"], "embedding": floats([list(row) for row in rows], kind)})
-    assert outcomes(bring(stored, path)) == {"enrolled": 3}
+    assert outcomes(import_file(stored, path)) == {"enrolled": 3}
     gallery = stored.store.galleries.get("staff")
     assert (gallery.model, gallery.fingerprint) == ("sface", SFACE.fingerprint)
     ana, bob = stored.store.identities.list(gallery.id)
@@ -57,12 +57,12 @@ def test_a_file_needs_an_id_and_an_embedding(stored: AppContext, path: Path, kin
     assert (one.quality.size, one.quality.reasons) == (0, ())
     assert bob.id == one.identity_id
     seq = stored.store.changes.last(gallery.id)
-    assert outcomes(bring(stored, path)) == {"unchanged": 3}
+    assert outcomes(import_file(stored, path)) == {"unchanged": 3}
     assert stored.store.changes.last(gallery.id) == seq
 
 
-def test_columns_as_others_write_them(home: AppContext, path: Path) -> None:
-    """Encoded as dictionaries, large, of other units, without any value, without landmarks, and of no concern."""
+def test_columns_of_other_programs_are_read(home: AppContext, path: Path) -> None:
+    """Dictionary-encoded, large, in other units, without values, missing, and unknown columns."""
     time = datetime(2024, 5, 1, 9, 30, tzinfo=UTC)
     columns = {
         "shoe_size": [42.0, 43.5],
@@ -77,7 +77,7 @@ def test_columns_as_others_write_them(home: AppContext, path: Path) -> None:
         "detection_score": pa.array([1, None], pa.int8()),
         "created_at": ["yesterday", "today"],
     }
-    assert outcomes(bring(home, write(path, columns))) == {"enrolled": 2}
+    assert outcomes(import_file(home, write(path, columns))) == {"enrolled": 2}
     gallery = home.store.galleries.get("staff")
     ana, bob = (home.store.identities.get(gallery.id, external_id) for external_id in ("ana", "bob"))
     assert (ana.name, ana.metadata, ana.valid_from, ana.valid_until) == ("Ana", {"a": {"b": [1]}}, time, None)
@@ -87,9 +87,9 @@ def test_columns_as_others_write_them(home: AppContext, path: Path) -> None:
     assert (box.x, box.y, box.w, box.h, one.detection.score) == (1, 2, 3, 4, 1)
 
 
-def test_a_column_of_embeddings_without_any(home: AppContext, path: Path) -> None:
+def test_column_without_any_embedding_is_imported(home: AppContext, path: Path) -> None:
     write(path, {"external_id": ["ana", "bob", "ana"], "embedding": pa.nulls(3)})
-    assert [r.outcome for r in bring(home, path)] == [Outcome.ENROLLED, Outcome.ENROLLED, Outcome.UNCHANGED]
+    assert [r.outcome for r in import_file(home, path)] == [Outcome.ENROLLED, Outcome.ENROLLED, Outcome.UNCHANGED]
     assert home.store.galleries.counts(home.store.galleries.get("staff").id) == (2, 0)
 
 
@@ -144,11 +144,9 @@ def bad(name: str, value: object, kind: pa.DataType | None = None) -> Any:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_bad_row_is_named_and_the_others_come_in(
-    home: AppContext, path: Path, columns: dict[str, object], why: str
-) -> None:
+def test_only_the_invalid_row_is_rejected(home: AppContext, path: Path, columns: dict[str, object], why: str) -> None:
     rows = {"external_id": ["ana", "bob"], "embedding": floats([GOOD, vector(2, DIM)])} | columns
-    first, second = bring(home, write(path, rows))
+    first, second = import_file(home, write(path, rows))
     assert (first.outcome, first.message) == (Outcome.ENROLLED, None)
     assert (second.row, second.external_id) == (1, rows["external_id"][1] or "")
     assert (second.outcome, second.reason) == (Outcome.REJECTED, Reason.INVALID_ROW)
@@ -156,30 +154,30 @@ def test_a_bad_row_is_named_and_the_others_come_in(
     assert home.store.galleries.counts(home.store.galleries.get("staff").id) == (1, 1)
 
 
-def test_one_face_for_two_people(home: AppContext, path: Path) -> None:
+def test_embedding_of_another_identity_is_rejected(home: AppContext, path: Path) -> None:
     write(path, {"external_id": ["ana", "bob", "ana"], "embedding": floats([GOOD, GOOD, GOOD])})
-    results = bring(home, path)
+    results = import_file(home, path)
     assert [r.outcome for r in results] == [Outcome.ENROLLED, Outcome.REJECTED, Outcome.UNCHANGED]
     assert results[1].reason is Reason.LOOKS_LIKE_ANOTHER_IDENTITY
     assert "enrolled for identity 'ana'" in (results[1].message or "")
 
 
-def test_dates_that_clash_with_what_was_said_before(home: AppContext, path: Path) -> None:
+def test_row_whose_dates_contradict_earlier_ones_is_rejected(home: AppContext, path: Path) -> None:
     start = pa.array([datetime(2024, 5, 1, tzinfo=UTC), None], pa.timestamp("us", "UTC"))
     end = pa.array([None, datetime(2023, 5, 1, tzinfo=UTC)], pa.timestamp("us", "UTC"))
     for embeddings in (floats([GOOD, vector(2, DIM)]), pa.nulls(2)):
         write(path, {"external_id": ["ana"] * 2, "embedding": embeddings, "valid_from": start, "valid_until": end})
-        results = bring(home, path, f"gallery{embeddings.null_count}")
+        results = import_file(home, path, f"gallery{embeddings.null_count}")
         assert [r.outcome for r in results] == [Outcome.ENROLLED, Outcome.REJECTED]
         assert results[1].reason is Reason.INVALID_ROW
         assert "'ana' would be valid until 2023-05-01" in (results[1].message or "")
 
 
-def test_metadata_that_is_too_much_together(home: AppContext, path: Path) -> None:
+def test_row_whose_merged_metadata_is_too_large_is_rejected(home: AppContext, path: Path) -> None:
     halves = [f'{{"{key}": "{"x" * 9_000}"}}' for key in "ab"]
     for embeddings in (floats([GOOD, vector(2, DIM)]), pa.nulls(2)):
         write(path, {"external_id": ["ana"] * 2, "embedding": embeddings, "metadata": halves})
-        results = bring(home, path, f"gallery{embeddings.null_count}")
+        results = import_file(home, path, f"gallery{embeddings.null_count}")
         assert [r.outcome for r in results] == [Outcome.ENROLLED, Outcome.REJECTED]
         assert results[1].reason is Reason.INVALID_ROW
         assert "metadata of 'ana' would be 18,015 bytes" in (results[1].message or "")

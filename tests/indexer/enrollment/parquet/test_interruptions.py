@@ -22,9 +22,9 @@ from indexer.gallery.export_reader import FaceRecord, Record, Snapshot
 from indexer.types import Gallery, Outcome, Person, vector_to_bytes
 from tests.indexer.enrollment.parquet.galleries import (
     DIM,
-    bring,
     fill,
     floats,
+    import_file,
     outcomes,
     plain,
     write,
@@ -34,7 +34,7 @@ from tests.indexer.gallery.together import in_threads
 from tests.indexer.vectors.disks import limited_file_size
 
 
-def test_an_interrupted_import_goes_on(stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_import_is_continued(stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_file, "BATCH", 4)
     write(path, plain(*range(10)))
     with open_gallery_file(path) as file:
@@ -43,25 +43,25 @@ def test_an_interrupted_import_goes_on(stored: AppContext, path: Path, monkeypat
         assert next(results).outcome is Outcome.ENROLLED
         results.close()
     assert stored.store.galleries.counts(gallery.id) == (4, 4)
-    assert outcomes(bring(stored, path)) == {"unchanged": 4, "enrolled": 6}
+    assert outcomes(import_file(stored, path)) == {"unchanged": 4, "enrolled": 6}
     assert stored.store.galleries.counts(gallery.id) == (10, 10)
 
 
-def test_two_imports_at_once(stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_imports_enroll_each_row_once(
+    stored: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet_file, "BATCH", 4)
     rows = {
         "external_id": [f"p{i}" for i in range(30)],
         "embedding": floats([vector(i, DIM) for i in range(20)] + [None] * 10),
     }
     write(path, rows)
-    results = in_threads([lambda: bring(stored, path)] * 2)
+    results = in_threads([lambda: import_file(stored, path)] * 2)
     assert outcomes(results[0] + results[1]) == {"enrolled": 30, "unchanged": 30}
     assert stored.store.galleries.counts(stored.store.galleries.get("staff").id) == (30, 20)
 
 
-def test_a_full_disk_ends_an_import_and_it_goes_on(
-    home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_import_is_continued_after_a_full_disk(home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_file, "BATCH", 100)
     write(path, plain(*range(1000)))
     with open_gallery_file(path) as file:
@@ -70,10 +70,10 @@ def test_a_full_disk_ends_an_import_and_it_goes_on(
             list(import_rows(home.store, gallery, file))
     there = home.store.galleries.counts(gallery.id)[1]
     assert 0 < there < 1000
-    assert outcomes(bring(home, path)) == {"unchanged": there, "enrolled": 1000 - there}
+    assert outcomes(import_file(home, path)) == {"unchanged": there, "enrolled": 1000 - there}
 
 
-def test_a_full_disk_leaves_the_file_that_was_there(home: AppContext, path: Path) -> None:
+def test_full_disk_keeps_the_existing_file(home: AppContext, path: Path) -> None:
     fill(home)
     path.write_bytes(b"the old one")
     with limited_file_size(3000), pytest.raises(StorageUnavailable, match=r"some\.parquet cannot be written: File too"):
@@ -82,7 +82,9 @@ def test_a_full_disk_leaves_the_file_that_was_there(home: AppContext, path: Path
     assert [other.name for other in path.parent.iterdir() if other.name.startswith("some")] == ["some.parquet"]
 
 
-def test_a_gallery_that_is_reembedded_meanwhile(home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_fails_when_the_gallery_is_reembedded_meanwhile(
+    home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet_file, "BATCH", 2)
     with open_gallery_file(write(path, plain(1, 2, 3, 4))) as file:
         gallery = gallery_for(home.store, home.packs, lambda: home.pack, "staff", file)
@@ -97,8 +99,8 @@ def test_a_gallery_that_is_reembedded_meanwhile(home: AppContext, path: Path, mo
             list(results)
 
 
-def test_reading_holds_a_batch_at_a_time(path: Path) -> None:
-    """Also of a file that is one row group, whose 41 MB of embeddings others may have written."""
+def test_reading_keeps_one_batch_in_memory(path: Path) -> None:
+    """The file is a single row group with 41 MB of embeddings, as other programs may write it."""
     n = 20_000
     vectors = pa.array(np.random.default_rng(0).standard_normal(n * 512, dtype=np.float32))
     embedding = pa.FixedSizeListArray.from_arrays(vectors, 512).cast(pa.list_(pa.float32()))
@@ -116,7 +118,7 @@ def test_reading_holds_a_batch_at_a_time(path: Path) -> None:
     assert most < 15e6
 
 
-def test_writing_holds_a_row_group_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_keeps_one_row_group_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "ROW_GROUP", 1_000)
     n, at = 20_000, datetime.now(UTC)
     numbers = np.random.default_rng(0)

@@ -30,14 +30,14 @@ def gallery(store: Store) -> Gallery:
 
 @pytest.fixture
 def images(store: Store, gallery: Gallery) -> dict[int, int]:
-    """Images 0 to 9 by face id, all enrolled with their crops, two a person."""
+    """Images 0 to 9 by face id, enrolled with their crops, two for each person."""
     ids = enroll(store, gallery, [new_face(f"p{image // 2}", image) for image in range(FACES)])
     return dict(zip(ids, range(FACES), strict=True))
 
 
 @pytest.fixture
 def some_missing(store: Store, gallery: Gallery, images: dict[int, int]) -> list[Missing]:
-    """Three faces more without crops, images 20 to 22."""
+    """Three further faces without crops, images 20 to 22."""
     faces = [new_face("no crop", image, keep=False) for image in (20, 21, 22)]
     ids = enroll(store, gallery, faces)
     return [Missing(face_id, "no crop", new.image_sha256) for face_id, new in zip(ids, faces, strict=True)]

@@ -29,7 +29,7 @@ MAX_BYTES = 10_000_000
 
 
 def embedding(pack: Pack, image: int) -> NDArray[np.float32]:
-    """What a pack makes of image number `image`."""
+    """Returns the embedding that a pack computes for image number `image`."""
     return vector(1000 * pack.dim + image, pack.dim)
 
 
@@ -38,12 +38,12 @@ def photo(image: int) -> bytes:
 
 
 def crop(image: int) -> NDArray[np.uint8]:
-    """A crop that tells the number of its image."""
+    """Returns a crop whose pixels all have the number of its image."""
     return np.full((112, 112, 3), image, np.uint8)
 
 
 class Numbers(FacePipeline):
-    """Tells embeddings by the number of an image, of its crop as of its photo."""
+    """Computes embeddings from the number of an image, which its crop and its photo contain."""
 
     def __init__(self, pack: Pack, then: Callable[[int], None] = lambda batches: None) -> None:
         super().__init__(pack, ModelFiles(Path("nowhere")))
@@ -62,7 +62,7 @@ class Numbers(FacePipeline):
         return np.stack([embedding(self.pack, number) for number in numbers])
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        """Each photo shows the person, and another one to their right."""
+        """Each photo shows the person, and another person to the right."""
         seen = []
         for number in (int(image.split()[1]) for image in images):
             found = replace(face(embedding(self.pack, number)), crop=crop(number))
@@ -84,7 +84,7 @@ def enroll(store: Store, gallery: Gallery, faces: Sequence[NewFace]) -> list[int
 
 
 def check(store: Store, pack: Pack, images: dict[int, int]) -> None:
-    """The gallery holds the faces of these images, by face id, embedded by that pack, and nothing else."""
+    """Checks that the gallery has exactly the faces of these images, by face id, embedded by that pack."""
     gallery = store.galleries.get("staff")
     assert (gallery.model, gallery.fingerprint, gallery.dim) == (pack.name, pack.fingerprint, pack.dim)
     parts = list(store.embeddings.pages(gallery))

@@ -36,7 +36,7 @@ def rows_of(images: Sequence[int]) -> list[Row]:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_enrolling_keeps_crops_when_asked_to(store: Store, gallery: Gallery, keep: bool) -> None:
+def test_enrollment_keeps_crops_on_request(store: Store, gallery: Gallery, keep: bool) -> None:
     enroller = Enroller(store, Numbers(OLD), gallery, MAX_BYTES, workers=2, keep_crops=keep)
     assert {result.outcome for result in enroller.enroll(rows_of(range(40)))} == {Outcome.ENROLLED}
     kept = [face.crop for face in store.reembeddings.missing(gallery.id, NEW.fingerprint, 0, 100)]
@@ -47,10 +47,8 @@ def test_enrolling_keeps_crops_when_asked_to(store: Store, gallery: Gallery, kee
         assert kept == [None] * 40
 
 
-def test_an_enrolment_that_meets_the_switch_can_be_run_again(
-    store: Store, gallery: Gallery, images: dict[int, int]
-) -> None:
-    """What it has committed before is there, embedded anew; what comes after is refused, not mixed in."""
+def test_enrollment_ended_by_the_switch_can_be_repeated(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
+    """What was committed before is re-embedded; what follows is refused instead of mixed in."""
     results = Enroller(store, Numbers(OLD), gallery, MAX_BYTES, 1, keep_crops=True).enroll(rows_of(range(100, 160)))
     before = [next(results) for _ in range(16)]
     now = Reembedder(store, Numbers(NEW), gallery).switch().gallery
@@ -72,10 +70,10 @@ def other(models_folder: Path) -> FacePipeline:
     return FacePipeline(OTHER, ModelFiles(models_folder))
 
 
-def test_real_faces_from_crops_and_photos(
+def test_real_networks_embed_crops_and_photos(
     store: Store, pipeline: FacePipeline, other: FacePipeline, tmp_path: Path
 ) -> None:
-    """What lies in the gallery after is what the other pack makes of the photos itself."""
+    """Afterwards the gallery has the embeddings that the other pack computes from the photos."""
     photos = {"astronaut": astronaut(), "hanks": aligned_face(), "group": six_people()}
     for name, data in photos.items():
         (tmp_path / name).write_bytes(data)
@@ -95,7 +93,7 @@ def test_real_faces_from_crops_and_photos(
     for name, old in before.items():
         expected = other.describe([photos[name]], Pick.CENTER)[0].faces[0].embedding
         found = _embedding(store, now, name)
-        # Enrolling embeds two crops of each face, nearer and wider; what was kept is the one between them.
+        # Enrolling embeds two crops of each face, a closer and a wider one; the kept crop is between them.
         assert float(found @ expected) > (0.98 if name == "astronaut" else 0.999)
         assert float(found @ old) < 0.999
     back = Reembedder(store, pipeline, now).switch().gallery

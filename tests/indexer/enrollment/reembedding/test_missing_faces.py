@@ -27,7 +27,7 @@ from tests.indexer.enrollment.reembedding.numbered_images import (
 )
 
 
-def test_missing_faces_are_listed_and_the_switch_refused(
+def test_missing_faces_are_listed_and_prevent_the_switch(
     store: Store, gallery: Gallery, images: dict[int, int], some_missing: list[Missing]
 ) -> None:
     run = Reembedder(store, Numbers(NEW), gallery)
@@ -38,7 +38,7 @@ def test_missing_faces_are_listed_and_the_switch_refused(
     check(store, OLD, images | {face.face_id: 20 + i for i, face in enumerate(some_missing)})
 
 
-def test_missing_faces_are_dropped_when_asked_for(
+def test_missing_faces_are_dropped_on_request(
     store: Store, gallery: Gallery, images: dict[int, int], some_missing: list[Missing]
 ) -> None:
     before = store.changes.last(gallery.id) or 0
@@ -51,10 +51,10 @@ def test_missing_faces_are_dropped_when_asked_for(
     assert store.identities.get(gallery.id, "no crop").faces == 0
 
 
-def test_the_missing_are_those_that_the_switch_found(
+def test_missing_faces_are_those_at_the_time_of_the_switch(
     store: Store, gallery: Gallery, images: dict[int, int], some_missing: list[Missing]
 ) -> None:
-    """One came and one went since the last look."""
+    """One was enrolled and one was deleted after the last batch."""
     run = Reembedder(store, Numbers(NEW), gallery)
     for _ in run.embed():
         pass
@@ -67,10 +67,10 @@ def test_the_missing_are_those_that_the_switch_found(
     check(store, NEW, images)
 
 
-def test_a_face_is_never_dropped_unlooked_at(
+def test_faces_are_embedded_again_if_their_embeddings_were_deleted(
     store: Store, gallery: Gallery, images: dict[int, int], some_missing: list[Missing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody forgets the embeddings and begins anew just before the switch: what was there is made again."""
+    """The embeddings are deleted and started again just before the switch."""
     switch = store.reembeddings.switch
     forgotten: list[int] = []
 
@@ -87,10 +87,10 @@ def test_a_face_is_never_dropped_unlooked_at(
     check(store, NEW, images)
 
 
-def test_photos_stand_in_for_crops(
+def test_photos_replace_missing_crops(
     store: Store, gallery: Gallery, images: dict[int, int], some_missing: list[Missing], tmp_path: Path
 ) -> None:
-    """The face where the enrolled one was is taken; a photo that has changed since it was hashed is none."""
+    """The face at the enrolled position is used; a photo that has changed since it was hashed is not."""
     for image in (20, 21, 22, 3):
         (tmp_path / "below").mkdir(exist_ok=True)
         (tmp_path / "below" / str(image)).write_bytes(photo(image))
@@ -108,15 +108,15 @@ def test_photos_stand_in_for_crops(
     check(store, NEW, images | {some_missing[0].face_id: 20})
 
 
-def test_folders_that_are_not_there() -> None:
+def test_missing_folder_of_photos_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"nowhere cannot be read: No such file.*; expected photos or"):
         hash_images([Path("nowhere")], MAX_BYTES)
 
 
-def test_a_damaged_crop_keeps_no_other_face_out(
+def test_damaged_crop_does_not_affect_other_faces(
     store: Store, gallery: Gallery, images: dict[int, int], tmp_path: Path
 ) -> None:
-    """Its photo stands in where there is one."""
+    """Its photo is used instead if there is one."""
     damaged = [replace(new_face("eve", image), crop=b"nonsense") for image in (30, 31)]
     with_photo, without = enroll(store, gallery, damaged)
     (tmp_path / "photo").write_bytes(photo(30))
@@ -127,7 +127,7 @@ def test_a_damaged_crop_keeps_no_other_face_out(
     check(store, NEW, images | {with_photo: 30})
 
 
-def test_a_crop_that_the_network_fails_on_keeps_no_other_face_out(
+def test_crop_that_the_network_fails_on_does_not_affect_other_faces(
     store: Store, gallery: Gallery, images: dict[int, int]
 ) -> None:
     class Fails(Numbers):

@@ -33,13 +33,13 @@ from tests.indexer.gallery.together import in_threads
 from tests.postgres import Database, opened
 
 
-def test_old_answers_until_the_switch_and_new_ones_after(
+def test_searches_use_the_old_embeddings_until_the_switch(
     store: Store, gallery: Gallery, images: dict[int, int], tmp_path: Path
 ) -> None:
     indexes = IndexRegistry(store, tmp_path, FaissEngine())
 
     def best(pack: Pack, image: int) -> int:
-        """The face found for that image as a probe, as a service finds it."""
+        """Returns the image of the best hit for a probe, searched as the service does."""
         index = indexes.get(store.galleries.get("staff")).catch_up()
         [[hit]] = index.nearest_faces(embedding(pack, image)[None], 1)
         assert hit.score == pytest.approx(1)
@@ -62,7 +62,7 @@ def test_old_answers_until_the_switch_and_new_ones_after(
         assert best(NEW, image) == image
 
 
-def test_it_goes_on_where_it_was_stopped(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
+def test_stopped_run_is_continued(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
     stopped = Reembedder(store, Numbers(NEW), gallery).embed()
     assert [next(stopped) for _ in range(2)] == [Progress(0, 0, FACES), Progress(BATCH, 0, FACES)]
     stopped.close()
@@ -86,9 +86,7 @@ def reembed_and_die(url: str) -> None:
         Reembedder(store, Numbers(NEW, die), store.galleries.get("staff")).switch()
 
 
-def test_it_goes_on_where_it_was_killed(
-    store: Store, database: Database, gallery: Gallery, images: dict[int, int]
-) -> None:
+def test_killed_run_is_continued(store: Store, database: Database, gallery: Gallery, images: dict[int, int]) -> None:
     killed = multiprocessing.get_context("spawn").Process(target=reembed_and_die, args=(database.url,))
     killed.start()
     killed.join(60)
@@ -103,25 +101,25 @@ def test_it_goes_on_where_it_was_killed(
     check(store, NEW, images)
 
 
-def test_an_error_in_the_middle_loses_nothing(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
+def test_error_keeps_the_finished_embeddings(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
     def fail(batches: int) -> None:
         if batches == 2:
-            raise Conflict("the machine is on fire")
+            raise Conflict("the pack has changed")
 
-    with pytest.raises(Conflict, match="on fire"):
+    with pytest.raises(Conflict, match="pack has changed"):
         Reembedder(store, Numbers(NEW, fail), gallery).switch()
     check(store, OLD, images)
     assert store.reembeddings.count(gallery.id, NEW.fingerprint) == BATCH
 
 
-def test_faces_come_and_go_meanwhile(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
-    """Also in the moment before the switch."""
+def test_faces_may_be_enrolled_and_deleted_meanwhile(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
+    """Also between the last batch and the switch."""
     first, *_, last = images
 
     def meanwhile(batches: int) -> None:
         if batches == 1:
             store.faces.delete(gallery.id, last)  # not embedded yet
-            store.faces.delete(gallery.id, first)  # of the batch that is computed this moment
+            store.faces.delete(gallery.id, first)  # in the batch that is being computed
             del images[first], images[last]
         if batches in (1, 2, 3, 4):
             [new] = enroll(store, gallery, [new_face(f"late{batches}", 100 + batches)])
@@ -140,7 +138,7 @@ def test_faces_come_and_go_meanwhile(store: Store, gallery: Gallery, images: dic
     check(store, NEW, images)
 
 
-def test_a_face_enrolled_between_the_last_look_and_the_switch(
+def test_face_enrolled_just_before_the_switch_is_embedded(
     store: Store, gallery: Gallery, images: dict[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     switch, attempts = store.reembeddings.switch, []
@@ -158,7 +156,7 @@ def test_a_face_enrolled_between_the_last_look_and_the_switch(
     check(store, NEW, images)
 
 
-def test_the_way_back_gives_the_same_bits(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
+def test_switching_back_restores_identical_embeddings(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
     now = Reembedder(store, Numbers(NEW), gallery).switch().gallery
     ids = enroll(store, now, [new_face("late", image, pack=NEW) for image in (50, 51)])
     images |= dict(zip(ids, (50, 51), strict=True))
@@ -179,7 +177,7 @@ def test_the_way_back_gives_the_same_bits(store: Store, gallery: Gallery, images
     check(store, NEW, images)
 
 
-def test_two_at_once_towards_one_pack(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
+def test_of_two_runs_to_one_pack_one_switches(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
     def run() -> bool:
         try:
             return Reembedder(store, Numbers(NEW), gallery).switch().switched
@@ -190,7 +188,7 @@ def test_two_at_once_towards_one_pack(store: Store, gallery: Gallery, images: di
     check(store, NEW, images)
 
 
-def test_two_at_once_towards_different_packs(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
+def test_of_two_runs_to_different_packs_one_switches(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
     first, second = Reembedder(store, Numbers(NEW), gallery), Reembedder(store, Numbers(THIRD), gallery)
     one, other = first.embed(), second.embed()
     for _ in zip(one, other, strict=True):
@@ -212,7 +210,7 @@ def test_two_at_once_towards_different_packs(store: Store, gallery: Gallery, ima
     }
 
 
-def test_towards_its_own_pack(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
+def test_gallery_is_not_reembedded_with_its_own_pack(store: Store, gallery: Gallery, images: dict[int, int]) -> None:
     with pytest.raises(Conflict, match=r"bound to old .* already"):
         Reembedder(store, Numbers(OLD), gallery).switch()
     assert store.reembeddings.packs(gallery.id) == []
