@@ -139,7 +139,7 @@ def test_gallery_larger_than_a_page_is_exported_and_imported(
     """Pages of identities, of faces, of written rows and of read rows."""
     for module, name in (
         (queries, "MAX_QUERY_VALUES"),
-        (queries, "FACES_HELD"),
+        (queries, "FACES_AT_ONCE"),
         (export, "ROW_GROUP"),
         (parquet_file, "BATCH"),
     ):
