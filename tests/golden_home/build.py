@@ -181,17 +181,19 @@ def record(client: httpx.Client, demo: Path, number: int, key: str = "search") -
 
 def make_keys(client: httpx.Client) -> dict[str, str]:
     """Makes a key of every scope, a limited one, one that has expired and one that is revoked. Returns their texts."""
-    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
     keys: Mapping[str, Mapping[str, Any]] = {
         "manager": {"scopes": ["admin"]},
         "personnel": {"scopes": ["enroll"], "expires_at": "2099-01-01T00:00:00Z"},
         "camera": {"scopes": ["search"], "per_minute": 6000},
         "north-door": {"scopes": ["search"], "galleries": ["staff"]},
         "south": {"scopes": ["enroll", "admin"], "galleries": ["staff", "moved"]},
-        "expired": {"scopes": ["admin"], "expires_at": soon},
         "revoked": {"scopes": ["admin"]},
     }
     made = {name: ok(client.post("/v1/keys", json={"name": name, **fields}), 201) for name, fields in keys.items()}
+    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()  # the request must arrive before it expires
+    made["expired"] = ok(
+        client.post("/v1/keys", json={"name": "expired", "scopes": ["admin"], "expires_at": soon}), 201
+    )
     ok(client.delete(f"/v1/keys/{made['revoked']['id']}"))
     return {name: key["key"] for name, key in made.items()}
 
