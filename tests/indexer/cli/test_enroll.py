@@ -51,9 +51,9 @@ def test_json_summary_lists_every_photo(empty: Command, demo: Demo) -> None:
         (str(demo.photo(person)), person) for person in people
     ]
     assert {(row["outcome"], row["reason"], row["message"]) for row in summary["results"]} == {("enrolled", None, None)}
-    said = {row["face_id"]: row["external_id"] for row in summary["results"]}
+    reported = {row["face_id"]: row["external_id"] for row in summary["results"]}
     kept = empty.query("SELECT faces.id, external_id FROM faces JOIN identities ON identities.id = identity_id")
-    assert said == dict(kept)
+    assert reported == dict(kept)
     assert empty.images() == hashes(demo.photos)
 
 
@@ -133,8 +133,8 @@ def test_last_row_of_an_identity_sets_its_metadata(empty: Command, demo: Demo, t
     manifest.write_text(f"image,external_id,Floor\n{demo.photo('hanks')},e-2,1\n")
     empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
     manifest.write_text(f"image,external_id,Floor\n{demo.photo('collins')},e-2,2\n{demo.photo('hanks')},e-2,3\n")
-    told = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff", "--json").json
-    assert [row["outcome"] for row in told["results"]] == ["enrolled", "unchanged"]
+    summary = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff", "--json").json
+    assert [row["outcome"] for row in summary["results"]] == ["enrolled", "unchanged"]
     assert empty.ok("identity", "show", "e-2", "--gallery", "staff", "--json").json["metadata"] == {"Floor": "3"}
 
 

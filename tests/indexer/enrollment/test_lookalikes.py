@@ -212,8 +212,8 @@ def test_rejected_lookalike_does_not_change_its_identity(
     store: Store, gallery: Gallery, index: SynchronizedIndex
 ) -> None:
     store.identities.put(gallery.id, Person("ben", "Ben"))
-    said = replace(row("ben", 1, 2), person=Person("ben", "Somebody"))
-    enroll(store, gallery, index, [row("ana", 1, 1), said], hold=True)
+    renamed = replace(row("ben", 1, 2), person=Person("ben", "Somebody"))
+    enroll(store, gallery, index, [row("ana", 1, 1), renamed], hold=True)
     assert store.identities.get(gallery.id, "ben").name == "Ben"
 
 

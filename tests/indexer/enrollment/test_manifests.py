@@ -158,11 +158,13 @@ def test_manifest_in_a_folder_replaces_its_structure(tmp_path: Path) -> None:
 
 
 def test_images_are_searched_next_to_the_manifest_and_then_in_the_paths(tmp_path: Path) -> None:
-    write(tmp_path / "lists", {"m.csv": "image,external_id\na.jpg,ana\nb.jpg,ben\nx/c.jpg,cleo\n", "a.jpg": "beside"})
+    write(
+        tmp_path / "lists", {"m.csv": "image,external_id\na.jpg,ana\nb.jpg,ben\nx/c.jpg,cleo\n", "a.jpg": "next to it"}
+    )
     folder = write(tmp_path / "photos", {"a.jpg": "not this one", "b.jpg": "in the folder"})
     archive = pack(tmp_path / "more.zip", {"x/c.jpg": "in the ZIP"})
     rows = rows_of([folder, archive], tmp_path / "lists" / "m.csv")
-    assert [content(row) for row in rows] == [b"beside", b"in the folder", b"in the ZIP"]
+    assert [content(row) for row in rows] == [b"next to it", b"in the folder", b"in the ZIP"]
 
 
 @pytest.mark.parametrize("named", ["staff/ana/1.jpg", "ana/1.jpg"])

@@ -19,19 +19,19 @@ from tests.variants import SETTINGS
 @pytest.fixture
 def open_home(tmp_path: Path) -> Iterator[Open]:
     """Opens homes with the database of a URL; without one, with SQLite in the home's folder."""
-    homes: list[AppContext] = []
+    opened: list[AppContext] = []
 
     def make(url: str = "") -> AppContext:
-        homes.append(AppContext(read_settings(SETTINGS, home=tmp_path / f"home{len(homes)}", database_url=url)))
-        return homes[-1]
+        opened.append(AppContext(read_settings(SETTINGS, home=tmp_path / f"home{len(opened)}", database_url=url)))
+        return opened[-1]
 
     yield make
-    for home in homes:
-        home.close()
+    for context in opened:
+        context.close()
 
 
 @pytest.fixture
-def home(open_home: Open) -> AppContext:
+def context(open_home: Open) -> AppContext:
     return open_home("")
 
 

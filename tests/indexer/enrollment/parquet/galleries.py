@@ -38,41 +38,43 @@ CARL = Person("carl", None, None, datetime(2030, 1, 1, tzinfo=timezone(timedelta
 Open = Callable[[str], AppContext]
 
 
-def make_gallery(home: AppContext, name: str = "staff") -> Gallery:
-    return home.store.galleries.create(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
+def make_gallery(context: AppContext, name: str = "staff") -> Gallery:
+    return context.store.galleries.create(name, SFACE.name, SFACE.fingerprint, SFACE.dim)
 
 
 def new(person: Person, image: int) -> NewFace:
     return NewFace(person, image_hash(image), face(vector(image, DIM)))
 
 
-def fill(home: AppContext, name: str = "staff") -> Gallery:
+def fill(context: AppContext, name: str = "staff") -> Gallery:
     """Creates a gallery: Ana has three faces, enrolled before and after Bob's one; Carl has none."""
-    gallery = make_gallery(home, name)
+    gallery = make_gallery(context, name)
     bob = Person("bob")
     for person, image in ((ANA, 1), (bob, 2), (ANA, 3), (Person("ana"), 4)):
-        home.store.faces.enroll(gallery, [new(person, image)])
-    home.store.identities.put(gallery.id, CARL)
+        context.store.faces.enroll(gallery, [new(person, image)])
+    context.store.identities.put(gallery.id, CARL)
     return gallery
 
 
-def contents(home: AppContext, name: str = "staff") -> list[Any]:
+def contents(context: AppContext, name: str = "staff") -> list[Any]:
     """Returns everything in a gallery except ids and creation times, ordered by external id."""
-    gallery, store = home.store.galleries.get(name), home.store
-    told: list[Any] = []
+    gallery, store = context.store.galleries.get(name), context.store
+    found: list[Any] = []
     for i in sorted(store.identities.list(gallery.id), key=lambda identity: identity.external_id):
         faces = store.faces.list(gallery.id, i.external_id)
         vectors = store.embeddings.of_faces(gallery, [f.id for f in faces]).vectors
         looks = [(f.image_sha256, f.detection.box, f.detection.landmarks.tolist(), f.detection.score) for f in faces]
-        told.append((i.external_id, i.name, i.metadata, i.valid_from, i.valid_until, looks, vectors.tobytes()))
-        told.append([f.quality for f in faces])
-    return told
+        found.append((i.external_id, i.name, i.metadata, i.valid_from, i.valid_until, looks, vectors.tobytes()))
+        found.append([f.quality for f in faces])
+    return found
 
 
-def import_file(home: AppContext, path: Path, name: str = "staff", model: str | None = None) -> list[RowResult]:
+def import_file(context: AppContext, path: Path, name: str = "staff", model: str | None = None) -> list[RowResult]:
     with open_gallery_file(path) as file:
         return list(
-            import_rows(home.store, gallery_for(home.store, home.packs, lambda: home.pack, name, file, model), file)
+            import_rows(
+                context.store, gallery_for(context.store, context.packs, lambda: context.pack, name, file, model), file
+            )
         )
 
 

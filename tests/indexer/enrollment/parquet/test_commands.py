@@ -22,12 +22,12 @@ from tests.indexer.enrollment.parquet.galleries import (
 
 
 @pytest.fixture
-def command(home: AppContext) -> Command:
-    return Command(home.settings.home)
+def command(context: AppContext) -> Command:
+    return Command(context.settings.home)
 
 
-def test_commands_export_and_import_a_gallery(home: AppContext, command: Command, path: Path) -> None:
-    fill(home)
+def test_commands_export_and_import_a_gallery(context: AppContext, command: Command, path: Path) -> None:
+    fill(context)
     made = command.ok("gallery", "export", "staff", path, "--json").json
     assert made.pop("seconds") >= 0
     assert made == {
@@ -42,7 +42,7 @@ def test_commands_export_and_import_a_gallery(home: AppContext, command: Command
     assert summary.pop("seconds") >= 0
     expected = {"gallery": "copy", "model": "sface", "rows": 5, "enrolled": 5, "unchanged": 0, "rejected": 0}
     assert summary == {**expected, "identities": 3, "faces": 4, "rejections": []}
-    assert contents(home, "copy") == contents(home)
+    assert contents(context, "copy") == contents(context)
     ran = command.ok("gallery", "export", "staff", path)
     assert "Gallery staff (sface): 3 identities with 4 faces written to" in ran.out
     ran = command.ok("gallery", "import", "copy", path)
@@ -79,9 +79,9 @@ def test_import_command_limits_the_listed_rejections(
 
 
 def test_commands_report_errors_with_their_exit_codes(
-    home: AppContext, command: Command, path: Path, tmp_path: Path
+    context: AppContext, command: Command, path: Path, tmp_path: Path
 ) -> None:
-    make_gallery(home)
+    make_gallery(context)
     path.write_bytes(b"no")
     cases: list[tuple[Sequence[str | Path], int, str]] = [
         (["import", "staff", path], 2, "some.parquet cannot be read as a Parquet file"),

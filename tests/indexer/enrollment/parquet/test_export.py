@@ -43,31 +43,33 @@ from tests.postgres import Database
 
 
 def test_gallery_is_equal_after_a_round_trip_through_another_engine(
-    open_home: Open, database: Database, home: AppContext, path: Path
+    open_home: Open, database: Database, context: AppContext, path: Path
 ) -> None:
-    gallery = fill(home)
+    gallery = fill(context)
     there = open_home(database.url)
-    made = export_gallery(home.migrated_engine, "staff", path)
+    made = export_gallery(context.migrated_engine, "staff", path)
     assert (made.gallery.name, made.identities, made.faces, made.bytes) == ("staff", 3, 4, path.stat().st_size)
     assert outcomes(import_file(there, path)) == {"enrolled": 5}
-    assert contents(there) == contents(home)
+    assert contents(there) == contents(context)
     copy = there.store.galleries.get("staff")
     assert (copy.model, copy.fingerprint, copy.dim) == (gallery.model, gallery.fingerprint, gallery.dim)
 
     back = open_home("")
     export_gallery(there.migrated_engine, "staff", path)
     import_file(back, path, "again")
-    assert contents(back, "again") == contents(home)
+    assert contents(back, "again") == contents(context)
 
     probes = np.stack([vector(seed, DIM) for seed in (1, 2, 3, 99)])
-    answers = [found(each, each.store.galleries.get(name), probes) for each, name in ((home, "staff"), (back, "again"))]
+    answers = [
+        found(each, each.store.galleries.get(name), probes) for each, name in ((context, "staff"), (back, "again"))
+    ]
     assert answers[0] == answers[1]
     assert [hits[0] for hits in answers[0]][:3] == [("ana", 1.0), ("bob", 1.0), ("ana", 1.0)]
 
 
-def found(home: AppContext, gallery: Gallery, probes: NDArray[np.float32]) -> list[list[tuple[str, float]]]:
-    names = {person.id: person.external_id for person in home.store.identities.list(gallery.id)}
-    answers = home.indexes.get(gallery).catch_up().nearest_identities(probes, 3)
+def found(context: AppContext, gallery: Gallery, probes: NDArray[np.float32]) -> list[list[tuple[str, float]]]:
+    names = {person.id: person.external_id for person in context.store.identities.list(gallery.id)}
+    answers = context.indexes.get(gallery).catch_up().nearest_identities(probes, 3)
     return [[(names[hit.identity_id], round(hit.score, 6)) for hit in hits] for hits in answers]
 
 
@@ -81,22 +83,22 @@ def test_importing_again_changes_nothing(stored: AppContext, path: Path) -> None
     assert stored.store.changes.last(gallery.id) == seq
 
 
-def test_import_updates_identities_and_adds_missing_faces(home: AppContext, path: Path) -> None:
-    fill(home)
-    export_gallery(home.migrated_engine, "staff", path)
-    store, gallery = home.store, home.store.galleries.get("staff")
+def test_import_updates_identities_and_adds_missing_faces(context: AppContext, path: Path) -> None:
+    fill(context)
+    export_gallery(context.migrated_engine, "staff", path)
+    store, gallery = context.store, context.store.galleries.get("staff")
     store.identities.put(gallery.id, Person("ana", "Ana", metadata={"no": 8, "floor": 3}))
     store.identities.delete(gallery.id, "bob")
-    assert outcomes(import_file(home, path)) == {"unchanged": 4, "enrolled": 1}
+    assert outcomes(import_file(context, path)) == {"unchanged": 4, "enrolled": 1}
     ana = store.identities.get(gallery.id, "ana")
     assert (ana.name, ana.valid_until, ana.metadata) == (ANA.name, LAST, {**ANA.metadata, "floor": 3})
     assert store.identities.get(gallery.id, "bob").faces == 1
 
 
-def test_exported_file_has_the_documented_columns(home: AppContext, path: Path) -> None:
-    gallery = fill(home)
+def test_exported_file_has_the_documented_columns(context: AppContext, path: Path) -> None:
+    gallery = fill(context)
     before = datetime.now(UTC)
-    export_gallery(home.migrated_engine, "staff", path)
+    export_gallery(context.migrated_engine, "staff", path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600  # embeddings are biometric data
     table = pq.read_table(path)
     assert table.column_names == COLUMNS
@@ -125,12 +127,12 @@ def test_exported_file_has_the_documented_columns(home: AppContext, path: Path) 
     assert {name for name, value in last.items() if value is not None} == {"external_id", "metadata", "valid_until"}
 
 
-def test_empty_gallery_is_exported_and_imported(home: AppContext, path: Path) -> None:
-    make_gallery(home)
-    export_gallery(home.migrated_engine, "staff", path)
+def test_empty_gallery_is_exported_and_imported(context: AppContext, path: Path) -> None:
+    make_gallery(context)
+    export_gallery(context.migrated_engine, "staff", path)
     assert pq.read_metadata(path).num_rows == 0
-    assert import_file(home, path, "copy") == []
-    assert home.store.galleries.get("copy").fingerprint == SFACE.fingerprint
+    assert import_file(context, path, "copy") == []
+    assert context.store.galleries.get("copy").fingerprint == SFACE.fingerprint
 
 
 def test_gallery_larger_than_a_page_is_exported_and_imported(
@@ -154,9 +156,9 @@ def test_gallery_larger_than_a_page_is_exported_and_imported(
     assert contents(stored, "copy") == contents(stored)
 
 
-def test_missing_gallery_is_not_exported(home: AppContext, path: Path) -> None:
+def test_missing_gallery_is_not_exported(context: AppContext, path: Path) -> None:
     with pytest.raises(NotFound, match="'nobody'"):
-        export_gallery(home.migrated_engine, "nobody", path)
+        export_gallery(context.migrated_engine, "nobody", path)
     assert not path.exists()
 
 

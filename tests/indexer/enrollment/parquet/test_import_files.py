@@ -46,28 +46,28 @@ def test_file_that_is_not_parquet_is_refused(path: Path, tmp_path: Path) -> None
             pass
 
 
-def test_damaged_file_never_yields_a_wrong_embedding(home: AppContext, path: Path) -> None:
-    fill(home)
-    export_gallery(home.migrated_engine, "staff", path)
-    right, whole = contents(home), path.read_bytes()
+def test_damaged_file_never_yields_a_wrong_embedding(context: AppContext, path: Path) -> None:
+    fill(context)
+    export_gallery(context.migrated_engine, "staff", path)
+    right, whole = contents(context), path.read_bytes()
     for cut in (len(whole) - 1, len(whole) // 2, 10):
         path.write_bytes(whole[:cut])
         with pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read"):
-            import_file(home, path)
+            import_file(context, path)
     vectors = whole.index(vector(3, DIM).tobytes())
     path.write_bytes(whole[:vectors] + bytes([whole[vectors] ^ 1]) + whole[vectors + 1 :])
     with pytest.raises(InvalidRequest, match=r"some\.parquet cannot be read.*CRC"):
-        import_file(home, path, "copy")
+        import_file(context, path, "copy")
     numbers = np.random.default_rng(0)
     for n in range(150):
         at = int(numbers.integers(len(whole)))
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << int(numbers.integers(8)))]) + whole[at + 1 :])
         try:
-            results = import_file(home, path, f"copy{n}")
+            results = import_file(context, path, f"copy{n}")
         except WhosthereError:
             continue
         if outcomes(results) == {"enrolled": 5}:
-            assert contents(home, f"copy{n}")[0][-1] == right[0][-1]
+            assert contents(context, f"copy{n}")[0][-1] == right[0][-1]
 
 
 @pytest.mark.parametrize(
@@ -93,25 +93,25 @@ def test_damaged_file_never_yields_a_wrong_embedding(home: AppContext, path: Pat
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_missing_or_wrongly_typed_column_is_refused(
-    home: AppContext, path: Path, columns: dict[str, object], why: str
+    context: AppContext, path: Path, columns: dict[str, object], why: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=why) as caught:
-        import_file(home, write(path, columns))
+        import_file(context, write(path, columns))
     assert "some.parquet" in caught.value.message
-    assert home.store.galleries.list() == []
+    assert context.store.galleries.list() == []
 
 
-def test_duplicate_column_is_refused(home: AppContext, path: Path) -> None:
+def test_duplicate_column_is_refused(context: AppContext, path: Path) -> None:
     ids = pa.array(["ana"])
     pq.write_table(pa.table([ids, floats([GOOD]), ids], names=["external_id", "embedding", "external_id"]), path)
     with pytest.raises(InvalidRequest, match=r"some\.parquet has 2 columns named 'external_id'"):
-        import_file(home, path)
+        import_file(context, path)
 
 
-def test_text_that_is_not_utf_8_is_refused(home: AppContext, path: Path) -> None:
+def test_text_that_is_not_utf_8_is_refused(context: AppContext, path: Path) -> None:
     latin = pa.Array.from_buffers(pa.string(), 1, pa.array([b"Gr\xf6\xdfl"]).buffers())
     with pytest.raises(InvalidRequest, match=r"the column 'name' of .*some\.parquet is not UTF-8"):
-        import_file(home, write(path, plain(1) | {"name": latin}))
+        import_file(context, write(path, plain(1) | {"name": latin}))
 
 
 @pytest.mark.parametrize(
@@ -128,14 +128,14 @@ def test_text_that_is_not_utf_8_is_refused(home: AppContext, path: Path) -> None
         ),
     ],
 )
-def test_invalid_header_is_refused(home: AppContext, path: Path, header: bytes, why: str) -> None:
+def test_invalid_header_is_refused(context: AppContext, path: Path, header: bytes, why: str) -> None:
     with pytest.raises(InvalidRequest, match=why) as caught:
-        import_file(home, write(path, plain(1), {b"whosthere": header}))
+        import_file(context, write(path, plain(1), {b"whosthere": header}))
     assert "some.parquet" in caught.value.message
 
 
 def header(model: str, fingerprint: str, dim: int = DIM) -> dict[bytes, bytes]:
-    said = parquet_file.Header(
+    written = parquet_file.Header(
         format=1,
         gallery="staff",
         model=model,
@@ -145,20 +145,20 @@ def header(model: str, fingerprint: str, dim: int = DIM) -> dict[bytes, bytes]:
         faces=1,
         made_at=datetime.now(UTC),
     )
-    return {b"whosthere": said.model_dump_json().encode()}
+    return {b"whosthere": written.model_dump_json().encode()}
 
 
-def test_gallery_is_bound_to_the_pack_of_the_file(home: AppContext, path: Path) -> None:
+def test_gallery_is_bound_to_the_pack_of_the_file(context: AppContext, path: Path) -> None:
     """The pack need not be installed: the file has its fingerprint."""
     wide = {"external_id": ["ana"], "embedding": floats([vector(1, 512)])}
-    assert outcomes(import_file(home, write(path, wide, header("ir50", "0123456789abcdef", 512)))) == {"enrolled": 1}
-    made = home.store.galleries.get("staff")
+    assert outcomes(import_file(context, write(path, wide, header("ir50", "0123456789abcdef", 512)))) == {"enrolled": 1}
+    made = context.store.galleries.get("staff")
     assert (made.model, made.fingerprint, made.dim) == ("ir50", "0123456789abcdef", 512)
-    assert outcomes(import_file(home, write(path, wide), "other", "buffalo_l")) == {"enrolled": 1}
-    made = home.store.galleries.get("other")
+    assert outcomes(import_file(context, write(path, wide), "other", "buffalo_l")) == {"enrolled": 1}
+    made = context.store.galleries.get("other")
     assert (made.model, made.fingerprint, made.dim) == ("buffalo_l", BUFFALO_L.fingerprint, 512)
     with pytest.raises(ModelUnavailable, match="ir50 is not installed"):
-        import_file(home, path, "third", "ir50")
+        import_file(context, path, "third", "ir50")
 
 
 @pytest.mark.parametrize(
@@ -194,22 +194,22 @@ def test_gallery_is_bound_to_the_pack_of_the_file(home: AppContext, path: Path) 
     ],
 )
 def test_packs_are_never_mixed(
-    home: AppContext, path: Path, metadata: Mapping[bytes, bytes] | None, model: str | None, there: bool, why: str
+    context: AppContext, path: Path, metadata: Mapping[bytes, bytes] | None, model: str | None, there: bool, why: str
 ) -> None:
     if there:
-        make_gallery(home)
+        make_gallery(context)
     with pytest.raises(Conflict) as caught:
-        import_file(home, write(path, plain(1), metadata), model=model)
+        import_file(context, write(path, plain(1), metadata), model=model)
     assert caught.value.code == "model_mismatch"
     named = why.format(sface=SFACE.fingerprint, buffalo_l=BUFFALO_L.fingerprint)
     assert caught.value.message == f"{path} holds embeddings {named}; a gallery never mixes packs"
-    assert sum(home.store.galleries.counts(gallery.id)[0] for gallery in home.store.galleries.list()) == 0
+    assert sum(context.store.galleries.counts(gallery.id)[0] for gallery in context.store.galleries.list()) == 0
 
 
-def test_unknown_pack_is_refused_unless_the_gallery_has_it(home: AppContext, path: Path) -> None:
+def test_unknown_pack_is_refused_unless_the_gallery_has_it(context: AppContext, path: Path) -> None:
     for metadata, model in ((header("mine", "aaaa"), None), (None, "mine")):
         with pytest.raises(NotFound, match="no model pack 'mine'"):
-            import_file(home, write(path, plain(1), metadata), model=model)
-    gallery = home.store.galleries.create("staff", "mine", "aaaa", DIM)
-    assert outcomes(import_file(home, write(path, plain(1), header("mine", "aaaa")))) == {"enrolled": 1}
-    assert home.store.galleries.counts(gallery.id) == (1, 1)
+            import_file(context, write(path, plain(1), metadata), model=model)
+    gallery = context.store.galleries.create("staff", "mine", "aaaa", DIM)
+    assert outcomes(import_file(context, write(path, plain(1), header("mine", "aaaa")))) == {"enrolled": 1}
+    assert context.store.galleries.counts(gallery.id) == (1, 1)

@@ -61,7 +61,7 @@ def test_file_needs_only_an_id_and_an_embedding(stored: AppContext, path: Path, 
     assert stored.store.changes.last(gallery.id) == seq
 
 
-def test_columns_of_other_programs_are_read(home: AppContext, path: Path) -> None:
+def test_columns_of_other_programs_are_read(context: AppContext, path: Path) -> None:
     """Dictionary-encoded, large, in other units, without values, missing, and unknown columns."""
     time = datetime(2024, 5, 1, 9, 30, tzinfo=UTC)
     columns = {
@@ -77,20 +77,20 @@ def test_columns_of_other_programs_are_read(home: AppContext, path: Path) -> Non
         "detection_score": pa.array([1, None], pa.int8()),
         "created_at": ["yesterday", "today"],
     }
-    assert outcomes(import_file(home, write(path, columns))) == {"enrolled": 2}
-    gallery = home.store.galleries.get("staff")
-    ana, bob = (home.store.identities.get(gallery.id, external_id) for external_id in ("ana", "bob"))
+    assert outcomes(import_file(context, write(path, columns))) == {"enrolled": 2}
+    gallery = context.store.galleries.get("staff")
+    ana, bob = (context.store.identities.get(gallery.id, external_id) for external_id in ("ana", "bob"))
     assert (ana.name, ana.metadata, ana.valid_from, ana.valid_until) == ("Ana", {"a": {"b": [1]}}, time, None)
     assert (bob.name, bob.metadata, bob.valid_until, bob.faces) == (None, {}, time, 0)
-    [one] = home.store.faces.list(gallery.id, "ana")
+    [one] = context.store.faces.list(gallery.id, "ana")
     box = one.detection.box
     assert (box.x, box.y, box.w, box.h, one.detection.score) == (1, 2, 3, 4, 1)
 
 
-def test_column_without_any_embedding_is_imported(home: AppContext, path: Path) -> None:
+def test_column_without_any_embedding_is_imported(context: AppContext, path: Path) -> None:
     write(path, {"external_id": ["ana", "bob", "ana"], "embedding": pa.nulls(3)})
-    assert [r.outcome for r in import_file(home, path)] == [Outcome.ENROLLED, Outcome.ENROLLED, Outcome.UNCHANGED]
-    assert home.store.galleries.counts(home.store.galleries.get("staff").id) == (2, 0)
+    assert [r.outcome for r in import_file(context, path)] == [Outcome.ENROLLED, Outcome.ENROLLED, Outcome.UNCHANGED]
+    assert context.store.galleries.counts(context.store.galleries.get("staff").id) == (2, 0)
 
 
 def bad(name: str, value: object, kind: pa.DataType | None = None) -> Any:
@@ -144,40 +144,42 @@ def bad(name: str, value: object, kind: pa.DataType | None = None) -> Any:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_only_the_invalid_row_is_rejected(home: AppContext, path: Path, columns: dict[str, object], why: str) -> None:
+def test_only_the_invalid_row_is_rejected(
+    context: AppContext, path: Path, columns: dict[str, object], why: str
+) -> None:
     rows = {"external_id": ["ana", "bob"], "embedding": floats([GOOD, vector(2, DIM)])} | columns
-    first, second = import_file(home, write(path, rows))
+    first, second = import_file(context, write(path, rows))
     assert (first.outcome, first.message) == (Outcome.ENROLLED, None)
     assert (second.row, second.external_id) == (1, rows["external_id"][1] or "")
     assert (second.outcome, second.reason) == (Outcome.REJECTED, Reason.INVALID_ROW)
     assert why in (second.message or "")
-    assert home.store.galleries.counts(home.store.galleries.get("staff").id) == (1, 1)
+    assert context.store.galleries.counts(context.store.galleries.get("staff").id) == (1, 1)
 
 
-def test_embedding_of_another_identity_is_rejected(home: AppContext, path: Path) -> None:
+def test_embedding_of_another_identity_is_rejected(context: AppContext, path: Path) -> None:
     write(path, {"external_id": ["ana", "bob", "ana"], "embedding": floats([GOOD, GOOD, GOOD])})
-    results = import_file(home, path)
+    results = import_file(context, path)
     assert [r.outcome for r in results] == [Outcome.ENROLLED, Outcome.REJECTED, Outcome.UNCHANGED]
     assert results[1].reason is Reason.LOOKS_LIKE_ANOTHER_IDENTITY
     assert "enrolled for identity 'ana'" in (results[1].message or "")
 
 
-def test_row_whose_dates_contradict_earlier_ones_is_rejected(home: AppContext, path: Path) -> None:
+def test_row_whose_dates_contradict_earlier_ones_is_rejected(context: AppContext, path: Path) -> None:
     start = pa.array([datetime(2024, 5, 1, tzinfo=UTC), None], pa.timestamp("us", "UTC"))
     end = pa.array([None, datetime(2023, 5, 1, tzinfo=UTC)], pa.timestamp("us", "UTC"))
     for embeddings in (floats([GOOD, vector(2, DIM)]), pa.nulls(2)):
         write(path, {"external_id": ["ana"] * 2, "embedding": embeddings, "valid_from": start, "valid_until": end})
-        results = import_file(home, path, f"gallery{embeddings.null_count}")
+        results = import_file(context, path, f"gallery{embeddings.null_count}")
         assert [r.outcome for r in results] == [Outcome.ENROLLED, Outcome.REJECTED]
         assert results[1].reason is Reason.INVALID_ROW
         assert "'ana' would be valid until 2023-05-01" in (results[1].message or "")
 
 
-def test_row_whose_merged_metadata_is_too_large_is_rejected(home: AppContext, path: Path) -> None:
+def test_row_whose_merged_metadata_is_too_large_is_rejected(context: AppContext, path: Path) -> None:
     halves = [f'{{"{key}": "{"x" * 9_000}"}}' for key in "ab"]
     for embeddings in (floats([GOOD, vector(2, DIM)]), pa.nulls(2)):
         write(path, {"external_id": ["ana"] * 2, "embedding": embeddings, "metadata": halves})
-        results = import_file(home, path, f"gallery{embeddings.null_count}")
+        results = import_file(context, path, f"gallery{embeddings.null_count}")
         assert [r.outcome for r in results] == [Outcome.ENROLLED, Outcome.REJECTED]
         assert results[1].reason is Reason.INVALID_ROW
         assert "metadata of 'ana' would be 18,015 bytes" in (results[1].message or "")

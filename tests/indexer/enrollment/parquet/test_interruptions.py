@@ -61,36 +61,38 @@ def test_concurrent_imports_enroll_each_row_once(
     assert stored.store.galleries.counts(stored.store.galleries.get("staff").id) == (30, 20)
 
 
-def test_import_is_continued_after_a_full_disk(home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_import_is_continued_after_a_full_disk(
+    context: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet_file, "BATCH", 100)
     write(path, plain(*range(1000)))
     with open_gallery_file(path) as file:
-        gallery = gallery_for(home.store, home.packs, lambda: home.pack, "staff", file)
+        gallery = gallery_for(context.store, context.packs, lambda: context.pack, "staff", file)
         with limited_file_size(500_000), pytest.raises(StorageUnavailable):
-            list(import_rows(home.store, gallery, file))
-    there = home.store.galleries.counts(gallery.id)[1]
+            list(import_rows(context.store, gallery, file))
+    there = context.store.galleries.counts(gallery.id)[1]
     assert 0 < there < 1000
-    assert outcomes(import_file(home, path)) == {"unchanged": there, "enrolled": 1000 - there}
+    assert outcomes(import_file(context, path)) == {"unchanged": there, "enrolled": 1000 - there}
 
 
-def test_full_disk_keeps_the_existing_file(home: AppContext, path: Path) -> None:
-    fill(home)
+def test_full_disk_keeps_the_existing_file(context: AppContext, path: Path) -> None:
+    fill(context)
     path.write_bytes(b"the old one")
     with limited_file_size(3000), pytest.raises(StorageUnavailable, match=r"some\.parquet cannot be written: File too"):
-        export_gallery(home.migrated_engine, "staff", path)
+        export_gallery(context.migrated_engine, "staff", path)
     assert path.read_bytes() == b"the old one"
     assert [other.name for other in path.parent.iterdir() if other.name.startswith("some")] == ["some.parquet"]
 
 
 def test_import_fails_when_the_gallery_is_reembedded_meanwhile(
-    home: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
+    context: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet_file, "BATCH", 2)
     with open_gallery_file(write(path, plain(1, 2, 3, 4))) as file:
-        gallery = gallery_for(home.store, home.packs, lambda: home.pack, "staff", file)
-        results = import_rows(home.store, gallery, file)
+        gallery = gallery_for(context.store, context.packs, lambda: context.pack, "staff", file)
+        results = import_rows(context.store, gallery, file)
         next(results)
-        store = home.store
+        store = context.store
         store.reembeddings.start(gallery, "other", "aaaa", DIM)
         faces = store.embeddings.of_faces(gallery, [1, 2])
         store.reembeddings.put(gallery, "aaaa", faces.face_ids.tolist(), faces.vectors)
@@ -131,13 +133,15 @@ def test_writing_keeps_one_row_group_in_memory(path: Path, monkeypatch: pytest.M
 
     gallery = Gallery(1, "staff", "ir50", "aaaa", 512, 0, at)
     before, most, size = pa.total_allocated_bytes(), 0, 0
-    told: list[tuple[int, int, int]] = []
-    parts = export._file_parts(Snapshot(gallery, n, n, records()), lambda done, total: told.append((done, total, size)))
+    reports: list[tuple[int, int, int]] = []
+    parts = export._file_parts(
+        Snapshot(gallery, n, n, records()), lambda done, total: reports.append((done, total, size))
+    )
     with path.open("wb") as out:
         for part in parts:
             size += out.write(part)
             most = max(most, pa.total_allocated_bytes() - before)
     assert most < 10e6
-    assert [(done, total) for done, total, _ in told] == [(done, n) for done in range(1_000, n + 1, 1_000)]
-    assert all(written >= done * 512 * 4 for done, _, written in told)
+    assert [(done, total) for done, total, _ in reports] == [(done, n) for done in range(1_000, n + 1, 1_000)]
+    assert all(written >= done * 512 * 4 for done, _, written in reports)
     assert pq.read_metadata(path).num_rows == n

@@ -67,8 +67,8 @@ class Numbers(FacePipeline):
         for number in (int(image.split()[1]) for image in images):
             found = replace(face(embedding(self.pack, number)), crop=crop(number))
             box = found.detection.box
-            beside = replace(found.detection, box=Box(box.x + box.w, box.y, box.w, box.h))
-            stranger = replace(found, detection=beside, embedding=embedding(self.pack, 255))
+            to_the_right = replace(found.detection, box=Box(box.x + box.w, box.y, box.w, box.h))
+            stranger = replace(found, detection=to_the_right, embedding=embedding(self.pack, 255))
             seen.append(ImageResult((found,) if gate else (stranger, found)))
             self.images.append(number)
         return seen

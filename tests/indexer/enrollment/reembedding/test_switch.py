@@ -47,12 +47,12 @@ def test_searches_use_the_old_embeddings_until_the_switch(
 
     pipeline = Numbers(NEW)
     run = Reembedder(store, pipeline, gallery)
-    told = []
+    reports = []
     for progress in run.embed():
-        told.append(progress)
+        reports.append(progress)
         check(store, OLD, images)
         assert best(OLD, 3) == 3
-    assert told == [Progress(done, 0, FACES) for done in (0, 4, 8, 10)]
+    assert reports == [Progress(done, 0, FACES) for done in (0, 4, 8, 10)]
     assert run.missing() == []
     ended = run.switch()
     assert (ended.switched, ended.missing, ended.gallery) == (True, 0, store.galleries.get("staff"))
@@ -92,8 +92,8 @@ def test_killed_run_is_continued(store: Store, database: Database, gallery: Gall
     killed.join(60)
     assert killed.exitcode == -signal.SIGKILL
     check(store, OLD, images)
-    [beside] = store.reembeddings.packs(gallery.id)
-    assert (beside.model, beside.fingerprint, beside.was_bound) == (NEW.name, NEW.fingerprint, False)
+    [stored] = store.reembeddings.packs(gallery.id)
+    assert (stored.model, stored.fingerprint, stored.was_bound) == (NEW.name, NEW.fingerprint, False)
     assert store.reembeddings.count(gallery.id, NEW.fingerprint) == 6
     pipeline = Numbers(NEW)
     assert Reembedder(store, pipeline, gallery).switch().switched
