@@ -139,7 +139,7 @@ def test_requests_with_an_admin_key_fit_the_schema(serve: Serve, config: Path) -
     key = ("-H", f"X-API-Key: {serve.client.headers['X-API-Key']}")
     before = answered(serve.client)
     run(serve, config, "--max-examples", "10", *key, *named("exclude", ENDS))
-    run(serve, config, "--max-examples", "100", "--mode", "positive", *key, *named("include", FORMS))
+    run(serve, config, "--max-examples", "200", "--mode", "positive", *key, *named("include", FORMS))
     run(serve, config, "--max-examples", "10", *key, *named("include", ENDS))
     found = answered(serve.client) - before
     assert not [which for which in found if which[2] in (401, 403, 429)]

@@ -67,7 +67,7 @@ def test_hanging_milvus_causes_timeouts(milvus: MilvusServer, address: str) -> N
             for asked in [threads.submit(use) for use in [*all_operations(index), newcomer.stored_galleries]]:
                 with pytest.raises(StorageUnavailable, match=r"Deadline|connect"):
                     asked.result()
-        assert len(index) == 1
+        assert len(index) in (0, 1)  # it answers again; the removal that timed out may have been executed
 
 
 def test_requests_do_not_wait_for_each_other(
