@@ -33,8 +33,12 @@ settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
-def default_logging() -> None:
-    """Undoes what libraries change of the process's logging, so that tests of log lines run in any order."""
+def default_logging(caplog: pytest.LogCaptureFixture) -> None:
+    """Undoes what libraries change of the process's logging, so that tests of log lines run in any order.
+
+    pytest has one handler for all tests, and its level is raised after models were quantized with NNCF.
+    """
+    caplog.handler.setLevel(logging.NOTSET)
     logging.disable(logging.NOTSET)
     logging.getLogger().setLevel(logging.WARNING)
     for name, logger in logging.getLogger().manager.loggerDict.items():
