@@ -60,14 +60,15 @@ def test_index_raises_a_clear_error_during_an_outage(tmp_path: Path) -> None:
 
 def test_hanging_milvus_causes_timeouts(milvus: MilvusServer, address: str) -> None:
     with engine_at(address) as engine:
-        build_empty(engine, 4).put(ids(1), ids(1), np.ones((1, 4), np.float32))
+        build_empty(engine, 4).put(ids(2), ids(2), np.ones((1, 4), np.float32))
     with engine_at(address, timeout=1) as engine, engine_at(address, timeout=1) as newcomer:
         _, index = engine.load(PATH)
         with milvus.hanging(), ThreadPoolExecutor(9) as threads:
             for asked in [threads.submit(use) for use in [*all_operations(index), newcomer.stored_galleries]]:
                 with pytest.raises(StorageUnavailable, match=r"Deadline|connect"):
                     asked.result()
-        assert len(index) in (0, 1)  # it answers again; the removal that timed out may have been executed
+        # Milvus may execute writes whose caller has given up: those of face 1, of which no result is known.
+        assert set(index.face_ids().tolist()) - {1} == {2}
 
 
 def test_requests_do_not_wait_for_each_other(
