@@ -41,13 +41,15 @@ def main() -> None:
         cells: list[dict[str, Cell]] = []
         for photos in PHOTOS:
             say(f"everybody, {photos} photos")
-            told = evaluate(home, rows, Protocol(photos, Pick.CENTER), None, True, lambda *_: None)
-            cells += list(_cells(told, photos, 0))
+            evaluation = evaluate(home, rows, Protocol(photos, Pick.CENTER), None, True, lambda *_: None)
+            cells += list(_cells(evaluation, photos, 0))
         for people in PEOPLE:
             for draw in range(DRAWS):
                 say(f"{people} people, draw {draw}")
-                told = evaluate(home, some(rows, people, draw), Protocol(1, Pick.CENTER), None, True, lambda *_: None)
-                cells += list(_cells(told, 1, draw))
+                evaluation = evaluate(
+                    home, some(rows, people, draw), Protocol(1, Pick.CENTER), None, True, lambda *_: None
+                )
+                cells += list(_cells(evaluation, 1, draw))
         home.close()
     lfw.write_results(lfw.RESULTS / "evaluate.csv", cells)
 
@@ -61,17 +63,17 @@ def some(rows: Sequence[Row], people: int, seed: int) -> list[Row]:
     return [row for row in rows if row.person.external_id in kept]
 
 
-def _cells(told: Evaluation, photos: int, draw: int) -> Iterator[dict[str, Cell]]:
-    metrics = told.metrics
+def _cells(evaluation: Evaluation, photos: int, draw: int) -> Iterator[dict[str, Cell]]:
+    metrics = evaluation.metrics
     for rate, asked in zip(metrics.rates, metrics.calibrated, strict=True):
         yield {
-            "people": told.enrollment.people,
+            "people": evaluation.enrollment.people,
             "photos": photos,
             "draw": draw,
-            "mated_probes": told.mated.photos,
-            "mated_people": told.mated.people,
-            "strangers": told.stranger_people,
-            "not_enrolled": told.enrollment.photos - told.enrollment.enrolled,
+            "mated_probes": evaluation.mated.photos,
+            "mated_people": evaluation.mated.people,
+            "strangers": evaluation.stranger_people,
+            "not_enrolled": evaluation.enrollment.photos - evaluation.enrollment.enrolled,
             "rank_1": metrics.rank_1.value,
             "fpir": rate.fpir,
             "basis": rate.basis,

@@ -18,7 +18,7 @@ MIN_FREE_BYTES = 1 * 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. `advice` tells what to do if it is not `ok`."""
+    """The result of one check. `advice` says what to do if it is not `ok`."""
 
     check: str
     ok: bool

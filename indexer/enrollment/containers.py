@@ -39,7 +39,7 @@ MANIFEST = "manifest.csv"
 
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Accepted compression methods of ZIP entries: for these two, `ZipExtFile.read(n)` decompresses at most `n` bytes. For
-bzip2, LZMA and Zstandard it decompresses a whole block, whatever size the entry claims."""
+bzip2, LZMA and Zstandard it decompresses a whole block, regardless of the size that the entry claims."""
 
 
 Reader = Callable[[int], bytes]

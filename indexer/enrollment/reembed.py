@@ -23,6 +23,7 @@ from indexer.gallery.store import Store
 from indexer.types import Gallery, Pick, sha256
 from indexer.vision import crops
 from indexer.vision.batch_errors import isolate_failures
+from indexer.vision.detection import SAME_FACE_IOU
 from indexer.vision.detectors.base import iou
 from indexer.vision.pipeline import FacePipeline, ImageResult
 
@@ -36,10 +37,6 @@ BATCH = 128
 
 PHOTOS = 8
 """Photos processed at a time."""
-
-SAME_FACE = 0.4
-"""Intersection over union from which a face found in a photo is the enrolled one: boxes of different detectors differ,
-and those of two people hardly overlap."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class Reembedder:
                 photos = [(f, data) for f in left[start : start + PHOTOS] if (data := self._read(f)) is not None]
                 for (face, _), answer in _successes(photos, lambda pairs: self._describe(pairs, pick)):  # noqa: B023
                     same = max(answer.faces, key=lambda one: iou(one.detection.box, face.box), default=None)
-                    if same is not None and iou(same.detection.box, face.box) >= SAME_FACE:
+                    if same is not None and iou(same.detection.box, face.box) >= SAME_FACE_IOU:
                         found[face.face_id] = same.embedding
             left = [face for face in left if face.face_id not in found]
         return found

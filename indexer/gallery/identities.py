@@ -71,7 +71,7 @@ class IdentityRepository(Repository):
     def change(self, gallery_id: int, external_id: str, change: Callable[[Identity], Person]) -> Identity:
         """Replaces name, dates and metadata by what `change` returns for the current identity, under one lock.
 
-        The external id stays. Raises NotFound, and whatever `change` raises.
+        The external id stays. Raises NotFound, and the errors of `change`.
         """
         with self._write() as session:
             last = change_log.lock(session, gallery_id)

@@ -40,7 +40,7 @@ def check_person(person: Person, stored: Mapping[str, object] | None = None) -> 
 
     Args:
         person: The description to check.
-        stored: The metadata stored for the identity so far, which is accepted whatever its size.
+        stored: The metadata stored for the identity so far, which is accepted at any size.
 
     Raises:
         InvalidRequest: A bad id or name, dates without a time zone or in the wrong order, metadata that is not JSON or

@@ -57,7 +57,7 @@ class DatabaseComparison:
 
 @dataclass
 class _Replica:
-    """An index and the last change applied to it. `mark` tells apart changes that share a number after a restore."""
+    """An index and the last change applied to it. `mark` distinguishes changes of one number after a restore."""
 
     index: VectorIndex
     seq: int

@@ -98,7 +98,7 @@ def fused_scores(
     """Returns the cosine of each probe to the weighted mean of one identity's faces, (P,).
 
     `scores`, (P, K), are the cosines of the probe to the faces, `similarities`, (P, K, K), those between the faces, and
-    `present`, (P, K), tells which of the K places hold a face; at least one does. The mean m = sum(w_i f_i) itself is
+    `present`, (P, K), marks the places that hold a face; at least one does. The mean m = sum(w_i f_i) itself is
     not needed: its product with the probe is sum(w_i s_i), and its squared length sum(w_i w_j f_i f_j).
 
     Two faces that do not resemble each other are not averaged: it is unknown which one is wrong, so the better counts.

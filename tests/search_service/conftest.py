@@ -16,9 +16,3 @@ def context(tmp_path: Path) -> Iterator[ServiceContext]:
     context = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     yield context
     context.close()
-
-
-@pytest.fixture
-def home(context: ServiceContext) -> ServiceContext:
-    """The former name of `context`."""
-    return context

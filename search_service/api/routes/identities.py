@@ -152,7 +152,7 @@ async def enroll_face(service: Service, body: Enroll, response: Response) -> Any
     """Enrolls photos of a person, creating the identity if needed.
 
     One `image`: 201 enrolled, 200 unchanged (the same bytes are already enrolled), 422 rejected: the code says why.
-    `images`, or `image` several times: 200 with one result for each, whatever the outcomes.
+    `images`, or `image` several times: 200 with one result for each, also if some are rejected.
     """
     results = await enrolling.enroll(service, body)
     if body.is_list:

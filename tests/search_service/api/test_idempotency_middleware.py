@@ -58,9 +58,9 @@ async def post_to(app: Any, content: Any = b"", headers: Mapping[str, str] = Map
 
 
 @pytest.fixture
-def post(scripted: Scripted, home: ServiceContext) -> Post:
+def post(scripted: Scripted, context: ServiceContext) -> Post:
     """Posts to the scripted application through the middleware."""
-    app = Idempotency(scripted, home)
+    app = Idempotency(scripted, context)
 
     def post(content: Any = b"body", owner: str | None = None, **headers: str) -> httpx.Response:
         async def as_owner(scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,14 +157,14 @@ def test_a_boundary_may_occur_in_a_value(scripted: Scripted, post: Post) -> None
 
 
 def test_a_slow_answer_renews_its_claim(
-    scripted: Scripted, home: ServiceContext, monkeypatch: pytest.MonkeyPatch
+    scripted: Scripted, context: ServiceContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idempotency, "RENEWAL_SECONDS", 0.01)
     seen: list[datetime] = []
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         def locked_until() -> datetime:
-            with Session(home.engine) as session:
+            with Session(context.engine) as session:
                 (locked,) = session.scalars(select(AnswerRow.locked_until))
             return locked
 
@@ -174,26 +174,26 @@ def test_a_slow_answer_renews_its_claim(
         await scripted(scope, receive, send)
 
     scripted.script = [(201, {})]
-    app = Idempotency(slow, home)
+    app = Idempotency(slow, context)
 
     assert asyncio.run(asyncio.wait_for(post_to(app), DEADLINE)).status_code == 201
     assert seen[1] > seen[0]
     assert asyncio.run(post_to(app)).headers["idempotency-replayed"] == "true"
 
 
-def test_a_process_that_lost_its_claim_answers_in_progress(scripted: Scripted, home: ServiceContext) -> None:
+def test_a_process_that_lost_its_claim_answers_in_progress(scripted: Scripted, context: ServiceContext) -> None:
     """A process that was suspended: another one takes its request over and answers it."""
     answers: list[httpx.Response] = []
 
     async def held_up(scope: Scope, receive: Receive, send: Send) -> None:
         if not scripted.asked:
             scripted.asked = 1
-            with Session(home.engine) as session, session.begin():
+            with Session(context.engine) as session, session.begin():
                 session.execute(update(AnswerRow).values(locked_until=datetime.now(UTC) - timedelta(seconds=1)))
             answers.append(await post_to(app))
         await scripted(scope, receive, send)
 
-    app = Idempotency(held_up, home)
+    app = Idempotency(held_up, context)
     scripted.script = [(201, {}), (200, {})]
     late = asyncio.run(post_to(app))
     assert (late.status_code, late.json()["error"]["code"]) == (409, "request_in_progress")

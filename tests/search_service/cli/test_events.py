@@ -23,8 +23,8 @@ DAYS = ["--from", "2026-11-24", "--to", "2026-11-25"]
 
 
 @pytest.fixture
-def staff(home: ServiceContext) -> Gallery:
-    return make_gallery(home.store)
+def staff(context: ServiceContext) -> Gallery:
+    return make_gallery(context.store)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[datetime]:
 
 
 def record(
-    home: ServiceContext,
+    context: ServiceContext,
     gallery: Gallery,
     external_id: str = "ana",
     direction: Direction | None = None,
@@ -44,21 +44,21 @@ def record(
 ) -> None:
     person = NamedIdentity(3, external_id, f"Name of {external_id}", {}, 1)
     seen = Sighting("door", direction, decision, decision == "match", person, 0.61, 0.4)
-    home.events.record(gallery, seen, timedelta())
+    context.events.record(gallery, seen, timedelta())
 
 
-def run(home: ServiceContext, *arguments: str, text: str | None = None) -> Result:
-    result = CliRunner().invoke(whosthere, ["--home", str(home.settings.home), *arguments], input=text)
+def run(context: ServiceContext, *arguments: str, text: str | None = None) -> Result:
+    result = CliRunner().invoke(whosthere, ["--home", str(context.settings.home), *arguments], input=text)
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
 
 
-def test_list(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
-    assert "There are no such events" in run(home, "events", "list").output
-    record(home, staff)
-    record(home, staff, "ben", Direction.OUT, "review")
-    shown = run(home, "events", "list").output.splitlines()
+def test_list(context: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
+    assert "There are no such events" in run(context, "events", "list").output
+    record(context, staff)
+    record(context, staff, "ben", Direction.OUT, "review")
+    shown = run(context, "events", "list").output.splitlines()
     assert len(shown) == 3
     assert shown[1].split() == [
         "1", "2026-11-24", "12:00:00", "staff", "door", "ana", "Name", "of", "ana", "0.610", "match",
@@ -70,33 +70,33 @@ def test_list(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> No
         ["--direction", "out", "--gallery", "staff", "--device", "door"],
         ["--since", "2026-11-24T13:00+01:00", "--until", "2026-11-24T12:00:01", "--external-id", "ben"],
     ):
-        (event,) = json.loads(run(home, "events", "list", *wanted, "--json").output)
+        (event,) = json.loads(run(context, "events", "list", *wanted, "--json").output)
         assert event["external_id"] == "ben"
-    assert json.loads(run(home, "events", "list", "--since", "2026-11-25", "--json").output) == []
+    assert json.loads(run(context, "events", "list", "--since", "2026-11-25", "--json").output) == []
 
 
-def test_export(home: ServiceContext, staff: Gallery, clock: list[datetime], tmp_path: Path) -> None:
+def test_export(context: ServiceContext, staff: Gallery, clock: list[datetime], tmp_path: Path) -> None:
     for hour, direction, decision in ((23, "in", "match"), (25, "out", "review"), (31, "out", "match")):
         clock[0] = datetime(2026, 11, 24, tzinfo=UTC) + timedelta(hours=hour)
-        record(home, staff, direction=Direction(direction), decision=decision)
-    record(home, make_gallery(home.store, "visitors"), "ben")
+        record(context, staff, direction=Direction(direction), decision=decision)
+    record(context, make_gallery(context.store, "visitors"), "ben")
     export = ["events", "export", "--gallery", "staff"]
-    printed = run(home, *export, *DAYS).output
+    printed = run(context, *export, *DAYS).output
     assert list(csv.reader(printed.splitlines()))[1:] == [
         ["2026-11-24", "ana", "Name of ana", "2026-11-24T23:00:00+00:00", "2026-11-25T07:00:00+00:00", "8.00", ""]
     ]
     # In Berlin the shift began on the next day.
-    assert run(home, *export, *DAYS, "--timezone", "Europe/Berlin").output.splitlines()[1:] == []
+    assert run(context, *export, *DAYS, "--timezone", "Europe/Berlin").output.splitlines()[1:] == []
     out = tmp_path / "folder" / "attendance.csv"
     november = ["--from", "2026-11-01", "--to", "2026-12-01", "--timezone", "Europe/Berlin", "--out", str(out)]
-    assert run(home, *export, *november).output == f"{out}: 1 days of 1 people.\n"
+    assert run(context, *export, *november).output == f"{out}: 1 days of 1 people.\n"
     assert out.read_text().splitlines()[1].startswith("2026-11-25,ana,Name of ana,2026-11-25T00:00:00+01:00,")
-    (row,) = json.loads(run(home, *export, *DAYS, "--longest-shift", "7", "--json").output)
+    (row,) = json.loads(run(context, *export, *DAYS, "--longest-shift", "7", "--json").output)
     assert (row["hours"], row["remarks"]) == (None, ["missing_out"])
 
 
 def test_a_day_is_exported_the_same_whatever_days_are(
-    home: ServiceContext, staff: Gallery, clock: list[datetime]
+    context: ServiceContext, staff: Gallery, clock: list[datetime]
 ) -> None:
     """Five days of two sightings, a night shift, and one `out` at the end of the fifth."""
     november = datetime(2026, 11, 1, tzinfo=UTC)
@@ -104,11 +104,11 @@ def test_a_day_is_exported_the_same_whatever_days_are(
     said += [(3, 22, "in", "ben"), (4, 2, None, "ben"), (4, 6, "out", "ben"), (5, 17, "out", "ana")]
     for day, hour, direction, who in sorted(said, key=lambda one: one[:2]):
         clock[0] = november + timedelta(days=day, hours=hour)
-        record(home, staff, who, Direction(direction) if direction else None)
+        record(context, staff, who, Direction(direction) if direction else None)
 
     def exported(first: int, until: int) -> list[list[str]]:
         days = ["--from", f"2026-11-{first:02}", "--to", f"2026-11-{until:02}", "--timezone", "Europe/Berlin"]
-        printed = run(home, "events", "export", "--gallery", "staff", *days).output
+        printed = run(context, "events", "export", "--gallery", "staff", *days).output
         return list(csv.reader(printed.splitlines()))[1:]
 
     month = exported(1, 30)
@@ -124,15 +124,15 @@ def test_a_day_is_exported_the_same_whatever_days_are(
     assert exported(2, 6) == month[:-1]
 
 
-def test_export_reads_every_page(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
-    with home.engine.connect().execution_options(writing=True) as connection, connection.begin():
+def test_export_reads_every_page(context: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
+    with context.engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.exec_driver_sql(
             "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO events "
             "(gallery_id, at, external_id, device, decision, threshold) "
             "SELECT ?, '2026-11-24 12:00:00.000000', 'person-' || i, 'door', 'match', 0.4 FROM n",
             (2 * PAGE, staff.id),
         )
-    rows = json.loads(run(home, "events", "export", "--gallery", "staff", *DAYS, "--json").output)
+    rows = json.loads(run(context, "events", "export", "--gallery", "staff", *DAYS, "--json").output)
     assert len({row["external_id"] for row in rows}) == len(rows) == 2 * PAGE + 1
 
 
@@ -148,40 +148,40 @@ def test_export_reads_every_page(home: ServiceContext, staff: Gallery, clock: li
         ([*DAYS, "--timezone", "../../etc/passwd"], "unknown on this machine"),
     ],
 )
-def test_what_cannot_be_exported(home: ServiceContext, staff: Gallery, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_exported(context: ServiceContext, staff: Gallery, arguments: list[str], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        run(home, "events", "export", "--gallery", "staff", *arguments)
+        run(context, "events", "export", "--gallery", "staff", *arguments)
 
 
-def test_other_mistakes(home: ServiceContext, staff: Gallery) -> None:
+def test_other_mistakes(context: ServiceContext, staff: Gallery) -> None:
     with pytest.raises(NotFound, match="there is no gallery 'none'"):
-        run(home, "events", "list", "--gallery", "none")
+        run(context, "events", "list", "--gallery", "none")
     with pytest.raises(InvalidRequest, match="--since is 'yesterday'; expected a time"):
-        run(home, "events", "list", "--since", "yesterday")
-    assert run(home, "events", "forget", "--gallery", "staff").exit_code == 2
-    assert run(home, "events", "list", "--decision", "maybe").exit_code == 2
-    assert run(home, "webhooks", "create", "--url", "http://a", "--decision", "maybe").exit_code == 2
+        run(context, "events", "list", "--since", "yesterday")
+    assert run(context, "events", "forget", "--gallery", "staff").exit_code == 2
+    assert run(context, "events", "list", "--decision", "maybe").exit_code == 2
+    assert run(context, "webhooks", "create", "--url", "http://a", "--decision", "maybe").exit_code == 2
     with pytest.raises(NotFound, match="there is no webhook 'none'"):
-        run(home, "webhooks", "replay", "none")
+        run(context, "webhooks", "replay", "none")
 
 
-def test_forget_asks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
-    record(home, staff)
-    record(home, staff, "ben")
+def test_forget_asks(context: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
+    record(context, staff)
+    record(context, staff, "ben")
     forget = ["events", "forget", "ana", "--gallery", "staff"]
-    refused = run(home, *forget, text="n\n")
+    refused = run(context, *forget, text="n\n")
     assert refused.exit_code == 1
     assert "Delete the events of ana permanently?" in refused.output
-    assert "1 events deleted." in run(home, *forget, text="y\n").output
+    assert "1 events deleted." in run(context, *forget, text="y\n").output
     before = ["events", "forget", "--gallery", "staff", "--yes", "--before"]
-    assert run(home, *before, "2026-11-24T12:00").output == "0 events deleted.\n"
-    assert run(home, *before, "2026-11-24T13:00:01+01:00").output == "1 events deleted.\n"
+    assert run(context, *before, "2026-11-24T12:00").output == "0 events deleted.\n"
+    assert run(context, *before, "2026-11-24T13:00:01+01:00").output == "1 events deleted.\n"
 
 
-def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
-    assert "There are no webhooks" in run(home, "webhooks", "list").output
-    made = run(home, "webhooks", "create", "--url", "http://a/x", "--gallery", "staff", "--decision", "review")
-    (hook,) = home.webhooks.list()
+def test_webhooks(context: ServiceContext, staff: Gallery, clock: list[datetime]) -> None:
+    assert "There are no webhooks" in run(context, "webhooks", "list").output
+    made = run(context, "webhooks", "create", "--url", "http://a/x", "--gallery", "staff", "--decision", "review")
+    (hook,) = context.webhooks.list()
     assert (hook.url, hook.gallery, hook.decisions) == ("http://a/x", "staff", ("review",))
     secret = made.stdout.splitlines()[1]
     assert (made.stdout.splitlines()[0], len(secret)) == (
@@ -189,16 +189,22 @@ def test_webhooks(home: ServiceContext, staff: Gallery, clock: list[datetime]) -
         64,
     )
     assert "signed but not encrypted" in made.stderr
-    assert run(home, "webhooks", "create", "--url", "https://a").stderr == ""
-    record(home, staff, decision="review")
-    shown = run(home, "webhooks", "list").output
+    assert run(context, "webhooks", "create", "--url", "https://a").stderr == ""
+    record(context, staff, decision="review")
+    shown = run(context, "webhooks", "list").output
     assert shown.splitlines()[1].split() == [hook.id, "http://a/x", "staff", "review", "1", "0"]
     assert secret not in shown
-    assert "No deliveries to" in run(home, "webhooks", "dead", hook.id).output
-    claimed = home.webhooks.claim(home.webhooks.due(())[0].id, timedelta(seconds=1))
+    assert "No deliveries to" in run(context, "webhooks", "dead", hook.id).output
+    claimed = context.webhooks.claim(context.webhooks.due(())[0].id, timedelta(seconds=1))
     assert claimed is not None
-    home.webhooks.mark_failed(claimed, "answered 500", None)
-    assert run(home, "webhooks", "dead", hook.id).output.splitlines()[1].split() == ["1", "1", "1", "answered", "500"]
-    assert run(home, "webhooks", "replay", hook.id).output == "1 deliveries will be retried.\n"
-    told = run(home, "webhooks", "delete", hook.id).output
-    assert told == f"Webhook {hook.id} deleted; 1 deliveries were still waiting.\n"
+    context.webhooks.mark_failed(claimed, "answered 500", None)
+    assert run(context, "webhooks", "dead", hook.id).output.splitlines()[1].split() == [
+        "1",
+        "1",
+        "1",
+        "answered",
+        "500",
+    ]
+    assert run(context, "webhooks", "replay", hook.id).output == "1 deliveries will be retried.\n"
+    deleted = run(context, "webhooks", "delete", hook.id).output
+    assert deleted == f"Webhook {hook.id} deleted; 1 deliveries were still waiting.\n"
