@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -30,21 +29,6 @@ for name in [name for name in os.environ if name.startswith("WHOSTHERE_") and na
 # How long an example takes depends on what else runs on the machine.
 settings.register_profile("tests", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
-
-
-@pytest.fixture(autouse=True)
-def default_logging(caplog: pytest.LogCaptureFixture) -> None:
-    """Undoes what libraries change of the process's logging, so that tests of log lines run in any order.
-
-    pytest has one handler for all tests, and its level is raised after models were quantized with NNCF.
-    """
-    caplog.handler.setLevel(logging.NOTSET)
-    logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)
-    for name, logger in logging.getLogger().manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.split(".")[0] in ("indexer", "search_service"):
-            logger.disabled, logger.propagate = False, True
-            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -179,12 +179,16 @@ def _quiet_nncf() -> Iterator[Any]:
             raise ModelUnavailable(f"NNCF is not installed ({error}): pip install 'whosthere[quantize]'") from error
         import rich
 
-        nncf.set_log_level(logging.ERROR)
+        # `nncf.set_log_level` also sets the level of each handler of that logger, which other code may share.
+        logger = logging.getLogger("nncf")
         console = rich.get_console()  # NNCF draws its progress bars on it
-        was_quiet, console.quiet = console.quiet, True
+        former_level, was_quiet = logger.level, console.quiet
+        logger.setLevel(logging.ERROR)
+        console.quiet = True
         try:
             yield nncf
         finally:
+            logger.setLevel(former_level)
             console.quiet = was_quiet
 
 

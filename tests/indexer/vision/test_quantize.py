@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,19 @@ def test_missing_nncf_is_reported(faces: NDArray[np.uint8], tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ModelUnavailable, match=r"NNCF is not installed .*: pip install 'whosthere\[quantize\]'"):
         quantize_embedder(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
+
+
+def test_quantizing_leaves_the_levels_of_log_handlers(faces: NDArray[np.uint8], tmp_path: Path) -> None:
+    quantize_embedder(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
+    shared = logging.NullHandler()
+    logger = logging.getLogger("nncf")
+    before = logger.level
+    logger.addHandler(shared)
+    try:
+        quantize_embedder(pack(tmp_path, network(loud=1)), ModelFiles(tmp_path), faces)
+    finally:
+        logger.removeHandler(shared)
+    assert (shared.level, logger.level) == (logging.NOTSET, before)
 
 
 def test_quantizing_is_quiet_and_sends_no_telemetry(
