@@ -176,9 +176,9 @@ class _OpenVino:
         with no_telemetry():
             import openvino
 
-        # OpenVINO (2026.4) fills its table of element types at first use, partly without the GIL: the first inferences
-        # of two threads can deadlock there. Using the table once before threads start avoids it.
-        openvino.Type.f32.to_dtype()
+            # OpenVINO (2026.4) fills its table of element types at first use, partly without the GIL: two threads that
+            # use it first deadlock there, and the whole process with them. The lock of this block lets one do it alone.
+            openvino.Type.f32.to_dtype()
         core = openvino.Core()
         config: dict[str, Any] = {
             "NUM_STREAMS": threads.streams,

@@ -22,6 +22,7 @@ from indexer.types import Precision
 from indexer.vision import runtime
 from indexer.vision.runtime import Preprocessing, Session, Threads, no_telemetry
 from tests.indexer.vision.common import noise
+from tests.waiting import DEADLINE
 
 TELEMETRY = "openvino_telemetry"
 
@@ -33,6 +34,38 @@ def model(models_folder: Path) -> bytes:
 
 def load(model: bytes, threads: Threads = Threads(), engine: str | None = None) -> Session:
     return runtime.load(model, Preprocessing(), Precision.FLOAT32, threads, engine)
+
+
+TWO_LOAD_FIRST = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+
+from indexer.types import Precision
+from indexer.vision.runtime import Preprocessing, Threads, load
+
+sys.setswitchinterval(1e-6)
+model, barrier = open(sys.argv[1], "rb").read(), Barrier(2)
+
+def load_and_run(_):
+    barrier.wait()
+    session = load(model, Preprocessing(), Precision.NATIVE, Threads(per_stream=1), sys.argv[2])
+    return session.run(np.zeros((1, 112, 112, 3), np.uint8))[0].shape
+
+with ThreadPoolExecutor(2) as pool:
+    assert list(pool.map(load_and_run, range(2))) == [(1, 128)] * 2
+"""
+"""Two threads load the first two networks of a process at once, as a service's start and a job that goes on do."""
+
+
+@pytest.mark.parametrize("engine", runtime.ENGINES)
+def test_two_threads_may_load_the_first_networks_at_once(engine: str, model: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(model)
+    for _ in range(3):  # without a lock nearly every process stops for ever with OpenVINO 2026.4
+        program = [sys.executable, "-c", TWO_LOAD_FIRST, str(tmp_path / "model.onnx"), engine]
+        subprocess.run(program, check=True, timeout=DEADLINE)
 
 
 @pytest.mark.parametrize("engine", runtime.ENGINES)
