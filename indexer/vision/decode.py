@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, UnidentifiedImageError
 
 from indexer.errors import RejectedImage
@@ -49,6 +49,9 @@ TRANSPOSES: dict[object, Image.Transpose] = {
 SIDEWAYS = (5, 6, 7, 8)
 """Orientations with width and height swapped."""
 
+RIGHT_TO_LEFT, BOTTOM_TO_TOP = (2, 3, 6, 7), (3, 4, 7, 8)
+"""Orientations in which the upright image's left or upper side is stored last: at the right or at the bottom."""
+
 JPEG_REDUCTIONS = (8, 4, 2)
 """libjpeg decodes at 1/2, 1/4 or 1/8 of the size at a fraction of the cost (jpeglib.h, `scale_denom`)."""
 
@@ -71,16 +74,19 @@ class Photo:
     pixels: Pixels
     width: int
     height: int
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """Original pixels per decoded pixel, horizontally and vertically."""
-        height, width = self.pixels.shape[:2]
-        return self.width / width, self.height / height
+    scale: int = 1
+    """Original pixels per decoded pixel."""
+    origin: tuple[int, int] = (0, 0)
+    """Upper left corner of `pixels` in the original, below 0 where libjpeg padded the upright image's first column or
+    row."""
 
     @property
     def is_reduced(self) -> bool:
-        return self.pixels.shape[:2] != (self.height, self.width)
+        return self.scale > 1
+
+    def to_decoded(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Returns points (..., 2) of the original in decoded pixels."""
+        return (np.asarray(points, np.float64) - self.origin) / self.scale
 
 
 def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = None) -> Photo:
@@ -108,14 +114,16 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
         with _open(data) as image:
             _check_image(image, limits)
             width, height = image.size
+            scale = 1
             if longest_side is not None and image.format in ("JPEG", "MPO"):
-                _reduce_decoding(image, longest_side)
+                scale = _reduce_decoding(image, longest_side)
             image.load()  # first: Pillow makes a TIFF upright as it loads; its `size` is upright from the start
             orientation = _orientation(image)
             if orientation in SIDEWAYS:
                 width, height = height, width
             upright = image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
-            return Photo(_to_rgb(upright), width, height)
+            pixels = _to_rgb(upright)
+            return Photo(pixels, width, height, scale, _origin(pixels, width, height, scale, orientation))
     except RejectedImage:
         raise
     except MemoryError as error:
@@ -179,13 +187,26 @@ def _check_image(image: Image.Image, limits: Limits) -> None:
         raise _unreadable("it is an animation; expected one still photo")
 
 
-def _reduce_decoding(image: Image.Image, longest_side: int) -> None:
-    """Makes libjpeg decode `image` at a reduced scale (Pillow's `draft` works in place)."""
+def _reduce_decoding(image: Image.Image, longest_side: int) -> int:
+    """Makes libjpeg decode `image` at a reduced scale (Pillow's `draft` works in place), and returns the factor.
+
+    The factor is exact: where a side is not a multiple of it, the last column or row is padded (jdmaster.c rounds up).
+    """
     width, height = image.size
     for factor in JPEG_REDUCTIONS:
         if max(width, height) >= longest_side * factor:
-            image.draft(None, (max(1, width // factor), max(1, height // factor)))
-            return
+            drafted = image.draft(None, (max(1, width // factor), max(1, height // factor)))
+            return 1 if drafted is None else round(width / drafted[1][2])
+    return 1
+
+
+def _origin(pixels: Pixels, width: int, height: int, scale: int, orientation: object) -> tuple[int, int]:
+    """Returns `Photo.origin` of upright pixels: padding at the right and at the bottom of the file may now be first."""
+    rows, columns = pixels.shape[:2]
+    return (
+        width - columns * scale if orientation in RIGHT_TO_LEFT else 0,
+        height - rows * scale if orientation in BOTTOM_TO_TOP else 0,
+    )
 
 
 def _orientation(image: Image.Image) -> object:

@@ -74,6 +74,8 @@ class _Canvas:
     sx: float
     """Pixels of the original per pixel of the canvas, horizontally."""
     sy: float
+    origin: tuple[float, float]
+    """Of the canvas, in pixels of the original."""
 
 
 def detect_faces(
@@ -153,7 +155,7 @@ def _detect_at_scale(
 
     def run(canvases: list[_Canvas]) -> None:
         for canvas, faces in zip(canvases, detector.detect(np.stack([c.pixels for c in canvases])), strict=True):
-            found[canvas.photo] += [face.scaled(canvas.sx, canvas.sy) for face in faces]
+            found[canvas.photo] += [face.scaled(canvas.sx, canvas.sy, *canvas.origin) for face in faces]
 
     for index in indices:
         canvas = _scale_and_pad(detector.stride, index, photos[index], side)
@@ -177,7 +179,7 @@ def _scale_and_pad(stride: int, index: int, photo: Photo, side: int) -> _Canvas:
         small = np.asarray(cv2.resize(small, (w, h), interpolation=interpolation), dtype=np.uint8)
     canvas = np.zeros((-(-h // stride) * stride, -(-w // stride) * stride, 3), dtype=np.uint8)
     canvas[:h, :w] = small
-    return _Canvas(index, canvas, photo.width / w, photo.height / h)
+    return _Canvas(index, canvas, photo.scale * width / w, photo.scale * height / h, photo.origin)
 
 
 def _has_confident_face(
@@ -218,15 +220,14 @@ def _crop_upright(photo: Photo, face: Detection, square: Pixels) -> NDArray[np.f
     Areas outside the photo stay black. A face that becomes less than half as large is first averaged down by an integer
     factor, as in `align`.
     """
-    scale = np.array(photo.scale)
-    size = max(face.box.size / float(scale.mean()), 1.0)
-    matrix = _upright_matrix(face.landmarks / scale, np.array(face.box.center) / scale, size)
+    size = max(face.box.size / photo.scale, 1.0)
+    matrix = _upright_matrix(photo.to_decoded(face.landmarks), photo.to_decoded(face.box.center), size)
     inverse = cv2.invertAffineTransform(matrix)
     factor = max(1, int(np.hypot(inverse[0, 0], inverse[1, 0])))
     part = crop_and_downscale(photo.pixels, matrix, factor, REFINE_SIDE)
     if part is not None:
         cv2.warpAffine(*part, (REFINE_SIDE, REFINE_SIDE), square, flags=cv2.INTER_LINEAR)
-    return np.asarray(inverse * scale[:, None])
+    return np.asarray(inverse * photo.scale + [[0, 0, x] for x in photo.origin], np.float64)
 
 
 def _upright_matrix(landmarks: NDArray[np.float64], center: NDArray[np.float64], size: float) -> NDArray[np.float64]:

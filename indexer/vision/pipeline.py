@@ -220,7 +220,7 @@ class FacePipeline:
                 image.chosen = image.chosen[:1]
             for face in image.chosen:
                 try:
-                    points = face.landmarks / photo.scale
+                    points = photo.to_decoded(face.landmarks)
                     crop = align(photo.pixels, points)
                     views = [crop if zoom == 1 else align(photo.pixels, zoom_landmarks(points, zoom)) for zoom in zooms]
                 except ValueError as error:
@@ -286,8 +286,7 @@ def _batch_by_pixels(items: Iterable[Item], pixels: Callable[[Item], int]) -> It
 
 def _is_too_coarse(image: _Image) -> bool:
     """Returns whether the second detection pass can use more pixels of a face than the reduced photo has."""
-    sx, sy = image.photo.scale
-    return min(face.box.size for face in image.chosen) / max(sx, sy) < detection.REFINE_FACE_SIZE
+    return min(face.box.size for face in image.chosen) / image.photo.scale < detection.REFINE_FACE_SIZE
 
 
 def _check_quality(image: _Image, min_score: float) -> RejectedImage | None:

@@ -158,12 +158,11 @@ def portrait(image: bytes, max_pixels: int, face: Face | None) -> bytes:
     if face is None:
         picture.thumbnail((SIDE, SIDE))
     else:
-        (sx, sy), box = photo.scale, face.detection.box
-        half = max(box.w, box.h) * MARGIN / 2
-        x, y = box.center
-        around = (x - half) / sx, (y - half) / sy, (x + half) / sx, (y + half) / sy
+        box = face.detection.box
+        half = max(box.w, box.h) * MARGIN / 2 / photo.scale
+        x, y = photo.to_decoded(box.center).tolist()
         # The area outside of the photo is black.
-        picture = picture.crop(around).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        picture = picture.crop((x - half, y - half, x + half, y + half)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

@@ -72,7 +72,7 @@ def test_every_format_is_decoded(form: str) -> None:
     photo = decode(photos.encode(corners(), form))
     assert_same(photo, corners(), form in LOSSLESS)
     assert not photo.is_reduced
-    assert photo.scale == (1, 1)
+    assert photo.scale == 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -219,7 +219,7 @@ def test_jpeg_is_decoded_at_a_reduced_scale(
     assert photo.pixels.shape == (height, width, 3)
     assert (photo.width, photo.height) == (1201, 803)
     assert photo.is_reduced == (width != 1201)
-    assert photo.scale == (1201 / width, 803 / height)
+    assert photo.scale == {1201: 1, 601: 2, 301: 4, 151: 8}[width]
     expected = np.asarray(Image.fromarray(ramp(1201, 803)).resize((width, height), Image.Resampling.BOX))
     assert np.abs(photo.pixels.astype(int) - expected).mean() < 2
 
@@ -234,6 +234,23 @@ def assert_half_size(photo: Photo, step: int = 2) -> None:
 def test_reduced_jpeg_is_made_upright(orientation: int) -> None:
     data = photos.encode(photos.stored(ramp(640, 480), orientation), "JPEG", exif=photos.exif(orientation))
     assert_half_size(decode(data, longest_side=320))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_place_in_a_padded_reduced_jpeg_is_found_in_the_original(orientation: int, scale: int) -> None:
+    """libjpeg pads 1,601 x 1,201 pixels to multiples of the scale, at the right and at the bottom of the file."""
+    upright = np.zeros((1201, 1601, 3), np.uint8)
+    upright[1168:1176, 1568:1576] = upright[16:24, 24:32] = 255
+    data = photos.encode(photos.stored(upright, orientation), "JPEG", exif=photos.exif(orientation))
+    photo = decode(data, longest_side=1600 // scale)
+    assert photo.scale == scale
+    for x, y in ((1572, 1172), (28, 20)):
+        column, row = photo.to_decoded((x, y))
+        rows, columns = np.mgrid[: photo.pixels.shape[0], : photo.pixels.shape[1]] + 0.5
+        light = photo.pixels[..., 0] * (np.hypot(columns - column, rows - row) < 40 / scale)
+        assert (light * columns).sum() / light.sum() == pytest.approx(column, abs=0.5 / scale)
+        assert (light * rows).sum() / light.sum() == pytest.approx(row, abs=0.5 / scale)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])

@@ -240,6 +240,20 @@ def test_exif_orientation_does_not_change_the_face(pipeline: FacePipeline, orien
         assert cosine(a, b) > 0.99
 
 
+def test_padding_of_a_reduced_jpeg_moves_no_box(pipeline: FacePipeline) -> None:
+    """Both JPEGs are decoded at a quarter of their size; the last column of the wider one is padded to four pixels."""
+    wide = np.full((1500, 4001, 3), 110, np.uint8)
+    wide[:, 2400:4000] = photos.enlarged(astronaut()[40:200, 140:310], 1600, 1500)
+    boxes = [
+        box_values(only_face(pipeline.detect([photos.encode(picture, "JPEG")], Pick.LARGEST)[0]).detection.box)
+        for picture in (wide[:, :4000], wide)
+    ]
+    assert boxes[0][0] > 2400
+    assert boxes[0][2] > 800, "the second detection pass uses the reduced photo"
+    assert boxes[1] == pytest.approx(boxes[0], abs=2)
+    assert boxes[1][0] == pytest.approx(boxes[0][0], abs=1)
+
+
 def test_mirrored_photo_gives_the_mirrored_face(pipeline: FacePipeline) -> None:
     results = pipeline.describe([photos.astronaut(), png(astronaut()[:, ::-1])], None)
     original, mirrored = (only_face(result) for result in results)
