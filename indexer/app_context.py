@@ -14,6 +14,7 @@ from indexer.errors import Conflict, InvalidSetting, NotFound
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.store import Store
 from indexer.models.catalogue import Catalogue
+from indexer.models.liveness_catalogue import LivenessCatalogue
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import Pack
 from indexer.settings import Settings
@@ -91,6 +92,10 @@ class AppContext:
     @locked_property
     def packs(self) -> Catalogue:
         return Catalogue(self.files, networks.check_pack)
+
+    @locked_property
+    def liveness_packs(self) -> LivenessCatalogue:
+        return LivenessCatalogue(self.files)
 
     @property
     def pack(self) -> Pack:

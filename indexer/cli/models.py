@@ -27,12 +27,13 @@ from indexer.enrollment.sources import rows_of
 from indexer.errors import PYTORCH_MISSING, ModelUnavailable, RejectedImage, WhosthereError
 from indexer.models import packs
 from indexer.models.catalogue import FileDescription, PackDescription, check_name
-from indexer.models.packs import BUILT_IN, DETECTORS, EMBEDDERS, ModelFile, Network, Pack
+from indexer.models.packs import BUILT_IN, DETECTORS, EMBEDDERS, FileSet, ModelFile, Network, Pack
 from indexer.models.partial_file import Progress
 from indexer.models.pull import pull
 from indexer.types import Pick, Pixels
 from indexer.vision import quantize
 from indexer.vision.decode import Limits
+from indexer.vision.liveness.base import LivenessModel
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads
 
@@ -51,7 +52,8 @@ def models_group() -> None:
 @with_context
 def models_list(context: AppContext, as_json: bool) -> None:
     """List the model packs: whether each can be used, and if not, why."""
-    objects = [_listed(context, name) for name in context.packs.names()]
+    objects = [_listed_liveness(context, name) for name in context.liveness_packs.names()]
+    objects += [_listed(context, name) for name in context.packs.names()]
     if as_json:
         print_json(objects)
         return
@@ -69,12 +71,19 @@ def _listed(context: AppContext, name: str) -> dict[str, object]:
     return description | {"problem": context.packs.problem(context.packs.find(name), context.settings.precision)}
 
 
+def _listed_liveness(context: AppContext, name: str) -> dict[str, object]:
+    """Returns the liveness pack as JSON; `problem` is why it cannot be used."""
+    description = context.liveness_packs.describe(name)
+    return description | {"problem": None if description["installed"] else "not installed"}
+
+
 @models_group.command(
     "pull",
     epilog=examples(
         "whosthere models pull ir50",
         "whosthere models pull buffalo_l --accept-license --from ~/.insightface/models/buffalo_l",
         "whosthere models pull ir50 --from https://mirror.example.com/faces",
+        "whosthere models pull minifasnet",
     ),
 )
 @click.argument("name")
@@ -87,13 +96,14 @@ def models_pull(context: AppContext, name: str, accept_license: bool, source: st
 
     If the pack has terms, they are shown and must be accepted. Run it again to continue an interrupted download.
     """
-    pack = context.packs.find(name)
+    is_liveness = name in context.liveness_packs.names()
+    pack: FileSet = context.liveness_packs.find(name) if is_liveness else context.packs.find(name)
     if pack.terms and not accept_license:
         _ask(pack)
     with progress_bars() as show_bar:
         pulled = pull(pack, context.files, source, lambda p: _show_progress(p, show_bar))
     try:  # report networks that do not run now, not at the first enrollment
-        tried = context.packs.check(context.packs.find(name))
+        fingerprint = _check_pulled(context, name)
     except ModelUnavailable as error:
         if error.code != PYTORCH_MISSING:
             for fetched in (
@@ -103,7 +113,7 @@ def models_pull(context: AppContext, name: str, accept_license: bool, source: st
         raise
     if as_json:
         shown = [{"file": p.file.name, "sha256": p.sha256, "path": str(p.path), "from": p.source} for p in pulled]
-        print_json({"model": name, "fingerprint": tried.fingerprint, "files": shown})
+        print_json({"model": name, "fingerprint": fingerprint, "files": shown})
         return
     rows = table("file", "SHA-256", "from")
     for p in pulled:
@@ -111,7 +121,18 @@ def models_pull(context: AppContext, name: str, accept_license: bool, source: st
     show(rows)
 
 
-def _ask(pack: Pack) -> None:
+def _check_pulled(context: AppContext, name: str) -> str | None:
+    """Runs the pack's networks once and returns its fingerprint; None for a liveness pack, which has none.
+
+    Raises ModelUnavailable.
+    """
+    if name in context.liveness_packs.names():
+        LivenessModel(context.liveness_packs.find(name), context.files, Threads()).load()
+        return None
+    return context.packs.check(context.packs.find(name)).fingerprint
+
+
+def _ask(pack: FileSet) -> None:
     """Asks whether the pack's terms are accepted. Raises ClickException otherwise."""
     click.echo(pack.terms, err=True)
     try:
@@ -304,7 +325,12 @@ def models_verify(context: AppContext, names: tuple[str, ...], as_json: bool) ->
     Checks the named packs, or all installed ones, with their int8 forms. Exit code 1: a file is damaged.
     """
     found: list[tuple[str, ModelFile | None, str | None]] = []
-    for name in names or context.packs.names():
+    liveness = context.liveness_packs
+    for name in names or (*context.packs.names(), *liveness.names()):
+        if name in liveness.names():
+            if names or liveness.is_installed(liveness.find(name)):
+                found += [(name, file, _problem(context.files.read, file)) for file in liveness.find(name).files]
+            continue
         try:
             pack = context.packs.find(name)
         except ModelUnavailable as error:  # unreadable description

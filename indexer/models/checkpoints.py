@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from indexer.errors import PYTORCH_MISSING, ModelUnavailable
-from indexer.models.architectures import iresnet
+from indexer.models.architectures import iresnet, minifasnet
 from indexer.models.architectures.retinaface import RetinaFaceNetwork
-from indexer.models.packs import ModelFile, Network
+from indexer.models.packs import LIVENESS, ModelFile, Network
 from indexer.types import CROP_SIZE
 
 NETWORKS: dict[Network, Callable[[], nn.Module]] = {
@@ -30,6 +30,8 @@ NETWORKS: dict[Network, Callable[[], nn.Module]] = {
     Network.IRESNET34: iresnet.iresnet34,
     Network.IRESNET50: iresnet.iresnet50,
     Network.IRESNET100: iresnet.iresnet100,
+    Network.MINIFASNET_V2: minifasnet.minifasnet_v2,
+    Network.MINIFASNET_V1SE: minifasnet.minifasnet_v1se,
 }
 
 WRAPPERS = ("state_dict", "model")
@@ -66,13 +68,14 @@ def convert_to_onnx(data: bytes, file: ModelFile) -> bytes:
     """Returns the checkpoint's network as an ONNX model with a dynamic batch and, for a detector, dynamic height and
     width, multiples of STRIDE. Raises ModelUnavailable like `load_network`, and if the exporter is not installed."""
     network = load_network(data, file)
-    detector = file.network is Network.RETINAFACE
+    detector, liveness = file.network is Network.RETINAFACE, file.network in LIVENESS
     batch = torch.export.Dim("batch")
     free: dict[int, Any] = {0: batch}
     if detector:
         free |= {2: STRIDE * torch.export.Dim("rows"), 3: STRIDE * torch.export.Dim("columns")}
     # The sides differ and none is 1, so that the exporter neither confuses them nor treats one as fixed.
-    sides = (3 * STRIDE, 4 * STRIDE) if detector else (CROP_SIZE, CROP_SIZE)
+    sides = (3 * STRIDE, 4 * STRIDE) if detector else (minifasnet.INPUT_SIZE if liveness else CROP_SIZE,) * 2
+    outputs = ["boxes", "probabilities", "landmarks"] if detector else ["logits" if liveness else "embedding"]
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -81,7 +84,7 @@ def convert_to_onnx(data: bytes, file: ModelFile) -> bytes:
                 dynamo=True,
                 external_data=False,
                 input_names=["input"],
-                output_names=["boxes", "probabilities", "landmarks"] if detector else ["embedding"],
+                output_names=outputs,
                 dynamic_shapes=(free,),
                 verbose=False,
             )

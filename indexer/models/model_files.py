@@ -167,7 +167,7 @@ class ModelFiles:
         if file.network in CHECKPOINTS:
             return bytes(load_checkpoints_module(file).convert_to_onnx(original, file))
         try:
-            return onnx_prepare.prepare(original, free_sides=file.network in DETECTORS)
+            return onnx_prepare.prepare(original, free_sides=file.network in DETECTORS, side=file.input_size)
         except Exception as error:  # a file that is not an ONNX model raises nearly anything
             raise ModelUnavailable(f"{file.name} is not an ONNX model that can be prepared: {error}") from error
 

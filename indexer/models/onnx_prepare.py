@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from indexer.types import CROP_SIZE
 
 
-def prepare(model: bytes, free_sides: bool) -> bytes:
+def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
     """Returns the model with float32 weights, without initializers among its inputs, and with a dynamic batch.
 
     `free_sides` makes height and width dynamic too, for fully convolutional networks. Raises ValueError if the input is
-    not one image of three channels (and of CROP_SIZE x CROP_SIZE without `free_sides`), or if the weights are in
-    another file.
+    not one image of three channels (and of `side` x `side` without `free_sides`), or if the weights are elsewhere.
     """
     import onnx
     from onnx import numpy_helper
@@ -37,7 +36,7 @@ def prepare(model: bytes, free_sides: bool) -> bytes:
                 constants[node.input[1]] = np.concatenate([[0], shape[1:]]).astype(np.int64)
     used = {name for node in nodes for name in node.input}
     inputs = [i for i in graph.input if i.name in used and i.name not in constants]
-    _check(inputs, free_sides)
+    _check(inputs, None if free_sides else side)
     if free_sides:
         for node in nodes:
             _put_batch_first(node)
@@ -74,10 +73,10 @@ def extract_outputs(model: bytes, outputs: slice) -> bytes:
     return bytes(extracted.SerializeToString())
 
 
-def _check(inputs: list[Any], free_sides: bool) -> None:
+def _check(inputs: list[Any], side: int | None) -> None:
     shapes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in inputs]
-    expected = "N x 3 x height x width" if free_sides else f"N x 3 x {CROP_SIZE} x {CROP_SIZE}"
-    sides = () if free_sides else (CROP_SIZE, CROP_SIZE)
+    expected = f"N x 3 x {side} x {side}" if side else "N x 3 x height x width"
+    sides = (side, side) if side else ()
     if (
         len(shapes) != 1
         or len(shapes[0]) != 4

@@ -6,9 +6,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from indexer.errors import ModelUnavailable
-from indexer.types import ScoreTail
+from indexer.types import CROP_SIZE, ScoreTail
 
 
 class Network(StrEnum):
@@ -23,12 +24,17 @@ class Network(StrEnum):
     IRESNET50 = "iresnet50"
     IRESNET100 = "iresnet100"
     ONNX = "onnx"
-    """An embedder as an ONNX file: one crop in, one embedding out."""
+    """An embedder as an ONNX file: one crop in, one embedding out; or a liveness network: one crop in, a number for
+    each class out."""
+    MINIFASNET_V2 = "minifasnet_v2"
+    MINIFASNET_V1SE = "minifasnet_v1se"
+    """Liveness networks, PyTorch checkpoints."""
 
 
 DETECTORS = (Network.YUNET, Network.SCRFD, Network.RETINAFACE)
 EMBEDDERS = (Network.ONNX, Network.IRESNET18, Network.IRESNET34, Network.IRESNET50, Network.IRESNET100)
-CHECKPOINTS = (Network.RETINAFACE, *EMBEDDERS[1:])
+LIVENESS = (Network.ONNX, Network.MINIFASNET_V2, Network.MINIFASNET_V1SE)
+CHECKPOINTS = (Network.RETINAFACE, *EMBEDDERS[1:], *LIVENESS[1:])
 """Networks stored as PyTorch checkpoints; the others are ONNX files."""
 
 
@@ -54,8 +60,25 @@ class ModelFile:
     package_path: str = ""
     prepared_sha256: str = ""
     """SHA-256 of the result of `onnx_prepare.prepare` with the locked version of onnx; empty if unknown."""
+    input_size: int = CROP_SIZE
+    """Side in pixels of the square input of a network that is no detector."""
     engines: tuple[str, ...] = ("openvino", "onnxruntime")
     """Runtimes, fastest first for this network (`benchmarks/results/runtime.csv`)."""
+
+
+class FileSet(Protocol):
+    """Model files that are installed together, under one name."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def files(self) -> tuple[ModelFile, ...]: ...
+
+    @property
+    def terms(self) -> str:
+        """Terms to accept before pulling; empty if the licences require none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -253,8 +276,11 @@ def describe(pack: Pack) -> dict[str, object]:
         "summary": pack.summary,
         "same_threshold": pack.same_threshold,
         "thresholds_measured": pack.measured,
-        "files": [
-            {k: v or None for k, v in asdict(f).items() if k in ("name", "sha256", "size", "licence", "origin", "url")}
-            for f in pack.files
-        ],
+        "files": [describe_file(file) for file in pack.files],
     }
+
+
+def describe_file(file: ModelFile) -> dict[str, object]:
+    """Returns the file as JSON; values that are unknown are None."""
+    shown = ("name", "sha256", "size", "licence", "origin", "url")
+    return {key: value or None for key, value in asdict(file).items() if key in shown}

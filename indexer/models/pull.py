@@ -12,7 +12,7 @@ from indexer.files import exclusive_lock
 from indexer.models.download import RetryPolicy, download
 from indexer.models.model_files import ModelFiles, UnusableFile
 from indexer.models.model_sources import Source, SourceNotFound, find_sources, read_local
-from indexer.models.packs import ModelFile, Pack
+from indexer.models.packs import FileSet, ModelFile
 from indexer.models.partial_file import PartialFile, Progress, ProgressListener, shown
 
 LOCK_NAME = ".pull.lock"
@@ -31,7 +31,7 @@ class PulledFile:
 
 
 def pull(
-    pack: Pack,
+    pack: FileSet,
     files: ModelFiles,
     mirror: str | None = None,
     progress: ProgressListener = lambda _: None,
@@ -66,7 +66,7 @@ def pull(
 class _Pull:
     """The pull of one pack."""
 
-    pack: Pack
+    pack: FileSet
     files: ModelFiles
     mirror: str | None
     progress: ProgressListener

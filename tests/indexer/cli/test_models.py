@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from indexer.errors import ModelUnavailable
+from indexer.models.liveness_packs import MINIFASNET
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import IR50, SFACE, ModelFile
 from indexer.types import sha256
@@ -70,11 +71,26 @@ def test_pulling_what_is_there_already(command: Command) -> None:
     assert [(file["file"], file["from"]) for file in ran.json["files"]] == [(file.name, "") for file in SFACE.files]
 
 
+def test_liveness_pack_is_pulled_and_verified(command: Command, liveness_folder: Path) -> None:
+    ran = command.ok("models", "pull", "minifasnet", "--from", str(liveness_folder), "--json")
+    assert [file["file"] for file in ran.json["files"]] == [file.name for file in MINIFASNET.files]
+    assert all(file["from"] for file in ran.json["files"])
+    listed = {pack["name"]: pack for pack in command.ok("models", "list", "--json").json}
+    assert (listed["minifasnet"]["kind"], listed["minifasnet"]["problem"]) == ("liveness", None)
+    checked = command.ok("models", "verify", "--json").json
+    assert [one["error"] for one in checked if one["model"] == "minifasnet"] == [None] * 3
+    (command.home / "models" / "liveness.onnx").write_bytes(b"damaged")
+    ran = command("models", "verify", "minifasnet")
+    assert ran.code == 1
+    assert "is not liveness.onnx" in ran.out
+
+
 def test_listing_tells_what_packs_lack(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def problems() -> dict[str, str | None]:
         return {pack["name"]: pack["problem"] for pack in command.ok("models", "list", "--json").json}
 
-    assert problems() == {"ir50": "not installed", "buffalo_l": "not installed", "sface": None}
+    not_installed = dict.fromkeys(("ir50", "buffalo_l", "minifasnet"), "not installed")
+    assert problems() == not_installed | {"sface": None}
     monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
     assert problems()["sface"] == "no int8 form (whosthere models quantize sface)"
     assert "no: no int8 form" in command.ok("models", "list").out

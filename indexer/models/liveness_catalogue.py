@@ -1,0 +1,58 @@
+"""The available liveness packs."""
+
+from __future__ import annotations
+
+from indexer.errors import ModelUnavailable, NotFound
+from indexer.models.liveness_packs import BUILT_IN_LIVENESS, LivenessPack
+from indexer.models.model_files import ModelFiles
+from indexer.models.packs import describe_file
+
+
+class LivenessCatalogue:
+    """Finds liveness packs. It reads the disk each time, so that new packs appear at once. Thread-safe."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        self._files = files
+
+    def names(self) -> list[str]:
+        return [pack.name for pack in BUILT_IN_LIVENESS]
+
+    def find(self, name: str) -> LivenessPack:
+        """Returns the pack. Raises NotFound."""
+        found = next((pack for pack in BUILT_IN_LIVENESS if pack.name == name), None)
+        if found is None:
+            expected = ", ".join(self.names())
+            raise NotFound(f"there is no liveness pack {name!r}; expected one of {expected}", code="model_not_found")
+        return found
+
+    def is_installed(self, pack: LivenessPack) -> bool:
+        """Whether all files of the pack are present."""
+        return all(self._files.path(file) for file in pack.files)
+
+    def find_installed(self, name: str) -> LivenessPack:
+        """Returns the pack. Raises NotFound, or ModelUnavailable if a file is missing."""
+        pack = self.find(name)
+        missing = " and ".join(file.name for file in pack.files if not self._files.path(file))
+        if missing:
+            raise ModelUnavailable(
+                f"liveness pack {name} is not installed: {missing} missing in {self._files.folder}; "
+                f"`whosthere models pull {name}` fetches it"
+            )
+        return pack
+
+    def best_installed(self) -> LivenessPack | None:
+        """Returns the first pack whose files are present; None if there is none."""
+        return next((pack for pack in BUILT_IN_LIVENESS if self.is_installed(pack)), None)
+
+    def describe(self, name: str) -> dict[str, object]:
+        """Returns the pack as JSON."""
+        pack = self.find(name)
+        return {
+            "name": pack.name,
+            "kind": "liveness",
+            "summary": pack.summary,
+            "threshold": pack.threshold,
+            "measured_on": pack.measured_on,
+            "files": [describe_file(file) for file in pack.files],
+            "installed": self.is_installed(pack),
+        }
