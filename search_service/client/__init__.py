@@ -1,6 +1,6 @@
-"""A client of the service, for those who call it from Python: `Client`, and `AsyncClient` for asyncio.
+"""The Python client of the service: `Client`, and `AsyncClient` for asyncio.
 
-It needs httpx and nothing else of this project. `docs/python-client.md` shows how it is used.
+It needs httpx and no other part of this project. `docs/python-client.md` shows how to use it.
 """
 
 from search_service.client.answers import (

@@ -218,7 +218,7 @@ class Identity:
     created_at: datetime
     updated_at: datetime
     etag: str | None = field(default=None, compare=False)
-    """Of this state, for `if_match`; None in lists, which do not say it."""
+    """The entity tag of this state, for `if_match`; None in lists, which do not return it."""
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,9 @@ from search_service.client.answers import (
     StoredFace,
 )
 from search_service.client.enums import Decision, Direction, Pick
-from search_service.client.parsing import read
 from search_service.client.request_bodies import Body, Photo, file_body, form, iso_time, json_body, photo, without_none
-from search_service.client.retry import Api, Pages, Reply, Request, Steps, address, parse_json, parser_of
-from search_service.client.service_answers import (
-    Job,
-    Ready,
-)
+from search_service.client.retry import Api, Pages, Reply, Request, Steps, address, parser_of
+from search_service.client.service_answers import Job, Ready
 
 T = TypeVar("T")
 
@@ -78,7 +74,7 @@ class ServiceCalls:
 
     def ready(self) -> Steps[Ready]:
         """Returns whether models and indexes are loaded."""
-        return self.api.ask(
+        return self.api.send(
             Request("GET", "/readyz", accepted_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,)), parser_of(Ready)
         )
 
@@ -98,16 +94,16 @@ class ServiceCalls:
         return self.api.post(address("embed"), Embedded, body, idempotent=False)
 
     def compare(self, image_a: Photo, image_b: Photo, *, model: str | None = None) -> Steps[Comparison]:
-        """Whether the largest faces of two images are one person, at a false match rate of 1 in 1,000."""
+        """Returns whether the largest faces of two images are one person, at a false match rate of 1 in 1,000."""
         body = form([photo("image_a", image_a), photo("image_b", image_b)], {"model": model})
         return self.api.post(address("compare"), Comparison, body, idempotent=False)
 
     def galleries(self) -> Pages[Gallery]:
-        """Those that the key opens, in the order of their making."""
+        """Yields the galleries that the key may use, in the order of their creation."""
         return self.api.pages(address("galleries"), "galleries", Gallery)
 
     def jobs(self, *, gallery: str | None = None) -> Pages[Job]:
-        """Bulk enrolments, the latest first."""
+        """Yields bulk enrollments, latest first."""
         return self.api.pages(address("jobs"), "jobs", Job, without_none({"gallery": gallery}))
 
     def events(
@@ -140,11 +136,9 @@ class ServiceCalls:
     def forget_events(
         self, gallery: str, *, external_id: str | None = None, before: datetime | None = None
     ) -> Steps[int]:
-        """Deletes a person's events for good, or everybody's before a time; how many there were."""
+        """Deletes the events of a person, or everybody's before a time, permanently. Returns their number."""
         params = without_none({"gallery": gallery, "external_id": external_id, "before": iso_time(before)})
-        return self.api.ask(
-            Request("DELETE", address("events"), params), lambda reply: read(int, parse_json(reply).get("forgotten"))
-        )
+        return self.api.send(Request("DELETE", address("events"), params), parser_of(int, "forgotten"))
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,7 @@ class GalleryCalls:
     name: str
 
     def create(self, *, model: str | None = None) -> Steps[Gallery]:
-        """Makes it, empty, and bound for life to a model pack: the service's own where it is not named."""
+        """Creates the gallery, bound to a model pack, by default the service's own."""
         return self.api.post(address("galleries"), Gallery, json_body({"name": self.name, "model": model}))
 
     def show(self) -> Steps[GalleryDetail]:
@@ -162,7 +156,7 @@ class GalleryCalls:
 
     def delete(self) -> Steps[Deleted]:
         """Deletes the gallery with all its identities."""
-        return self.api.ask(Request("DELETE", self._at()), parser_of(Deleted))
+        return self.api.delete(self._at(), Deleted)
 
     def search(self, image: Photo, **query: Unpack[Query]) -> Steps[Answer]:
         """Searches the face of an image. Raises Rejected if it has no face to search."""
@@ -171,7 +165,7 @@ class GalleryCalls:
     def search_each(self, images: Iterable[Photo], **query: Unpack[Query]) -> Steps[tuple[Answer, ...]]:
         """Searches up to 16 images: one answer for each, in order, with an `error` where there is no face."""
         body = form(_images(images), query)
-        return self._search(body, query, lambda reply: read(tuple[Answer, ...], parse_json(reply).get("answers")))
+        return self._search(body, query, parser_of(tuple[Answer, ...], "answers"))
 
     def search_frames(self, images: Iterable[Photo], **query: Unpack[Query]) -> Steps[Answer]:
         """Searches up to 16 images of one person, such as video frames, weighted by quality: one answer.
@@ -200,7 +194,7 @@ class GalleryCalls:
     ) -> Steps[Identity]:
         """Creates an identity without faces. Raises Conflict if it exists. Enrolling creates identities as well."""
         body = json_body({"external_id": external_id} | _person(name, metadata, valid_from, valid_until))
-        return self.api.ask(Request("POST", self._at("identities"), body=body, idempotent=True), _tagged)
+        return self.api.send(Request("POST", self._at("identities"), body=body, idempotent=True), _tagged)
 
     def enroll(self, external_id: str, image: Photo, *, pick: Pick | str | None = None) -> Steps[Enrolled]:
         """Enrolls a photo, creating the identity if needed. Raises Rejected, whose `code` is the reason."""
@@ -213,7 +207,7 @@ class GalleryCalls:
         """Enrolls up to 16 photos of one person: one result for each, in order."""
         path = self._at("identities", external_id, "faces")
         request = Request("POST", path, body=form(_images(images), {"pick": pick}), idempotent=True)
-        return self.api.ask(request, lambda reply: read(tuple[Enrolled, ...], parse_json(reply).get("results")))
+        return self.api.send(request, parser_of(tuple[Enrolled, ...], "results"))
 
     def enroll_archive(self, path: str | os.PathLike[str], *, pick: Pick | str | None = None) -> Steps[Job]:
         """Enrolls a ZIP file of photos of many people, as `whosthere enroll` does. It is streamed from the disk."""
@@ -240,7 +234,7 @@ class GalleryCalls:
 
     def delete_face(self, face_id: int) -> Steps[Deleted]:
         """Deletes a face; its identity stays."""
-        return self.api.ask(Request("DELETE", self._at("faces", str(face_id))), parser_of(Deleted))
+        return self.api.delete(self._at("faces", str(face_id)), Deleted)
 
     def duplicates(self, *, threshold: float | None = None, limit: int | None = None) -> Steps[Duplicates]:
         """Returns identities that look alike, and photos that look more like another identity than their own."""
@@ -253,10 +247,10 @@ class GalleryCalls:
     def _search(self, body: Body, query: Query, parse: Callable[[Reply], T]) -> Steps[T]:
         """Searches; the request changes something only if it records events."""
         request = Request("POST", self._at("search"), body=body, idempotent=bool(query.get("record")))
-        return self.api.ask(request, parse)
+        return self.api.send(request, parse)
 
     def _enrollment(self, body: Body, params: Mapping[str, Any]) -> Steps[Job]:
-        return self.api.ask(Request("POST", self._at("enrollments"), params, body, idempotent=True), parser_of(Job))
+        return self.api.send(Request("POST", self._at("enrollments"), params, body, idempotent=True), parser_of(Job))
 
     def _at(self, *parts: str) -> str:
         return address("galleries", self.name, *parts)
@@ -270,12 +264,12 @@ class IdentityCalls:
 
     def show(self) -> Steps[Identity]:
         """Returns the identity with its `etag`."""
-        return self.api.ask(Request("GET", self._at()), _tagged)
+        return self.api.send(Request("GET", self._at()), _tagged)
 
     def changed(self, etag: str) -> Steps[Identity | None]:
         """Returns the identity if it changed since `etag`, else None."""
         request = Request("GET", self._at(), headers={"If-None-Match": etag}, accepted_statuses=(NOT_MODIFIED,))
-        return self.api.ask(request, lambda reply: None if reply.status == NOT_MODIFIED else _tagged(reply))
+        return self.api.send(request, lambda reply: None if reply.status == NOT_MODIFIED else _tagged(reply))
 
     def put(
         self,
@@ -315,10 +309,7 @@ class IdentityCalls:
 
         Raises NotFound if it does not exist, also if a first attempt deleted it and its answer was lost.
         """
-        headers = _condition(if_match)
-        return self.api.ask(
-            Request("DELETE", self._at(), headers=headers, unrepeatable=bool(headers)), parser_of(Deleted)
-        )
+        return self.api.send(self._conditional("DELETE", _condition(if_match)), parser_of(Deleted))
 
     def merge(self, other: str) -> Steps[Merged]:
         """Merges the identity `other` into this one: its faces move, and it is deleted."""
@@ -332,10 +323,10 @@ class IdentityCalls:
         self, method: str, change: Mapping[str, Any], if_match: str | Unset | None, if_missing: bool = False
     ) -> Steps[Identity]:
         headers = _condition(if_match) | ({"If-None-Match": "*"} if if_missing else {})
-        body = json_body(change)
-        return self.api.ask(
-            Request(method, self._at(), body=body, headers=headers, unrepeatable=bool(headers)), _tagged
-        )
+        return self.api.send(self._conditional(method, headers, json_body(change)), _tagged)
+
+    def _conditional(self, method: str, headers: Mapping[str, str], body: Body | None = None) -> Request:
+        return Request(method, self._at(), body=body, headers=headers, unrepeatable=bool(headers))
 
     def _at(self, *parts: str) -> str:
         return address("galleries", self.gallery, "identities", self.external_id, *parts)

@@ -171,7 +171,7 @@ class Api:
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
 
-    def ask(self, request: Request, parse: Callable[[Reply], T]) -> Steps[T]:
+    def send(self, request: Request, parse: Callable[[Reply], T]) -> Steps[T]:
         """Requests and returns the parsed answer. Raises WhosthereError."""
         request_id = self.options.request_id or uuid.uuid4().hex
         headers = self._headers(request, request_id)
@@ -191,11 +191,14 @@ class Api:
         raise AssertionError("unreachable")
 
     def get(self, path: str, kind: type[T], params: Mapping[str, Any] | None = None) -> Steps[T]:
-        return self.ask(Request("GET", path, params or {}), parser_of(kind))
+        return self.send(Request("GET", path, params or {}), parser_of(kind))
 
     def post(self, path: str, kind: type[T], body: Body | None = None, *, idempotent: bool = True) -> Steps[T]:
         """Posts; `idempotent` if the request changes something."""
-        return self.ask(Request("POST", path, body=body, idempotent=idempotent), parser_of(kind))
+        return self.send(Request("POST", path, body=body, idempotent=idempotent), parser_of(kind))
+
+    def delete(self, path: str, kind: type[T]) -> Steps[T]:
+        return self.send(Request("DELETE", path), parser_of(kind))
 
     def pages(self, path: str, name: str, kind: type[T], params: Mapping[str, Any] | None = None) -> Pages[T]:
         """Returns the pages of the list `name`."""
@@ -227,7 +230,7 @@ class Pages(Generic[T]):
         params = {**self.request.params, "limit": self.api.options.page_size}
         if cursor is not None:
             params["cursor"] = cursor
-        return self.api.ask(Request(self.request.method, self.request.path, params), self._read)
+        return self.api.send(Request(self.request.method, self.request.path, params), self._read)
 
     def _read(self, reply: Reply) -> Page[T]:
         answer = parse_json(reply)
@@ -235,8 +238,11 @@ class Pages(Generic[T]):
         return Page(entries, answer.get("cursor"))
 
 
-def parser_of(kind: type[T]) -> Callable[[Reply], T]:
-    return lambda reply: read(kind, parse_json(reply))
+def parser_of(kind: type[T], field: str | None = None) -> Callable[[Reply], T]:
+    """Returns the function that reads a reply, or one field of it, as a `kind`."""
+    if field is None:
+        return lambda reply: read(kind, parse_json(reply))
+    return lambda reply: read(kind, parse_json(reply).get(field))
 
 
 def parse_json(reply: Reply) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Key:
 @dataclass(frozen=True)
 class MadeKey(Key):
     key: str = field(repr=False)
-    """Shown this once, and kept nowhere."""
+    """Returned only here; the service does not store it."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,12 @@ class Webhook:
 @dataclass(frozen=True)
 class MadeWebhook(Webhook):
     secret: str = field(repr=False)
-    """Signs what is sent. Shown this once."""
-
-
-@dataclass(frozen=True)
-class Webhooks:
-    webhooks: tuple[Webhook, ...]
+    """Signs deliveries. Returned only here."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One event on its way to one webhook."""
+    """The delivery of one event to one webhook."""
 
     id: int
     webhook_id: str

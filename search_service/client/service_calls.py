@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from search_service.client.answers import (
-    Enrolled,
-)
+from search_service.client.answers import Enrolled
 from search_service.client.enums import Decision, DeliveryState, Outcome, Scope
 from search_service.client.errors import NotDone
-from search_service.client.parsing import read
 from search_service.client.request_bodies import iso_time, json_body, without_none
-from search_service.client.retry import Api, Pages, Pause, Request, Steps, address, parse_json, parser_of
+from search_service.client.retry import Api, Pages, Pause, Request, Steps, address, parser_of
 from search_service.client.service_answers import (
     Delivery,
     Job,
@@ -22,7 +19,6 @@ from search_service.client.service_answers import (
     MadeWebhook,
     Webhook,
     WebhookDeleted,
-    Webhooks,
 )
 
 FIRST_POLL_SECONDS = 0.1
@@ -66,7 +62,7 @@ class WebhookCalls:
 
     def list(self) -> Steps[tuple[Webhook, ...]]:
         """Returns all webhooks, in the order of their creation."""
-        return self.api.ask(Request("GET", address("webhooks")), lambda reply: parser_of(Webhooks)(reply).webhooks)
+        return self.api.send(Request("GET", address("webhooks")), parser_of(tuple[Webhook, ...], "webhooks"))
 
     def create(
         self, url: str, *, gallery: str | None = None, decisions: Sequence[Decision | str] | None = None
@@ -81,7 +77,7 @@ class WebhookCalls:
 
     def delete(self, webhook_id: str) -> Steps[WebhookDeleted]:
         """Deletes a webhook with its waiting deliveries."""
-        return self.api.ask(Request("DELETE", address("webhooks", webhook_id)), parser_of(WebhookDeleted))
+        return self.api.delete(address("webhooks", webhook_id), WebhookDeleted)
 
     def deliveries(self, webhook_id: str, *, state: DeliveryState | str = DeliveryState.DEAD) -> Pages[Delivery]:
         """Yields the dead deliveries, oldest first, or the waiting ones."""
@@ -91,7 +87,7 @@ class WebhookCalls:
     def replay(self, webhook_id: str) -> Steps[int]:
         """Retries the dead deliveries. Returns their number."""
         request = Request("POST", address("webhooks", webhook_id, "replay"), idempotent=True)
-        return self.api.ask(request, lambda reply: read(int, parse_json(reply).get("replayed")))
+        return self.api.send(request, parser_of(int, "replayed"))
 
 
 @dataclass(frozen=True)
@@ -121,8 +117,8 @@ class KeyCalls:
             "per_minute": per_minute,
         }
         body = json_body(without_none({"name": name, "scopes": list(scopes), **optional}))
-        return self.api.ask(Request("POST", address("keys"), body=body, unrepeatable=True), parser_of(MadeKey))
+        return self.api.send(Request("POST", address("keys"), body=body, unrepeatable=True), parser_of(MadeKey))
 
     def revoke(self, key_id: str) -> Steps[Key]:
         """Revokes a key. It stays in the list."""
-        return self.api.ask(Request("DELETE", address("keys", key_id)), parser_of(Key))
+        return self.api.delete(address("keys", key_id), Key)

@@ -1,4 +1,4 @@
-"""An async client as if it were the sync one, so that both take the same tests."""
+"""Wraps the async client in the interface of the sync one, so that both run the same tests."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class _Blocking:
         if isinstance(value, Handle):
             return _Blocking(value, self._runner)
         if inspect.ismethod(value):
-            return lambda *given, **asked: self._as_sync(value(*given, **asked))
+            return lambda *args, **kwargs: self._as_sync(value(*args, **kwargs))
         return value
 
     def _each(self, entries: AsyncIterator[Any]) -> Iterator[Any]:
-        async def following() -> Any:
+        async def next_entry() -> Any:
             return await anext(entries, None)
 
-        while (entry := self._runner.run(following())) is not None:
+        while (entry := self._runner.run(next_entry())) is not None:
             yield entry
 
 

@@ -1,4 +1,4 @@
-"""Both clients, against the real service, for the same tests."""
+"""Fixtures that run each test with both clients against the real service."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from tests.search_service.client.faulty import Faulty
 from tests.variants import SETTINGS
 
 Connect = Callable[..., Client]
-"""Makes a client from what `Client` takes."""
+"""Creates a client from the arguments of `Client`."""
 
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     with ExitStack() as stack:
         if request.param == "sync":
-            yield lambda *given, **asked: stack.enter_context(Client(*given, **asked))
+            yield lambda *args, **kwargs: stack.enter_context(Client(*args, **kwargs))
             return
         runner = stack.enter_context(asyncio.Runner())
 
-        def made(*given: object, **asked: object) -> Client:
-            client = AsyncClient(*given, **asked)  # type: ignore[arg-type]
+        def create(*args: object, **kwargs: object) -> Client:
+            client = AsyncClient(*args, **kwargs)  # type: ignore[arg-type]
             stack.callback(lambda: runner.run(client.close()))
             return blocking(client, runner)
 
-        yield made
+        yield create
 
 
 @pytest.fixture
@@ -49,15 +49,15 @@ def faces(service: Running, connect: Connect) -> Client:
 
 @pytest.fixture
 def gallery(faces: Client) -> GalleryHandle:
-    """An empty one."""
-    made = faces.gallery(f"g-{uuid.uuid4().hex}")
-    made.create()
-    return made
+    """An empty gallery."""
+    gallery = faces.gallery(f"g-{uuid.uuid4().hex}")
+    gallery.create()
+    return gallery
 
 
 @pytest.fixture
 def staff(gallery: GalleryHandle, photos: Path) -> GalleryHandle:
-    """One with two people in it, a photo each."""
+    """A gallery of two people with one photo each."""
     for name in ("left-1", "left-2"):
         gallery.enroll(name, photos / "photos" / name / "1.jpg")
     return gallery
@@ -71,8 +71,8 @@ def faulty(service: Running) -> Iterator[Faulty]:
 
 @contextmanager
 def guarded(folder: Path, models_folder: Path) -> Iterator[tuple[str, str]]:
-    """The address of a service of its own, and a key that opens everything there."""
-    home = ServiceContext(read_settings(SETTINGS, home=new_home(folder, models_folder)))
-    _, key = home.keys.create("owner", [Scope.ADMIN], None, None, None)
-    with running(home) as service:
+    """Runs a separate service and yields its URL and an administrator's key."""
+    context = ServiceContext(read_settings(SETTINGS, home=new_home(folder, models_folder)))
+    _, key = context.keys.create("owner", [Scope.ADMIN], None, None, None)
+    with running(context) as service:
         yield service.url, key

@@ -1,4 +1,4 @@
-"""A server before the real service that fails as a script says."""
+"""A proxy in front of the real service that fails as a script prescribes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import httpx
 
 from tests.waiting import DEADLINE
 
-OWN = ("host", "connection", "content-length", "transfer-encoding", "content-encoding", "date", "server")
-"""Headers that belong to one connection."""
+HOP_HEADERS = ("host", "connection", "content-length", "transfer-encoding", "content-encoding", "date", "server")
+"""Headers that are not forwarded, because they belong to one connection."""
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """The service never hears of it."""
+    """The request is answered with an error and does not reach the service."""
 
     status: int
     code: str | None = None
@@ -30,14 +30,14 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Drop:
-    """The connection ends without an answer: before the service hears of it, or once it has answered."""
+    """The connection ends without an answer: `after` the service has answered, or before the request reaches it."""
 
     after: bool
 
 
 @dataclass(frozen=True)
 class Alter:
-    """The service's answer is another one."""
+    """The service's answer is changed."""
 
     change: Callable[[dict[str, Any]], object]
 
@@ -51,7 +51,7 @@ class Seen:
 
 
 class Faulty:
-    """Each request takes the next fault of the `script`, and is handed on where there is none."""
+    """Applies the next fault of the `script` to each request, and forwards requests when there is none."""
 
     def __init__(self, target: str) -> None:
         self.script: deque[Refuse | Drop | Alter] = deque()
@@ -91,14 +91,14 @@ class _Handler(BaseHTTPRequestHandler):
         faulty.seen.append(Seen(self.command, self.path, headers, len(body)))
         fault = faulty.script.popleft() if faulty.script else None
         if isinstance(fault, Refuse):
-            told = {"error": {"code": fault.code, "message": "not now", "details": {}}, "request_id": "x"}
-            self._send(fault.status, fault.headers, json.dumps(told).encode() if fault.code else b"<html>no</html>")
+            error = {"error": {"code": fault.code, "message": "not now", "details": {}}, "request_id": "x"}
+            self._send(fault.status, fault.headers, json.dumps(error).encode() if fault.code else b"<html>no</html>")
             return
         if isinstance(fault, Drop) and not fault.after:
             self.close_connection = True
             return
-        passed = {name: value for name, value in headers.items() if name not in OWN}
-        answer = faulty.http.request(self.command, self.path, content=body, headers=passed)
+        forwarded = {name: value for name, value in headers.items() if name not in HOP_HEADERS}
+        answer = faulty.http.request(self.command, self.path, content=body, headers=forwarded)
         if isinstance(fault, Drop):
             self.close_connection = True
             return
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             changed = answer.json()
             fault.change(changed)
             content = json.dumps(changed).encode()
-        self._send(answer.status_code, {n: v for n, v in answer.headers.items() if n not in OWN}, content)
+        self._send(answer.status_code, {n: v for n, v in answer.headers.items() if n not in HOP_HEADERS}, content)
 
     def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.send_response(status)
@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 (as http.server calls them)
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 (names that http.server calls)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (as it is inherited)
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the inherited name)
         return

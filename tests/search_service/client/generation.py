@@ -25,7 +25,7 @@ TOKENS = {
     "aclose": "close",
     "asyncio": "time",
 }
-"""Names of the async client, and of the sync one."""
+"""Names in the async client and their names in the sync one."""
 
 
 def sync_source() -> str:

@@ -1,4 +1,4 @@
-"""What the service does, asked for by either client."""
+"""Both clients with the real service."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ from tests.waiting import DEADLINE, wait_for
 AT = datetime(2031, 4, 5, 6, 7, 8, tzinfo=UTC)
 
 
-def test_a_gallery_is_made_shown_listed_and_deleted(faces: Client) -> None:
-    made = faces.gallery("made here, à propos")
-    assert made.create(model="sface").model == "sface"
+def test_gallery_is_created_shown_listed_and_deleted(faces: Client) -> None:
+    gallery = faces.gallery("Gäste, à propos")
+    assert gallery.create(model="sface").model == "sface"
     with pytest.raises(Conflict) as caught:
-        made.create()
+        gallery.create()
     assert (caught.value.status, caught.value.code) == (409, "gallery_exists")
-    shown = made.show()
-    assert (shown.name, shown.identities, shown.index.faces) == (made.name, 0, 0)
-    assert made.name in [found.name for found in faces.with_options(page_size=1).galleries()]
-    assert made.delete().deleted == made.name
+    shown = gallery.show()
+    assert (shown.name, shown.identities, shown.index.faces) == (gallery.name, 0, 0)
+    assert gallery.name in [found.name for found in faces.with_options(page_size=1).galleries()]
+    assert gallery.delete().deleted == gallery.name
     with pytest.raises(NotFound, match="gallery_not_found"):
-        made.show()
+        gallery.show()
 
 
-def test_who_is_it(staff: GalleryHandle, photos: Path) -> None:
+def test_search_returns_match_or_no_match(staff: GalleryHandle, photos: Path) -> None:
     answer = staff.search(photos / "probes" / "left-1-small.jpg", top_k=1, fpir=0.01)
     assert answer.match is not None
     assert (answer.match.external_id, answer.image) == ("left-1", "left-1-small.jpg")
@@ -72,7 +72,7 @@ def test_who_is_it(staff: GalleryHandle, photos: Path) -> None:
         staff.search(sources.astronaut(), top_k=0)
 
 
-def test_a_photo_is_bytes_a_path_or_an_open_file(staff: GalleryHandle, photos: Path) -> None:
+def test_photo_can_be_bytes_a_path_or_an_open_file(staff: GalleryHandle, photos: Path) -> None:
     path = photos / "probes" / "left-2-large.png"
     with path.open("rb") as file:
         for image in (path, str(path), file, path.read_bytes(), io.BytesIO(path.read_bytes())):
@@ -85,7 +85,7 @@ def test_a_photo_is_bytes_a_path_or_an_open_file(staff: GalleryHandle, photos: P
         staff.search(17)  # type: ignore[arg-type]
 
 
-def test_several_images_at_once(staff: GalleryHandle, photos: Path) -> None:
+def test_several_images_are_searched_in_one_request(staff: GalleryHandle, photos: Path) -> None:
     one, other = photos / "probes" / "left-1-small.jpg", photos / "probes" / "left-2-large.png"
     answers = staff.search_each([one, sources.no_faces()[0], other])
     assert [answer.match and answer.match.external_id for answer in answers] == ["left-1", None, "left-2"]
@@ -103,7 +103,7 @@ def test_several_images_at_once(staff: GalleryHandle, photos: Path) -> None:
         staff.search_each(one)  # type: ignore[arg-type]
 
 
-def test_one_photo_and_what_it_shows(faces: Client, staff: GalleryHandle, photos: Path) -> None:
+def test_faces_are_detected_embedded_and_compared(faces: Client, staff: GalleryHandle, photos: Path) -> None:
     photo = photos / "photos" / "left-1" / "1.jpg"
     assert faces.ready().ready
     assert any(file.licence for model in faces.models().models for file in model.files)
@@ -142,12 +142,12 @@ def test_photos_are_enrolled(gallery: GalleryHandle, photos: Path) -> None:
     assert gallery.show().faces == 1
 
 
-def test_a_person_is_made_changed_and_deleted(gallery: GalleryHandle) -> None:
+def test_identity_is_created_changed_and_deleted(gallery: GalleryHandle) -> None:
     ana = gallery.identity("e/1042 100%")
-    made = gallery.create_identity(ana.external_id, name="Ana", metadata={"desk": 4, "floor": 1}, valid_until=AT)
-    assert made.valid_until == AT
+    created = gallery.create_identity(ana.external_id, name="Ana", metadata={"desk": 4, "floor": 1}, valid_until=AT)
+    assert created.valid_until == AT
     shown = ana.show()
-    assert (shown, shown.etag) == (made, made.etag)
+    assert (shown, shown.etag) == (created, created.etag)
     assert shown.etag is not None
     assert ana.changed(shown.etag) is None
     patched = ana.update(metadata={"desk": None}, valid_until=None, if_match=shown.etag)
@@ -169,7 +169,7 @@ def test_a_person_is_made_changed_and_deleted(gallery: GalleryHandle) -> None:
         ana.show()
 
 
-def test_lists_page_by_themselves(faces: Client, gallery: GalleryHandle) -> None:
+def test_lists_request_further_pages(faces: Client, gallery: GalleryHandle) -> None:
     names = [f"person {number}" for number in range(7)]
     for name in names:
         gallery.create_identity(name)
@@ -178,7 +178,7 @@ def test_lists_page_by_themselves(faces: Client, gallery: GalleryHandle) -> None
     assert next(small.identities()).external_id == names[0]
 
 
-def test_two_ids_of_one_person_are_found_and_joined(gallery: GalleryHandle, photos: Path) -> None:
+def test_identities_are_compared_and_merged(gallery: GalleryHandle, photos: Path) -> None:
     gallery.create_identity("ana", name="Ana")
     gallery.enroll("ana", photos / "photos" / "left-1" / "1.jpg")
     gallery.create_identity("7")
@@ -189,14 +189,14 @@ def test_two_ids_of_one_person_are_found_and_joined(gallery: GalleryHandle, phot
     assert [person.external_id for person in gallery.identities()] == ["7"]
 
 
-def test_a_gallery_is_calibrated(staff: GalleryHandle) -> None:
-    told = staff.calibrate()
-    assert (told.people, told.faces) == (2, 2)
-    assert told.thresholds[0].basis == "pack"
+def test_gallery_is_calibrated(staff: GalleryHandle) -> None:
+    calibration = staff.calibrate()
+    assert (calibration.people, calibration.faces) == (2, 2)
+    assert calibration.thresholds[0].basis == "pack"
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
-def test_no_id_leads_to_something_else(faces: Client, gallery: GalleryHandle, name: str) -> None:
+def test_name_that_changes_the_path_is_rejected(faces: Client, gallery: GalleryHandle, name: str) -> None:
     """`DELETE .../identities/..` would delete the gallery."""
     with pytest.raises(ValueError, match="cannot be part of a path"):
         gallery.identity(name).delete()
@@ -205,13 +205,13 @@ def test_no_id_leads_to_something_else(faces: Client, gallery: GalleryHandle, na
     assert gallery.show().name == gallery.name
 
 
-def test_an_archive_is_a_job(faces: Client, gallery: GalleryHandle, photos: Path, tmp_path: Path) -> None:
+def test_archive_is_enrolled_by_a_job(faces: Client, gallery: GalleryHandle, photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "people.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for photo in sorted((photos / "photos").glob("*/*.jpg")):
             archive.write(photo, f"{photo.parent.name}/{photo.name}")
         archive.writestr("nobody/1.jpg", sources.no_faces()[0])
-        archive.writestr("padding.bin", os.urandom(MAX_BODY_BYTES))  # more than may be held in memory
+        archive.writestr("padding.bin", os.urandom(MAX_BODY_BYTES))  # more than the service keeps in memory
     job = gallery.enroll_archive(path, pick="largest")
     done = job.wait(DEADLINE)
     assert (done.state, done.images, done.enrolled, done.rejected) == ("done", 8, 7, 1)
@@ -226,7 +226,7 @@ def test_an_archive_is_a_job(faces: Client, gallery: GalleryHandle, photos: Path
         gallery.enroll_archive(photos / "probes" / "stranger.jpg")
 
 
-def test_a_wait_for_a_job_ends(service: Running, gallery: GalleryHandle, photos: Path) -> None:
+def test_waiting_for_a_job_ends_after_its_timeout(service: Running, gallery: GalleryHandle, photos: Path) -> None:
     photo = photos / "photos" / "left-1" / "1.jpg"
     job = gallery.enroll_many({f"p{number}/1.jpg": photo for number in range(50)})
     with pytest.raises(NotDone, match=job.id):
@@ -235,7 +235,7 @@ def test_a_wait_for_a_job_ends(service: Running, gallery: GalleryHandle, photos:
     assert job.wait(DEADLINE).ended
 
 
-def test_photos_by_name_and_a_manifest(gallery: GalleryHandle, photos: Path) -> None:
+def test_photos_are_enrolled_with_a_manifest(gallery: GalleryHandle, photos: Path) -> None:
     photo = photos / "photos" / "left-1" / "1.jpg"
     name = 'Ana "A" Kovač.jpg'
     manifest = f'image,external_id,name\n"{name.replace(chr(34), chr(34) * 2)}",ana,Ana\n'.encode()
@@ -247,10 +247,10 @@ def test_photos_by_name_and_a_manifest(gallery: GalleryHandle, photos: Path) -> 
     assert (person.name, person.etag) == ("Ana", None)
 
 
-def test_events_are_recorded_found_and_forgotten(faces: Client, staff: GalleryHandle, photos: Path) -> None:
+def test_events_are_recorded_listed_and_deleted(faces: Client, staff: GalleryHandle, photos: Path) -> None:
     probe = photos / "probes" / "left-1-small.jpg"
-    asked = {"record": True, "device": "door", "direction": Direction.IN, "cooldown": 60.5}
-    first, again = (staff.search(probe, **asked).faces[0].event for _ in range(2))  # type: ignore[arg-type]
+    options = {"record": True, "device": "door", "direction": Direction.IN, "cooldown": 60.5}
+    first, again = (staff.search(probe, **options).faces[0].event for _ in range(2))  # type: ignore[arg-type]
     assert first is not None
     assert again is not None
     assert (first.recorded, again.recorded, again.id) == (True, False, first.id)
@@ -263,7 +263,7 @@ def test_events_are_recorded_found_and_forgotten(faces: Client, staff: GalleryHa
     assert faces.forget_events(staff.name, external_id="left-1") == 1
 
 
-def test_webhooks(faces: Client, staff: GalleryHandle, photos: Path) -> None:
+def test_webhook_receives_events_and_is_deleted(faces: Client, staff: GalleryHandle, photos: Path) -> None:
     with receiving() as receiver:
         hook = faces.webhooks.create(receiver.url, gallery=staff.name, decisions=[Decision.MATCH, "review"])
         assert hook.secret not in repr(hook)
@@ -278,7 +278,7 @@ def test_webhooks(faces: Client, staff: GalleryHandle, photos: Path) -> None:
         assert faces.webhooks.delete(hook.id).undelivered == 0
 
 
-def test_keys(connect: Connect, tmp_path: Path, models_folder: Path) -> None:
+def test_key_is_limited_to_its_scope_gallery_and_rate(connect: Connect, tmp_path: Path, models_folder: Path) -> None:
     with guarded(tmp_path, models_folder) as (url, secret):
         owner = connect(url, secret)
         owner.gallery("staff").create()

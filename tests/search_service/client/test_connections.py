@@ -1,4 +1,4 @@
-"""Many requests at once, and connections of the caller's own."""
+"""Concurrent requests, and HTTP clients given by the caller."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from tests.waiting import DEADLINE
 AT_ONCE = 6
 
 
-class _Together(ThreadingHTTPServer):
-    """Answers when AT_ONCE requests are there, and not before."""
+class _BarrierServer(ThreadingHTTPServer):
+    """Answers only after AT_ONCE requests have arrived."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Waiting)
-        self.there = threading.Barrier(AT_ONCE)
+        super().__init__(("127.0.0.1", 0), _BarrierHandler)
+        self.barrier = threading.Barrier(AT_ONCE)
 
 
-class _Waiting(BaseHTTPRequestHandler):
-    server: _Together
+class _BarrierHandler(BaseHTTPRequestHandler):
+    server: _BarrierServer
 
     def do_GET(self) -> None:
-        self.server.there.wait(DEADLINE)
+        self.server.barrier.wait(DEADLINE)
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b'{"models": [], "default": "sface"}')
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (as it is inherited)
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the inherited name)
         return
 
 
 @pytest.mark.parametrize("way", ["threads", "asyncio"])
-def test_many_are_asked_at_once(way: str) -> None:
-    with _Together() as server:
+def test_client_sends_requests_concurrently(way: str) -> None:
+    with _BarrierServer() as server:
         serving = threading.Thread(target=server.serve_forever, args=(0.01,))
         serving.start()
         url = f"http://127.0.0.1:{server.server_port}"
         try:
-            told = by_threads(url) if way == "threads" else asyncio.run(by_tasks(url))
+            defaults = by_threads(url) if way == "threads" else asyncio.run(by_tasks(url))
         finally:
             server.shutdown()
             serving.join(DEADLINE)
-    assert told == ["sface"] * AT_ONCE
+    assert defaults == ["sface"] * AT_ONCE
 
 
 def by_threads(url: str) -> list[str]:
@@ -62,17 +62,17 @@ def by_threads(url: str) -> list[str]:
 
 async def by_tasks(url: str) -> list[str]:
     async with AsyncClient(url) as client:
-        return [told.default for told in await asyncio.gather(*(client.models() for _ in range(AT_ONCE)))]
+        return [models.default for models in await asyncio.gather(*(client.models() for _ in range(AT_ONCE)))]
 
 
-def test_the_callers_connections_stay_open(service: Running) -> None:
+def test_http_client_of_the_caller_stays_open(service: Running) -> None:
     with httpx.Client(headers={"X-Door": "7"}) as http:
         with Client(service.url, http=http) as client, client.with_options(timeout_seconds=DEADLINE) as other:
             assert client.models() == other.models()
         assert not http.is_closed
 
 
-def test_a_client_closes_its_own(service: Running) -> None:
+def test_client_closes_its_own_connections(service: Running) -> None:
     client = Client(service.url)
     with client.with_options(request_id="x") as other:
         other.models()

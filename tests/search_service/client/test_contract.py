@@ -1,4 +1,4 @@
-"""The client and the service say the same: every route is asked, every field and word is known."""
+"""The client covers the service: every route, every field and every enumeration value."""
 
 from __future__ import annotations
 
@@ -76,8 +76,7 @@ CALLS: Mapping[str, Callable[[], Any]] = {
     "DELETE /v1/keys/{id}": lambda: KEYS.revoke("1"),
 }
 
-NOT_ANSWERED_WITH_JSON = {"GET /metrics"}
-FOR_MACHINES = {"GET /healthz"}
+NOT_IN_THE_CLIENT = {"GET /metrics", "GET /healthz"}
 
 KINDS: Mapping[str, type] = {
     "AnswerPayload": answers.Answer,
@@ -101,10 +100,9 @@ KINDS: Mapping[str, type] = {
     "ReadyPayload": service_answers.Ready,
     "StoredFacePayload": answers.StoredFace,
     "WebhookDeleted": service_answers.WebhookDeleted,
-    "WebhookList": service_answers.Webhooks,
     "WebhookPayload": service_answers.Webhook,
     "Deleted": answers.Deleted,
-    # those that others consist of
+    # parts of others
     "CandidatePayload": answers.Candidate,
     "DeliveryPayload": service_answers.Delivery,
     "EmbeddedFacePayload": answers.EmbeddedFace,
@@ -120,18 +118,18 @@ KINDS: Mapping[str, type] = {
     "ThresholdPayload": answers.Threshold,
     "WrongPhotoPayload": answers.WrongPhoto,
 }
-"""What each object of the service's OpenAPI becomes."""
+"""The client's class for each object of the service's OpenAPI document."""
 
 SENT = {"IdentityBody", "IdentityPatch", "MergeBody", "NewGallery", "NewIdentity", "NewKey", "NewWebhook"}
 
 UNWRAPPED = {
     *("DeliveryList", "EventList", "GalleryList", "IdentityList", "JobDetailPayload", "JobList", "KeyList"),
     *("StoredFaceList", "AlivePayload", "AnswersPayload", "ErrorAnswer", "Forgotten", "ModelPayload", "Replayed"),
-    "ResultsPayload",
+    *("ResultsPayload", "WebhookList"),
 }
-"""Pages, errors, and objects around one thing; and the model packs, which may say anything."""
+"""Objects without a class in the client: pages, errors, objects with one field, and model packs with any fields."""
 
-WORDS = [
+ENUMS = [
     (enums.Decision, decision.Decision),
     (enums.DecisionReason, decision.DecisionReason),
     (enums.Reason, types.Reason),
@@ -145,7 +143,7 @@ WORDS = [
 
 
 @pytest.mark.parametrize("route", CALLS)
-def test_a_call_asks_its_route(route: str) -> None:
+def test_call_requests_its_route(route: str) -> None:
     call = CALLS[route]()
     step = next(call.page(None) if isinstance(call, Pages) else call)
     assert isinstance(step, Send)
@@ -157,15 +155,15 @@ def test_a_call_asks_its_route(route: str) -> None:
     assert ("Idempotency-Key" in step.headers) == idempotent
 
 
-def _plain(route: str) -> str:
+def _unnamed(route: str) -> str:
     """Returns a route without the names of its parameters."""
     return re.sub(r"{\w+}", "{}", route)
 
 
-def test_every_route_is_asked() -> None:
-    documented = application().openapi()["paths"]
-    told = {f"{method.upper()} {_plain(path)}" for path, methods in documented.items() for method in methods}
-    assert told - FOR_MACHINES - NOT_ANSWERED_WITH_JSON == {_plain(route) for route in CALLS}
+def test_every_route_has_a_call() -> None:
+    paths = application().openapi()["paths"]
+    routes = {f"{method.upper()} {_unnamed(path)}" for path, methods in paths.items() for method in methods}
+    assert routes - NOT_IN_THE_CLIENT == {_unnamed(route) for route in CALLS}
 
 
 def test_every_field_is_known(service: Running) -> None:
@@ -174,27 +172,27 @@ def test_every_field_is_known(service: Running) -> None:
         assert {f.name for f in fields(kind)} - {"etag"} == set(schemas[name]["properties"]), name
 
 
-def test_everything_of_a_model_pack_is_known() -> None:
-    told = describe(SFACE)
-    assert {f.name for f in fields(answers.Model)} == {*told, "installed", "problem"}
-    assert isinstance(told["files"], list)
-    assert {f.name for f in fields(answers.ModelFile)} == set(told["files"][0])
+def test_every_field_of_a_model_pack_is_known() -> None:
+    described = describe(SFACE)
+    assert {f.name for f in fields(answers.Model)} == {*described, "installed", "problem"}
+    assert isinstance(described["files"], list)
+    assert {f.name for f in fields(answers.ModelFile)} == set(described["files"][0])
 
 
 def test_every_object_is_known(service: Running) -> None:
-    words = {kind.__name__ for _, kind in WORDS}
-    assert set(service.app.openapi()["components"]["schemas"]) - words == set(KINDS) | SENT | UNWRAPPED
+    enumerations = {kind.__name__ for _, kind in ENUMS}
+    assert set(service.app.openapi()["components"]["schemas"]) - enumerations == set(KINDS) | SENT | UNWRAPPED
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_example_is_read(service: Running, name: str) -> None:
-    (told,) = service.app.openapi()["components"]["schemas"][name]["examples"]
-    assert read(KINDS[name], told | {"something": "new"}) == read(KINDS[name], told)
+def test_every_example_is_parsed(service: Running, name: str) -> None:
+    (example,) = service.app.openapi()["components"]["schemas"][name]["examples"]
+    assert read(KINDS[name], example | {"something": "new"}) == read(KINDS[name], example)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), WORDS)
-def test_every_word_is_known(ours: type[Any], theirs: type[Any]) -> None:
-    assert {str(word) for word in ours} == {str(word) for word in theirs}
+@pytest.mark.parametrize(("ours", "theirs"), ENUMS)
+def test_every_enumeration_value_is_known(ours: type[Any], theirs: type[Any]) -> None:
+    assert {str(value) for value in ours} == {str(value) for value in theirs}
 
 
 def test_both_clients_have_every_call() -> None:
@@ -206,15 +204,15 @@ def test_both_clients_have_every_call() -> None:
         (WebhookCalls, "Webhooks"),
         (KeyCalls, "Keys"),
     ):
-        asked = {name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
-        for place in (getattr(sync_client, name), getattr(async_client, f"Async{name}")):
-            assert asked <= {name for name in vars(place) if not name.startswith("_")}, place
-            for one in asked:
-                assert inspect.getdoc(getattr(place, one)) or not inspect.getdoc(getattr(kind, one)), one
+        calls = {name for name, value in vars(kind).items() if inspect.isfunction(value) and not name.startswith("_")}
+        for handle in (getattr(sync_client, name), getattr(async_client, f"Async{name}")):
+            assert calls <= {name for name in vars(handle) if not name.startswith("_")}, handle
+            for call in calls:
+                assert inspect.getdoc(getattr(handle, call)) or not inspect.getdoc(getattr(kind, call)), call
 
 
-def test_it_is_light() -> None:
-    """A door's controller has none of what the service needs, and `indexer` least of all."""
+def test_import_loads_no_other_part_of_the_project() -> None:
+    """A door's controller has none of the service's dependencies."""
     script = (
         "import sys, warnings\n"
         "import search_service.client\n"
@@ -227,11 +225,11 @@ def test_it_is_light() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_a_dead_worker_was_asked_is_tried_again_until_another_one_may_do_it() -> None:
-    """A hold on a key ends after LOCKED_SECONDS, after twice that where the clock was set back meanwhile; the last try
-    before that may have begun a whole wait before, and the next one still begins long before the deadline."""
-    retries, locked = Retries(), stored_answers.LEASE_SECONDS
+def test_retries_outlast_the_lease_of_a_dead_worker() -> None:
+    """A lease ends after LEASE_SECONDS, or twice that if the clock was set back. The attempt before that end can begin
+    one longest wait earlier, and the next one must begin before the deadline."""
+    retries, lease = Retries(), stored_answers.LEASE_SECONDS
     longest = retries.wait(99, RETRY_AFTER_SECONDS, chance=1.0)
-    assert locked + longest < retries.deadline_seconds / 2
-    assert 2 * locked + longest < retries.deadline_seconds
-    assert locked > 4 * RENEWAL_SECONDS, "whoever works at it may fail to say so a few times"
+    assert lease + longest < retries.deadline_seconds / 2
+    assert 2 * lease + longest < retries.deadline_seconds
+    assert lease > 4 * RENEWAL_SECONDS, "a few renewals may fail"

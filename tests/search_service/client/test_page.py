@@ -1,4 +1,4 @@
-"""What `docs/python-client.md` shows runs, against the real service."""
+"""`docs/python-client.md`: its examples run with the real service, and its tables are complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.waiting import DEADLINE
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "python-client.md").read_text()
 
 
-def test_its_code_runs(service: Running, office: Path) -> None:
+def test_code_of_the_page_runs(service: Running, office: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     code = "\n".join(blocks).replace("http://127.0.0.1:8000", service.url).replace('"staff"', f'"s-{uuid.uuid4().hex}"')
     done = subprocess.run(
@@ -50,12 +50,12 @@ def test_its_code_runs(service: Running, office: Path) -> None:
         ("a job", sync_client.JobHandle),
     ],
 )
-def test_its_table_names_every_method(row: str, kind: type) -> None:
+def test_table_lists_every_method(row: str, kind: type) -> None:
     (cell,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", PAGE, re.MULTILINE)
     methods = {name for name, value in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")}
     assert set(re.findall(r"\w+", cell)) == methods - {"close"}
 
 
-def test_its_numbers_are_the_defaults() -> None:
+def test_numbers_of_the_page_are_the_defaults() -> None:
     assert f"`Retries.deadline_seconds` ({Retries.deadline_seconds:g})" in PAGE
     assert f"`timeout_seconds` ({inspect.signature(Client).parameters['timeout_seconds'].default:g})" in PAGE

@@ -1,4 +1,4 @@
-"""What is tried again, against a server that fails: done once, or said to be unknown."""
+"""Retries against a server that fails: a request is executed once, or reported as possibly executed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ QUICK = Retries(deadline_seconds=DEADLINE, first_seconds=0.001, longest_seconds=
 
 @pytest.fixture
 def failing(faulty: Faulty, connect: Connect, gallery: GalleryHandle) -> Iterator[GalleryHandle]:
-    """The gallery through a server that fails as the test says."""
+    """The gallery behind a proxy whose faults the test sets."""
     yield connect(faulty.url, retries=QUICK).gallery(gallery.name)
     assert not faulty.script
 
 
-def test_what_may_pass_is_tried_again(faulty: Faulty, failing: GalleryHandle) -> None:
+def test_temporary_failures_are_retried(faulty: Faulty, failing: GalleryHandle) -> None:
     proxies = [Refuse(502), Refuse(503, "storage_unavailable"), Refuse(504)]
     busy = [Refuse(429, "overloaded", {"Retry-After": "0"}), Refuse(409, "request_in_progress")]
     faulty.script.extend([*proxies, *busy, Drop(after=False), Drop(after=True)])
@@ -54,10 +54,10 @@ def test_what_may_pass_is_tried_again(faulty: Faulty, failing: GalleryHandle) ->
         (Refuse(409, "gallery_exists"), "gallery_exists"),
         (Refuse(404), "expected an answer of whosthere; got status 404: '<html>"),
         (Refuse(302, headers={"Location": "/elsewhere"}), "status 302"),
-        (Alter(lambda told: told.pop("name")), "the answer has no 'name'"),
+        (Alter(lambda answer: answer.pop("name")), "the answer has no 'name'"),
     ],
 )
-def test_what_will_not_pass_is_not(faulty: Faulty, failing: GalleryHandle, fault: Any, error: str) -> None:
+def test_permanent_failures_are_not_retried(faulty: Faulty, failing: GalleryHandle, fault: Any, error: str) -> None:
     faulty.script.append(fault)
     with pytest.raises(Exception, match=error) as caught:
         failing.show()
@@ -66,8 +66,8 @@ def test_what_will_not_pass_is_not(faulty: Faulty, failing: GalleryHandle, fault
 
 
 @pytest.mark.parametrize("fault", [Drop(after=True), Drop(after=False), Refuse(503, "storage_unavailable")])
-def test_a_photo_is_enrolled_once(faulty: Faulty, failing: GalleryHandle, photos: Path, fault: Drop | Refuse) -> None:
-    """The answer was lost after the faces were committed: the second try is told what the first one was."""
+def test_photo_is_enrolled_once(faulty: Faulty, failing: GalleryHandle, photos: Path, fault: Drop | Refuse) -> None:
+    """If the answer is lost after the faces were committed, the second attempt receives the first one's answer."""
     faulty.script.append(fault)
     enrolled = failing.enroll("ana", photos / "photos" / "left-1" / "1.jpg")
     assert enrolled.outcome is Outcome.ENROLLED
@@ -76,7 +76,9 @@ def test_a_photo_is_enrolled_once(faulty: Faulty, failing: GalleryHandle, photos
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
 
 
-def test_each_request_has_a_key_of_its_own(faulty: Faulty, failing: GalleryHandle, photos: Path) -> None:
+def test_each_changing_request_has_its_own_idempotency_key(
+    faulty: Faulty, failing: GalleryHandle, photos: Path
+) -> None:
     for number in range(2):
         failing.create_identity(f"p{number}")
     failing.search(photos / "probes" / "stranger.jpg")
@@ -88,8 +90,8 @@ def test_each_request_has_a_key_of_its_own(faulty: Faulty, failing: GalleryHandl
     assert "idempotency-key" in faulty.seen[3].headers
 
 
-def test_an_archive_is_one_job(faulty: Faulty, failing: GalleryHandle, connect: Connect, photos: Path) -> None:
-    """The file is read anew for each try; the job that the first one made is the one that is answered."""
+def test_archive_creates_one_job(faulty: Faulty, failing: GalleryHandle, connect: Connect, photos: Path) -> None:
+    """Each attempt reads the file again, and all receive the job that the first one created."""
     path = photos.parent / f"{uuid.uuid4().hex}.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(photos / "photos" / "left-1" / "1.jpg", "ana/1.jpg")
@@ -101,35 +103,35 @@ def test_an_archive_is_one_job(faulty: Faulty, failing: GalleryHandle, connect: 
     assert [found.id for found in jobs] == [job.id]
 
 
-def test_an_event_is_recorded_once(faulty: Faulty, failing: GalleryHandle, connect: Connect, photos: Path) -> None:
+def test_event_is_recorded_once(faulty: Faulty, failing: GalleryHandle, connect: Connect, photos: Path) -> None:
     faulty.script.append(Drop(after=True))
     probe = photos / "probes" / "stranger.jpg"
-    told = failing.search(probe, record=True, device="door", cooldown=0).faces[0].event
-    assert told is not None
-    assert told.recorded
-    assert [event.id for event in connect(faulty.url).events(gallery=failing.name)] == [told.id]
+    recorded = failing.search(probe, record=True, device="door", cooldown=0).faces[0].event
+    assert recorded is not None
+    assert recorded.recorded
+    assert [event.id for event in connect(faulty.url).events(gallery=failing.name)] == [recorded.id]
 
 
-def test_a_condition_is_not_tried_again_once_it_may_have_been_met(faulty: Faulty, failing: GalleryHandle) -> None:
-    """The second try would be told that its own change was somebody else's."""
+def test_conditional_change_is_not_retried_after_it_may_be_executed(faulty: Faulty, failing: GalleryHandle) -> None:
+    """The condition of the second attempt would fail because of the first one's change."""
     ana = failing.identity("ana")
-    made = ana.put(name="Ana", if_missing=True)
+    created = ana.put(name="Ana", if_missing=True)
     faulty.script.append(Drop(after=True))
     with pytest.raises(ServiceUnreachable, match="the request may have been executed") as caught:
-        ana.update(name="Ann", if_match=made.etag)
+        ana.update(name="Ann", if_match=created.etag)
     assert caught.value.maybe_done
     assert ana.show().name == "Ann"
     with pytest.raises(PreconditionFailed):
-        ana.update(name="Anna", if_match=made.etag)
+        ana.update(name="Anna", if_match=created.etag)
     faulty.script.append(Drop(after=True))
-    assert ana.update(name="Anja").name == "Anja", "without a condition it is the same twice"
+    assert ana.update(name="Anja").name == "Anja", "an unconditional change can be repeated"
     faulty.script.append(Drop(after=True))
     with pytest.raises(NotFound):
         ana.delete()
 
 
-def test_a_key_is_made_once(connect: Connect, tmp_path: Path, models_folder: Path) -> None:
-    """Its secret is told once and kept nowhere: a second try could only find that it is there."""
+def test_key_is_created_once(connect: Connect, tmp_path: Path, models_folder: Path) -> None:
+    """Its secret is returned once and not stored: a second attempt could only report that the key exists."""
     with guarded(tmp_path, models_folder) as (url, secret), Faulty(url) as faulty:
         owner = connect(faulty.url, secret, retries=QUICK)
         faulty.script.extend([Refuse(429, "overloaded"), Drop(after=True)])
@@ -139,8 +141,8 @@ def test_a_key_is_made_once(connect: Connect, tmp_path: Path, models_folder: Pat
         assert [key.name for key in owner.keys.list()] == ["door", "owner"]
 
 
-def test_the_deadline_ends_it(faulty: Faulty, connect: Connect) -> None:
-    """It is not waited at all where the wait would pass the deadline."""
+def test_retries_end_with_the_deadline(faulty: Faulty, connect: Connect) -> None:
+    """A wait that would end after the deadline does not begin."""
     faulty.script.append(Refuse(429, "overloaded", {"Retry-After": "3600"}))
     with pytest.raises(Overloaded):
         connect(faulty.url).models()
@@ -156,7 +158,7 @@ def test_the_deadline_ends_it(faulty: Faulty, connect: Connect) -> None:
     assert caught.value.request_id
 
 
-def test_a_server_that_hangs_is_given_up(connect: Connect) -> None:
+def test_hanging_server_causes_a_timeout(connect: Connect) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         client = connect(url, timeout_seconds=100 * DEADLINE, retries=Retries(deadline_seconds=0))
@@ -164,7 +166,7 @@ def test_a_server_that_hangs_is_given_up(connect: Connect) -> None:
             client.with_options(timeout_seconds=0.05).models()
 
 
-def test_the_request_id_is_the_callers(service: Running, faulty: Faulty, connect: Connect) -> None:
+def test_request_id_of_the_caller_is_sent(service: Running, faulty: Faulty, connect: Connect) -> None:
     client: Client = connect(faulty.url).with_options(request_id="door-7")
     client.models()
     with pytest.raises(NotFound) as caught:
@@ -173,17 +175,17 @@ def test_the_request_id_is_the_callers(service: Running, faulty: Faulty, connect
     assert caught.value.request_id == "door-7"
 
 
-def test_a_newer_service_is_understood(faulty: Faulty, failing: GalleryHandle, photos: Path) -> None:
-    """New fields are overlooked, new words are strings, and what an older one does not say is None."""
+def test_answers_of_other_versions_are_parsed(faulty: Faulty, failing: GalleryHandle, photos: Path) -> None:
+    """New fields are ignored, new enumeration values are strings, and missing optional fields are None."""
     failing.enroll("ana", photos / "photos" / "left-1" / "1.jpg")
 
-    def newer(told: dict[str, Any]) -> None:
-        told["galaxy"] = "new"
-        told["faces"][0] |= {"decision": "ask_again", "reasons": ["too_new"], "mood": 7}
-        told["faces"][0].pop("event")
-        told.pop("error")
+    def change(answer: dict[str, Any]) -> None:
+        answer["galaxy"] = "new"
+        answer["faces"][0] |= {"decision": "ask_again", "reasons": ["too_new"], "mood": 7}
+        answer["faces"][0].pop("event")
+        answer.pop("error")
 
-    faulty.script.append(Alter(newer))
+    faulty.script.append(Alter(change))
     answer = failing.search(photos / "probes" / "left-1-small.jpg")
     assert (answer.faces[0].decision, answer.faces[0].reasons) == ("ask_again", ("too_new",))
     assert (answer.match, answer.error, answer.faces[0].event) == (None, None, None)

@@ -1,4 +1,4 @@
-"""Requests, tries and answers, without any I/O."""
+"""Requests, retries and parsing, without I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BUSY = Reply(429, {"retry-after": "3"}, b'{"error": {"code": "overloaded", "mess
 
 @dataclass
 class Clock:
-    """Time that passes only where it is waited."""
+    """A clock that only pauses advance."""
 
     now: float = 0.0
     waits: list[float] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Clock:
         return Api(Options(retries=retries), clock=lambda: self.now, chance=lambda: chance)
 
     def run(self, steps: Steps[T], replies: Sequence[Reply | NoAnswer]) -> T:
-        """The last reply is given again and again."""
+        """Executes the steps with these replies; the last one is repeated."""
         left = list(replies)
         try:
             step = next(steps)
@@ -61,7 +61,7 @@ def test_waits_double_up_to_the_longest_and_end_with_the_deadline() -> None:
     assert clock.waits == [0.5, 1, *[2] * 9]
 
 
-def test_what_is_asked_for_comes_before_the_jitter() -> None:
+def test_retry_after_is_added_to_the_jitter() -> None:
     clock = Clock()
     api = clock.api(Retries(deadline_seconds=8, first_seconds=1))
     with pytest.raises(Overloaded):
@@ -72,21 +72,21 @@ def test_what_is_asked_for_comes_before_the_jitter() -> None:
 @pytest.mark.parametrize(
     ("text", "wait"), [("soon", 0), ("-3", 0), ("", 0), ("٣", 0), ("in the past", 0), ("date", 90)]
 )
-def test_retry_after_may_be_a_date_or_nonsense(text: str, wait: float) -> None:
+def test_retry_after_can_be_a_date_and_is_ignored_if_invalid(text: str, wait: float) -> None:
     now = datetime.now(UTC)
     text = {"date": format_datetime(now + timedelta(seconds=90)), "in the past": format_datetime(now)}.get(text, text)
     clock = Clock()
     api = clock.api(Retries(deadline_seconds=1000), chance=0)
-    told = Reply(200, {}, b'{"models": [], "default": "sface"}')
-    clock.run(ServiceCalls(api).models(), [Reply(503, {"retry-after": text}, b""), told])
+    answer = Reply(200, {}, b'{"models": [], "default": "sface"}')
+    clock.run(ServiceCalls(api).models(), [Reply(503, {"retry-after": text}, b""), answer])
     assert clock.waits == [pytest.approx(wait, abs=60)]
 
 
-def test_many_tries_do_not_overflow() -> None:
+def test_wait_after_many_attempts_does_not_overflow() -> None:
     assert Retries().wait(100_000, 0, 1) == Retries.longest_seconds
 
 
-def test_a_wait_for_a_job_looks_less_and_less_often() -> None:
+def test_pauses_between_polls_of_a_job_double() -> None:
     running = {"id": "a" * 32, "gallery": "g", "state": "running", "created_at": "2026-03-02T07:58:12Z"}
     counts = dict.fromkeys(("images", "done", "enrolled", "unchanged", "rejected"), 0)
     clock = Clock()
@@ -108,19 +108,19 @@ def test_a_wait_for_a_job_looks_less_and_less_often() -> None:
         (httpx.WriteError(""), True),
     ],
 )
-def test_it_is_known_whether_a_lost_request_arrived(error: httpx.RequestError, reached: bool) -> None:
+def test_errors_show_whether_the_request_was_sent(error: httpx.RequestError, reached: bool) -> None:
     assert no_answer(error).reached is reached
     assert not no_answer(error).permanent
     assert no_answer(error).why.startswith(type(error).__name__)
 
 
-def test_a_certificate_that_is_not_believed_will_not_be_the_next_time() -> None:
+def test_untrusted_certificate_is_a_permanent_failure() -> None:
     error = httpx.ConnectError("certificate verify failed")
     error.__cause__ = ssl.SSLCertVerificationError("certificate verify failed")
     assert no_answer(error).permanent
 
 
-def test_a_file_is_sent_in_pieces(tmp_path: Path) -> None:
+def test_file_is_sent_in_chunks(tmp_path: Path) -> None:
     path = tmp_path / "people.zip"
     with path.open("wb") as file:
         file.truncate(3 * CHUNK + 1)
@@ -134,28 +134,28 @@ def test_a_file_is_sent_in_pieces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url", ["", "127.0.0.1:8000", "localhost", "ftp://host", "http://", "http://h/?a=b", "http://h:port", 7]
 )
-def test_an_address_is_checked(url: str) -> None:
+def test_invalid_url_is_rejected(url: str) -> None:
     with pytest.raises((ValueError, TypeError)):
         Client(url)
 
 
-def test_an_address_may_lie_below_another() -> None:
+def test_url_can_have_a_path() -> None:
     assert base_url("https://door.example.com/faces/") == "https://door.example.com/faces"
 
 
 @pytest.mark.parametrize("options", [{"key": "wt_\n"}, {"key": ""}, {"request_id": "x" * 65}, {"request_id": "é"}])
-def test_what_cannot_be_sent_is_refused(options: dict[str, str]) -> None:
+def test_options_that_no_header_can_contain_are_rejected(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))) as caught:
         Options(**options)  # type: ignore[arg-type]
     assert "wt_" not in str(caught.value)
 
 
-def test_a_key_is_shown_nowhere() -> None:
+def test_repr_hides_the_key() -> None:
     assert "wt_secret" not in repr(Options(key="wt_secret"))
     assert "wt_secret" not in repr(Api(Options(key="wt_secret")))
 
 
-def test_a_form_is_what_httpx_makes_of_it() -> None:
+def test_form_equals_the_one_of_httpx() -> None:
     ours = form([photo("image", b"\xff\xd8", "a.jpg")], {"top_k": 3, "all_faces": True, "pick": None})
     boundary = ours.content_type.split("=")[1]
     data = {"top_k": "3", "all_faces": "true"}
@@ -177,12 +177,12 @@ def test_a_form_is_what_httpx_makes_of_it() -> None:
         (Identity, {"external_id": "x", "metadata": {}, "id": 1, "faces": 0, "created_at": "now"}, "expected a time"),
     ],
 )
-def test_what_cannot_be_read_is_named(kind: type, value: object, error: str) -> None:
+def test_unexpected_answer_names_the_field(kind: type, value: object, error: str) -> None:
     with pytest.raises(UnexpectedAnswer, match=error):
         read(kind, value)
 
 
-def test_a_send_says_how_large_it_is() -> None:
+def test_request_has_content_length_and_authorization() -> None:
     step = next(ServiceCalls(Api(Options(key="wt_k"))).detect(b"123"))
     assert isinstance(step, Send)
     assert step.request.body is not None
