@@ -7,14 +7,14 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.store import Store
@@ -162,6 +162,12 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
 def store(database: Database) -> Iterator[Store]:
     with opened(database.url) as store:
         yield store
+
+
+def execute(engine: Engine, sql: str, values: Mapping[str, Any] | None = None) -> None:
+    """Executes and commits a statement behind the repositories' back."""
+    with engine.connect().execution_options(writing=True) as connection, connection.begin():
+        connection.execute(text(sql), values)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import Conflict, NotFound
-from indexer.gallery.database import Repository
+from indexer.gallery.database import Repository, change_rows
 from indexer.gallery.schema import ChangeRow, GalleryRow
 from indexer.types import Gallery
 
@@ -127,12 +127,7 @@ def record(session: Session, gallery_id: int, last: int, entries: Sequence[Entry
         for seq, entry in enumerate(entries, last + 1)
     ]
     session.execute(insert(ChangeRow), rows)
-    session.execute(
-        update(GalleryRow)
-        .where(GalleryRow.id == gallery_id)
-        .values(seq=last + len(rows))
-        .execution_options(synchronize_session=False)
-    )
+    change_rows(session, update(GalleryRow).where(GalleryRow.id == gallery_id).values(seq=last + len(rows)))
 
 
 def _select_position(wanted_seq: Any) -> Executable:

@@ -7,10 +7,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, insert, inspect, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    CursorResult,
+    Engine,
+    ExceptionContext,
+    create_engine,
+    event,
+    insert,
+    inspect,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -245,6 +257,12 @@ def insert_returning_ids(session: Session, table: Any, rows: Sequence[Mapping[st
     if not rows:
         return []
     return list(session.scalars(insert(table).returning(table.id, sort_by_parameter_order=True), list(rows)))
+
+
+def change_rows(session: Session, statement: Any) -> int:
+    """Executes an UPDATE or DELETE and returns how many rows it changed. Objects loaded before are not updated."""
+    done = session.execute(statement.execution_options(synchronize_session=False))
+    return cast("CursorResult[Any]", done).rowcount
 
 
 def lock_until_commit(connection: Connection, key: int) -> None:

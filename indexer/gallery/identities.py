@@ -14,7 +14,7 @@ from indexer.clock import now
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery import change_log
 from indexer.gallery.change_log import ChangeKind, Entry
-from indexer.gallery.database import Repository, insert_returning_ids
+from indexer.gallery.database import Repository, change_rows, insert_returning_ids
 from indexer.gallery.schema import FaceRow, IdentityRow, batches
 from indexer.gallery.validation import check_metadata, check_person
 from indexer.types import Gallery, Identity, NamedIdentity, Person
@@ -151,8 +151,7 @@ class IdentityRepository(Repository):
             kept, removed = (required_row(session, gallery_id, external_id) for external_id in (into, other))
             of_removed = FaceRow.identity_id == removed.id
             moved = list(session.scalars(select(FaceRow.id).where(of_removed).order_by(FaceRow.id)))
-            move = update(FaceRow).where(of_removed).values(identity_id=kept.id)
-            session.execute(move.execution_options(synchronize_session=False))
+            change_rows(session, update(FaceRow).where(of_removed).values(identity_id=kept.id))
             name = kept.name if kept.name is not None else removed.name
             joined = Person(into, name, kept.valid_from, kept.valid_until, {**removed.details, **kept.details})
             check_metadata(joined, kept.details)

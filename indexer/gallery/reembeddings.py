@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import Conflict
 from indexer.gallery import change_log
 from indexer.gallery.change_log import ChangeKind, Entry
-from indexer.gallery.database import Repository
+from indexer.gallery.database import Repository, change_rows
 from indexer.gallery.embeddings import by_pack, gallery_of_face, insert_embeddings, is_sqlite
 from indexer.gallery.schema import (
     MAX_QUERY_VALUES,
@@ -165,8 +165,7 @@ class ReembeddingRepository(Repository):
             change_log.record(session, gallery.id, last, [Entry(ChangeKind.REEMBEDDED, 0)])
             session.add(_new_row(gallery.id, gallery.model, gallery.fingerprint, gallery.dim, was_bound=True))
             pack: dict[str, Any] = {"model": row.model, "fingerprint": row.fingerprint, "dim": row.dim}
-            bind = update(GalleryRow).where(GalleryRow.id == gallery.id).values(**pack)
-            session.execute(bind.execution_options(synchronize_session=False))
+            change_rows(session, update(GalleryRow).where(GalleryRow.id == gallery.id).values(**pack))
             session.delete(row)
             return SwitchResult(replace(gallery, **pack, seq=last + 1), True, missing)
 
@@ -192,11 +191,9 @@ class ReembeddingRepository(Repository):
                 batch = [face.id for face in _next_faces(session, [_in_gallery(session, gallery_id)], after)]
                 if not batch:
                     return deleted
-                gone = delete(EmbeddingRow).where(
-                    EmbeddingRow.face_id.in_(batch), EmbeddingRow.fingerprint == fingerprint
-                )
-                done = session.execute(gone.execution_options(synchronize_session=False))
-            deleted, after = deleted + cast(CursorResult[Any], done).rowcount, batch[-1]
+                by_other_pack = EmbeddingRow.face_id.in_(batch), EmbeddingRow.fingerprint == fingerprint
+                deleted += change_rows(session, delete(EmbeddingRow).where(*by_other_pack))
+            after = batch[-1]
 
 
 def _in_gallery(session: Session, gallery_id: int) -> ColumnElement[bool]:

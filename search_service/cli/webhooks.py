@@ -42,11 +42,11 @@ def webhooks_create(
 ) -> None:
     """Send every new event to a URL. Prints the signing secret, only once."""
     found = None if gallery is None else context.store.galleries.get(gallery)
-    made, secret = context.webhooks.create(url, found, decisions)
+    webhook, secret = context.webhooks.create(url, found, decisions)
     if as_json:
-        print_json(webhook_object(made) | {"secret": secret})
+        print_json(webhook_object(webhook) | {"secret": secret})
         return
-    click.echo(f"Webhook {made.id} created. Its secret, shown only once:\n{secret}")
+    click.echo(f"Webhook {webhook.id} created. Its secret, shown only once:\n{secret}")
     if url.startswith("http:"):
         click.echo("Deliveries to it are signed but not encrypted: others on the network can read them.", err=True)
 
@@ -72,11 +72,12 @@ def webhooks_list(context: ServiceContext, as_json: bool) -> None:
 @with_context
 def webhooks_delete(context: ServiceContext, webhook_id: str, as_json: bool) -> None:
     """Delete a webhook with its waiting deliveries."""
-    gone = context.webhooks.delete(webhook_id)
+    deleted = context.webhooks.delete(webhook_id)
+    undelivered = deleted.waiting + deleted.dead
     if as_json:
-        print_json({"deleted": gone.id, "undelivered": gone.waiting + gone.dead})
+        print_json({"deleted": deleted.id, "undelivered": undelivered})
     else:
-        click.echo(f"Webhook {gone.id} deleted; {gone.waiting + gone.dead} deliveries were still waiting.")
+        click.echo(f"Webhook {deleted.id} deleted; {undelivered} deliveries were still waiting.")
 
 
 @webhooks_group.command("dead", epilog=examples("whosthere webhooks dead wh_0123456789abcdef --json"))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import ColumnElement, CursorResult, Engine, Select, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from indexer.clock import now
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.change_log import gallery_deleted
-from indexer.gallery.database import Repository, lock_until_commit
+from indexer.gallery.database import Repository, change_rows, lock_until_commit
 from indexer.gallery.schema import GalleryRow
 from indexer.gallery.validation import check_name
 from indexer.types import Gallery, NamedIdentity
@@ -164,15 +164,16 @@ class EventRepository(Repository):
         """
         if external_id is None and before is None:
             raise InvalidRequest("name whose events to delete, or a time before which; got neither")
+
+        def deletion(table: type[EventRow | SightingRow]) -> Any:
+            which = [table.gallery_id == gallery.id]
+            which += [table.external_id == external_id] if external_id is not None else []
+            which += [table.at < before] if before is not None else []
+            return delete(table).where(*which)
+
         with self._write() as session:
-            for table in (EventRow, SightingRow):
-                which = [table.gallery_id == gallery.id]
-                which += [table.external_id == external_id] if external_id is not None else []
-                which += [table.at < before] if before is not None else []
-                gone = session.execute(delete(table).where(*which).execution_options(synchronize_session=False))
-                if table is EventRow:
-                    forgotten = cast("CursorResult[Any]", gone).rowcount
-        return forgotten
+            change_rows(session, deletion(SightingRow))  # in the order in which `record` locks them
+            return change_rows(session, deletion(EventRow))
 
     def _claim_sighting(
         self, session: Session, gallery: Gallery, seen: Sighting, at: datetime, cooldown: timedelta

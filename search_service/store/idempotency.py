@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, delete, insert, null, or_, select, t
 from sqlalchemy.exc import IntegrityError
 
 from indexer.clock import now
-from indexer.gallery.database import Repository
+from indexer.gallery.database import Repository, change_rows
 from search_service.store.schema import AnswerRow
 
 RETENTION = timedelta(hours=24)
@@ -80,18 +80,15 @@ class IdempotencyStore(Repository):
         until = now() + timedelta(seconds=LEASE_SECONDS)
         with self._write() as session:
             for claim in claims:
-                held = update(AnswerRow).where(_is_claimed_by(claim)).values(locked_until=until)
-                session.execute(held.execution_options(synchronize_session=False))
+                change_rows(session, update(AnswerRow).where(_is_claimed_by(claim)).values(locked_until=until))
 
     def put(self, claim: Claim, answer: StoredAnswer) -> bool:
         """Stores the answer and returns True; returns False if the claim was lost meanwhile."""
         headers = null() if answer.headers is None else dict(answer.headers)
         values = {"request_sha256": answer.request_sha256, "status": answer.status, "headers": headers}
-        kept = (
-            update(AnswerRow).where(_is_claimed_by(claim)).values(**values, body=answer.body).returning(AnswerRow.key)
-        )
+        answered = update(AnswerRow).where(_is_claimed_by(claim)).values(**values, body=answer.body)
         with self._write() as session:
-            return session.execute(kept.execution_options(synchronize_session=False)).one_or_none() is not None
+            return change_rows(session, answered) > 0
 
     def release(self, claim: Claim) -> None:
         """Gives the claim up: the next request with the key is the first one again."""

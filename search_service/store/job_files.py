@@ -8,7 +8,7 @@ from itertools import islice
 from sqlalchemy import delete, insert, select, update
 
 from indexer.clock import now
-from indexer.gallery.database import Repository
+from indexer.gallery.database import Repository, change_rows
 from search_service.store.schema import JobPartRow, JobRow
 
 PART_BYTES = 2**20
@@ -29,7 +29,7 @@ class JobFiles(Repository):
             renew = update(JobRow).where(JobRow.id == job_id).values(locked_until=now())
             with self._write() as session:
                 session.execute(insert(JobPartRow), rows)
-                session.execute(renew.execution_options(synchronize_session=False))
+                change_rows(session, renew)
 
     def read(self, job_id: str) -> Iterator[bytes]:
         """Yields the parts of the file."""

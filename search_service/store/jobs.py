@@ -195,13 +195,8 @@ class JobRepository(Repository):
             self.files.delete(job_id)
         return job
 
-    def count_unfinished(self) -> int:
-        """Returns how many jobs are queued, running or being uploaded."""
-        with self._read() as session:
-            return _unfinished(session)
-
     def check_room(self, most: int) -> None:
-        """Raises Overloaded if `most` jobs are unfinished."""
+        """Raises Overloaded if `most` jobs are queued, running or being uploaded."""
         with self._read() as session:
             _check_room(session, most)
 
@@ -328,12 +323,9 @@ def _new_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
-def _unfinished(session: Session) -> int:
-    return session.scalar(select(func.count()).where(JobRow.state.not_in(FINISHED), not_(_is_interrupted()))) or 0
-
-
 def _check_room(session: Session, most: int) -> None:
-    waiting = _unfinished(session)
+    unfinished = select(func.count()).where(JobRow.state.not_in(FINISHED), not_(_is_interrupted()))
+    waiting = session.scalar(unfinished) or 0
     if waiting >= most:
         raise Overloaded(f"{waiting} bulk enrollments are waiting or running, the limit is {most}; try again later")
 

@@ -6,15 +6,15 @@ import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, CursorResult, Select, and_, delete, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import Conflict, InvalidRequest, NotFound
-from indexer.gallery.database import Repository
+from indexer.gallery.database import Repository, change_rows
 from indexer.gallery.schema import GalleryRow
 from indexer.types import Gallery
 from search_service.store.events import DEAD, WAITING, Event, event_of
@@ -135,10 +135,9 @@ class WebhookRepository(Repository):
     def delete(self, webhook_id: str) -> Webhook:
         """Deletes the webhook with its deliveries. Raises NotFound."""
         with self._write() as session:
-            row = _required(session, webhook_id)
-            gone = _webhook(session, row)
+            deleted = _webhook(session, _required(session, webhook_id))
             session.execute(delete(WebhookRow).where(WebhookRow.id == webhook_id))
-            return gone
+            return deleted
 
     def deliveries(self, webhook_id: str, state: str, after: int = 0, limit: int | None = None) -> Sequence[Delivery]:
         """Returns deliveries in that state with an id above `after`, oldest first. Raises NotFound."""
@@ -155,7 +154,7 @@ class WebhookRepository(Repository):
         with self._write() as session:
             _required(session, webhook_id)
             _resume(session, webhook_id)
-            return _count(session, dead.values(state=WAITING, attempts=0, since=now(), next_at=now()))
+            return change_rows(session, dead.values(state=WAITING, attempts=0, since=now(), next_at=now()))
 
     def due(self, busy: Collection[str]) -> Sequence[DueDelivery]:
         """Returns, for each webhook that is neither paused nor `busy`, the delivery that has been due longest."""
@@ -184,7 +183,7 @@ class WebhookRepository(Repository):
         claim = claim.values(next_at=at + lease, attempts=DeliveryRow.attempts + 1)
         with self._write() as session:
             hook = session.scalar(_locked(WebhookRow.id == hook_id, _is_open(at)))
-            if hook is None or not _count(session, claim):
+            if hook is None or not change_rows(session, claim):
                 return None
             if hook.failures:
                 hook.paused_until = at + lease
@@ -223,9 +222,9 @@ class WebhookRepository(Repository):
         )
         with self._write() as session:
             hook = session.scalar(_locked(WebhookRow.id == claimed.webhook_id))
-            if hook is not None and _count(session, row.values(**message, **later)):
+            if hook is not None and change_rows(session, row.values(**message, **later)):
                 hook.failures, hook.paused_until = hook.failures + 1, at + pause
-                _count(session, late.values(state=DEAD, **message))
+                change_rows(session, late.values(state=DEAD, **message))
 
 
 def check_url(url: str) -> None:
@@ -266,7 +265,7 @@ def _locked(*which: ColumnElement[bool]) -> Select[WebhookRow]:
 def _resume(session: Session, webhook_id: str) -> None:
     """Ends the webhook's pause."""
     paused = update(WebhookRow).where(WebhookRow.id == webhook_id, WebhookRow.failures > 0)
-    _count(session, paused.values(failures=0, paused_until=None))
+    change_rows(session, paused.values(failures=0, paused_until=None))
 
 
 def _required(session: Session, webhook_id: str) -> WebhookRow:
@@ -293,9 +292,3 @@ def _webhook(session: Session, row: WebhookRow) -> Webhook:
 
 def _delivery(row: DeliveryRow) -> Delivery:
     return Delivery(row.id, row.webhook_id, row.event_id, row.state, row.attempts, row.next_at, row.problem)
-
-
-def _count(session: Session, statement: Any) -> int:
-    """Executes a statement and returns how many rows it changed."""
-    done = session.execute(statement.execution_options(synchronize_session=False))
-    return cast("CursorResult[Any]", done).rowcount

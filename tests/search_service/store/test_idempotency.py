@@ -64,7 +64,7 @@ def test_claim_from_before_clock_was_set_back_is_free(
     claimed(answers)
     at(monkeypatch, timedelta())
     claimed(answers)
-    at(monkeypatch, -SECOND * LEASE_SECONDS / 2)  # as a machine's whose clock is behind
+    at(monkeypatch, -SECOND * LEASE_SECONDS / 2)  # on a machine whose clock is behind
     assert answers.claim("", "k") == Pending()
 
 
@@ -133,7 +133,7 @@ def test_expired_answers_are_swept(answers: IdempotencyStore, engine: Engine, mo
         answers.put(claimed(answers, f"old-{number}"), ANSWER)
     with Session(engine) as session, session.begin():
         session.execute(update(AnswerRow).values(expires_at=datetime.now(UTC) - SECOND))
-    at(monkeypatch, timedelta(days=365))  # and what was kept before the clock was set back
+    at(monkeypatch, timedelta(days=365))  # also those stored before the clock was set back
     answers.put(claimed(answers, "ahead"), ANSWER)
     at(monkeypatch, timedelta())
     answers.put(claimed(answers, "new"), ANSWER)
@@ -143,16 +143,13 @@ def test_expired_answers_are_swept(answers: IdempotencyStore, engine: Engine, mo
     assert answers.claim("", "new") == ANSWER
 
 
-def test_one_of_many_threads_gets_the_claim(answers: IdempotencyStore) -> None:
-    found = in_threads([lambda: answers.claim("", "k")] * 12)
-    assert sorted(type(one).__name__ for one in found) == ["Claim"] + ["Pending"] * 11
-
-
-def test_one_of_many_threads_takes_over_an_expired_claim(
-    answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_expired", [False, True])
+def test_one_of_many_threads_gets_a_new_or_expired_claim(
+    answers: IdempotencyStore, monkeypatch: pytest.MonkeyPatch, is_expired: bool
 ) -> None:
-    claimed(answers)
-    at(monkeypatch, timedelta(seconds=LEASE_SECONDS) + SECOND)
+    if is_expired:
+        claimed(answers)
+        at(monkeypatch, timedelta(seconds=LEASE_SECONDS) + SECOND)
     found = in_threads([lambda: answers.claim("", "k")] * 12)
     assert sorted(type(one).__name__ for one in found) == ["Claim"] + ["Pending"] * 11
 

@@ -19,6 +19,7 @@ from search_service.store.webhooks import MAX_DELAY, MAX_WAIT, MAX_WEBHOOKS, Cla
 from tests.indexer.gallery.clock import NOON, Clock
 from tests.indexer.gallery.faces import make_gallery
 from tests.indexer.gallery.together import in_threads
+from tests.postgres import execute
 
 LEASE = timedelta(seconds=15)
 URL = "https://receiver.example.com/doors?token=1"
@@ -30,34 +31,31 @@ def record(engine: Engine, gallery: Gallery) -> int:
     return EventRepository(engine).record(gallery, seen, timedelta()).event.id
 
 
-def claim(webhooks: WebhookRepository) -> ClaimedDelivery:
-    (delivery_id,) = [one.id for one in webhooks.due(())]
-    claimed = webhooks.claim(delivery_id, LEASE)
-    assert claimed is not None
-    return claimed
-
-
-def claim_of(webhooks: WebhookRepository, delivery_id: int) -> ClaimedDelivery:
+def claim(webhooks: WebhookRepository, delivery_id: int | None = None) -> ClaimedDelivery:
+    """Claims a delivery, by default the only one that is due."""
+    if delivery_id is None:
+        (due,) = webhooks.due(())
+        delivery_id = due.id
     claimed = webhooks.claim(delivery_id, LEASE)
     assert claimed is not None
     return claimed
 
 
 def test_created_webhook_has_a_secret(webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
-    made, secret = webhooks.create(URL, staff, ["match", "review", "match"])
+    hook, secret = webhooks.create(URL, staff, ["match", "review", "match"])
     other, other_secret = webhooks.create("http://10.0.0.7:9000", None, ["no_match"])
-    assert (made.url, made.gallery, made.decisions, made.created_at) == (URL, "staff", ("match", "review"), NOON)
-    assert (made.waiting, made.dead, other.gallery) == (0, 0, None)
+    assert (hook.url, hook.gallery, hook.decisions, hook.created_at) == (URL, "staff", ("match", "review"), NOON)
+    assert (hook.waiting, hook.dead, other.gallery) == (0, 0, None)
     assert len(secret) == len(other_secret) == 64
     assert secret != other_secret
-    assert made.id != other.id
-    assert {hook.id: hook for hook in webhooks.list()} == {made.id: made, other.id: other}
-    assert webhooks.get(made.id) == made
-    assert webhooks.delete(made.id) == made
+    assert hook.id != other.id
+    assert {one.id: one for one in webhooks.list()} == {hook.id: hook, other.id: other}
+    assert webhooks.get(hook.id) == hook
+    assert webhooks.delete(hook.id) == hook
     assert webhooks.list() == [other]
-    for ask in (webhooks.get, webhooks.delete, webhooks.replay, lambda id_: webhooks.deliveries(id_, DEAD)):
-        with pytest.raises(NotFound, match=f"there is no webhook '{made.id}'"):
-            ask(made.id)
+    for call in (webhooks.get, webhooks.delete, webhooks.replay, lambda id_: webhooks.deliveries(id_, DEAD)):
+        with pytest.raises(NotFound, match=f"there is no webhook '{hook.id}'"):
+            call(hook.id)
 
 
 @pytest.mark.parametrize(
@@ -120,18 +118,15 @@ def test_claimed_delivery_is_due_again_after_its_lease(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     hook, secret = webhooks.create(URL, None, ["match"])
-    made = record(engine, staff)
-    (delivery_id,) = [one.id for one in webhooks.due(())]
+    event_id = record(engine, staff)
     assert webhooks.due([hook.id]) == []
-    claimed = webhooks.claim(delivery_id, LEASE)
-    assert claimed is not None
+    claimed = claim(webhooks)
     assert (claimed.webhook_id, claimed.url, claimed.secret, claimed.attempts) == (hook.id, URL, secret, 1)
-    assert claimed.event == EventRepository(engine).get(made)
+    assert claimed.event == EventRepository(engine).get(event_id)
     assert webhooks.due(()) == []
-    assert webhooks.claim(delivery_id, LEASE) is None
+    assert webhooks.claim(claimed.id, LEASE) is None
     clock.at += LEASE  # the process that claimed it was killed
-    again = webhooks.claim(delivery_id, LEASE)
-    assert again is not None
+    again = claim(webhooks)
     assert again.attempts == 2
     webhooks.mark_delivered(again)
     clock.at += LEASE
@@ -162,18 +157,18 @@ def test_failed_delivery_is_attempted_again(
 
 def test_failure_pauses_its_webhook(engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
-    made = [record(engine, staff) for _ in range(3)]
+    recorded = [record(engine, staff) for _ in range(3)]
     first, second, third = (one.id for one in webhooks.deliveries(hook.id, WAITING))
     other, _ = webhooks.create("http://other", None, ["match"])
     last = record(engine, staff)
-    failed = claim_of(webhooks, first)
+    failed = claim(webhooks, first)
     webhooks.mark_failed(failed, "answered 500", 3 * LEASE, 4 * LEASE)
     (due,) = [one.id for one in webhooks.due(())]
     assert webhooks.deliveries(other.id, WAITING)[0].id == due, "the other webhook is not paused"
     assert webhooks.claim(second, LEASE) is None, "a process that read it before the pause"
     clock.at += 4 * LEASE
     assert [one.id for one in webhooks.due([other.id])] == [second], "it was due for longest"
-    trial = claim_of(webhooks, second)
+    trial = claim(webhooks, second)
     assert (failed.failures, trial.failures) == (0, 1)
     assert webhooks.due([other.id]) == []
     assert webhooks.claim(third, LEASE) is None, "only one delivery is attempted after a pause"
@@ -181,14 +176,14 @@ def test_failure_pauses_its_webhook(engine: Engine, webhooks: WebhookRepository,
     clock.at += 8 * LEASE - timedelta(seconds=1)
     assert webhooks.due([other.id]) == []
     clock.at += timedelta(seconds=1)
-    again = claim_of(webhooks, third)
+    again = claim(webhooks, third)
     assert again.failures == 2
     webhooks.mark_delivered(again)
     rest = []
     while found := webhooks.due([other.id]):  # the rest at once
-        rest.append(claim_of(webhooks, found[0].id))
+        rest.append(claim(webhooks, found[0].id))
         webhooks.mark_delivered(rest[-1])
-    assert [one.event.id for one in rest] == [last, *made[:2]]
+    assert [one.event.id for one in rest] == [last, *recorded[:2]]
     assert {one.failures for one in rest} == {0}
 
 
@@ -221,7 +216,7 @@ def test_deliveries_behind_a_failing_endpoint_become_dead(
     engine: Engine, webhooks: WebhookRepository, staff: Gallery, clock: Clock
 ) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
-    made = [record(engine, staff) for _ in range(3)]
+    recorded = [record(engine, staff) for _ in range(3)]
     clock.at += timedelta(hours=20)
     young = record(engine, staff)
     clock.at += MAX_DELAY - timedelta(hours=20, seconds=1)
@@ -230,7 +225,7 @@ def test_deliveries_behind_a_failing_endpoint_become_dead(
     clock.at += LEASE
     webhooks.mark_failed(claim(webhooks), "answered 503", LEASE, LEASE)
     dead = webhooks.deliveries(hook.id, DEAD)
-    assert [(one.event_id, one.problem) for one in dead] == [(one, "answered 503") for one in made]
+    assert [(one.event_id, one.problem) for one in dead] == [(one, "answered 503") for one in recorded]
     assert [one.event_id for one in webhooks.deliveries(hook.id, WAITING)] == [young]
     assert webhooks.replay(hook.id) == 3
     assert claim(webhooks).failures == 0, "a replay does not wait for the pause to end"
@@ -249,7 +244,7 @@ def test_finding_due_deliveries_does_not_scan_the_queue(
     row = {"webhook_id": hook.id, "event_id": event_id, "state": WAITING, "attempts": 0, "since": at, "next_at": at}
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
         connection.execute(insert(DeliveryRow), [row] * 5000)
-        connection.execute(text("ANALYZE"))
+    execute(engine, "ANALYZE")
     queries: list[tuple[str, Any]] = []
     event.listen(engine, "before_cursor_execute", lambda *arguments: queries.append((arguments[2], arguments[3])))
     assert len(webhooks.due(())) == 1
@@ -266,13 +261,13 @@ def test_dead_deliveries_can_be_replayed(
 ) -> None:
     hook, _ = webhooks.create(URL, None, ["match"])
     other, _ = webhooks.create("http://other", None, ["review"])
-    made = [record(engine, staff) for _ in range(3)]
-    for _ in made:
+    recorded = [record(engine, staff) for _ in range(3)]
+    for _ in recorded:
         webhooks.mark_failed(claim(webhooks), "x" * 1000, None)
     clock.at += timedelta(days=365)
     assert webhooks.due(()) == []
     dead = webhooks.deliveries(hook.id, DEAD)
-    assert [one.event_id for one in dead] == made
+    assert [one.event_id for one in dead] == recorded
     assert {len(one.problem or "") for one in dead} == {200}
     assert webhooks.deliveries(hook.id, DEAD, after=dead[0].id, limit=1) == [dead[1]]
     assert webhooks.get(hook.id).dead == 3
