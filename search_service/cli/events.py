@@ -14,7 +14,7 @@ from indexer.cli.common import examples, gallery_option, json_option, print_json
 from indexer.errors import InvalidRequest
 from indexer.files import write_atomically
 from search_service.cli.common import with_context
-from search_service.events.attendance import LONGEST_SHIFT, Mark, Row, days_of, hours_of, span, write
+from search_service.events.attendance import LONGEST_PAUSE, LONGEST_SHIFT, Mark, Row, days_of, hours_of, span, write
 from search_service.matching.decision import Decision
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
@@ -100,6 +100,14 @@ def events_list(
     metavar="HOURS",
     help="An `in` and an `out` further apart are not one shift.",
 )
+@click.option(
+    "--longest-pause",
+    type=click.FloatRange(min=0, max=1440),
+    default=LONGEST_PAUSE / timedelta(minutes=1),
+    show_default=True,
+    metavar="MINUTES",
+    help="Sightings in one direction no further apart are one passage: first `in`, last `out`.",
+)
 @json_option
 @with_context
 def events_export(
@@ -110,6 +118,7 @@ def events_export(
     zone: str,
     out: Path | None,
     longest_shift: float,
+    longest_pause: float,
     as_json: bool,
 ) -> None:
     """Export attendance as CSV: first in, last out and hours, by day and person.
@@ -122,7 +131,8 @@ def events_export(
     if days[0] >= days[1]:
         raise InvalidRequest(f"--to is {until}; expected a day after --from, {first}")
     name = context.store.galleries.get(gallery).name
-    rows = attendance(context.events, name, days, _zone(zone), timedelta(hours=longest_shift))
+    limits = timedelta(hours=longest_shift), timedelta(minutes=longest_pause)
+    rows = attendance(context.events, name, days, _zone(zone), *limits)
     file = io.StringIO()
     write(rows, file)
     if out is not None:
@@ -168,10 +178,15 @@ def events_forget(
 
 
 def attendance(
-    events: EventRepository, gallery: str, days: tuple[date, date], zone: ZoneInfo, longest: timedelta = LONGEST_SHIFT
+    events: EventRepository,
+    gallery: str,
+    days: tuple[date, date],
+    zone: ZoneInfo,
+    longest: timedelta = LONGEST_SHIFT,
+    pause: timedelta = LONGEST_PAUSE,
 ) -> list[Row]:
     """Returns the rows from the first day up to the second, exclusive, by day and person (`external_id`)."""
-    since, until = span(*days, zone, longest)
+    since, until = span(*days, zone, longest, pause)
     wanted = EventFilter([gallery], since, until, decision=Decision.MATCH)
     marks: dict[str, list[Mark]] = {}
     after = 0
@@ -180,7 +195,7 @@ def attendance(
             entering = None if event.direction is None else event.direction is Direction.IN
             marks.setdefault(event.external_id or "", []).append(Mark(event.at, entering, event.name))
         after = page[-1].id
-    rows = [row for who, seen in marks.items() for row in days_of(who, seen, zone, longest)]
+    rows = [row for who, seen in marks.items() for row in days_of(who, seen, zone, longest, pause)]
     within = [row for row in rows if days[0] <= row.day < days[1]]
     return sorted(within, key=lambda row: (row.day, row.external_id))
 

@@ -1,14 +1,19 @@
 """Attendance from events: for each day and person the first arrival, the last departure and the hours. Pure functions.
 
-Each day is computed separately. An `in` and the `out` that follows it are a stay, and the hours of a day are the sum of
-its stays. A stay belongs to the day on which it began, also past midnight. An `in` that is followed by another `in`, or
-by nothing, has no end (`missing_out`); an `out` without an `in` has no beginning (`missing_in`); neither adds hours. An
-`in` and an `out` that are further apart than the longest shift are treated the same: one of each is missing. Sightings
-without a direction do not count on days with stays, and the row has a remark (`undirected_left_out`).
+Sightings in one direction that follow each other within the longest pause are one passage, as where two cameras watch
+one door or somebody lingers there: it is entered at the first one and left at the last one.
+
+Each day is computed separately. A passage `in` and the passage `out` that follows it are a stay, and the hours of a day
+are the sum of its stays. A stay belongs to the day on which it began, also past midnight. An `in` that is followed by
+another `in`, or by nothing, has no end (`missing_out`); an `out` without an `in` has no beginning (`missing_in`);
+neither adds hours. An `in` and an `out` that are further apart than the longest shift are treated the same: one of each
+is missing. Sightings without a direction do not count on days with stays, and the row has a remark
+(`undirected_left_out`).
 
 On a day without stays, the first and the last sighting count. A person who was seen once has no hours.
 
-A day depends only on events within the longest shift around it, and so not on how many days are requested.
+A day depends only on events within two of the longest shifts around it, and so not on how many days are requested,
+unless a passage is longer than a shift.
 
 Days begin at midnight in a time zone. Hours are elapsed time, also in nights with a clock change.
 """
@@ -23,6 +28,10 @@ from typing import TextIO
 
 LONGEST_SHIFT = timedelta(hours=16)
 """Longer than a shift with overtime, shorter than the time from a morning to the next evening."""
+
+LONGEST_PAUSE = timedelta(minutes=5)
+"""Longer than the way past all cameras of a door, shorter than most absences: one that no camera saw ending would
+otherwise count as work without a remark."""
 
 MISSING_IN, MISSING_OUT, UNDIRECTED_LEFT_OUT = "missing_in", "missing_out", "undirected_left_out"
 
@@ -39,6 +48,14 @@ class Mark:
     at: datetime
     entering: bool | None
     name: str | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Sightings of one passage through a door, all in the same direction."""
+
+    first: Mark
+    last: Mark
 
 
 @dataclass(frozen=True)
@@ -66,10 +83,16 @@ class Row:
     remarks: tuple[str, ...]
 
 
-def days_of(external_id: str, marks: Iterable[Mark], zone: tzinfo, longest: timedelta = LONGEST_SHIFT) -> list[Row]:
+def days_of(
+    external_id: str,
+    marks: Iterable[Mark],
+    zone: tzinfo,
+    longest: timedelta = LONGEST_SHIFT,
+    pause: timedelta = LONGEST_PAUSE,
+) -> list[Row]:
     """Returns a person's days, in order. `marks` may be in any order."""
     ordered = sorted(marks, key=lambda mark: mark.at)
-    stays = stays_of([mark for mark in ordered if mark.entering is not None], longest)
+    stays = stays_of(passages_of([mark for mark in ordered if mark.entering is not None], pause), longest)
     directed: dict[date, list[Stay]] = {}
     for stay in stays:
         directed.setdefault(_day(stay, zone), []).append(stay)
@@ -80,28 +103,52 @@ def days_of(external_id: str, marks: Iterable[Mark], zone: tzinfo, longest: time
     ]
 
 
-def stays_of(marks: Sequence[Mark], longest: timedelta = LONGEST_SHIFT) -> list[Stay]:
-    """Returns the stays of marks with directions. Both are ordered by time."""
-    stays: list[Stay] = []
-    inside: Mark | None = None
+def passages_of(marks: Iterable[Mark], pause: timedelta) -> list[Passage]:
+    """Returns the passages of marks with directions. Both are ordered by time."""
+    passages: list[Passage] = []
     for mark in marks:
-        if inside is not None and (mark.entering or mark.at - inside.at > longest):
-            stays.append(Stay(inside, None))
-            inside = None
-        if mark.entering:
-            inside = mark
+        last = passages[-1].last if passages else None
+        if last is not None and mark.entering == last.entering and mark.at - last.at <= pause:
+            passages[-1] = Passage(passages[-1].first, mark)
         else:
-            stays.append(Stay(inside, mark))
+            passages.append(Passage(mark, mark))
+    return passages
+
+
+def stays_of(passages: Iterable[Passage], longest: timedelta) -> list[Stay]:
+    """Returns the stays of passages. Both are ordered by time.
+
+    A shift ends when a passage `out` begins: whether it is too long does not depend on how long somebody lingers.
+    """
+    stays: list[Stay] = []
+    inside: Passage | None = None
+    for passage in passages:
+        entering = passage.first.entering
+        if inside is not None and (entering or passage.first.at - inside.last.at > longest):
+            stays.append(Stay(inside.first, None))
             inside = None
-    return stays if inside is None else [*stays, Stay(inside, None)]
+        if entering:
+            inside = passage
+        else:
+            stays.append(Stay(inside.first if inside is not None else None, passage.last))
+            inside = None
+    return stays if inside is None else [*stays, Stay(inside.first, None)]
 
 
-def span(first: date, until: date, zone: tzinfo, longest: timedelta = LONGEST_SHIFT) -> tuple[datetime, datetime]:
+def span(
+    first: date,
+    until: date,
+    zone: tzinfo,
+    longest: timedelta = LONGEST_SHIFT,
+    pause: timedelta = LONGEST_PAUSE,
+) -> tuple[datetime, datetime]:
     """Returns the range of events needed for the days from `first` on and before `until`.
 
-    A stay that began on them may end later, and an `out` in the first hours belongs to a stay that began earlier.
+    A stay that began on them may end later, and an `out` in the first hours belongs to a stay that began earlier. A
+    passage may be as long as a shift.
     """
-    return _midnight(first, zone) - longest, _midnight(until, zone) + longest
+    margin = 2 * longest + pause
+    return _midnight(first, zone) - margin, _midnight(until, zone) + margin
 
 
 def write(rows: Iterable[Row], file: TextIO) -> None:

@@ -95,6 +95,20 @@ def test_export(context: ServiceContext, staff: Gallery, clock: list[datetime], 
     assert (row["hours"], row["remarks"]) == (None, ["missing_out"])
 
 
+def test_export_takes_repeated_sightings_as_one_passage(
+    context: ServiceContext, staff: Gallery, clock: list[datetime]
+) -> None:
+    for minute, direction in ((0, "in"), (1, "in"), (540, "out"), (541, "out")):
+        clock[0] = datetime(2026, 11, 24, 8, tzinfo=UTC) + timedelta(minutes=minute)
+        record(context, staff, direction=Direction(direction))
+    export = ["events", "export", "--gallery", "staff", *DAYS]
+    assert run(context, *export).output.splitlines()[1:] == [
+        "2026-11-24,ana,Name of ana,2026-11-24T08:00:00+00:00,2026-11-24T17:01:00+00:00,9.02,"
+    ]
+    strict = run(context, *export, "--longest-pause", "0").output
+    assert strict.splitlines()[1].endswith(",8.98,missing_in missing_out")
+
+
 def test_a_day_is_exported_the_same_whatever_days_are(
     context: ServiceContext, staff: Gallery, clock: list[datetime]
 ) -> None:

@@ -145,6 +145,42 @@ CASES: dict[str, tuple[list[str], list[Day]]] = {
         [". 2026-11-24 00:10", ". 2026-11-24 23:50"],
         [("2026-11-24", "2026-11-24T00:10:00+01:00", "2026-11-24T23:50:00+01:00", 23 + 40 / 60, ())],
     ),
+    "two cameras at one door see one passage": (
+        ["> 2026-11-24 08:00", "> 2026-11-24 08:01", "< 2026-11-24 17:00", "< 2026-11-24 17:01"],
+        [("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-24T17:01:00+01:00", 9 + 1 / 60, ())],
+    ),
+    "lingering at a door is one passage": (
+        [*(f"> 2026-11-24 08:{minute:02}" for minute in range(0, 60, 5)), "< 2026-11-24 17:00"],
+        [("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-24T17:00:00+01:00", 9, ())],
+    ),
+    "a longer pause is another passage": (
+        ["> 2026-11-24 08:00", "> 2026-11-24 08:06", "< 2026-11-24 17:00"],
+        [("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-24T17:00:00+01:00", 8.9, ("missing_out",))],
+    ),
+    "other directions between them are other passages": (
+        ["> 2026-11-24 08:00", "< 2026-11-24 08:01", "> 2026-11-24 08:02", "< 2026-11-24 17:00"],
+        [("2026-11-24", "2026-11-24T08:00:00+01:00", "2026-11-24T17:00:00+01:00", 8 + 59 / 60, ())],
+    ),
+    "leaving after a night shift adds no day": (
+        ["> 2026-11-24 22:00", "< 2026-11-25 05:59", "< 2026-11-25 06:01"],
+        [("2026-11-24", "2026-11-24T22:00:00+01:00", "2026-11-25T06:01:00+01:00", 8 + 1 / 60, ())],
+    ),
+    "leaving around the end of the longest shift is one passage": (
+        ["> 2026-11-24 14:00", "< 2026-11-25 05:59", "< 2026-11-25 06:01"],
+        [("2026-11-24", "2026-11-24T14:00:00+01:00", "2026-11-25T06:01:00+01:00", 16 + 1 / 60, ())],
+    ),
+    "entering around the begin of the longest shift is one passage": (
+        ["> 2026-11-24 13:59", "> 2026-11-24 14:01", "< 2026-11-25 06:00"],
+        [("2026-11-24", "2026-11-24T13:59:00+01:00", "2026-11-25T06:00:00+01:00", 16 + 1 / 60, ())],
+    ),
+    "entering around midnight begins on the first day": (
+        ["> 2026-11-24 23:58", "> 2026-11-25 00:02", "< 2026-11-25 06:00"],
+        [("2026-11-24", "2026-11-24T23:58:00+01:00", "2026-11-25T06:00:00+01:00", 6 + 2 / 60, ())],
+    ),
+    "a passage out of nowhere is one departure": (
+        ["< 2026-11-24 17:00", "< 2026-11-24 17:01"],
+        [("2026-11-24", None, "2026-11-24T17:01:00+01:00", None, ("missing_in",))],
+    ),
     "nobody": ([], []),
 }
 
@@ -158,6 +194,15 @@ def test_days_follow_from_events(given: list[str], expected: list[Day]) -> None:
 def test_longest_shift_can_be_extended() -> None:
     (row,) = days_of("ana", marks("> 2026-11-24 08:00", "< 2026-11-25 09:00"), BERLIN, timedelta(hours=26))
     assert row.worked == timedelta(hours=25)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "remarks"), [(0, ("missing_in", "missing_out")), (1, ("missing_in", "missing_out")), (2, ())]
+)
+def test_longest_pause_within_a_passage_can_be_changed(minutes: int, remarks: tuple[str, ...]) -> None:
+    seen = marks("> 2026-11-24 08:00", "> 2026-11-24 08:02", "< 2026-11-24 16:00", "< 2026-11-24 16:02")
+    (row,) = days_of("ana", seen, BERLIN, pause=timedelta(minutes=minutes))
+    assert row.remarks == remarks
 
 
 def test_name_is_the_last_one_of_the_day() -> None:
@@ -187,20 +232,31 @@ def test_name_is_the_last_one_of_the_day() -> None:
         ("UTC", date(2026, 11, 1)),
     ],
 )
-@pytest.mark.parametrize("longest", [timedelta(hours=16), timedelta(hours=40)])
-def test_day_does_not_depend_on_the_requested_days(zone: str, first: date, longest: timedelta) -> None:
+@pytest.mark.parametrize(
+    ("longest", "pause"),
+    [
+        (timedelta(hours=16), timedelta()),
+        (timedelta(hours=16), timedelta(minutes=5)),
+        (timedelta(hours=40), timedelta(minutes=5)),
+        (timedelta(hours=8), timedelta(minutes=30)),
+    ],
+)
+def test_day_does_not_depend_on_the_requested_days(
+    zone: str, first: date, longest: timedelta, pause: timedelta
+) -> None:
     there = ZoneInfo(zone)
-    begin, _ = span(first, first, there, timedelta(hours=48))
+    begin, _ = span(first, first, there, timedelta(hours=24))
     for seed in range(20):
         draw = random.Random(seed)
         minutes = [draw.randrange(32 * 24 * 60) for _ in range(draw.choice((10, 60, 200)))]
         minutes += [minute + 60 * draw.choice((8, 16, 40)) for minute in minutes[:20]]  # exactly the longest shift
+        minutes += [minute + lingering for minute in minutes[:20] for lingering in range(4, 60, 4)]
         ways = draw.choice(((True, False), (True, False, None), (None, None, None, None, True, False)))
         seen = [Mark(begin + timedelta(minutes=m), draw.choice(ways), draw.choice("ABC")) for m in minutes]
 
         def requested(day: date, days: int, seen: list[Mark] = seen) -> list[Row]:
-            since, until = span(day, day + timedelta(days=days), there, longest)
-            rows = days_of("ana", [mark for mark in seen if since <= mark.at < until], there, longest)
+            since, until = span(day, day + timedelta(days=days), there, longest, pause)
+            rows = days_of("ana", [mark for mark in seen if since <= mark.at < until], there, longest, pause)
             return [row for row in rows if day <= row.day < day + timedelta(days=days)]
 
         month = requested(first, 28)
@@ -211,7 +267,7 @@ def test_day_does_not_depend_on_the_requested_days(zone: str, first: date, longe
 
 @pytest.mark.parametrize(("first", "hours"), [(date(2026, 3, 29), 23), (date(2026, 10, 25), 25)])
 def test_span_of_a_day_with_a_clock_change(first: date, hours: int) -> None:
-    since, until = span(first, first + timedelta(days=1), BERLIN, timedelta(hours=1))
+    since, until = span(first, first + timedelta(days=1), BERLIN, timedelta(hours=0.5), timedelta())
     assert until - since == timedelta(hours=hours + 2)
     assert (since.astimezone(BERLIN) + timedelta(hours=1)).isoformat() == at(first.isoformat()).isoformat()
 
