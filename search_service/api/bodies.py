@@ -19,6 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from indexer.errors import InvalidRequest
 from indexer.types import Pick
+from search_service.api.parameters import BODY, Parameters
 
 IMAGE, IMAGES = "image", "images"
 """The fields of one image and of several."""
@@ -143,9 +144,8 @@ async def read_body(request: Request, images: Sequence[str], fields: Iterable[st
             f"the content type is {kind or 'missing'}; expected multipart/form-data or application/json"
         )
     known = [*images, *fields]
-    for name in (*body.images, *body.values):
-        if name not in known:
-            raise InvalidRequest(f"there is no field {name!r}; expected {', '.join(known)}")
+    parameters: Parameters = request.state.parameters
+    parameters.refuse(BODY, [name for name in (*body.images, *body.values) if name not in known])
     return body
 
 

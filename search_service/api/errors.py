@@ -18,6 +18,7 @@ from indexer import errors
 from indexer.errors import WhosthereError
 from indexer.types import Reason
 from search_service.api.models.base import ErrorAnswer, ErrorBody
+from search_service.api.parameters import BODY, MOST_NAMES, shortened
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ async def send_error(error: WhosthereError, scope: Scope, receive: Receive, send
 def invalid_request(request: Request, error: Exception) -> JSONResponse:
     """Answers what FastAPI found wrong with a request, naming the field."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    found = [_problem(request, e) for e in error.errors()]
+    found = [_problem(request, e) for e in error.errors()[:MOST_NAMES]]
     message = "; ".join(f"{f['field']}: {f['problem']}" for f in found)
     return answer(request, 400, ErrorBody(code="invalid_request", message=message, details={"fields": found}))
 
@@ -152,6 +153,9 @@ def _problem(request: Request, found: Mapping[str, Any]) -> dict[str, str]:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if found["type"] == "json_invalid":
         where, problem = ("body",), f"is not JSON: {found['ctx']['error']} at character {found['loc'][-1]}"
+    elif found["type"] == "extra_forbidden" and len(where) == 2:
+        where = BODY, shortened(str(where[1]))
+        problem = request.state.parameters.problem(*where)
     elif where == ("body",) and kind != "application/json" and not kind.endswith("+json"):
         problem = f"the content type is {kind or 'missing'}; expected application/json"
     return {"field": ".".join(map(str, where)), "problem": problem}

@@ -8,7 +8,7 @@ The declarations are dependencies of a route or of its router. A route without `
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope as RequestScope
 
+from search_service.api.parameters import Parameters, parameters_of
 from search_service.store.api_keys import Scope
 
 
@@ -72,6 +73,7 @@ class RouteMatch:
     permissions: tuple[tuple[Permission, Mapping[str, Any]], ...] = ()
     """Each must be given; with the values of the path's parameters. Empty where nothing fits."""
     body: BodyKind = BodyKind.JSON
+    parameters: Parameters = field(default_factory=Parameters)
     path_exists: bool = False
     """Whether the path fits a route, be it for another method."""
 
@@ -84,7 +86,7 @@ class DeclaredRoutes:
     """The routes that declare who may use them; no other route is answered."""
 
     def __init__(self) -> None:
-        self._routes: list[tuple[BaseRoute, tuple[Permission, ...], BodyKind]] = []
+        self._routes: list[tuple[BaseRoute, tuple[Permission, ...], BodyKind, Parameters]] = []
 
     def add(self, routes: Iterable[BaseRoute]) -> None:
         """Adds the routes of a router, as far as they declare a permission."""
@@ -93,23 +95,24 @@ class DeclaredRoutes:
             permissions = tuple(value for value in values if isinstance(value, Permission))
             bodies = [value for value in values if isinstance(value, BodyKind)]
             if permissions:
-                self._routes.append((route, permissions, bodies[-1] if bodies else BodyKind.JSON))
+                body = bodies[-1] if bodies else BodyKind.JSON
+                self._routes.append((route, permissions, body, parameters_of(route)))
 
     def add_public(self, routes: Iterable[BaseRoute]) -> None:
         """Adds routes that cannot declare anything, such as those of FastAPI's documentation pages, for anyone."""
-        self._routes += [(route, (Permission(None),), BodyKind.JSON) for route in routes]
+        self._routes += [(route, (Permission(None),), BodyKind.JSON, parameters_of(route)) for route in routes]
 
     def match(self, scope: RequestScope) -> RouteMatch:
         """Returns what a request fits. Where several routes fit, the permissions of all of them are needed."""
         permissions: list[tuple[Permission, Mapping[str, Any]]] = []
-        body, path_exists = BodyKind.JSON, False
-        for route, needed, accepted in self._routes:
+        body, parameters, path_exists = BodyKind.JSON, Parameters(), False
+        for route, needed, accepted, taken in self._routes:
             fit, found = route.matches(scope)
             path_exists |= fit is not Match.NONE
             if fit is Match.FULL:
                 permissions += [(permission, found.get("path_params", {})) for permission in needed]
-                body = accepted
-        return RouteMatch(tuple(permissions), body, path_exists)
+                body, parameters = accepted, taken
+        return RouteMatch(tuple(permissions), body, parameters, path_exists)
 
 
 def declarations(route: BaseRoute) -> list[Permission | BodyKind]:

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from indexer.enrollment.archives import MAX_ENTRIES
 from indexer.enrollment.containers import MANIFEST
 from indexer.errors import InvalidRequest, StorageUnavailable
+from search_service.api.parameters import BODY, Parameters
 from search_service.api.state import State
 
 WRITE_BYTES = 2**20
@@ -73,7 +74,7 @@ def _reader(request: Request, file: IO[bytes]) -> _ZipBody:
     if not options.get(b"boundary"):
         raise InvalidRequest("the content type multipart/form-data has no boundary")
     try:
-        return _FormBody(file, options[b"boundary"])
+        return _FormBody(file, options[b"boundary"], request.state.parameters)
     except FormParserError as error:
         raise InvalidRequest(f"the body is not multipart/form-data: {error}") from error
 
@@ -100,8 +101,9 @@ class _ZipBody:
 class _FormBody(_ZipBody):
     """A multipart body, whose files are taken out while it arrives."""
 
-    def __init__(self, file: IO[bytes], boundary: bytes) -> None:
+    def __init__(self, file: IO[bytes], boundary: bytes, parameters: Parameters) -> None:
         super().__init__(file)
+        self._parameters = parameters
         self._has_archive = self._is_complete = False
         self._zip: zipfile.ZipFile | None = None
         self._names: set[str] = set()
@@ -158,9 +160,11 @@ class _FormBody(_ZipBody):
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
         name = options[b"filename"].decode("utf-8", "replace") if b"filename" in options else None
         if self._field not in ("archive", "images", "manifest"):
-            if self._field != "pick" or name is not None or self._field in self.values:
-                again = " again" if self._field in self.values else ""
-                raise InvalidRequest(f"the body has a field {self._field!r}{again}; {EXPECTED}, and pick")
+            if self._field != "pick":
+                self._parameters.refuse(BODY, [self._field])
+            if name is not None or self._field in self.values:
+                problem = "was sent as a file" if name is not None else "was sent twice"
+                raise InvalidRequest(f"the field {self._field!r} {problem}; {EXPECTED}, and pick")
             self._text = bytearray()
         elif name is None:
             raise InvalidRequest(f"{self._field} was sent as text; expected a file (with curl: -F {self._field}=@FILE)")

@@ -17,7 +17,8 @@ from search_service.api.security import Guard
 class Access:
     """ASGI middleware. Checks the host name, the origin and the API key of a request; the guard decides about the key.
 
-    What is admitted has `key` and `body_kind` in its state, and a path in which encoded slashes separate nothing.
+    What is admitted has `key`, `body_kind` and `parameters` in its state, and a path in which encoded slashes separate
+    nothing.
     """
 
     def __init__(self, app: ASGIApp, guard: Guard, allowed_hosts: frozenset[str] | None) -> None:
@@ -42,5 +43,5 @@ class Access:
             except HTTPException as error:
                 await http_error(request, error)(scope, receive, send)
                 return
-            request.state.body_kind = match.body
+            request.state.body_kind, request.state.parameters = match.body, match.parameters
         await self.app(scope, receive, send)

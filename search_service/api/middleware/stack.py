@@ -9,18 +9,20 @@ from search_service.api.metrics import Metrics
 from search_service.api.middleware.access import Access
 from search_service.api.middleware.idempotency import Idempotency
 from search_service.api.middleware.input_limits import MAX_JSON_BYTES, BodyLimit, InputLimits
+from search_service.api.middleware.known_parameters import KnownParameters
 from search_service.api.middleware.request_context import RequestContext
 from search_service.api.permissions import BodyKind
 from search_service.api.security import Guard
 from search_service.service_context import ServiceContext
 
-ORDER = (RequestContext, Access, InputLimits, Idempotency)
+ORDER = (RequestContext, Access, InputLimits, KnownParameters, Idempotency)
 """Outermost first.
 
 1. RequestContext: every answer has a request id, is counted and logged, also those of the other middlewares.
 2. Access: a caller without permission gets nothing else to know, and none of the body is read.
 3. InputLimits: everything that reads a body reads a limited one, the next middleware included.
-4. Idempotency: each API key has Idempotency-Keys of its own, so the key is known here; it hashes the body it receives.
+4. KnownParameters: a request that is refused for what its route would ignore is not stored.
+5. Idempotency: each API key has Idempotency-Keys of its own, so the key is known here; it hashes the body it receives.
 """
 
 ARCHIVES_AT_ONCE = 4
@@ -37,6 +39,7 @@ def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics
         BodyKind.JSON: BodyLimit(min(MAX_JSON_BYTES, max_body), settings.max_waiting_bytes),
     }
     app.add_middleware(Idempotency, context=context)
+    app.add_middleware(KnownParameters)
     app.add_middleware(InputLimits, limits=limits)
     hosts = allowed_hosts(settings.host, settings.allowed_hosts.split(","))
     app.add_middleware(Access, guard=guard, allowed_hosts=hosts)

@@ -256,7 +256,7 @@ def test_bodies_up_to_the_limit_are_taken(client: httpx.Client, gallery: str) ->
     start, end = b'{"name": "staff", "x": "', b'"}'
     for path, most, named in (
         ("/v1/galleries", MAX_JSON_BYTES, "body.x"),
-        (f"{gallery}/search", MAX_BODY_BYTES, "'name'"),
+        (f"{gallery}/search", MAX_BODY_BYTES, "body.name"),
     ):
         body = start + b"x" * (most - len(start) - len(end)) + end
         assert len(body) == most

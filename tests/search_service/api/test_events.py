@@ -155,7 +155,7 @@ def test_image_without_a_face_records_nothing(client: httpx.Client, staff: str) 
         ({**DOOR, "cooldown": "86401"}, "cooldown is 86401; expected 0 to 86400 seconds"),
         ({**DOOR, "cooldown": "nan"}, "cooldown is nan; expected 0 to 86400 seconds"),
         ({**DOOR, "cooldown": "soon"}, "cooldown is 'soon'; expected a number"),
-        ({**DOOR, "devise": "x"}, "there is no field 'devise'"),
+        ({**DOOR, "devise": "x"}, "body.devise: is unknown; did you mean device?"),
     ],
 )
 def test_wrong_recording_field_is_rejected(

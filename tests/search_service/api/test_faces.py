@@ -105,7 +105,8 @@ def test_pick_selects_the_enrolled_face(client: httpx.Client, gallery: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("data", "named"), [({"pick": "nose"}, "pick"), ({"pik": "largest"}, "'pik'"), ({"all_faces": "1"}, "'all_faces'")]
+    ("data", "named"),
+    [({"pick": "nose"}, "pick"), ({"pik": "largest"}, "body.pik: "), ({"all_faces": "1"}, "body.all_faces: ")],
 )
 def test_wrong_field_is_rejected_by_name(client: httpx.Client, gallery: str, data: dict[str, str], named: str) -> None:
     answer = client.post(f"{gallery}/identities/ana/faces", files=image(photos.astronaut()), data=data)
