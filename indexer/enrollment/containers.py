@@ -6,36 +6,23 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from indexer.enrollment.file_names import (
+    common_root,
+    is_photo_name,
+    is_system_path,
+    keys_of,
+    match_key,
+    relative_name,
+)
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.types import Reason
 
-IMAGE_NAMES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".heic",
-        ".heif",
-        ".hif",
-        ".avif",
-        ".gif",
-    ]
-)
-"""Suffixes of the files in a folder that count as photos. Files named explicitly always do."""
-
 MANIFEST = "manifest.csv"
-"""The manifest at the top of a folder or ZIP file."""
+"""The manifest at the top of a folder or ZIP file, in upper or lower case."""
 
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Accepted compression methods of ZIP entries: for these two, `ZipExtFile.read(n)` decompresses at most `n` bytes. For
@@ -46,18 +33,23 @@ Reader = Callable[[int], bytes]
 """Returns the bytes of a photo, at most the given number. Raises RejectedImage."""
 
 
+Finder = Callable[[str], "Reader | None"]
+"""Returns the photo that a manifest names, or None if there is none. Raises InvalidRequest for a name that is unsafe or
+fits several files."""
+
+
 @dataclass(frozen=True)
 class Container:
-    """A folder or an open ZIP file. `names` are relative, with forward slashes."""
+    """A folder or an open ZIP file."""
 
     label: str
-    names: Sequence[str]
-    reader: Callable[[str], Reader]
-    folder: Path | None = None
+    photos: Callable[[], Sequence[tuple[str, Reader]]]
+    """Returns the photos with their names, which are relative and have forward slashes; sorted by name."""
+    find: Finder
+    top_files: Callable[[], Sequence[str]]
+    """Returns the names of the files that are not in a folder inside."""
     unsafe: Sequence[str] = ()
     """Entries of a ZIP file whose names point out of it."""
-    known: frozenset[str] = field(default_factory=frozenset)
-    """Names by which a manifest may refer to entries of a ZIP file."""
 
     def display_name(self, name: str) -> str:
         """Returns the name of a file for people."""
@@ -73,13 +65,51 @@ def open_container(path: Path) -> Container:
 
 
 def folder_container(root: Path) -> Container:
-    def reader(name: str) -> Reader:
-        return file_reader(root / name)
+    return Container(
+        str(root),
+        lambda: [(name, file_reader(root / name)) for name in _photo_names(root)],
+        _FolderFinder(root).find,
+        lambda: [name for name in _listed(str(root)) if os.path.isfile(root / name)],  # noqa: PTH113 (may raise)
+    )
 
-    return Container(str(root), (), reader, folder=root)
+
+class _FolderFinder:
+    """Finds the files of a folder by the names in a manifest. Listings of folders are kept."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._names: dict[str, dict[str, list[str]]] = {}
+        """The names in each folder that was searched, by their match keys."""
+
+    def find(self, name: str) -> Reader | None:
+        if os.path.isfile(self._root / name):  # noqa: PTH113 (Path.is_file raises on a name that is too long)
+            return file_reader(self._root / name)
+        path = str(self._root)
+        for part in PurePosixPath(relative_name(name)).parts:
+            inner = os.path.join(path, part)  # noqa: PTH118 (Path cannot be checked without raising)
+            if not os.path.exists(inner):  # noqa: PTH110
+                found = self._equal(path, part)
+                _check_one_file(name, found)
+                if not found:
+                    return None
+                inner = os.path.join(path, found[0])  # noqa: PTH118
+            path = inner
+        return file_reader(Path(path)) if os.path.isfile(path) else None  # noqa: PTH113
+
+    def _equal(self, folder: str, name: str) -> list[str]:
+        if folder not in self._names:
+            self._names[folder] = keys_of(_listed(folder))
+        return self._names[folder].get(match_key(name), [])
 
 
-def photo_names(root: Path) -> list[str]:
+def _listed(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208
+    except (OSError, ValueError):  # not a folder, a name that is too long, a NUL
+        return []
+
+
+def _photo_names(root: Path) -> list[str]:
     """Returns the photos below `root`, sorted. Links are followed, except to a folder that contains them."""
     names: list[str] = []
     above: dict[str, frozenset[str]] = {}  # the real paths of each folder's parents
@@ -88,14 +118,14 @@ def photo_names(root: Path) -> list[str]:
         if here in outer:
             inner.clear()
             continue
-        inner[:] = [name for name in inner if not _is_hidden([name])]
+        inner[:] = [name for name in inner if not is_system_path([name])]
         above |= {os.path.join(folder, name): outer | {here} for name in inner}  # noqa: PTH118 (the key of os.walk)
-        names += [Path(folder, name).relative_to(root).as_posix() for name in files if not _is_hidden([name])]
+        names += [Path(folder, name).relative_to(root).as_posix() for name in files if not is_system_path([name])]
     return sorted(name for name in names if _is_photo(root / name))
 
 
 def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_NAMES and os.path.isfile(path)  # noqa: PTH113 (Path.is_file may raise)
+    return is_photo_name(path.name) and os.path.isfile(path)  # noqa: PTH113 (Path.is_file may raise)
 
 
 def file_reader(path: Path) -> Reader:
@@ -120,19 +150,38 @@ def zip_container(file: Path | IO[bytes], label: str) -> Container:
         archive = zipfile.ZipFile(file)
     except Exception as error:  # a damaged central directory raises nearly any exception
         raise InvalidRequest(f"{label or 'the archive'} is not a readable ZIP file: {error}") from error
-    entries = {
-        e.filename.replace("\\", "/"): e for e in archive.infolist() if not e.is_dir()
-    }  # written by old versions of .NET
+    entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
     unsafe = [name for name in entries if escapes(name)]
-    visible = [n for n in entries if n not in unsafe and not _is_hidden(PurePosixPath(n).parts)]
-    root = _common_root(visible)
-    names = {name.removeprefix(root): entries[name] for name in visible}
-    known = {name: entries[name] for name in visible} | names  # a manifest outside the ZIP file may use either name
+    visible = [(relative_name(raw), entry) for raw, entry in entries.items() if not escapes(raw)]
+    visible = [(name, entry) for name, entry in visible if not is_system_path(PurePosixPath(name).parts)]
+    root = _root_of([name for name, _ in visible])
+    inner = [(name.removeprefix(root), entry) for name, entry in visible]
+    known = dict(visible) | dict(inner)  # a manifest outside the ZIP file may use either name
+    keys = keys_of(known)
 
-    def reader(name: str) -> Reader:
-        return _entry_reader(archive, known[name])
+    def find(name: str) -> Reader | None:
+        found = [name] if name in known else keys.get(match_key(name), [])
+        if not found and escapes(name):
+            raise InvalidRequest(f"its image {name!r} points out of the archive")
+        _check_one_file(name, found)
+        return _entry_reader(archive, known[found[0]]) if found else None
 
-    return Container(label, sorted(names), reader, unsafe=unsafe, known=frozenset(known))
+    return Container(
+        label,
+        lambda: [
+            (name, _entry_reader(archive, entry))
+            for name, entry in sorted(inner, key=lambda one: one[0])
+            if is_photo_name(name)
+        ],
+        find,
+        lambda: sorted(name for name, _ in inner if "/" not in name),
+        [name.replace("\\", "/") for name in unsafe],
+    )
+
+
+def _check_one_file(name: str, found: Sequence[str]) -> None:
+    if len(found) > 1:
+        raise InvalidRequest(f"its image {name!r} fits {len(found)} files: {', '.join(map(repr, found))}")
 
 
 def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Reader:
@@ -170,16 +219,16 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _is_hidden(parts: Sequence[str]) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+def _root_of(names: Sequence[str]) -> str:
+    """Returns the single top folder of an archive if it only contains folders or a manifest; else ''.
+
+    Files that are neither photos nor a manifest do not count.
+    """
+    counted = [name for name in names if is_photo_name(name) or is_manifest(PurePosixPath(name).name)]
+    root = common_root(counted)
+    inner = [name.removeprefix(root) for name in counted]
+    return root if any("/" in name or is_manifest(name) for name in inner) else ""
 
 
-def _common_root(names: Sequence[str]) -> str:
-    """Returns the single top folder of an archive, with a slash, if it only contains folders or a manifest; else ''."""
-    tops = {PurePosixPath(name).parts[0] for name in names}
-    if len(tops) != 1 or not all("/" in name for name in names):
-        return ""
-    (top,) = tops
-    inner = [name.removeprefix(f"{top}/") for name in names]
-    is_root = MANIFEST in inner or any("/" in name for name in inner)
-    return f"{top}/" if is_root else ""
+def is_manifest(name: str) -> bool:
+    return name.lower() == MANIFEST

@@ -17,6 +17,7 @@ from indexer.enrollment.reading import FaceDescriber, describe_or_reject, proces
 from indexer.enrollment.rows import Row
 from indexer.errors import Conflict, RejectedImage
 from indexer.gallery.faces import Enrolled, NewFace
+from indexer.gallery.spelling import is_same_text
 from indexer.gallery.store import Store
 from indexer.models.packs import Pack
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
@@ -122,7 +123,7 @@ class Enroller:
                 answer = next(seen)
                 ready = [new_face(row.person, sha, face, self._keep_crops) for face in answer.faces[:1]]
                 prepared.append(_Prepared(row, next(iter(ready), None), answer.rejection))
-            elif enrolled.external_id == row.person.external_id:
+            elif is_same_text(enrolled.external_id, row.person.external_id):
                 prepared.append(_Prepared(row, known_face=enrolled.face_id))
             else:
                 prepared.append(_Prepared(row, rejection=another_identity(enrolled.external_id)))

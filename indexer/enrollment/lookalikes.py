@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from indexer.gallery.faces import NewFace
+from indexer.gallery.spelling import is_same_text
 from indexer.gallery.store import Store
 from indexer.models.packs import Pack
 from indexer.types import Gallery, Vectors
@@ -91,7 +92,7 @@ class Lookalikes:
             alike = max((*before, *enrolled[i]), key=lambda other: other.score, default=None)
             if alike is not None and (
                 alike.score < self._bound
-                or alike.external_id == new.person.external_id
+                or is_same_text(alike.external_id, new.person.external_id)
                 or self._is_known(new, (faces[j] for j in accepted))
             ):
                 alike = None

@@ -4,53 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from indexer.enrollment.containers import MANIFEST, Container, Reader, escapes
+from indexer.enrollment.containers import Container, Reader
+from indexer.enrollment.manifest_files import Manifest
 from indexer.enrollment.rows import Row, invalid_row
 from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
+from indexer.gallery.spelling import normalize_text
 from indexer.gallery.validation import check_person
 from indexer.types import Person, Reason
 
 COLUMNS = ("image", "external_id", "name", "valid_from", "valid_until")
 
-MAX_MANIFEST_BYTES = 64 * 2**20
-"""A million rows of 60 characters."""
 
-
-def manifest_of(container: Container) -> str | None:
-    if container.folder is not None:
-        path = container.folder / MANIFEST
-        return read_manifest(path) if os.path.isfile(path) else None  # noqa: PTH113 (Path.is_file may raise)
-    if MANIFEST not in container.known:
-        return None
-    try:
-        return _decode_manifest(container.reader(MANIFEST)(MAX_MANIFEST_BYTES), container.display_name(MANIFEST))
-    except RejectedImage as error:
-        raise InvalidRequest(f"{container.display_name(MANIFEST)}: {error.message}") from error
-
-
-def read_manifest(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise InvalidRequest(f"the manifest {path} has more than {MAX_MANIFEST_BYTES:,} bytes")
-        return _decode_manifest(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InvalidRequest(f"the manifest {path} cannot be read: {error.strerror}") from error
-
-
-def _decode_manifest(data: bytes, label: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the manifest {label} is not UTF-8 text: {error}") from error
-
-
-def manifest_rows(text: str, label: str, containers: Sequence[Container]) -> list[Row]:
+def manifest_rows(manifest: Manifest, containers: Sequence[Container]) -> list[Row]:
+    text, label = manifest.text, manifest.label
     reader = csv.DictReader(io.StringIO(text), dialect=_dialect(text), restkey="")
     header = [
         name.strip().lower() if name.strip().lower() in COLUMNS else name.strip() for name in _header(reader, label)
@@ -104,7 +74,7 @@ def _checked_rows(
             continue  # spreadsheets leave lines of commas
         line = reader.line_num
         image = (cells.get("image") or "").strip()
-        external_id = (cells.get("external_id") or "").strip()
+        external_id = normalize_text((cells.get("external_id") or "").strip())
         try:
             if _has_extra_cells(cells):
                 raise InvalidRequest("it has more cells than the header has columns")
@@ -156,13 +126,9 @@ def _check_same_person(person: Person, line: int, values: dict[tuple[str, str], 
 
 def _find_image(image: str, containers: Sequence[Container]) -> Reader:
     for container in containers:
-        if container.folder is not None:
-            if os.path.isfile(container.folder / image):  # noqa: PTH113 (Path.is_file raises on a name that is too long)
-                return container.reader(image)
-        elif image in container.known:
-            return container.reader(image)
-        elif escapes(image):
-            raise InvalidRequest(f"its image {image!r} points out of the archive")
+        found = container.find(image)
+        if found is not None:
+            return found
     raise RejectedImage(f"the manifest names {image!r}, but there is no such file", code=Reason.UNREADABLE_IMAGE)
 
 

@@ -11,19 +11,18 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from indexer.enrollment.containers import (
-    IMAGE_NAMES,
-    MANIFEST,
     Container,
     file_reader,
     folder_container,
     is_zip,
     open_container,
-    photo_names,
     zip_container,
 )
-from indexer.enrollment.manifests import manifest_of, manifest_rows, read_manifest
+from indexer.enrollment.manifest_files import manifest_of, read_manifest
+from indexer.enrollment.manifests import manifest_rows
 from indexer.enrollment.rows import Row, checked_row, invalid_row
 from indexer.errors import InvalidRequest
+from indexer.gallery.spelling import normalize_text
 from indexer.types import Person, Reason
 
 
@@ -45,7 +44,7 @@ def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
             if not (path.is_dir() or is_zip(path)):
                 raise InvalidRequest(f"with a manifest, paths must be folders or ZIP files with its images; got {path}")
         containers = [folder_container(manifest.parent), *(open_container(path) for path in paths)]
-        return manifest_rows(read_manifest(manifest), str(manifest), containers)
+        return manifest_rows(read_manifest(manifest), containers)
     rows: list[Row] = []
     for path in paths:
         rows += _container_rows(open_container(path)) if path.is_dir() or is_zip(path) else [_file_row(path)]
@@ -63,7 +62,7 @@ def rows_of_archive(file: IO[bytes]) -> list[Row]:
 
 def identity_of_stem(stem: str) -> str:
     """Returns the identity of a file stem: `ana` for `ana_1` and `ana_02`; a number alone is an identity."""
-    return re.sub(r"_\d+$", "", stem) or stem
+    return re.sub(r"_\d+$", "", normalize_text(stem)) or stem
 
 
 def _check_exists(path: Path, label: str, expected: str = "") -> None:
@@ -82,12 +81,10 @@ def _container_rows(container: Container) -> list[Row]:
     ]
     manifest = manifest_of(container)
     if manifest is not None:
-        return rows + manifest_rows(manifest, container.display_name(MANIFEST), [container])
-    names = photo_names(container.folder) if container.folder is not None else container.names
+        return rows + manifest_rows(manifest, [container])
     return rows + [
-        checked_row(container.display_name(name), Person(_identity_of_name(name)), container.reader(name))
-        for name in names
-        if PurePosixPath(name).suffix.lower() in IMAGE_NAMES
+        checked_row(container.display_name(name), Person(_identity_of_name(name)), reader)
+        for name, reader in container.photos()
     ]
 
 
@@ -97,4 +94,4 @@ def _file_row(path: Path) -> Row:
 
 def _identity_of_name(name: str) -> str:
     parts = PurePosixPath(name).parts
-    return parts[0] if len(parts) > 1 else identity_of_stem(PurePosixPath(name).stem)
+    return normalize_text(parts[0]) if len(parts) > 1 else identity_of_stem(PurePosixPath(name).stem)

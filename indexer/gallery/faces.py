@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -110,8 +110,10 @@ class FaceRepository(Repository):
             last = change_log.lock_with_pack(session, gallery)
             for new in faces:  # an embedding of another size would keep every index from being built
                 check_vectors(new.face.embedding, gallery.dim)
+            stored = identities.stored_ids(session, gallery.id, people)
+            items = [_with_external_id(item, stored[_person(item).external_id]) for item in items]
             images = _known_images(session, gallery.id, [new.image_sha256 for new in faces])
-            rows = identities.find_rows(session, gallery.id, people)
+            rows = identities.find_rows(session, gallery.id, stored.values())
             accepted = _accept(items, images, rows)
             needed = {new.person.external_id for new in accepted.faces}
             ids, entries = identities.upsert(session, gallery.id, rows, accepted.people, needed)
@@ -154,6 +156,14 @@ class FaceRepository(Repository):
 
 def _person(item: NewFace | Person) -> Person:
     return item if isinstance(item, Person) else item.person
+
+
+def _with_external_id(item: NewFace | Person, external_id: str) -> NewFace | Person:
+    if external_id == _person(item).external_id:
+        return item
+    if isinstance(item, Person):
+        return replace(item, external_id=external_id)
+    return replace(item, person=replace(item.person, external_id=external_id))
 
 
 def _known_images(session: Session, gallery_id: int, hashes: Iterable[str]) -> dict[str, KnownImage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from indexer.gallery import change_log
 from indexer.gallery.change_log import ChangeKind, Entry
 from indexer.gallery.database import Repository, change_rows, insert_returning_ids
 from indexer.gallery.schema import FaceRow, IdentityRow, batches
+from indexer.gallery.spelling import normalize_text, spellings
 from indexer.gallery.validation import check_metadata, check_person
 from indexer.types import Gallery, Identity, NamedIdentity, Person
 
@@ -61,7 +63,7 @@ class IdentityRepository(Repository):
             created = row is None
             check(None if row is None else _identity(row, _count_faces(session, row.id)))
             if row is None:
-                row = IdentityRow(**_row_values(gallery_id, person))
+                row = IdentityRow(**_row_values(gallery_id, _normalized(person)))
                 session.add(row)
             if created or (replace and _update_row(row, person, replace_all=True)):
                 session.flush()
@@ -94,18 +96,20 @@ class IdentityRepository(Repository):
             Conflict: The gallery was re-embedded since `gallery` was read.
             NotFound: The gallery was deleted.
         """
-        wanted: dict[str, Person] = {}
         for person in people:
             check_person(person)
-            wanted.setdefault(person.external_id, person)
         with self._write() as session:
             last = change_log.lock_with_pack(session, gallery)
-            existing = find_rows(session, gallery.id, people)
-            rows = [_row_values(gallery.id, p) for p in wanted.values() if p.external_id not in existing]
-            created = insert_returning_ids(session, IdentityRow, rows)
+            stored = stored_ids(session, gallery.id, people)
+            wanted: dict[str, Person] = {}
+            for person in people:
+                wanted.setdefault(stored[person.external_id], person)
+            existing = find_rows(session, gallery.id, wanted)
+            missing = [replace(p, external_id=key) for key, p in wanted.items() if key not in existing]
+            created = insert_returning_ids(session, IdentityRow, [_row_values(gallery.id, p) for p in missing])
             entries = [Entry(ChangeKind.IDENTITY_CHANGED, identity_id) for identity_id in created]
             change_log.record(session, gallery.id, last, entries)
-            return wanted.keys() - existing.keys()
+            return {given for given, key in stored.items() if key not in existing}
 
     def get(self, gallery_id: int, external_id: str) -> Identity:
         """Returns the identity. Raises NotFound."""
@@ -144,11 +148,11 @@ class IdentityRepository(Repository):
             NotFound: One of the two does not exist.
             InvalidRequest: Both are the same identity, or their joined metadata is too large.
         """
-        if into == other:
-            raise InvalidRequest(f"identity {into!r} cannot be merged with itself; name two identities")
         with self._write() as session:
             last = change_log.lock(session, gallery_id)
             kept, removed = (required_row(session, gallery_id, external_id) for external_id in (into, other))
+            if kept.id == removed.id:
+                raise InvalidRequest(f"identity {into!r} cannot be merged with itself; name two identities")
             of_removed = FaceRow.identity_id == removed.id
             moved = list(session.scalars(select(FaceRow.id).where(of_removed).order_by(FaceRow.id)))
             change_rows(session, update(FaceRow).where(of_removed).values(identity_id=kept.id))
@@ -186,11 +190,18 @@ class IdentityRepository(Repository):
             return [_identity(row, count) for row, count in rows]
 
 
-def find_rows(session: Session, gallery_id: int, people: Iterable[Person]) -> dict[str, IdentityRow]:
-    """Returns the existing rows of `people` by external id."""
+def stored_ids(session: Session, gallery_id: int, people: Iterable[Person]) -> dict[str, str]:
+    """Returns the external ids of `people` as they are stored, or will be if their identities do not exist yet."""
+    given = {person.external_id for person in people}
+    known = find_rows(session, gallery_id, {form for one in given if not one.isascii() for form in spellings(one)})
+    return {one: next((form for form in spellings(one) if form in known), normalize_text(one)) for one in given}
+
+
+def find_rows(session: Session, gallery_id: int, external_ids: Iterable[str]) -> dict[str, IdentityRow]:
+    """Returns the existing rows by external id, spelled exactly as given."""
     query = select(IdentityRow).where(IdentityRow.gallery_id == gallery_id)
     rows: dict[str, IdentityRow] = {}
-    for batch in batches(list({person.external_id for person in people})):
+    for batch in batches(list(set(external_ids))):
         rows |= {row.external_id: row for row in session.scalars(query.where(IdentityRow.external_id.in_(batch)))}
     return rows
 
@@ -249,9 +260,13 @@ def join(before: Person, after: Person) -> Person:
 
 
 def _find_row(session: Session, gallery_id: int, external_id: str) -> IdentityRow | None:
-    return session.scalar(
-        select(IdentityRow).where(IdentityRow.gallery_id == gallery_id, IdentityRow.external_id == external_id)
-    )
+    forms = spellings(external_id)
+    rows = find_rows(session, gallery_id, forms)
+    return next((rows[form] for form in forms if form in rows), None)
+
+
+def _normalized(person: Person) -> Person:
+    return replace(person, external_id=normalize_text(person.external_id))
 
 
 def _row_values(gallery_id: int, person: Person) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from indexer.enrollment.enroller import Result, another_identity, committed, looks_like, new_face, rejected
 from indexer.errors import RejectedImage
 from indexer.gallery.faces import NewFace
+from indexer.gallery.spelling import is_same_text
 from indexer.types import Gallery, Outcome, Person, sha256
 from search_service.api.requests import EnrollRequest
 from search_service.api.state import State
@@ -29,7 +30,7 @@ async def enroll(service: State, request: EnrollRequest) -> list[Result]:
 
     def prepare(image: str, sha: str) -> NewFace | Result:
         if sha in known:
-            if known[sha].external_id != external_id:
+            if not is_same_text(known[sha].external_id, external_id):
                 return rejected(image, external_id, another_identity(known[sha].external_id))
             return Result(image, external_id, Outcome.UNCHANGED, face_id=known[sha].face_id)
         found = next(seen)

@@ -18,6 +18,7 @@ from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.change_log import gallery_deleted
 from indexer.gallery.database import Repository, change_rows, lock_until_commit
 from indexer.gallery.schema import GalleryRow
+from indexer.gallery.spelling import spellings
 from indexer.gallery.validation import check_name
 from indexer.types import Gallery, NamedIdentity
 from search_service.store.schema import DeliveryRow, EventRow, SightingRow, WebhookRow
@@ -167,7 +168,7 @@ class EventRepository(Repository):
 
         def deletion(table: type[EventRow | SightingRow]) -> Any:
             which = [table.gallery_id == gallery.id]
-            which += [table.external_id == external_id] if external_id is not None else []
+            which += [table.external_id.in_(spellings(external_id))] if external_id is not None else []
             which += [table.at < before] if before is not None else []
             return delete(table).where(*which)
 
@@ -302,8 +303,9 @@ def _conditions(wanted: EventFilter) -> Iterator[ColumnElement[bool]]:
         yield EventRow.at >= wanted.since
     if wanted.until is not None:
         yield EventRow.at < wanted.until
+    if wanted.external_id is not None:
+        yield EventRow.external_id.in_(spellings(wanted.external_id))
     for column, value in (
-        (EventRow.external_id, wanted.external_id),
         (EventRow.device, wanted.device),
         (EventRow.decision, wanted.decision),
         (EventRow.direction, wanted.direction),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,8 +24,8 @@ def manifest_rows(folder: Path, text: str | bytes, images: str = "ana.jpg ben.jp
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "BOM"])
-def test_manifest_may_use_any_spreadsheet_dialect(tmp_path: Path, delimiter: str, start: bytes) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_manifest_may_use_any_spreadsheet_dialect(tmp_path: Path, delimiter: str, encoding: str) -> None:
     lines = [
         ["Image", "external_id", " Name ", "Department", "valid_until"],
         ["ana.jpg", "e-1", '"Ana ""A"", Lee"', " IT ", "2026-12-31"],
@@ -31,7 +33,7 @@ def test_manifest_may_use_any_spreadsheet_dialect(tmp_path: Path, delimiter: str
         ["sub/cleo.jpg", "e-3", "Zoë"],
     ]
     write(tmp_path, {"sub/cleo.jpg": "sub"})
-    ana, ben, cleo = manifest_rows(tmp_path, start + "\r\n".join(map(delimiter.join, lines)).encode())
+    ana, ben, cleo = manifest_rows(tmp_path, "\r\n".join(map(delimiter.join, lines)).encode(encoding))
     assert ana.person.external_id == "e-1"
     assert ana.person.name == 'Ana "A", Lee'
     assert ana.person.metadata == {"Department": "IT"}
@@ -82,8 +84,12 @@ def test_error_of_an_invalid_date_shows_an_example(value: str) -> None:
         (b"file,external_id\nana.jpg,ana\n", "has no column 'image'"),
         (b"image,external_id,Name,NAME\n", "has duplicate columns: image, external_id, name, name"),
         (b"image,external_id,Team,Team\n", "has duplicate columns"),
-        (b"image,external_id\nana.jpg,Zo\xeb\n", "is not UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not UTF-8"),
+        (b"image,external_id\nana.jpg,Zo\xeb\n", "line 2, is not UTF-8 text: it has the byte 0xeb there"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "line 1, is not UTF-8 text"),
+        (codecs.BOM_UTF16_LE + b"x", "line 1, is not UTF-16 text"),
+        ("image,external_id\n".encode("utf-16-le"), "has NUL bytes, as in UTF-16 without a byte order mark; save it"),
+        (b"PK\x03\x04\x14\0", "is a workbook (XLSX or ODS); save it in the spreadsheet program as 'CSV UTF-8"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is a workbook of an old Excel (XLS); save it"),
         (b'image,external_id\nana.jpg,"ana\n', "is not CSV"),
         (b'image,external_id\nana.jpg,ana\nben.jpg,"b"en\n', "line 3, is not CSV"),
     ],
@@ -141,6 +147,15 @@ def test_identity_without_a_name_in_its_first_row_still_has_one_name(tmp_path: P
     assert "its name is Bea here and Ana in line 3" in message(rows[2])
 
 
+@pytest.mark.parametrize("name", ["manifest.xlsx", "Manifest.XLS", "manifest.ods"])
+def test_workbook_in_place_of_a_manifest_is_refused(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path / "photos", {name: "", "ana/1.jpg": "a"})
+    with pytest.raises(InvalidRequest, match=f"photos/{name} is a workbook; save it in the spreadsheet program as"):
+        rows_of([root])
+    write(root, {"manifest.csv": "image,external_id\nana/1.jpg,e-1\n"})
+    assert [row.person.external_id for row in rows_of([root])] == ["e-1"]
+
+
 def test_row_with_dates_in_the_wrong_order_is_rejected(tmp_path: Path) -> None:
     lines = "ana.jpg,ana,2026-05-02,2026-05-01\nben.jpg,ben,2026-05-01,2026-05-01\n"
     ana, ben = manifest_rows(tmp_path, "image,external_id,valid_from,valid_until\n" + lines)
@@ -155,6 +170,28 @@ def test_manifest_in_a_folder_replaces_its_structure(tmp_path: Path) -> None:
     )
     (row,) = rows_of([root])
     assert (row.image, row.person.external_id, content(row)) == ("sub/x.jpg", "e-1", b"x")
+
+
+@pytest.mark.parametrize("is_zip", [False, True], ids=["folder", "ZIP"])
+@pytest.mark.parametrize("name", ["manifest.csv", "Manifest.CSV"])
+def test_manifest_names_images_as_people_would(tmp_path: Path, is_zip: bool, name: str) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    named = ["photos\\1.jpg", "./photos/1.jpg", "photos//1.JPG", "PHOTOS/1.jpg", f"{composed}/{composed}.JPG", "x.jpg"]
+    lines = "".join(f"{image},{decomposed}\n" for image in named)
+    files = {
+        name: f"image,external_id\n{lines}",
+        "photos/1.jpg": "one",
+        f"{decomposed}/{decomposed}.jpg": "zoe",
+        "x.JPG": "",
+        "x.Jpg": "",
+    }
+    source = pack(tmp_path / "p.zip", files) if is_zip else write(tmp_path / "p", files)
+    rows = rows_of([source])
+    assert [row.image for row in rows] == named
+    assert {row.person.external_id for row in rows} == {composed}
+    found = [content(row) for row in rows]
+    assert found == [b"one", b"one", b"one", "unreadable_image", b"zoe", "invalid_row"]
+    assert message(rows[-1]) == "line 7 of the manifest: its image 'x.jpg' fits 2 files: 'x.JPG', 'x.Jpg'"
 
 
 def test_images_are_searched_next_to_the_manifest_and_then_in_the_paths(tmp_path: Path) -> None:

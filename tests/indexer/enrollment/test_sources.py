@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from indexer.enrollment.sources import identity_of_stem, rows_of
 from indexer.errors import InvalidRequest
 from indexer.types import Reason
 from tests.indexer.cli.command import Command
-from tests.indexer.enrollment.photo_files import LIMIT, content, message, summarize, write
+from tests.indexer.enrollment.photo_files import LIMIT, content, message, pack, summarize, write
 
 
 @pytest.mark.parametrize(
@@ -57,22 +58,53 @@ def test_folders_are_identities_and_loose_files_are_grouped_by_stem(tmp_path: Pa
     ]
 
 
-def test_hidden_files_and_other_types_are_ignored(tmp_path: Path) -> None:
-    root = write(
-        tmp_path / ".photos",  # a folder given by name may be hidden
-        {
-            "ana/1.jpg": "a",
-            "ana/.2.jpg": "",
-            "ana/._1.jpg": "",
-            ".git/3.jpg": "",
-            "__MACOSX/ana/1.jpg": "",
-            "ana/notes.txt": "",
-            "Thumbs.db": "",
-            "jpg": "",
-        },
-    )
+SYSTEM_FILES = {
+    "ana/.2.jpg": "hidden",
+    "ana/._1.jpg": "resource fork",
+    ".git/3.jpg": "",
+    ".Trash/1.jpg": "",
+    ".Trash-1000/files/1.jpg": "",
+    "__MACOSX/ana/1.jpg": "",
+    "ana/@eaDir/1.jpg/SYNOPHOTO_THUMB_XL.jpg": "",
+    "@eaDir/1.jpg": "",
+    "#recycle/ben/1.jpg": "",
+    "#snapshot/1.jpg": "",
+    "@Recycle/1.jpg": "",
+    "@Recently-Snapshot/1.jpg": "",
+    "$RECYCLE.BIN/S-1-5-21/1.jpg": "",
+    "$Recycle.Bin/2.jpg": "",
+    "RECYCLER/1.jpg": "",
+    "System Volume Information/1.jpg": "",
+    "lost+found/1.jpg": "",
+    "Thumbs.db": "",
+    "desktop.ini": "",
+    "ana/Thumbs.db/1.jpg": "",
+}
+"""What file systems, network storage and file managers leave in folders of photos."""
+
+
+def test_files_of_systems_and_other_types_are_ignored(tmp_path: Path) -> None:
+    others = {"ana/notes.txt": "", "jpg": "", "ana/1.jpg": "a", "@ben/1.jpg": "b"}
+    root = write(tmp_path / ".photos", SYSTEM_FILES | others)  # a folder given by name may be hidden
     (root / "folder.jpg").mkdir()
-    assert summarize(rows_of([root]), root) == [("ana/1.jpg", "ana", b"a")]
+    expected = [("@ben/1.jpg", "@ben", b"b"), ("ana/1.jpg", "ana", b"a")]
+    assert summarize(rows_of([root]), root) == expected
+    archive = pack(tmp_path / "photos.zip", SYSTEM_FILES | others)
+    assert summarize(rows_of([archive]), archive) == expected
+
+
+ZOE = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
+
+
+def test_identity_of_a_name_is_independent_of_its_normalization_form(tmp_path: Path) -> None:
+    composed, decomposed = ZOE
+    assert composed != decomposed
+    files = {f"{name}/{i}.jpg": name for i, name in enumerate(ZOE)} | {f"{name}_1.jpg": name for name in ZOE}
+    root = write(tmp_path / "photos", files)
+    archive = pack(tmp_path / "photos.zip", files)
+    for rows in (rows_of([root]), rows_of([archive]), rows_of([root / f"{decomposed}_1.jpg"])):
+        assert {row.person.external_id for row in rows} == {composed}
+    assert len(rows_of([root])) == len(rows_of([archive])) == 4
 
 
 def test_files_given_by_name_may_have_any_extension(tmp_path: Path) -> None:

@@ -49,6 +49,28 @@ def test_top_folder_of_a_zip_is_ignored(tmp_path: Path) -> None:
     ]
 
 
+def test_other_files_do_not_hide_the_top_folder_of_a_zip(tmp_path: Path) -> None:
+    photos = {"staff/ana/1.jpg": "a", "staff/ben/1.jpg": "b"}
+    expected = [("ana/1.jpg", "ana", b"a"), ("ben/1.jpg", "ben", b"b")]
+    for other in ("Thumbs.db", "readme.txt", "@eaDir/x.jpg", "staff/desktop.ini"):
+        archive = pack(tmp_path / "photos.zip", {other: "", **photos})
+        assert summarize(rows_of([archive]), archive) == expected
+
+
+def test_leading_dot_in_the_names_of_a_zip_is_ignored(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "photos.zip", {"./staff/ana/1.jpg": "a", ".\\staff\\ben//1.jpg": "b"})
+    assert summarize(rows_of([archive]), archive) == [("ana/1.jpg", "ana", b"a"), ("ben/1.jpg", "ben", b"b")]
+
+
+def test_entries_whose_names_become_equal_are_both_read(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "photos.zip", {"ana/1.jpg": "a", "./ana/1.jpg": "b", "ben/1.jpg": "c"})
+    assert [(row.person.external_id, content(row)) for row in rows_of([archive])] == [
+        ("ana", b"a"),
+        ("ana", b"b"),
+        ("ben", b"c"),
+    ]
+
+
 def test_zip_may_hold_one_folder_or_loose_files(tmp_path: Path) -> None:
     one = pack(tmp_path / "one.zip", {"ana/1.jpg": "1", "ana/2.jpg": "2"})
     loose = pack(tmp_path / "loose.zip", {"ana_1.jpg": "1", "ana_02.jpg": "2", "1042.jpg": "n"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any
 from urllib.parse import quote
 
@@ -103,6 +104,16 @@ def test_ids_with_special_characters_work_on_every_route(client: httpx.Client, g
     assert repr(external_id) in refused(client.get(path), 404, "identity_not_found")["message"]
     assert ok(client.get(f"{gallery}/identities"))["identities"] == []
     assert ok(client.put(path, json={}), 201)["external_id"] == external_id
+
+
+def test_id_is_found_in_every_unicode_normalization_form(client: httpx.Client, gallery: str) -> None:
+    face = image(photos.astronaut())
+    composed, decomposed = (quote(unicodedata.normalize(form, "Zoë")) for form in ("NFC", "NFD"))
+    enrolled = ok(client.post(f"{gallery}/identities/{decomposed}/faces", files=face), 201)
+    again = ok(client.post(f"{gallery}/identities/{composed}/faces", files=face))
+    assert (again["outcome"], again["face_id"]) == ("unchanged", enrolled["face_id"])
+    assert ok(client.get(f"{gallery}/identities/{decomposed}")) == ok(client.get(f"{gallery}/identities/{composed}"))
+    assert len(ok(client.get(f"{gallery}/identities"))["identities"]) == 1
 
 
 def test_id_with_a_slash_is_enrolled_and_found(client: httpx.Client, gallery: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -194,6 +195,13 @@ def test_events_are_deleted_by_person_and_time(
     assert a not in ids(events)
     assert deliveries(engine) == [c]
     assert events.record(staff, seen(), MINUTE).recorded  # the cooldown was deleted, too
+
+
+def test_events_are_found_and_deleted_by_every_spelling_of_a_person(events: EventRepository, staff: Gallery) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    made = [events.record(staff, seen(form), MINUTE).event.id for form in (composed, decomposed)]
+    assert ids(events, external_id=composed) == ids(events, external_id=decomposed) == made
+    assert events.delete(staff, decomposed) == 2
 
 
 def deliveries(engine: Engine) -> list[int]:
