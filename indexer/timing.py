@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+from indexer.supervision import notify
+
 Listener = Callable[[str, float], None]
 """Receives the name of a stage and its duration in seconds."""
 
@@ -37,4 +39,4 @@ class Stopwatch:
         yield
         seconds = time.perf_counter() - begun
         for listener in self._listeners:
-            listener(name, seconds)
+            notify(listener, name, seconds)

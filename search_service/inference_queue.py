@@ -11,23 +11,27 @@ together, with one look at the index and the database; those that arrive during 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
 
 from indexer.errors import Overloaded
+from indexer.supervision import SupervisedThread, notify
 from indexer.types import Gallery, Pick
 from indexer.vision.batch_errors import isolate_failures
 from indexer.vision.decode import count_pixels
 from indexer.vision.pipeline import MAX_BATCH_PIXELS, FacePipeline, ImageResult
 from search_service.search import Answer, Query
+
+log = logging.getLogger(__name__)
 
 SEARCHES_AT_ONCE = 40
 """Different searches that run at the same time: as many as the threads on which Starlette runs other blocking work."""
@@ -102,7 +106,7 @@ class InferenceQueue:
         self._stopping = False
         self._described: dict[Question, list[_Job]] = {}
         """Images to be searched. Each key has a thread that searches, also while its list is empty."""
-        self._networks = threading.Thread(target=self._run_networks, name="networks", daemon=True)
+        self._networks = SupervisedThread("networks", self._run_networks)
         self._searches = ThreadPoolExecutor(SEARCHES_AT_ONCE, thread_name_prefix="search")
 
     def start(self) -> None:
@@ -113,8 +117,7 @@ class InferenceQueue:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._networks.is_alive():
-            self._networks.join()
+        self._networks.join()
         self._searches.shutdown()
 
     async def describe(self, images: Sequence[bytes], pipeline: FacePipeline, kind: Kind) -> list[ImageResult]:
@@ -171,9 +174,10 @@ class InferenceQueue:
                 batch = self._next_batch()
                 self._count -= len(batch)
                 left = self._count
-            self._observe(batch, left)
             size = sum(len(job.image) for job in batch)
-            self._describe(batch)
+            with _answering(batch):
+                self._observe(batch, left)
+                self._describe(batch)
             batch.clear()  # no image is kept until the next batch
             with self._changed:
                 self._bytes -= size
@@ -203,10 +207,10 @@ class InferenceQueue:
         if self._observer is None:
             return
         began = time.perf_counter()
-        self._observer.batch(len(batch))
-        self._observer.waiting(left)
+        notify(self._observer.batch, len(batch))
+        notify(self._observer.waiting, left)
         for job in batch:
-            self._observer.stage("queue", began - job.since)
+            notify(self._observer.stage, "queue", began - job.since)
 
     def _describe(self, batch: Sequence[_Job]) -> None:
         """Describes the images of each pipeline and kind together, then starts the searches."""
@@ -224,29 +228,35 @@ class InferenceQueue:
                         idle.append(job.question)
                     self._described[job.question].append(job)
         for question in idle:
-            self._searches.submit(self._search_described, question)
+            try:
+                self._searches.submit(self._search_described, question)
+            except (RuntimeError, MemoryError) as error:  # no thread can be started now
+                with self._changed:
+                    unsearched = self._described.pop(question, [])
+                refusal = Overloaded(f"the search cannot be started: {error}; try again soon")
+                _answer((job.future, refusal) for job in unsearched)
 
     def _search_described(self, question: Question) -> None:
         """Searches until no more images with this question are described."""
         while True:
             with self._changed:
-                jobs = self._described[question]
+                jobs = self._described.pop(question, [])
                 if not jobs:
-                    del self._described[question]
                     return
                 self._described[question] = []
             wanted = [job for job in jobs if not job.future.cancelled()]
-            self._run(
-                wanted,
-                lambda some: self._search([job.result for job in some if job.result is not None], *question),
-            )
+            with _answering(wanted):
+                self._run(
+                    wanted,
+                    lambda some: self._search([job.result for job in some if job.result is not None], *question),
+                )
 
     def _run(self, jobs: Sequence[_Job], step: Callable[[Sequence[_Job]], Sequence[ImageResult | Answer]]) -> None:
         """Runs a step of the jobs together. Each job gets its own result or error, and the thread goes on."""
-        results: Sequence[ImageResult | Answer | Exception]
+        results: Sequence[ImageResult | Answer | BaseException]
         try:
             results = isolate_failures(jobs, step)
-        except Exception as error:
+        except BaseException as error:
             results = [error] * len(jobs)
         finished = []
         for job, result in zip(jobs, results, strict=True):
@@ -254,10 +264,7 @@ class InferenceQueue:
                 job.result, job.image = result, b""
             else:
                 finished.append((job.future, result))
-        for loop in {future.get_loop() for future, _ in finished}:  # requests that are answered together go on together
-            own = [(future, result) for future, result in finished if future.get_loop() is loop]
-            with suppress(RuntimeError):  # the loop is closed: nothing waits any more
-                loop.call_soon_threadsafe(_resolve, own)
+        _answer(finished)
 
 
 def _described(jobs: Sequence[_Job], pipeline: FacePipeline, kind: Kind) -> list[ImageResult]:
@@ -265,11 +272,38 @@ def _described(jobs: Sequence[_Job], pipeline: FacePipeline, kind: Kind) -> list
     return pipeline.describe(images, kind.pick, kind.gate) if kind.embed else pipeline.detect(images)
 
 
-def _resolve(finished: Sequence[tuple[asyncio.Future[Any], ImageResult | Answer | Exception]]) -> None:
+@contextmanager
+def _answering(jobs: Sequence[_Job]) -> Iterator[None]:
+    """Answers the jobs with the error if the block raises one, so that no request waits forever."""
+    try:
+        yield
+    except BaseException as error:
+        log.exception("%d images could not be processed", len(jobs))
+        _answer((job.future, error) for job in jobs)
+
+
+_Finished = tuple[asyncio.Future[Any], ImageResult | Answer | BaseException]
+
+
+def _answer(finished: Iterable[_Finished]) -> None:
+    """Gives the requests their results or errors, each in its own event loop."""
+    loops: dict[asyncio.AbstractEventLoop, list[_Finished]] = {}
+    for future, result in finished:
+        loops.setdefault(future.get_loop(), []).append((future, result))
+    for loop, own in loops.items():  # requests that are answered together go on together
+        with suppress(RuntimeError):  # the loop is closed: nothing waits any more
+            loop.call_soon_threadsafe(_resolve, own)
+
+
+def _resolve(finished: Sequence[_Finished]) -> None:
     for future, result in finished:
         if future.done():
             continue
-        if isinstance(result, Exception):
+        if isinstance(result, StopIteration) or (
+            isinstance(result, BaseException) and not isinstance(result, Exception)
+        ):  # a future refuses the first, and the others would end the event loop
+            future.set_exception(RuntimeError(f"an image could not be processed: {result!r}"))
+        elif isinstance(result, Exception):
             future.set_exception(result)
         else:
             future.set_result(result)

@@ -13,6 +13,7 @@ from indexer.app_context import AppContext
 from indexer.clock import now
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.packs import Pack
+from indexer.supervision import notify
 from indexer.types import Detection, Face, Gallery, Hit, Identity, NamedIdentity, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
 from indexer.vision.pipeline import ImageResult
@@ -204,7 +205,7 @@ class SearchService:
             answers.append(FaceAnswer(None, None, verdict.decision, threshold, fpir, shown, verdict.reasons))
         if self._listener is not None:
             for answer in answers:
-                self._listener(gallery, answer)
+                notify(self._listener, gallery, answer)
         return answers
 
     def _candidates(self, gallery: Gallery, index: VectorIndex, vectors: Vectors, wanted: int) -> list[_Ranked]:

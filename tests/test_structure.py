@@ -59,14 +59,17 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("indexer.types", "indexer.errors"),
     ("indexer.errors", ""),
     ("indexer.files", ""),
-    ("indexer.timing", ""),
+    ("indexer.timing", "indexer.supervision"),
+    ("indexer.supervision", ""),
     ("indexer.clock", ""),
     ("migrations", "indexer.gallery indexer.settings search_service.store"),
 )
 """Each folder (or module at the top of a package) and what of the project it may import; `-` excludes."""
 
 GROUPS = {
-    "BASE": "indexer.settings indexer.types indexer.errors indexer.files indexer.timing indexer.clock",
+    "BASE": (
+        "indexer.settings indexer.types indexer.errors indexer.files indexer.timing indexer.supervision indexer.clock"
+    ),
     "ENROLLMENT": "indexer.enrollment indexer.vision indexer.vectors indexer.models indexer.gallery BASE",
     "INDEXER": "indexer -indexer.cli",
     "SERVICE": "search_service.service_context search_service.store search_service.serializers",

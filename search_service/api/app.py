@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
+from indexer.supervision import SupervisedThread
 from search_service.api import errors, security
 from search_service.api.metrics import Metrics
 from search_service.api.middleware.stack import add_middlewares
@@ -57,7 +58,7 @@ def create_app(context: ServiceContext) -> FastAPI:
         await guard.start()
         queue.start()
         deliverer.start()
-        loading = threading.Thread(target=readiness.load, name="loading", daemon=True)
+        loading = SupervisedThread("loading", readiness.load)
         loading.start()
         runner.start()
         yield

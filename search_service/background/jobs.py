@@ -23,6 +23,7 @@ from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import Conflict, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError
 from indexer.settings import Settings
+from indexer.supervision import SupervisedThread
 from indexer.types import Gallery, Pick
 from indexer.vision.pipeline import ImageResult
 from search_service.inference_queue import InferenceQueue
@@ -80,7 +81,7 @@ class JobRunner:
         self._context = context
         self._queue = queue
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
+        self._thread = SupervisedThread("jobs", self._work)
         self._sweep_at = 0.0
 
     def start(self) -> None:
@@ -91,8 +92,7 @@ class JobRunner:
     def stop(self) -> None:
         """Ends after the current photo, and releases the job."""
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def _work(self) -> None:
         while not self._stopping.is_set():
@@ -231,7 +231,7 @@ class _Lease:
         self._held = held
         self._stopping = stopping
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="job-lease", daemon=True)
+        self._thread = SupervisedThread("job-lease", self._renew)
         self.state: JobState | None = held.state
         """None when the lease is lost."""
 

@@ -9,7 +9,6 @@ import json
 import logging
 import random
 import ssl
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import httpx
 from standardwebhooks import Webhook as StandardWebhook
 
 from indexer.errors import WhosthereError
+from indexer.supervision import SupervisedThread
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
 from search_service.store.webhooks import MAX_WAIT, ClaimedDelivery
@@ -81,8 +81,7 @@ class Deliverer:
         self._busy: set[str] = set()
         self._turns: dict[str, int] = {}
         """When each webhook had its last turn, counted in turns."""
-        self._database = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
-        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+        self._thread = SupervisedThread("webhooks", self._run)
 
     def start(self) -> None:
         self._thread.start()
@@ -101,12 +100,14 @@ class Deliverer:
         self._thread.join()
 
     def _run(self) -> None:
+        self._busy.clear()
+        self._wake = asyncio.Event()
         self._loop = asyncio.new_event_loop()
-        try:
-            self._loop.run_until_complete(self._deliver_all())
-        finally:
-            self._loop.close()  # unlike asyncio.run, it does not wait for name servers that do not answer
-            self._database.shutdown()
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook") as self._database:
+            try:
+                self._loop.run_until_complete(self._deliver_all())
+            finally:
+                self._loop.close()  # unlike asyncio.run, it does not wait for name servers that do not answer
 
     async def _deliver_all(self) -> None:
         async with open_client() as client, asyncio.TaskGroup() as attempts:

@@ -154,8 +154,12 @@ class Thresholds:
                     return
             self._tried[key] = gallery.seq, faces, time.monotonic()
             thread = threading.Thread(target=self._run, args=(gallery, faces), name="calibration", daemon=True)
-            self._running[key] = thread
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # no thread can be started now; the search goes on
+                log.warning("Gallery %s could not be calibrated: %s", gallery.name, error)
+            else:
+                self._running[key] = thread
 
     def _run(self, gallery: Gallery, faces: int) -> None:
         """Computes in one process only; the others use the stored result."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.errors import Conflict, ModelUnavailable, NotFound, RejectedImage
+from indexer.errors import Conflict, ModelUnavailable, NotFound, Overloaded, RejectedImage
 from indexer.models.packs import SFACE
 from indexer.types import Gallery, Pick, Reason
 from indexer.vision.pipeline import ImageResult
@@ -224,6 +224,44 @@ def test_error_of_the_gallery_reaches_all_its_requests_and_no_later_ones(
 
     run(test)
     assert observed.sizes == [3, 1]  # none is repeated alone
+
+
+@pytest.mark.parametrize("error", [SystemExit(), StopIteration()])
+def test_searches_go_on_after_every_exception(
+    observed: ObservedSearch, people: People, gallery: Gallery, error: BaseException
+) -> None:
+    errors = [error, error]
+
+    def search(seen: Sequence[ImageResult], gallery: Gallery, query: Query) -> Sequence[Answer]:
+        if errors:
+            raise errors.pop()
+        return observed.search(seen, gallery, query)
+
+    async def test(queue: InferenceQueue) -> None:
+        with pytest.raises(RuntimeError, match=type(error).__name__):
+            await queue.search([b"1"], people, gallery, QUERY)
+        errors.clear()
+        assert found(await queue.search([b"1"], people, gallery, QUERY)) == "p-1"
+
+    with running_queue(search=search) as queue:
+        run(lambda: test(queue))
+
+
+def test_search_that_no_thread_can_be_started_for_is_refused_and_the_next_one_answered(
+    queue: InferenceQueue, people: People, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", _no_thread)
+            with pytest.raises(Overloaded, match="can't start new thread"):
+                await queue.search([b"1"], people, gallery, QUERY)
+        assert found(await queue.search([b"1"], people, gallery, QUERY)) == "p-1"
+
+    run(test)
+
+
+def _no_thread(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def test_stop_finishes_searches_and_nothing_is_kept_of_them(

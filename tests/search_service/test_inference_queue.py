@@ -207,6 +207,33 @@ def test_too_few_results_are_an_error_and_the_queue_goes_on(queue: InferenceQueu
     run(test)
 
 
+class EndingPipeline(HeldPipeline):
+    """Raises the next of `errors`, which no pipeline should."""
+
+    def __init__(self, *errors: BaseException) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+        if self.errors:
+            raise self.errors.pop()
+        return super().describe(images, pick, gate)
+
+
+@pytest.mark.parametrize("error", [SystemExit(), StopIteration(), KeyboardInterrupt()])
+def test_thread_of_the_networks_survives_every_exception(queue: InferenceQueue, error: BaseException) -> None:
+    ending = EndingPipeline(error, error)
+
+    async def test() -> None:
+        with pytest.raises(RuntimeError, match=type(error).__name__):
+            await queue.describe([b"x"], ending, LARGEST)
+        ending.errors.clear()
+        assert (await queue.describe([b"on"], ending, LARGEST))[0].width == 2
+
+    run(test)
+    assert queue._bytes == 0
+
+
 # Cancelled requests
 
 

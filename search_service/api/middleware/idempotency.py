@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.errors import InvalidRequest, WhosthereError
 from indexer.gallery.schema import MAX_NAME_LENGTH
+from indexer.supervision import SupervisedThread
 from search_service.api.errors import KeyReused, RequestInProgress, send_error
 from search_service.service_context import ServiceContext
 from search_service.store.idempotency import LEASE_SECONDS, Claim, IdempotencyStore, Pending, StoredAnswer
@@ -168,10 +169,10 @@ class _ClaimRenewer:
     @contextmanager
     def holding(self, claim: Claim) -> Iterator[None]:
         with self._lock:
-            self._held.add(claim)
             if not self._is_running:
+                SupervisedThread("idempotency", self._run).start()
                 self._is_running = True
-                threading.Thread(target=self._run, name="idempotency", daemon=True).start()
+            self._held.add(claim)
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ import time
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from indexer.supervision import notify
 from search_service.api.errors import METHODS, request_id
 from search_service.api.metrics import Metrics
 from search_service.logs import FIELDS
@@ -58,7 +59,8 @@ class RequestContext:
 
     def _record(self, scope: Scope, known_as: str, status: int, sent: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", NO_ROUTE)
-        self._metrics.request(scope["method"] if scope["method"] in METHODS else OTHER_METHOD, route, status, seconds)
+        method = scope["method"] if scope["method"] in METHODS else OTHER_METHOD
+        notify(self._metrics.request, method, route, status, seconds)
         if route in QUIET_ROUTES and status < FAILED:
             return
         fields = {

@@ -22,6 +22,7 @@ from indexer.settings import LogFormat
 from indexer.timing import Stopwatch, untimed
 from indexer.vision.decode import decode
 from search_service import logs
+from search_service.api.metrics import Metrics
 from search_service.logs import FIELDS, Json, Text
 from tests import photos as sources
 from tests.search_service.api.conftest import new_home
@@ -184,6 +185,24 @@ def test_warnings_of_decoders_are_not_logged() -> None:
         logs.set_up(LogFormat.JSON)
         assert decode(tiff).width == 8
         assert not warned
+
+
+@pytest.mark.parametrize("method", ["batch", "waiting", "stage", "request"])
+def test_requests_are_answered_while_metrics_fail(
+    client: httpx.Client, people: str, stranger: bytes, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    called = []
+
+    def fail(*_: object) -> None:
+        called.append(method)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Metrics, method, fail)
+    for _ in range(2):
+        (face,) = ok(client.post(f"{people}/search", files=image(stranger)))["faces"]
+        assert face["decision"] == "no_match"
+    assert ok(client.get("/readyz")) == {"status": "ready"}
+    wait_for(lambda: len(called) >= 2, "both requests were observed")
 
 
 def test_the_stopwatch_notifies_its_listener() -> None:

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from indexer import supervision
 from indexer.clock import now
 from indexer.errors import Conflict
 from indexer.types import Pick
@@ -19,7 +20,9 @@ from search_service.background.jobs import CourteousPipeline, JobRunner
 from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
 from search_service.store.idempotency import Pending
+from search_service.store.jobs import ClaimedJob, JobState
 from search_service.store.schema import AnswerRow
+from tests.indexer.gallery.faces import make_gallery
 from tests.search_service.queueing import LARGEST, HeldPipeline, running_queue
 from tests.waiting import DEADLINE, wait_for, wait_for_async
 
@@ -89,6 +92,52 @@ def test_expired_answers_are_deleted(queue: InferenceQueue, context: ServiceCont
     wait_for(lambda: kept() == ["young"], "the old one to be deleted")
     runner.stop()
     assert isinstance(context.idempotency.claim("", "young"), Pending)
+
+
+def test_jobs_go_on_after_every_exception(
+    queue: InferenceQueue, context: ServiceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "RESTART_SECONDS", 0.01)
+    claims: list[str] = []
+
+    def claim(seconds: float) -> None:
+        claims.append("claim")
+        if len(claims) == 1:
+            raise SystemExit
+
+    monkeypatch.setattr(context.jobs, "claim", claim)
+    runner = JobRunner(context, queue)
+    runner.start()
+    wait_for(lambda: len(claims) > 1, "the thread to go on")
+    runner.stop()
+
+
+def test_lease_is_renewed_after_an_unexpected_error(
+    queue: InferenceQueue, context: ServiceContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "RENEW_SECONDS", 0.01)
+    gallery = make_gallery(context.store)
+    context.jobs.create(gallery.id, 1, {"pick": "only"}, [b"no archive"])
+    renewals: list[str] = []
+    renew = context.jobs.renew
+
+    def failing_once(held: ClaimedJob, seconds: float) -> JobState | None:
+        renewals.append(held.id)
+        if len(renewals) == 1:
+            raise ValueError("a bug")
+        return renew(held, seconds)
+
+    def read_slowly(job_id: str) -> Iterator[bytes]:
+        wait_for(lambda: len(renewals) > 2, "the lease to be renewed again")
+        return iter([])
+
+    monkeypatch.setattr(context.jobs, "renew", failing_once)
+    monkeypatch.setattr(context.jobs.files, "read", read_slowly)
+    runner = JobRunner(context, queue)
+    runner.start()
+    wait_for(lambda: not context.jobs.list_unfinished(), "the job to end")
+    runner.stop()
 
 
 def test_probes_precede_photos_of_a_job(

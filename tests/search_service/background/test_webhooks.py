@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 
+import httpx
 import pytest
 
+from indexer import supervision
 from indexer.types import Gallery, NamedIdentity
-from search_service.background.webhooks import AT_ONCE, Deliverer, Schedule
+from search_service.background import webhooks
+from search_service.background.webhooks import AT_ONCE, Deliverer, Schedule, open_client
 from search_service.service_context import ServiceContext
 from search_service.store.events import DEAD, WAITING, Direction, Sighting
 from search_service.store.webhooks import MAX_DELAY
@@ -98,6 +101,27 @@ def test_every_recorded_event_is_delivered_once_and_in_order(context: ServiceCon
         check = genuine()
         assert all(check(secret, one.headers, one.body) for one in receiver.received)
         assert len({one.headers["X-Whosthere-Delivery"] for one in receiver.received}) == len(recorded)
+
+
+def test_events_are_delivered_after_the_thread_failed(
+    context: ServiceContext, staff: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "RESTART_SECONDS", 0.01)
+    clients = []
+
+    def failing_once() -> httpx.AsyncClient:
+        clients.append("one")
+        if len(clients) == 1:
+            raise OSError("Too many open files")
+        return open_client()
+
+    monkeypatch.setattr(webhooks, "open_client", failing_once)
+    with receiving() as receiver, delivering(context) as deliverer:
+        hook, _ = context.webhooks.create(receiver.url, None, ["match"])
+        event = record(context, staff)
+        deliverer.wake()
+        wait_for(lambda: not context.webhooks.get(hook.id).waiting, "it has arrived")
+        assert receiver.events() == [event]
 
 
 def test_a_delivery_is_repeated_until_the_receiver_recovers(context: ServiceContext, staff: Gallery) -> None:
