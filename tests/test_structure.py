@@ -20,6 +20,7 @@ TOP_LEVEL = {
     "docker",
     "benchmarks",
     "docs",
+    "findings",
     ".ci",
     "pyproject.toml",
     "README.md",
