@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,15 @@ from indexer.errors import InvalidSetting
 from indexer.types import Device, Precision
 
 PREFIX = "WHOSTHERE_"
+
+PATH_PREFIX = r"^(/[A-Za-z0-9._~-]+)*$"
+"""A path without a slash at its end, of characters that need no encoding; or nothing."""
+
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]-]+")
+"""As browsers send it: scheme, host and port (RFC 6454), without a path."""
+
+DEFAULT_PORT = re.compile(r"^(https://.*):443$|^(http://.*):80$")
+"""A port that browsers leave out."""
 
 
 class LogFormat(StrEnum):
@@ -147,9 +158,23 @@ class Settings(BaseSettings):
     )
     allowed_hosts: str = Field(
         default="",
-        description="Comma-separated host names by which clients may reach `serve`, such as `faces.example.com` "
-        "behind a reverse proxy that forwards `Host`. Loopback names are always allowed; without this setting only "
-        "those if `serve` listens on loopback, otherwise any.",
+        description="Comma-separated host names of `serve`, such as `faces.example.com` behind a reverse proxy. "
+        "Loopback names are always allowed; without this setting only those if `serve` listens on loopback, otherwise "
+        "any.",
+    )
+    allowed_origins: str = Field(
+        default="",
+        description="Comma-separated origins of web pages that may call the API, such as "
+        "`https://intranet.example.com`.",
+    )
+    root_path: str = Field(
+        default="",
+        pattern=PATH_PREFIX,
+        description="Path below which a reverse proxy serves the API, such as `/faces`.",
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.1,::1",
+        description="Addresses and networks of proxies whose `X-Forwarded-Prefix` replaces `WHOSTHERE_ROOT_PATH`.",
     )
 
     @classmethod
@@ -165,6 +190,20 @@ class Settings(BaseSettings):
         if value == "":
             raise ValueError("expected a folder, got an empty value")
         return Path(value).expanduser() if isinstance(value, str | Path) else value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        origins = _parts(value)
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin, such as https://intranet.example.com")
+        return ",".join(DEFAULT_PORT.sub(r"\1\2", origin.lower()) for origin in origins)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        return ",".join(str(ip_network(part, strict=False)) for part in _parts(value))
 
     def model_post_init(self, _: Any) -> None:
         if not self.database_url:
@@ -182,6 +221,11 @@ class Settings(BaseSettings):
     @property
     def indexes_folder(self) -> Path:
         return self.home / "indexes"
+
+
+def _parts(value: str) -> list[str]:
+    """Returns the values of a comma-separated setting."""
+    return [part for part in map(str.strip, value.split(",")) if part]
 
 
 def read_settings(environment: Mapping[str, str] | None = None, **given: object) -> Settings:

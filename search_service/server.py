@@ -39,6 +39,7 @@ def run(settings: Settings) -> None:
         "port": settings.port,
         "log_config": None,
         "access_log": False,
+        "proxy_headers": False,  # else the caller's address would be what a proxy names, and no proxy could be trusted
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
     }
     if settings.workers == 1:
@@ -79,6 +80,7 @@ def _environment(settings: Settings, metrics_folder: Path | None) -> dict[str, s
         "host": settings.host,
         "port": str(settings.port),
         "device": str(settings.device),
+        "root_path": settings.root_path,
         "threads": str(max(1, cores // settings.workers)),
     }
     shared = {FOLDER_VARIABLE: str(metrics_folder)} if metrics_folder is not None else {}

@@ -15,17 +15,20 @@ from starlette.datastructures import Headers
 from search_service.api.errors import Forbidden
 
 
-def check_host(headers: Headers, allowed: frozenset[str] | None) -> None:
-    """Raises Forbidden for pages of another origin and, unless `allowed` is None, for host names other than those and
-    this machine's own."""
+def check_host(headers: Headers, allowed: frozenset[str] | None, origins: frozenset[str]) -> None:
+    """Raises Forbidden for pages of an origin that is neither this service's nor one of `origins` and, unless `allowed`
+    is None, for host names other than those and this machine's own."""
     host = ", ".join(headers.getlist("host"))  # two are not a valid name
     name = _hostname(host)
     if allowed is not None and not (is_loopback(name) or name in allowed):
         message = f"the host name {name!r} is not served here; WHOSTHERE_ALLOWED_HOSTS may name it"
         raise Forbidden(message, code="forbidden_host")
     for origin in headers.getlist("origin"):
-        if origin.lower().partition("://")[2] != host.lower():
-            message = f"the request comes from a page of {origin!r}, which is not this service"
+        if origin.lower().partition("://")[2] != host.lower() and origin.lower() not in origins:
+            message = (
+                f"the request comes from a page of {origin!r}, which is not this service; WHOSTHERE_ALLOWED_ORIGINS "
+                "may name it"
+            )
             raise Forbidden(message, code="forbidden_origin")
 
 

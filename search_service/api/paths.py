@@ -36,6 +36,12 @@ def keep_encoded_slashes(scope: Scope) -> None:
         scope["path"] = unquote(re.sub("%2f", f"%{ord(ENCODED_SLASH):02x}", raw.decode("ascii"), flags=re.IGNORECASE))
 
 
+def route_path(scope: Scope) -> str:
+    """Returns the path of a request as routes have it, without the prefix of a proxy."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def check_text(scope: Scope) -> None:
     """Raises InvalidRequest for paths and queries that are not UTF-8, which the framework would decode to other text,
     and for those with a NUL byte, which PostgreSQL cannot store."""

@@ -33,7 +33,7 @@ from search_service.store.api_keys import ApiKey
 log = logging.getLogger(__name__)
 
 
-PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")
+PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-prefix", "x-real-ip")
 """Headers that proxies add: the caller behind a proxy on this machine may be anywhere."""
 
 DOCUMENTATION = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/static-offline-docs"})

@@ -14,6 +14,7 @@ from indexer.settings import read_settings
 @click.option("--host", help="Address to listen on (WHOSTHERE_HOST).")
 @click.option("--port", type=int, help="Port to listen on; 0 chooses a free one (WHOSTHERE_PORT).")
 @click.option("--workers", type=int, help="Number of worker processes (WHOSTHERE_WORKERS).")
+@click.option("--root-path", help="Path below which a reverse proxy serves the API (WHOSTHERE_ROOT_PATH).")
 @device_option
 @click.option("--home", type=click.Path(path_type=Path), help="Data folder (WHOSTHERE_HOME).")
 @click.pass_context
@@ -22,6 +23,7 @@ def serve(
     host: str | None,
     port: int | None,
     workers: int | None,
+    root_path: str | None,
     device: str | None,
     home: Path | None,
 ) -> None:
@@ -29,4 +31,4 @@ def serve(
     from search_service.server import run
 
     home = home or context.find_root().params.get("home")
-    run(read_settings(home=home, host=host, port=port, workers=workers, device=device))
+    run(read_settings(home=home, host=host, port=port, workers=workers, root_path=root_path, device=device))

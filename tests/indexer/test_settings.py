@@ -124,6 +124,19 @@ def test_unknown_variable_without_similar_name_is_rejected() -> None:
         ("MAX_BATCH", "0"),
         ("MAX_BATCH", "257"),
         ("MAX_WAITING", "0"),
+        ("ROOT_PATH", "faces"),
+        ("ROOT_PATH", "/faces/"),
+        ("ROOT_PATH", "//evil.example"),
+        ("ROOT_PATH", "/a b"),
+        ("TRUSTED_PROXIES", "proxy.example.com"),
+        ("TRUSTED_PROXIES", "10.0.0.0/33"),
+        ("TRUSTED_PROXIES", "*"),
+        ("ALLOWED_ORIGINS", "*"),
+        ("ALLOWED_ORIGINS", "null"),
+        ("ALLOWED_ORIGINS", "app.example.com"),
+        ("ALLOWED_ORIGINS", "https://app.example.com/"),
+        ("ALLOWED_ORIGINS", "https://*.example.com"),
+        ("ALLOWED_ORIGINS", "https://bücher.example"),
     ],
 )
 def test_error_for_bad_value_names_its_variable(key: str, value: str) -> None:
@@ -136,6 +149,18 @@ def test_error_for_bad_value_names_its_variable(key: str, value: str) -> None:
 @pytest.mark.parametrize(("key", "low", "high"), [("threads", 0, 1024), ("port", 0, 65535), ("max_batch", 1, 256)])
 def test_values_at_the_limits_are_allowed(key: str, low: int, high: int) -> None:
     assert [getattr(read_settings({}, **{key: value}), key) for value in (low, high)] == [low, high]
+
+
+def test_lists_of_origins_and_networks_are_normalized() -> None:
+    settings = read_settings(
+        {
+            "WHOSTHERE_ALLOWED_ORIGINS": "https://App.example.com:443, http://a:80,http://[::1]:3000, capacitor://localhost,",
+            "WHOSTHERE_TRUSTED_PROXIES": " 10.1.2.3/8,::1 ",
+        }
+    )
+    origins = "https://app.example.com,http://a,http://[::1]:3000,capacitor://localhost"
+    assert settings.allowed_origins == origins
+    assert settings.trusted_proxies == "10.0.0.0/8,::1/128"
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -21,10 +21,12 @@ class Access:
     nothing.
     """
 
-    def __init__(self, app: ASGIApp, guard: Guard, allowed_hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self, app: ASGIApp, guard: Guard, allowed_hosts: frozenset[str] | None, allowed_origins: frozenset[str]
+    ) -> None:
         self.app = app
         self.guard = guard
-        self._allowed_hosts = allowed_hosts
+        self._allowed = allowed_hosts, allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":  # there are none, and one that is added must not be open to everyone
@@ -35,7 +37,7 @@ class Access:
             keep_encoded_slashes(scope)
             match = self.guard.routes.match(scope)
             try:
-                check_host(Headers(scope=scope), self._allowed_hosts)
+                check_host(Headers(scope=scope), *self._allowed)
                 request.state.key = await self.guard.admit(scope, match)
             except WhosthereError as error:
                 await send_error(error, scope, receive, send)

@@ -26,6 +26,7 @@ from indexer.errors import InvalidRequest, WhosthereError
 from indexer.gallery.schema import MAX_NAME_LENGTH
 from indexer.supervision import SupervisedThread
 from search_service.api.errors import KeyReused, RequestInProgress, send_error
+from search_service.api.paths import route_path
 from search_service.service_context import ServiceContext
 from search_service.store.idempotency import LEASE_SECONDS, Claim, IdempotencyStore, Pending, StoredAnswer
 
@@ -74,7 +75,7 @@ class Idempotency:
         self._renewer = _ClaimRenewer(context)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        applies = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] not in CHANGES_NOTHING
+        applies = scope["type"] == "http" and scope["method"] == "POST" and route_path(scope) not in CHANGES_NOTHING
         keys = Headers(scope=scope).getlist(HEADER) if applies else []
         if not keys:
             await self.app(scope, receive, send)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 from fastapi import FastAPI
 
 from search_service.api.hosts import allowed_hosts
 from search_service.api.metrics import Metrics
 from search_service.api.middleware.access import Access
+from search_service.api.middleware.allowed_origins import AllowedOrigins
 from search_service.api.middleware.idempotency import Idempotency
 from search_service.api.middleware.input_limits import MAX_JSON_BYTES, BodyLimit, InputLimits
 from search_service.api.middleware.known_parameters import KnownParameters
+from search_service.api.middleware.path_prefix import PathPrefix
 from search_service.api.middleware.request_context import RequestContext
 from search_service.api.permissions import BodyKind
 from search_service.api.security import Guard
 from search_service.service_context import ServiceContext
 
-ORDER = (RequestContext, Access, InputLimits, KnownParameters, Idempotency)
+ORDER = (RequestContext, AllowedOrigins, PathPrefix, Access, InputLimits, KnownParameters, Idempotency)
 """Outermost first.
 
 1. RequestContext: every answer has a request id, is counted and logged, also those of the other middlewares.
-2. Access: a caller without permission gets nothing else to know, and none of the body is read.
-3. InputLimits: everything that reads a body reads a limited one, the next middleware included.
-4. KnownParameters: a request that is refused for what its route would ignore is not stored.
-5. Idempotency: each API key has Idempotency-Keys of its own, so the key is known here; it hashes the body it receives.
+2. AllowedOrigins: preflight requests carry no API key, and pages of allowed origins can read every refusal.
+3. PathPrefix: what follows finds routes and parameters by the path behind the prefix.
+4. Access: a caller without permission gets nothing else to know, and none of the body is read.
+5. InputLimits: everything that reads a body reads a limited one, the next middleware included.
+6. KnownParameters: a request that is refused for what its route would ignore is not stored.
+7. Idempotency: each API key has Idempotency-Keys of its own, so the key is known here; it hashes the body it receives.
 """
 
 ARCHIVES_AT_ONCE = 4
@@ -42,5 +48,9 @@ def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics
     app.add_middleware(KnownParameters)
     app.add_middleware(InputLimits, limits=limits)
     hosts = allowed_hosts(settings.host, settings.allowed_hosts.split(","))
-    app.add_middleware(Access, guard=guard, allowed_hosts=hosts)
+    origins = frozenset(settings.allowed_origins.split(",")) - {""}
+    proxies = tuple(ip_network(network) for network in settings.trusted_proxies.split(",") if network)
+    app.add_middleware(Access, guard=guard, allowed_hosts=hosts, allowed_origins=origins)
+    app.add_middleware(PathPrefix, root_path=settings.root_path, trusted=proxies)
+    app.add_middleware(AllowedOrigins, origins=origins)
     app.add_middleware(RequestContext, metrics=metrics)

@@ -38,7 +38,7 @@ class Running:
     def __init__(self, context: ServiceContext) -> None:
         self.context = context
         self.app = create_app(context)
-        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, lifespan="on")
+        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, lifespan="on", proxy_headers=False)
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run, name="server")
 

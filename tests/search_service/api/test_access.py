@@ -161,7 +161,9 @@ def test_a_websocket_is_closed(tmp_path: Path) -> None:
 
     context = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     asyncio.run(
-        Access(nothing, Guard(context), None)({"type": "websocket", "path": "/v1/models", "headers": []}, receive, send)
+        Access(nothing, Guard(context), None, frozenset())(
+            {"type": "websocket", "path": "/v1/models", "headers": []}, receive, send
+        )
     )
     assert [message["type"] for message in sent] == ["websocket.close"]
 
@@ -176,7 +178,7 @@ def test_the_key_of_a_request_is_in_its_state(tmp_path: Path) -> None:
 
     ask, guard = Caller(context), Guard(context)
     guard.routes.add(faces.router.routes)
-    ask._app = Access(inside, guard, None)  # type: ignore[assignment]
+    ask._app = Access(inside, guard, None, frozenset())  # type: ignore[assignment]
     ask("/v1/models")
     created, text = context.keys.create("door", [Scope.SEARCH])
     ask("/v1/models", x_api_key=text)

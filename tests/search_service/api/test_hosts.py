@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -10,8 +11,11 @@ import pytest
 from indexer.settings import read_settings
 from search_service.api.hosts import allowed_hosts
 from search_service.service_context import ServiceContext
+from search_service.store.api_keys import Scope
 from tests import photos
+from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Running, image, ok, refused, running
+from tests.variants import SETTINGS
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:1", "http://localhost", "null", ""])
@@ -67,3 +71,74 @@ def test_host_names_are_restricted_on_loopback_or_when_configured() -> None:
     assert allowed_hosts("0.0.0.0", ["localhost"]) == frozenset({"localhost"})
     for loopback in ("127.0.0.1", "127.0.0.5", "localhost", "::1"):
         assert allowed_hosts(loopback, [""]) == frozenset()
+
+
+ALLOWED = "https://app.example.com"
+
+
+@pytest.fixture(scope="module")
+def shared_with_a_page(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Iterator[httpx.Client]:
+    """A client of a service with an API key, which allows pages of ALLOWED and of another origin."""
+    settings = read_settings(
+        {**SETTINGS, "WHOSTHERE_ALLOWED_ORIGINS": f"{ALLOWED}:443, http://Localhost:3000"},
+        home=new_home(tmp_path_factory.mktemp("shared"), models_folder),
+    )
+    context = ServiceContext(settings)
+    _, key = context.keys.create("page", [Scope.ADMIN])
+    with running(context) as service, service.client() as client:
+        ok(client.post("/v1/galleries", json={"name": "staff"}, headers={"X-API-Key": key}), 201)
+        client.headers = httpx.Headers({"X-API-Key": key})
+        yield client
+
+
+PREFLIGHT = {"Access-Control-Request-Method": "PATCH", "Access-Control-Request-Headers": "if-match,x-api-key"}
+
+
+@pytest.mark.parametrize("origin", [ALLOWED, "http://localhost:3000"])
+def test_an_allowed_origin_may_send_requests_after_a_preflight(shared_with_a_page: httpx.Client, origin: str) -> None:
+    path = f"{shared_with_a_page.base_url}/v1/galleries/staff/identities/ana"
+    answer = httpx.options(path, headers={"Origin": origin, **PREFLIGHT})  # without a key, as browsers send it
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert "PATCH" in answer.headers["access-control-allow-methods"]
+    assert answer.headers["access-control-allow-headers"] == "if-match,x-api-key"
+    assert "Origin" in answer.headers["vary"]
+    assert answer.headers["x-request-id"]
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_an_allowed_origin_may_read_answers_and_refusals(shared_with_a_page: httpx.Client) -> None:
+    client, origin = shared_with_a_page, {"Origin": ALLOWED}
+    created = client.put("/v1/galleries/staff/identities/ana", json={}, headers=origin)
+    ok(created, 201)
+    refusals = (
+        (client.get("/v1/models", headers=origin | {"X-API-Key": "wrong"}), 401, "unauthorized"),
+        (client.get("/v1/nothing", headers=origin), 404, "not_found"),
+        (client.post("/v1/keys", content=b" " * 2**21, headers=origin), 413, "body_too_large"),
+        (client.get("/v1/models", headers=origin | {"X-Forwarded-Prefix": "?"}), 400, "invalid_request"),
+        (client.get("/v1/models", headers=origin | {"Host": "evil.example"}), 403, "forbidden_host"),
+    )
+    for answer, status, code in refusals:
+        refused(answer, status, code)
+    for answer in (created, *(answer for answer, _, _ in refusals)):
+        assert answer.headers["access-control-allow-origin"] == ALLOWED
+        readable = answer.headers["access-control-expose-headers"].lower().split(", ")
+        assert {"etag", "location", "retry-after", "x-request-id"} <= set(readable)
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://app.example.com", f"{ALLOWED}:8443", f"{ALLOWED}.evil.example", "null"]
+)
+def test_other_origins_are_refused_where_some_are_allowed(shared_with_a_page: httpx.Client, origin: str) -> None:
+    for answer in (
+        shared_with_a_page.options("/v1/models", headers={"Origin": origin, **PREFLIGHT}),
+        shared_with_a_page.get("/v1/models", headers={"Origin": origin}),
+    ):
+        assert "WHOSTHERE_ALLOWED_ORIGINS" in refused(answer, 403, "forbidden_origin")["message"]
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_no_origin_is_allowed_by_default(client: httpx.Client) -> None:
+    answer = client.options("/v1/models", headers={"Origin": ALLOWED, **PREFLIGHT})
+    refused(answer, 403, "forbidden_origin")
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
