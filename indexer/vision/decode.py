@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from indexer.errors import RejectedImage
 from indexer.types import Pixels, Reason
-from indexer.vision import image_headers
+from indexer.vision import image_headers, tiff
 from indexer.vision.image_headers import MAX_SEGMENTS, Header
+from indexer.vision.tiff import Layout
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "HEIF", "AVIF")
 """Accepted formats by Pillow's names. MPO is a JPEG followed by further pictures, as phones write it; Pillow detects
@@ -27,10 +28,22 @@ MAX_SCANS = 20
 """Scans of a progressive JPEG of the maximum size; smaller ones may have more. libjpeg's own script makes 10
 (`jcparam.c`)."""
 
-GIF = b"GIF87a", b"GIF89a"
-TIFF = b"II*\0", b"MM\0*"
+UNSUPPORTED = {
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"II\xbc\x01": "JPEG XR",
+    b"8BPS": "PSD",
+    b"%PDF": "PDF",
+}
+"""First bytes of formats that people mistake for accepted ones."""
 
 EXPECTED = "expected JPEG, PNG, WebP, BMP, TIFF, HEIC or AVIF"
+
+INCOMPLETE = "the file is incomplete, its end is missing; copy or send it again"
 
 ORIENTATION_TAG = 0x0112
 """EXIF 2.32."""
@@ -51,6 +64,12 @@ SIDEWAYS = (5, 6, 7, 8)
 
 RIGHT_TO_LEFT, BOTTOM_TO_TOP = (2, 3, 6, 7), (3, 4, 7, 8)
 """Orientations in which the upright image's left or upper side is stored last: at the right or at the bottom."""
+
+END_OF_IMAGE = b"\xff\xd9"
+"""The end marker of a JPEG (ITU T.81, table B.1)."""
+
+ANY_DATA = bytes(range(254, -1, -1))
+"""Bytes that libjpeg reads as data of a scan. They begin with ones, because it reads zeros where data is missing."""
 
 JPEG_REDUCTIONS = (8, 4, 2)
 """libjpeg decodes at 1/2, 1/4 or 1/8 of the size at a fraction of the cost (jpeglib.h, `scale_denom`)."""
@@ -110,26 +129,54 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
     header = image_headers.read(data)
     if header is not None:
         _check_header(header, image_headers.count_scans(data), limits)
+        if header.is_lossless:
+            longest_side = None
     try:
-        with _open(data) as image:
-            _check_image(image, limits)
-            width, height = image.size
-            scale = 1
-            if longest_side is not None and image.format in ("JPEG", "MPO"):
-                scale = _reduce_decoding(image, longest_side)
-            image.load()  # first: Pillow makes a TIFF upright as it loads; its `size` is upright from the start
-            orientation = _orientation(image)
-            if orientation in SIDEWAYS:
-                width, height = height, width
-            upright = image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
-            pixels = _to_rgb(upright)
-            return Photo(pixels, width, height, scale, _origin(pixels, width, height, scale, orientation))
+        if data.startswith(image_headers.JPEG) and image_headers.is_incomplete(data):
+            return _decode_without_end(data, limits)
+        return _decode(data, limits, longest_side)
     except RejectedImage:
         raise
     except MemoryError as error:
         raise _too_large("there is not enough memory to decode it") from error
     except Exception as error:  # decoders raise almost any error on malicious data
+        if "truncated" in str(error).lower() or _is_incomplete(data):
+            raise _unreadable(INCOMPLETE) from error
         raise _unreadable(f"it cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _decode(data: bytes, limits: Limits, longest_side: int | None) -> Photo:
+    with _open(data) as image:
+        _check_image(image, limits)
+        width, height = image.size
+        scale = 1
+        if longest_side is not None and image.format in ("JPEG", "MPO"):
+            scale = _reduce_decoding(image, longest_side)
+        image.load()  # first: Pillow makes a TIFF upright as it loads; its `size` is upright from the start
+        orientation = _orientation(image)
+        if orientation in SIDEWAYS:
+            width, height = height, width
+        upright = image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
+        pixels = _to_rgb(upright, tiff.read(data))
+        return Photo(pixels, width, height, scale, _origin(pixels, width, height, scale, orientation))
+
+
+def _decode_without_end(data: bytes, limits: Limits) -> Photo:
+    """Decodes a JPEG that only lacks its end marker, at full size.
+
+    libjpeg fills in pixels whose data is missing, without an error. The photo is therefore decoded with no data and
+    with some in place of what may be missing: the pixels are equal only if nothing is.
+
+    Raises:
+        RejectedImage: More is missing.
+    """
+    data = image_headers.without_padding(data)
+    more = ANY_DATA + image_headers.next_restart(data) + ANY_DATA
+    if image_headers.has_all_scans(data):
+        photo, other = (_decode(data + ending + END_OF_IMAGE, limits, None) for ending in (b"", more))
+        if np.array_equal(photo.pixels, other.pixels):
+            return photo
+    raise _unreadable(INCOMPLETE)
 
 
 def count_pixels(data: bytes) -> int:
@@ -140,7 +187,7 @@ def count_pixels(data: bytes) -> int:
     header = image_headers.read(data)
     if header is not None:
         return header.width * header.height
-    if data.startswith(TIFF):
+    if data.startswith(tiff.MAGIC):
         return Limits.max_pixels
     try:
         with _open(data) as image:
@@ -151,12 +198,26 @@ def count_pixels(data: bytes) -> int:
 
 def _open(data: bytes) -> Image.Image:
     _register_formats()
-    if data.startswith(GIF):  # Pillow walks all frames of a GIF in Python
-        raise _unreadable(f"GIF is not supported; {EXPECTED}")
+    for start, name in UNSUPPORTED.items():
+        if data.startswith(start):
+            raise _unreadable(f"{name} is not supported; {EXPECTED}")
+    layout = tiff.read(data)
+    if layout is not None and layout.problem is not None:
+        raise _unreadable(layout.problem)
     try:
         return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "MPO"])
     except UnidentifiedImageError:
-        raise _unreadable(f"it is not an image; {EXPECTED}") from None
+        if _is_incomplete(data):
+            raise _unreadable(INCOMPLETE) from None
+        raise _unreadable(layout.refusal if layout else f"it is not an image; {EXPECTED}") from None
+
+
+def _is_incomplete(data: bytes) -> bool:
+    """Returns whether the file ends too early, judged by the lengths, offsets and end markers in it."""
+    if data.startswith(tiff.MAGIC):
+        layout = tiff.read(data)
+        return layout is None or layout.end > len(data)
+    return image_headers.is_incomplete(data)
 
 
 @cache
@@ -166,6 +227,12 @@ def _register_formats() -> None:
     Image.init()
     pi_heif.register_heif_opener()
     Image.MAX_IMAGE_PIXELS = None  # `Limits` applies instead, to the same header
+    # Pillow's own decoder scrambles planes of 16 bits. libtiff decodes all other TIFFs by default.
+    TiffImagePlugin.READ_LIBTIFF = True
+    # Pillow reads these pixels in one byte order only; `_gray_to_8_bits` inverts both.
+    TiffImagePlugin.OPEN_INFO.setdefault(
+        (TiffImagePlugin.MM, tiff.WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
+    )
 
 
 def _check_header(header: Header, scans: int, limits: Limits) -> None:
@@ -220,22 +287,22 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return np.repeat(_gray_to_8_bits(image)[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise _unreadable("its pixels are floating-point numbers; expected 8 or 16 bits")
+def _to_rgb(image: Image.Image, layout: Layout | None) -> Pixels:
+    if image.mode.startswith("I;16"):
+        return np.repeat(_gray_to_8_bits(image, layout)[:, :, None], 3, axis=2)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        rgba = image.convert("RGBA")
+        # Pillow converts premultiplied gray to LA only.
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _gray_to_8_bits(image: Image.Image) -> Pixels:
-    """Scales 16 bits to 8 (65535 / 257 = 255); Pillow's own conversion clips instead."""
+def _gray_to_8_bits(image: Image.Image, layout: Layout | None) -> Pixels:
+    """Scales 16 bits to 8 (65535 / 257 = 255), and the 12 bits of some TIFFs; Pillow's own conversion clips instead."""
     wide: NDArray[Any] = np.asarray(image)
-    return np.asarray(np.clip(wide, 0, 65535) // 257, dtype=np.uint8)
+    gray = np.asarray(wide // (16 if layout and layout.bits == 12 else 257), dtype=np.uint8)
+    return 255 - gray if layout and layout.photometric == tiff.WHITE_IS_ZERO else gray
 
 
 def _unreadable(message: str) -> RejectedImage:

@@ -1,4 +1,4 @@
-"""Reads the headers of JPEG and PNG files in bounded time.
+"""Reads the headers of JPEG and PNG files in bounded time, and notices files that end too early.
 
 Pillow walks the segments of a JPEG, including each padding byte, and the chunks of a PNG in Python: a file of 30 MB
 that consists of nothing else takes seconds. Segments are therefore counted first, up to a limit.
@@ -6,11 +6,17 @@ that consists of nothing else takes seconds. Segments are therefore counted firs
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 MAX_SEGMENTS = 5_000
 """Segments of a JPEG before its pixels, or chunks of a PNG. A JPEG has some tens; a PNG of 32 MB has 4,000 chunks of
 the 8 kB that libpng writes."""
+
+PADDING = 16
+"""Zero bytes at the end of a file that are not data of a scan, except in rare, uniform pictures."""
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
@@ -20,7 +26,16 @@ _START_OF_FRAME = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers that no length follows."""
 
+_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+"""Frame headers of lossless JPEGs, which libjpeg decodes at full size only."""
+
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+
+_END_OF_IMAGE = 0xD9
 _START_OF_SCAN = 0xDA
+
+_AFTER_SCAN = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")
+"""A marker that ends the data of a scan; stuffed zeros and restart markers are part of it."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,8 @@ class Header:
     """0 x 0 if the size is not within the first MAX_SEGMENTS segments."""
     segments: int
     """Counted up to MAX_SEGMENTS + 1."""
+    is_lossless: bool = False
+    """Whether it is a lossless JPEG."""
 
 
 def read(data: bytes) -> Header | None:
@@ -47,23 +64,102 @@ def count_scans(data: bytes) -> int:
     return data.count(b"\xff\xda") if data.startswith(JPEG) else 0
 
 
+def is_incomplete(data: bytes) -> bool:
+    """Returns whether a JPEG, PNG, WebP, HEIC or AVIF ends too early, judged by its lengths and end markers."""
+    if data.startswith(JPEG):
+        # Data behind the end, such as the video of a motion photo, may look like a scan.
+        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda") and not _has_end(data)
+    if data.startswith(PNG):
+        return b"IEND" not in data
+    if data.startswith(b"RIFF"):
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return data[4:8] == b"ftyp" and _lacks_boxes(data)
+
+
+def _has_end(data: bytes) -> bool:
+    """Returns whether an end marker follows the scans of a JPEG."""
+    return any(marker == _END_OF_IMAGE for marker, _ in islice(_segments(data, with_scans=True), MAX_SEGMENTS))
+
+
+def _lacks_boxes(data: bytes) -> bool:
+    """Returns whether the last box of an ISO base media file (ISO/IEC 14496-12) ends behind the file."""
+    at = 0
+    for _ in range(MAX_SEGMENTS):
+        size = _integer(data, at, 4)
+        if size == 1:
+            size = _integer(data, at + 8, 8)
+        if at >= len(data) or size < 8:  # 0 stands for the rest of the file
+            break
+        at += size
+    return at > len(data)
+
+
+def without_padding(data: bytes) -> bytes:
+    """Returns a JPEG that lacks its end without what an interrupted copy filled it up with, or half of a marker."""
+    kept = data.rstrip(b"\0")
+    if len(data) - len(kept) < PADDING:
+        kept = data
+    return kept.rstrip(b"\xff")
+
+
+def has_all_scans(data: bytes) -> bool:
+    """Returns whether the scans of a JPEG, the last of which may be cut, bring every coefficient of every component.
+
+    A progressive JPEG is refined from scan to scan: without the last ones it is blurred, but looks complete.
+    """
+    missing: dict[int, set[int]] = {}
+    is_progressive = False
+    for marker, at in islice(_segments(data, with_scans=True), MAX_SEGMENTS):
+        if marker in _START_OF_FRAME:
+            is_progressive = marker in _PROGRESSIVE
+            end = at + 10 + 3 * _integer(data, at + 9, 1)
+            missing = {component: set(range(64)) for component in data[at + 10 : end : 3]}
+        elif marker == _START_OF_SCAN:
+            end = at + 5 + 2 * _integer(data, at + 4, 1)
+            first, last, approximation = (_integer(data, end + n, 1) for n in range(3))
+            if not is_progressive:
+                first, last, approximation = 0, 63, 0
+            if approximation & 15 == 0:
+                for component in data[at + 5 : end : 2]:
+                    missing.setdefault(component, set()).difference_update(range(first, last + 1))
+    return bool(missing) and not any(missing.values())
+
+
+def next_restart(data: bytes) -> bytes:
+    """Returns the restart marker, of the cycle of eight, that may follow in the last scan of a JPEG."""
+    scan = data.rfind(b"\xff\xda")
+    at, number = max((data.rfind(bytes([0xFF, 0xD0 + number]), scan), number) for number in range(8))
+    return bytes([0xFF, 0xD0 if at < 0 else 0xD0 + (number + 1) % 8])
+
+
 def _read_jpeg(data: bytes) -> Header:
     width = height = segments = 0
-    at, end = 2, len(data) - 1
-    while at < end and data[at] == 0xFF and segments <= MAX_SEGMENTS:
+    is_lossless = False
+    for marker, at in islice(_segments(data), MAX_SEGMENTS + 1):
         segments += 1
+        if marker in _START_OF_FRAME:
+            height, width = _integer(data, at + 5, 2), _integer(data, at + 7, 2)
+            is_lossless = marker in _LOSSLESS
+    return Header(width, height, segments, is_lossless)
+
+
+def _segments(data: bytes, with_scans: bool = False) -> Iterator[tuple[int, int]]:
+    """Yields each marker of a JPEG and where it is, up to the first scan or, with `with_scans`, up to the end."""
+    at, end = 2, len(data) - 1
+    while at < end and data[at] == 0xFF:
         marker = data[at + 1]
+        yield marker, at
         if marker == 0xFF:  # padding
             at += 1
         elif marker == 0 or marker in _WITHOUT_LENGTH:
             at += 2
         elif marker == _START_OF_SCAN:
-            break
+            after = _AFTER_SCAN.search(data, at + 2 + _integer(data, at + 2, 2)) if with_scans else None
+            if after is None:
+                break
+            at = after.start()
         else:
-            if marker in _START_OF_FRAME:
-                height, width = _integer(data, at + 5, 2), _integer(data, at + 7, 2)
             at += 2 + _integer(data, at + 2, 2)
-    return Header(width, height, segments)
 
 
 def _read_png(data: bytes) -> Header:

@@ -51,7 +51,7 @@ def test_each_bad_photo_is_rejected_with_a_reason_and_the_others_are_enrolled(
         "ana.jpg": (good, set(), ""),
         "empty.jpg": (b"", {"unreadable_image"}, "the file is empty"),
         "text.jpg": (b"Dear sir or madam", {"unreadable_image"}, "expected JPEG, PNG"),
-        "truncated.jpg": (good[: len(good) // 2], {"unreadable_image"}, "truncated"),
+        "truncated.jpg": (good[: len(good) // 2], {"unreadable_image"}, "the file is incomplete"),
         "animation.gif": (animation(collins), {"unreadable_image"}, "GIF"),
         "huge.png": (png_of_claimed_size(30_000, 30_000), {"image_too_large"}, "30000 x 30000"),
         "cup.png": (photos.no_faces()[4], {"no_face"}, "no face was found"),
@@ -88,6 +88,28 @@ def test_each_bad_photo_is_rejected_with_a_reason_and_the_others_are_enrolled(
         else:
             assert (row["outcome"], row["reason"], row["message"]) == ("enrolled", None, None)
     assert [name for (name,) in empty.query("SELECT external_id FROM identities ORDER BY 1")] == ["ana", "zoe"]
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_photo_without_end_marker_is_enrolled_and_half_a_photo_refused_in_words(
+    empty: Command, demo: Demo, tmp_path: Path, is_packed: bool
+) -> None:
+    with Image.open(demo.photo("collins")) as opened:
+        collins = encode_jpeg(opened.convert("RGB"), 90)
+    files = {"ana/1.jpg": collins[:-2], "bea/1.jpg": collins[: len(collins) // 2]}
+    source = tmp_path / ("photos.zip" if is_packed else "photos")
+    if is_packed:
+        with zipfile.ZipFile(source, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        for name, data in files.items():
+            (source / name).parent.mkdir(parents=True)
+            (source / name).write_bytes(data)
+    ana, bea = empty("enroll", source, "--gallery", "staff", "--json").json["results"]
+    assert (ana["external_id"], ana["outcome"]) == ("ana", "enrolled")
+    assert (bea["outcome"], bea["reason"]) == ("rejected", "unreadable_image")
+    assert bea["message"] == "the file is incomplete, its end is missing; copy or send it again"
 
 
 def test_only_photos_above_the_size_limit_are_rejected(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from indexer.types import Box, Detection, Pixels
+from indexer.errors import RejectedImage
+from indexer.types import Box, Detection, Pixels, Reason
+from indexer.vision.decode import decode
 from indexer.vision.detectors.base import Detector
 from tests import photos
 
@@ -19,6 +23,14 @@ def astronaut() -> Pixels:
 def six_people() -> Pixels:
     """Six faces of about 120 pixels, (886, 1280, 3) RGB."""
     return photos.pixels(photos.six_people())
+
+
+def rejection(data: bytes, code: Reason = Reason.UNREADABLE_IMAGE, **options: Any) -> str:
+    """Returns the message with which `data` is rejected for the reason `code`."""
+    with pytest.raises(RejectedImage) as caught:
+        decode(data, **options)
+    assert caught.value.code == code
+    return caught.value.message
 
 
 def noise(count: int, height: int = 112, width: int = 112, seed: int = 0) -> NDArray[np.uint8]:

@@ -25,6 +25,8 @@ from PIL import Image
 from indexer.errors import RejectedImage
 from indexer.vision.decode import Limits, decode
 from tests import photos
+from tests.indexer.vision import lossless_jpeg
+from tests.indexer.vision.tiff_files import Kind, write
 
 REDUCED_SIDE = 32
 """Longest side at which JPEGs are decoded in addition to full size; the undamaged ones have 96 pixels."""
@@ -69,6 +71,10 @@ def seeds() -> Sequence[bytes]:
         photos.encode(clear, "TIFF"),
         *(photos.encode(one, "HEIF", exif=rotated) for one in (image, clear)),
         *(photos.encode(one, "AVIF", exif=rotated, speed=10) for one in (image, clear)),
+        lossless_jpeg.write(picture[..., 1]),
+        *(write(picture.astype(np.uint16) * 257, kind) for kind in (Kind(">", 2, True), Kind("<", 2, block=(32, 32)))),
+        write(picture[..., :1].astype(np.uint16) * 257, Kind(">", 0)),
+        write(np.asarray(clear), Kind("<", 2, extra=(2,), is_bigtiff=True)),
         photos.encode(palette, "GIF"),
     ]
     for file in files[:-1]:

@@ -17,10 +17,10 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from indexer.errors import RejectedImage
 from indexer.types import Pixels, Reason
 from indexer.vision.decode import Limits, Photo, decode
 from tests import photos
+from tests.indexer.vision.common import rejection
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "HEIF", "AVIF")
 LOSSLESS = ("PNG", "WEBP", "BMP", "TIFF")
@@ -53,14 +53,6 @@ def assert_same(photo: Photo, expected: Pixels, lossless: bool) -> None:
     assert (photo.height, photo.width) == expected.shape[:2]
     difference = np.abs(photo.pixels.astype(int) - expected)
     assert difference.max() == 0 if lossless else difference.mean() < 2, difference.mean()
-
-
-def rejection(data: bytes, code: Reason = Reason.UNREADABLE_IMAGE, **options: Any) -> str:
-    """Returns the message with which `data` is rejected for the reason `code`."""
-    with pytest.raises(RejectedImage) as caught:
-        decode(data, **options)
-    assert caught.value.code == code
-    return caught.value.message
 
 
 def decoded(image: Pixels | Image.Image, form: str, **options: Any) -> Pixels:
@@ -287,33 +279,29 @@ def test_first_picture_of_tiff_and_primary_picture_of_heic_are_decoded() -> None
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "why"),
     [
-        b"",
-        b"\xff",
-        b"hello, I am a text file\n" * 20,
-        bytes(10_000),
-        b"%PDF-1.7\n" + bytes(100),
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        b"\xff\xd8\xff",
-        b"\x89PNG\r\n\x1a\n",
-        b"RIFF\x10\0\0\0WEBPVP8 ",
-        b"\0\0\0\x18ftypheic\0\0\0\0heic",
+        (b"", "the file is empty"),
+        (b"\xff", "not an image"),
+        (b"hello, I am a text file\n" * 20, "not an image"),
+        (bytes(10_000), "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (b"%PDF-1.7\n" + bytes(100), "PDF is not supported"),
+        (b"\xff\x0a" + bytes(100), "JPEG XL is not supported"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "JPEG XL is not supported"),
+        (b"\xff\x4f\xff\x51" + bytes(100), "JPEG 2000 is not supported"),
+        (b"II\xbc\x01" + bytes(100), "JPEG XR is not supported"),
+        (b"8BPS" + bytes(100), "PSD is not supported"),
+        (b"\xff\xd8\xff", "incomplete"),
+        (b"\x89PNG\r\n\x1a\n", "incomplete"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "incomplete"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0heic", "incomplete"),
     ],
-    ids=["empty", "byte", "text", "zeros", "pdf", "svg", "jpeg-start", "png-start", "webp-start", "heic-start"],
 )
-def test_data_that_is_not_an_image_is_rejected(data: bytes) -> None:
+def test_data_that_is_not_an_image_is_rejected(data: bytes, why: str) -> None:
     message = rejection(data)
-    assert "empty" in message if not data else "expected JPEG" in message or "decoded" in message
-
-
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_truncated_file_is_rejected(form: str, share: float) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    data = photos.encode(noise, form)
-    assert decode(data).width == 96
-    rejection(data[: int(len(data) * share)])
+    assert why in message
+    assert ("expected JPEG" in message) == ("not" in why)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "AVIF"])
@@ -325,12 +313,8 @@ def test_animation_is_rejected(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["GIF", "PPM", "TGA", "JPEG2000", "ICO", "PCX"])
 def test_unsupported_format_is_rejected(form: str) -> None:
-    message = rejection(photos.encode(corners(32, 32), form))
-    assert form != "GIF" or "GIF is not supported; expected JPEG" in message
-
-
-def test_floating_point_pixels_are_rejected() -> None:
-    assert "floating-point" in rejection(photos.encode(Image.new("F", (8, 8)), "TIFF"))
+    named = {"GIF": "GIF is not supported", "JPEG2000": "JPEG 2000 is not supported"}
+    assert f"{named.get(form, 'it is not an image')}; expected JPEG" in rejection(photos.encode(corners(32, 32), form))
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:

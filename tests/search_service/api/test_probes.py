@@ -249,12 +249,14 @@ def test_unreadable_image_is_unprocessable(client: httpx.Client, people: str, ro
     path = f"{people}/search" if route == "search" else f"/v1/{route}"
     good = {"image_a": ("a", sources.astronaut())} if route == "compare" else {}
     field = "image_b" if route == "compare" else "image"
-    for data, status, code in (
-        (b"", 422, "unreadable_image"),
-        (b"%PDF-1.7", 422, "unreadable_image"),
-        (sources.astronaut() + bytes(2 * 2**20), 413, "image_too_large"),
+    for data, status, code, why in (
+        (b"", 422, "unreadable_image", "the file is empty"),
+        (b"%PDF-1.7", 422, "unreadable_image", "PDF is not supported"),
+        (sources.six_people()[:20_000], 422, "unreadable_image", "the file is incomplete"),
+        (sources.astronaut() + bytes(2 * 2**20), 413, "image_too_large", "bytes"),
     ):
         error = refused(client.post(path, files=good | image(data, field=field)), status, code)
+        assert why in error["message"]
         if route == "compare":
             assert error["message"].startswith("image b: ")
             assert error["details"] == {"image": "b"}
