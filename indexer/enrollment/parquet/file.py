@@ -61,6 +61,8 @@ class GalleryFile:
         self.header = _header(path, schema.metadata or {})
         self.rows: int = file.metadata.num_rows
         embedding = schema.field("embedding").type
+        if _is_vector(embedding):
+            embedding = embedding.storage_type
         self.dim: int | None = embedding.list_size if pa.types.is_fixed_size_list(embedding) else None
         """Numbers in each embedding; None if the column's type does not say."""
 
@@ -103,8 +105,26 @@ def _header(path: Path, metadata: Mapping[bytes, bytes]) -> Header | None:
     return header
 
 
+LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+
+
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return any(fits(kind) for fits in LISTS)
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    """Returns whether cells are tensors of one dimension, which are stored as lists."""
+    return isinstance(kind, pa.FixedShapeTensorType) and len(kind.shape) == 1
+
+
+def _is_embedding(kind: pa.DataType) -> bool:
+    return (_is_list(kind) or _is_vector(kind)) and bool(pa.types.is_floating(kind.value_type))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -113,28 +133,34 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def _is_json(kind: pa.DataType) -> bool:
+    """Returns whether cells are text, or of Parquet's logical type JSON as DuckDB writes it."""
+    return _is_text(kind) or isinstance(kind, pa.JsonType)
+
+
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 TEXT = (_is_text, "text")
+JSON = (_is_json, "text with JSON")
 TIME = (pa.types.is_timestamp, "timestamps")
 
 COLUMNS: Mapping[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "external_id": TEXT,
-    "embedding": (lambda kind: _is_list(kind) and pa.types.is_floating(kind.value_type), "lists of floats"),
+    "embedding": (_is_embedding, "lists of floats"),
     "name": TEXT,
-    "metadata": TEXT,
+    "metadata": JSON,
     "valid_from": TIME,
     "valid_until": TIME,
     "image_sha256": TEXT,
-    "box": (lambda kind: _is_list(kind) and _is_number(kind.value_type), "lists of 4 numbers"),
+    "box": (lambda kind: _is_list(kind) and _is_number(kind.value_type), "lists of 4 floats or integers"),
     "landmarks": (
         lambda kind: _is_list(kind) and _is_list(kind.value_type) and _is_number(kind.value_type.value_type),
-        "lists of 5 lists of 2 numbers",
+        "lists of 5 lists of 2 floats or integers",
     ),
-    "detection_score": (_is_number, "numbers"),
-    "quality": TEXT,
+    "detection_score": (_is_number, "floats or integers"),
+    "quality": JSON,
 }
 """The columns read from a file: a check of the type, and its description for people."""
 

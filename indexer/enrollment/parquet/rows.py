@@ -66,6 +66,8 @@ def _vectors(column: pa.Array, dim: int) -> list[NDArray[np.float32] | InvalidVe
     """Returns each embedding as (dim,) float32 of unit length, an error, or None for a row without one."""
     if pa.types.is_null(column.type):
         return [None] * len(column)
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
     lengths = pc.list_value_length(column)
     fits = pc.fill_null(pc.equal(lengths, dim), False)
     numbers = column.filter(fits).flatten().to_numpy(zero_copy_only=False)  # a null among them becomes NaN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_damaged_file_never_yields_a_wrong_embedding(context: AppContext, path: 
             assert contents(context, f"copy{n}")[0][-1] == right[0][-1]
 
 
+def json_text(text: str) -> pa.Array:
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array([text]))
+
+
+def squares() -> pa.Array:
+    """Returns a tensor of two dimensions, whose numbers may be stored in another order."""
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(GOOD.reshape(1, 8, 16))
+
+
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
@@ -80,11 +90,17 @@ def test_damaged_file_never_yields_a_wrong_embedding(context: AppContext, path: 
         ({**plain(1), "embedding": [0.5]}, "'embedding' of .* is of type double; expected lists of floats"),
         ({**plain(1), "embedding": [[1, 2]]}, "'embedding' of .* expected lists of floats"),
         ({**plain(1), "embedding": [["a"]]}, "'embedding' of .* expected lists of floats"),
-        ({**plain(1), "metadata": [{"a": 1}]}, "'metadata' of .* is of type struct<a: int64>; expected text"),
+        ({**plain(1), "metadata": [{"a": 1}]}, "'metadata' of .* is of type struct<a: int64>; expected text with JSON"),
+        ({**plain(1), "name": json_text('"Ana"')}, "'name' of .* is of type extension<arrow.json>; expected text"),
+        ({**plain(1), "embedding": squares()}, r"'embedding' of .* shape=\[8,16\].* expected lists of floats"),
         ({**plain(1), "valid_from": ["2024-05-01"]}, "'valid_from' of .* is of type string; expected timestamps"),
-        ({**plain(1), "box": ["1,2,3,4"]}, "'box' of .* expected lists of 4 numbers"),
-        ({**plain(1), "landmarks": [[1.0] * 10]}, "'landmarks' of .* expected lists of 5 lists of 2 numbers"),
-        ({**plain(1), "detection_score": ["high"]}, "'detection_score' of .* expected numbers"),
+        ({**plain(1), "box": ["1,2,3,4"]}, "'box' of .* expected lists of 4 floats or integers"),
+        (
+            {**plain(1), "landmarks": [[1.0] * 10]},
+            "'landmarks' of .* expected lists of 5 lists of 2 floats or integers",
+        ),
+        ({**plain(1), "detection_score": ["high"]}, "'detection_score' of .* expected floats or integers"),
+        ({**plain(1), "detection_score": [Decimal("0.9")]}, "is of type decimal.* expected floats or integers"),
         (
             {**plain(1), "embedding": floats([[1.0, 0.0]], pa.list_(pa.float32(), 2))},
             f"'embedding' of .* holds 2 numbers a face; expected {DIM}, as model pack sface",

@@ -32,6 +32,9 @@ from tests.indexer.gallery.faces import vector
         pa.list_(pa.float16(), DIM),
         pa.list_(pa.float64(), DIM),
         pa.large_list(pa.float16()),
+        pa.list_view(pa.float32()),
+        pa.large_list_view(pa.float64()),
+        pa.fixed_shape_tensor(pa.float32(), [DIM]),
     ],
     ids=str,
 )
@@ -59,6 +62,43 @@ def test_file_needs_only_an_id_and_an_embedding(stored: AppContext, path: Path, 
     seq = stored.store.changes.last(gallery.id)
     assert outcomes(import_file(stored, path)) == {"unchanged": 3}
     assert stored.store.changes.last(gallery.id) == seq
+
+
+TEXTS = (
+    pa.string(),
+    pa.large_string(),
+    pa.string_view(),
+    pa.dictionary(pa.int8(), pa.string()),
+    pa.dictionary(pa.int32(), pa.large_string()),
+)
+
+
+@pytest.mark.parametrize("kind", [*TEXTS, pa.json_(), pa.json_(pa.large_string()), pa.json_(pa.string_view())], ids=str)
+def test_every_kind_of_text_is_read(context: AppContext, path: Path, kind: pa.DataType) -> None:
+    """JSON is Parquet's logical type, in which DuckDB writes such columns."""
+    plain = kind if kind in TEXTS else pa.string()
+    columns = {
+        "external_id": pa.array(["ana", "bob"], pa.string()).cast(plain),
+        "name": pa.array(["Ana", None], pa.string()).cast(plain),
+        "metadata": text(['{"a": {"b": [1]}}', None], kind),
+        "quality": text([None, '{"size": 80}'], kind),
+        "image_sha256": pa.array(["a" * 64, None], pa.string()).cast(plain),
+        "embedding": floats([GOOD, vector(2, DIM)]),
+    }
+    assert outcomes(import_file(context, write(path, columns))) == {"enrolled": 2}
+    gallery = context.store.galleries.get("staff")
+    ana, bob = context.store.identities.list(gallery.id)
+    assert (ana.external_id, ana.name, ana.metadata) == ("ana", "Ana", {"a": {"b": [1]}})
+    assert (bob.external_id, bob.name, bob.metadata) == ("bob", None, {})
+    [first], [second] = (context.store.faces.list(gallery.id, one.external_id) for one in (ana, bob))
+    assert (first.image_sha256, second.quality.size) == ("a" * 64, 80)
+
+
+def text(values: list[str | None], kind: pa.DataType) -> pa.Array:
+    plain = pa.array(values, pa.string())
+    if isinstance(kind, pa.JsonType):
+        return pa.ExtensionArray.from_storage(kind, plain.cast(kind.storage_type))
+    return plain.cast(kind)
 
 
 def test_columns_of_other_programs_are_read(context: AppContext, path: Path) -> None:
