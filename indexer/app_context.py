@@ -202,7 +202,7 @@ class AppContext:
         """Saves the indexes and closes the connections to the database."""
         try:
             if "indexes" in self.__dict__:
-                self.indexes.save()
+                self.indexes.close()
         finally:
             self._vectors.close()
             if "engine" in self.__dict__:

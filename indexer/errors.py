@@ -9,6 +9,7 @@
     ├── Conflict                it exists already, or belongs to another model pack
     ├── ModelUnavailable        a model file is missing, damaged or cannot be downloaded
     ├── StorageUnavailable      the database or the disk cannot be used
+    │   └── IndexBuilding       the index of a gallery is being built; try again soon
     └── Overloaded              too many requests are waiting; try again later
 
 Each error has a stable `code`, a message for people that names the bad input and what was expected, and `details` for
@@ -76,6 +77,12 @@ PYTORCH_MISSING = "pytorch_missing"
 
 class StorageUnavailable(WhosthereError):
     code = "storage_unavailable"
+
+
+class IndexBuilding(StorageUnavailable):
+    """There is no index of the gallery yet; `details` has the seconds to wait as `retry_after_seconds`."""
+
+    code = "index_building"
 
 
 class Overloaded(WhosthereError):

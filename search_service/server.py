@@ -14,13 +14,13 @@ from search_service.service_context import ServiceContext
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-SHUTDOWN_SECONDS = 30
+SHUTDOWN_SECONDS = 25
 """How long running requests may take after the service was asked to stop; a batch takes a second at most."""
 
 WORKER_SILENT_SECONDS = 15
 """After which uvicorn replaces a worker that does not answer its parent. Answers took 0.5 s at most while networks were
 loaded on a machine with eight times as many runnable processes as cores. The parent handles no signal while it waits,
-so with SHUTDOWN_SECONDS and STOP_SECONDS it stays under the minute after which supervisors kill."""
+so with SHUTDOWN_SECONDS, STOP_SECONDS and CLOSE_SECONDS it stays under the minute after which supervisors kill."""
 
 
 def run(settings: Settings) -> None:

@@ -99,7 +99,7 @@ def enroll(
                 show_progress(len(results), len(rows), f"{rejected} rejected" if rejected else "")
         finally:
             enrolling.close()
-    context.indexes.get(target).catch_up()
+    context.indexes.get(target).update()
     summary = summary_of(context, target, "images", outcomes, time.monotonic() - start)
     if as_json:
         print_json({**summary, "results": [asdict(result) for result in results]})

@@ -76,7 +76,7 @@ def identity_delete(context: AppContext, external_id: str, gallery: str, face_id
             raise NotFound(f"identity {external_id!r} has no face {face_id}", code="face_not_found")
         context.store.faces.delete(found.id, face_id)
         faces = 1
-    context.indexes.get(found).catch_up()
+    context.indexes.get(found).update()
     if as_json:
         print_json({"external_id": external_id, "faces": faces})
     elif face_id is None:
@@ -99,7 +99,7 @@ def identity_merge(context: AppContext, into: str, other: str, gallery: str, as_
     """
     found = context.store.galleries.get(gallery)
     person, faces = context.store.identities.merge(found.id, into, other)
-    context.indexes.get(found).catch_up()
+    context.indexes.get(found).update()
     if as_json:
         print_json({"identity": identity_object(person), "merged": other, "faces": faces})
     else:

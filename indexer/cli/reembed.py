@@ -99,7 +99,7 @@ def gallery_reembed(
     ended = reembedder.switch(drop_missing)
     missing = reembedder.missing()
     if ended.switched:
-        context.indexes.get(ended.gallery).catch_up()
+        context.indexes.get(ended.gallery).update()
     shown = {
         "gallery": name,
         "model": ended.gallery.model,

@@ -12,6 +12,7 @@ from indexer.errors import StorageUnavailable
 from indexer.gallery.store import Store
 from indexer.types import Gallery
 from indexer.vectors.base import VectorEngine
+from indexer.vectors.builds import Builds
 from indexer.vectors.synchronizer import SynchronizedIndex
 
 log = logging.getLogger(__name__)
@@ -27,10 +28,15 @@ class IndexRegistry:
         self._store = store
         self._folder = folder
         self._engine = engine
+        self._builds = Builds()
         self._lock = threading.Lock()
         self._indexes: dict[tuple[int, datetime, str], SynchronizedIndex] = {}
         self._next_sweep = 0
         """Number of indexes at which deleted galleries are looked for again."""
+
+    def serve(self) -> None:
+        """From now on, callers get IndexBuilding instead of waiting for the end of a build."""
+        self._builds.is_service = True
 
     def get(self, gallery: Gallery) -> SynchronizedIndex:
         """Returns the index of the gallery as it was read: after re-embedding, another one."""
@@ -42,14 +48,27 @@ class IndexRegistry:
             self._delete_orphans()
         with self._lock:
             if key not in self._indexes:
-                self._indexes[key] = SynchronizedIndex(self._store, gallery, self._folder, self._engine)
+                self._indexes[key] = SynchronizedIndex(self._store, gallery, self._folder, self._engine, self._builds)
             return self._indexes[key]
+
+    def check_ready(self, gallery: Gallery) -> None:
+        """Raises IndexBuilding if the index is being built and callers no longer wait for that. Needs no database, so
+        that nothing is computed for a request that cannot be answered."""
+        with self._lock:
+            index = self._indexes.get(_key(gallery))
+        if index is not None:
+            index.check_ready()
 
     def delete(self, gallery: Gallery) -> None:
         """Deletes the index of a gallery that was deleted."""
         self.get(gallery).delete()
         with self._lock:
             self._indexes.pop(_key(gallery), None)
+
+    def close(self) -> None:
+        """Saves the indexes, and ends running builds as soon as they read the next page. Waits for none of them."""
+        self._builds.close()
+        self.save()
 
     def save(self) -> None:
         """Stores every index that has changed since its snapshot and deletes those of deleted galleries and packs.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,13 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def write(path: Path, header: Header, index: VectorIndex) -> None:
-    """Replaces the file and deletes temporary files of killed processes. Raises OSError if the disk is full."""
-    head = json.dumps(asdict(header)).encode()
-    arrays = [memoryview(array.tobytes()) for array in index.contents() if len(array)]
+    """Replaces the file and deletes temporary files of killed processes. Raises OSError if the disk is full.
+
+    The index may change meanwhile: the file holds at least the changes up to `header.seq`.
+    """
+    contents = index.contents()
+    head = json.dumps(asdict(replace(header, faces=len(contents[0])))).encode()
+    arrays = [memoryview(array.tobytes()) for array in contents if len(array)]
     parts: list[bytes | memoryview] = [MAGIC, len(head).to_bytes(4, "little"), head, *arrays]
     digest = hashlib.sha256()
     remove_leftovers(path)

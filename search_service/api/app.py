@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -31,8 +32,12 @@ log = logging.getLogger(__name__)
 
 STOP_SECONDS = 12.0
 """How long the background threads may take to stop after the last request was answered. A webhook's receiver may take
-ten seconds to answer, and that is recorded. Together with `SHUTDOWN_SECONDS` before and writing the indexes after, it
-stays under the minute after which supervisors kill."""
+ten seconds to answer, and that is recorded. Together with `SHUTDOWN_SECONDS` before and `CLOSE_SECONDS` after, it stays
+under the minute after which supervisors kill."""
+
+CLOSE_SECONDS = 7.0
+"""How long writing the indexes may take after that. Each takes a fraction of a second, as larger ones are written when
+they are built; one that is not written is built from SQL at the next start."""
 
 
 def create_app(context: ServiceContext) -> FastAPI:
@@ -55,6 +60,7 @@ def create_app(context: ServiceContext) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(lambda: context.store)  # migrates the tables before the first request
+        context.indexes.serve()
         await guard.start()
         queue.start()
         deliverer.start()
@@ -64,8 +70,9 @@ def create_app(context: ServiceContext) -> FastAPI:
         yield
         readiness.stop()
         stops = runner.stop, queue.stop, deliverer.stop, loading.join, lambda: service.settle(STOP_SECONDS)
-        await run_in_threadpool(stop_together, stops, STOP_SECONDS)
-        await run_in_threadpool(context.close)
+        # Not on the threads of the requests, all of which may be taken.
+        await asyncio.to_thread(stop_together, stops, STOP_SECONDS)
+        await asyncio.to_thread(stop_together, [context.close], CLOSE_SECONDS)
 
     app = FastAPIOffline(
         title="whosthere",

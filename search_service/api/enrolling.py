@@ -24,6 +24,8 @@ async def enroll(service: State, request: EnrollRequest) -> list[Result]:
     hashes = await service.off_loop(lambda: [sha256(photo.data) for photo in photos])
     known = await service.off_loop(service.context.store.faces.known_images, gallery.id, hashes)
     unknown = [photo.data for photo, sha in zip(photos, hashes, strict=True) if sha not in known]
+    if service.context.settings.lookalikes != "off":
+        service.context.indexes.check_ready(gallery)
     pipeline = service.context.pipeline_of(gallery)
     seen = iter(await service.queue.describe(unknown, pipeline, Kind(request.pick, gate=True)))
     keep_crops = service.context.settings.keep_crops

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 
-from indexer.errors import Conflict
+from indexer.errors import Conflict, IndexBuilding
 from indexer.models.packs import Pack
 from indexer.types import Gallery
 from search_service.api.metrics import Metrics
@@ -45,10 +45,12 @@ class State:
         return self.context.usable(None if name is None else str(name))
 
     def follow(self, gallery: Gallery) -> None:
-        """Applies committed changes to the index. After a re-embedding that index is gone, and the next one is built
-        from SQL."""
+        """Applies committed changes to the index. One that is being built will contain them, as will the next one after
+        a re-embedding."""
         try:
             self.context.indexes.get(gallery).catch_up()
+        except IndexBuilding:
+            pass
         except Conflict as error:
             if error.code != "model_mismatch":
                 raise

@@ -21,7 +21,7 @@ from indexer.enrollment.enroller import Enroller, Result
 from indexer.enrollment.reading import FaceDescriber
 from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of_archive
-from indexer.errors import Conflict, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError
+from indexer.errors import Conflict, IndexBuilding, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError
 from indexer.settings import Settings
 from indexer.supervision import SupervisedThread
 from indexer.types import Gallery, Pick
@@ -134,7 +134,7 @@ class JobRunner:
             except (StorageUnavailable, ModelUnavailable, OSError) as error:
                 message = error.message if isinstance(error, WhosthereError) else str(error)
                 log.warning("job %s waits: %s", held.id, message)
-                self._jobs.postpone(held, message, RETRY_SECONDS)
+                self._jobs.postpone(held, message, _retry_seconds(error))
             except WhosthereError as error:
                 if error.code != "job_lost":  # otherwise another worker holds it
                     log.warning("job %s failed: %s", held.id, error.message)
@@ -252,6 +252,12 @@ class _Lease:
         while not self._over.wait(RENEW_SECONDS) and self.state is not None:
             with suppress(StorageUnavailable):  # retried; every commit checks the lease anyway
                 self.state = self._jobs.renew(self._held, LEASE_SECONDS)
+
+
+def _retry_seconds(error: Exception) -> float:
+    """Returns the delay before a job is retried: shorter while the index of its gallery is built."""
+    known = error.details.get("retry_after_seconds") if isinstance(error, IndexBuilding) else None
+    return known if isinstance(known, int) else RETRY_SECONDS
 
 
 def _job_result(place: int, result: Result) -> JobResult:

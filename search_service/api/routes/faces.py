@@ -87,6 +87,7 @@ async def _answers(service: State, body: SearchRequest) -> Sequence[Answer]:
     gallery, query = body.gallery, body.query
     if body.embedding is not None:
         return [await service.off_loop(service.search.search_embedding, body.embedding, gallery, query)]
+    service.context.indexes.check_ready(gallery)
     pipeline, images = service.context.pipeline_of(gallery), [image.data for image in body.images]
     if not body.same_person:
         return await service.queue.search(images, pipeline, gallery, query)

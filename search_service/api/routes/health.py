@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from indexer.errors import Conflict, InvalidRequest, NotFound, WhosthereError
+from indexer.errors import Conflict, IndexBuilding, InvalidRequest, NotFound, WhosthereError
+from indexer.types import Gallery
 from search_service.api.metrics import CONTENT_TYPE
 from search_service.api.models.base import AlivePayload, ReadyPayload
 from search_service.api.permissions import public, requires
@@ -24,6 +25,10 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 """How long loading waits before it tries again: doubled from the first to the longest."""
+
+
+STOP_CHECK_SECONDS = 0.5
+"""How long loading waits for a build before it looks whether the service stops."""
 
 
 class Readiness:
@@ -67,9 +72,18 @@ class Readiness:
                 return
             try:
                 self._context.pipeline_of(gallery).load()
-                self._context.indexes.get(gallery).catch_up()
+                self._load_index(gallery)
             except (Conflict, NotFound, InvalidRequest) as error:
                 self._unusable[gallery.id] = error.message
+
+    def _load_index(self, gallery: Gallery) -> None:
+        """Waits until the gallery's index is loaded or built, or until `stop`."""
+        while not self._stopping.is_set():
+            try:
+                self._context.indexes.get(gallery).catch_up(STOP_CHECK_SECONDS)
+                return
+            except IndexBuilding:
+                continue
 
     async def answer(self, request: Request) -> Response:
         """200 when models and indexes are loaded and the database answers, else 503.

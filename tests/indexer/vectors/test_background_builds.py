@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from indexer.errors import NotFound
 from indexer.files import try_lock, unlock
 from indexer.types import Tier
 from indexer.vectors import compressed, mapped_file, self_check, synchronizer
@@ -70,7 +71,7 @@ def test_compressed_index_is_rebuilt_after_many_additions_and_removals(indexed: 
     assert base.is_present().all()
 
 
-def test_save_waits_for_a_background_build(indexed: IndexedGallery) -> None:
+def test_update_waits_for_a_background_build(indexed: IndexedGallery) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def pause() -> None:
@@ -86,23 +87,23 @@ def test_save_waits_for_a_background_build(indexed: IndexedGallery) -> None:
     indexed.delete_person("p0")
     assert synchronized.catch_up().kind == "exact"
     indexed.check(synchronized.catch_up())
-    saving = threading.Thread(target=synchronized.save)
-    saving.start()
-    saving.join(0.2)  # time for it to end too early
-    assert saving.is_alive()
+    updating = threading.Thread(target=synchronized.update)
+    updating.start()
+    updating.join(0.2)  # time for it to end too early
+    assert updating.is_alive()
     go_on.set()
-    saving.join(DEADLINE)
+    updating.join(DEADLINE)
     assert synchronized.catch_up().kind == "compressed"
     indexed.check(synchronized.catch_up())
     assert half(0) not in indexed.path.read_bytes()
 
 
-def test_save_builds_an_index_that_is_due(indexed: IndexedGallery) -> None:
-    """After an import, for example, when no search starts the build."""
+def test_update_builds_an_index_that_is_due(indexed: IndexedGallery) -> None:
+    """After an enrollment, for example, when no search starts the build."""
     synchronized = indexed.open()
     synchronized.catch_up()
     indexed.enroll(OUTGROWN)
-    synchronized.save()
+    synchronized.update()
     assert indexed.present_rows() == MAX_EXACT + 2
     indexed.check(synchronized.catch_up())
     lock_file = indexed.path.with_name(f"{indexed.path.name}.lock")
@@ -126,8 +127,7 @@ def test_shrunk_gallery_becomes_exact_and_its_file_is_deleted(indexed: IndexedGa
     for person in range(20, 27):
         indexed.delete_person(f"p{person}")
     synchronized.catch_up()
-    assert synchronized._builder is not None
-    synchronized._builder.join(DEADLINE)
+    synchronized.update()
     assert not indexed.path.exists()
     indexed.check(synchronized.catch_up())
     state = synchronized.state()
@@ -142,7 +142,8 @@ def test_gallery_deleted_during_the_build_leaves_no_file(
     synchronized = indexed.open(engine=HookedEngine(lambda: indexed.store.galleries.delete("staff")))
     synchronized.catch_up()
     indexed.enroll(OUTGROWN)
-    synchronized.catch_up()
+    with pytest.raises(NotFound):
+        synchronized.update()
     synchronized.save()
     assert "there is no gallery 'staff'" in caplog.text
     assert indexed.files == []
@@ -166,7 +167,7 @@ def test_failed_build_is_not_retried_at_every_search(
         broken.setattr(compressed, "build", fail)
         for _ in range(10):
             indexed.check(synchronized.catch_up())
-            synchronized.save()
+            synchronized.update()
     assert caplog.text.count("could not be built") == 1
     indexed.enroll(range(100, 130))
     indexed.check(indexed.search_until(synchronized, is_compressed))
@@ -184,7 +185,7 @@ def test_full_disk_leaves_the_current_index(
     with limited_file_size(4096):
         for _ in range(10):
             assert synchronized.catch_up() is index
-            synchronized.save()  # waits for the build
+            synchronized.update()
         indexed.check(index)
     assert caplog.text.count("could not be built") == 1
     assert indexed.path.read_bytes() == before

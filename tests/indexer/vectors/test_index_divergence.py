@@ -219,7 +219,7 @@ def test_index_built_while_a_backup_is_restored_is_not_used(backup: Backup, capl
     synchronized = indexed.open(engine=HookedEngine(backup.restore))
     synchronized.catch_up()
     indexed.enroll(range(FACES, FACES + 12))
-    synchronized.save()
+    synchronized.update()
     assert "was restored meanwhile" in caplog.text
     indexed.check(synchronized.catch_up())
     indexed.check_reopened()

@@ -153,9 +153,10 @@ def test_failed_save_is_not_retried_at_every_search(
     synchronized = indexed.open(Tier.EXACT)
     for _ in range(5):
         indexed.check(synchronized.catch_up())
+        synchronized.update()
     assert caplog.text.count("could not be written") == 1
     indexed.enroll(range(300, 310))
-    synchronized.catch_up()
+    synchronized.update()
     assert caplog.text.count("could not be written") == 2
 
 

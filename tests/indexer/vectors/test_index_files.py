@@ -137,7 +137,7 @@ def test_snapshot_is_saved_after_many_changes(indexed: IndexedGallery, monkeypat
     assert not indexed.folder.exists()
     for images, expected in ((range(300, 302), None), (range(302, 304), CHANGES + 6), (range(304, 306), CHANGES + 6)):
         indexed.enroll(images)
-        synchronized.catch_up()
+        synchronized.update()
         assert synchronized.state().snapshot_seq == expected
     assert FaissEngine().load(indexed.path)[0].seq == CHANGES + 6
 

@@ -15,9 +15,10 @@ from indexer.gallery.change_log import Change
 from indexer.gallery.embeddings import FaceVectors
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Hit, Outcome, Person, Tier
+from indexer.vectors.comparison import DatabaseComparison
 from indexer.vectors.compressed import CompressedIndex
 from indexer.vectors.engines import FaissEngine
-from indexer.vectors.synchronizer import DatabaseComparison, IndexState, SynchronizedIndex
+from indexer.vectors.synchronizer import IndexState, SynchronizedIndex
 from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_threads
 from tests.indexer.vectors.indexed_gallery import (
