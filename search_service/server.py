@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import multiprocessing
 import os
+import signal
+import socket
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +21,8 @@ from search_service.service_context import ServiceContext
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+log = logging.getLogger(__name__)
+
 SHUTDOWN_SECONDS = 25
 """How long running requests may take after the service was asked to stop; a batch takes a second at most."""
 
@@ -21,6 +30,12 @@ WORKER_SILENT_SECONDS = 15
 """After which uvicorn replaces a worker that does not answer its parent. Answers took 0.5 s at most while networks were
 loaded on a machine with eight times as many runnable processes as cores. The parent handles no signal while it waits,
 so with SHUTDOWN_SECONDS, STOP_SECONDS and CLOSE_SECONDS it stays under the minute after which supervisors kill."""
+
+ORPHAN_SECONDS = 60
+"""How long a worker may take to end after its parent is gone: the time after which supervisors would kill it."""
+
+PORT_SECONDS = 5
+"""How long a start waits for its port. Workers whose parent was killed close it within a second."""
 
 
 def run(settings: Settings) -> None:
@@ -42,6 +57,7 @@ def run(settings: Settings) -> None:
         "proxy_headers": False,  # else the caller's address would be what a proxy names, and no proxy could be trusted
         "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
     }
+    _wait_for_port(settings.host, settings.port)
     if settings.workers == 1:
         uvicorn.run(create_app(context), **options)
         return
@@ -63,10 +79,43 @@ def worker() -> FastAPI:
 
     settings = read_settings()
     logs.set_up(settings.log_format)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     prepare()
     from search_service.api.app import create_app  # after that, because it imports prometheus_client
 
     return create_app(ServiceContext(settings))
+
+
+def _end_with_parent() -> None:
+    """Ends this worker, after what it took, when the parent is gone: nothing else would end it then.
+
+    Multiprocessing holds a pipe that the parent closes however it ends. uvicorn's own pipe stays open, because each
+    worker has both ends of it; the kernel's parent-death signal follows the parent's thread and exists on Linux only.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    log.warning("the parent process is gone: this worker finishes its requests and ends")
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(ORPHAN_SECONDS)
+    os._exit(1)
+
+
+def _wait_for_port(host: str, port: int) -> None:
+    """Waits while workers of a killed service still close the port. Any other problem is left for uvicorn to report."""
+    deadline = time.monotonic() + PORT_SECONDS
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while time.monotonic() < deadline:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    time.sleep(0.1)
+                    continue
+            return
 
 
 def _environment(settings: Settings, metrics_folder: Path | None) -> dict[str, str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -26,9 +29,38 @@ from tests.waiting import wait_for
 for name in [name for name in os.environ if name.startswith("WHOSTHERE_") and name not in SETTINGS]:
     del os.environ[name]  # settings of the person who runs the tests
 
+PROCESS_SECONDS = 90
+"""How long a process may take to end: longer than `server.ORPHAN_SECONDS`."""
+
+TESTING = "PYTEST_PROCESS"
+os.environ[TESTING] = str(os.getpid())  # the processes that tests start inherit it, and their processes
+
 # How long an example takes depends on what else runs on the machine.
 settings.register_profile("tests", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Checks at the end that every process that the tests started has ended, also those whose parents were killed."""
+    yield
+    _, left = psutil.wait_procs(_started_processes(), timeout=PROCESS_SECONDS)
+    found = [f"{process.pid}: {' '.join(process.cmdline())}" for process in left]
+    for process in left:
+        process.kill()
+    assert not found
+
+
+def _started_processes() -> list[psutil.Process]:
+    own, started = os.getpid(), []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # another user's, or it has just ended
+            is_started = process.pid != own and process.environ().get(TESTING) == str(own)
+            if is_started and not (
+                process.ppid() == own and "multiprocessing.resource_tracker" in process.cmdline()[-1]
+            ):
+                started.append(process)
+    return started
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +15,6 @@ from search_service.client import Client
 from search_service.service_context import ServiceContext
 from search_service.store.schema import AnswerRow
 from tests.faults.place import STARTED, Ask, Photo, Place, calling, check
-from tests.search_service.api.serving import Serve
 from tests.variants import SETTINGS
 from tests.waiting import DEADLINE, wait_for
 
@@ -24,14 +22,10 @@ SEVERAL = 16
 """Photos of one request: it is being answered for a while."""
 
 
-def workers_of(serve: Serve) -> set[int]:
-    return {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", serve.log())}
-
-
 def test_killed_worker_is_replaced(place: Place, enrol: Ask) -> None:
     """Its callers lose their connections and no more; another one takes its place, and the service ends as ever."""
     with place.serving(workers=2) as serve:
-        workers = workers_of(serve)
+        workers = serve.workers()
         with calling(str(serve.client.base_url), enrol, count=6) as callers:
             callers.wait(8, 201)
             os.kill(min(workers), signal.SIGKILL)
@@ -61,7 +55,7 @@ def test_request_of_a_killed_worker_is_completed_by_another(place: Place, photo:
         asked = pool.submit(client.gallery("staff").enroll_each, "ana", photos)
         wait_for(lambda: bool(answers()), "the request has its key")
         (key,) = [(row.key, row.status) for row in answers()]
-        for worker in workers_of(serve):
+        for worker in serve.workers():
             os.kill(worker, signal.SIGKILL)
         assert not asked.done()
         results = asked.result(2 * DEADLINE)

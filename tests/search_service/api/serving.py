@@ -122,6 +122,10 @@ class Serve:
     def _told(self) -> str | None:
         return _url_in(self.log())
 
+    def workers(self) -> set[int]:
+        """Returns the ids of all worker processes that have started so far."""
+        return {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self.log())}
+
     def ready(self) -> Serve:
         wait_for(lambda: self.client.get("/readyz").status_code == 200, "the server is ready")
         return self
@@ -135,8 +139,8 @@ class Serve:
 
 
 @contextmanager
-def serving(home: Path, log: Path, **environment: str) -> Iterator[Serve]:
-    serve = Serve(home, log, **environment)
+def serving(home: Path, log: Path, *arguments: str, **environment: str) -> Iterator[Serve]:
+    serve = Serve(home, log, *arguments, **environment)
     try:
         yield serve
     finally:

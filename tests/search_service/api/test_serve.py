@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import signal
+import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests import photos as sources
 from tests.search_service.api.conftest import new_home
-from tests.search_service.api.serving import Running, Serve, command, image, ok, refused, serving
-from tests.waiting import wait_for
+from tests.search_service.api.serving import (
+    ENVIRONMENT,
+    WHOSTHERE,
+    Running,
+    Serve,
+    command,
+    image,
+    ok,
+    refused,
+    serving,
+)
+from tests.waiting import DEADLINE, wait_for
 
 STAFF = "/v1/galleries/staff"
 
@@ -172,6 +185,52 @@ def test_sigterm_finishes_running_searches_and_saves_the_index(home: Path, log: 
     assert code == 0
     assert shown["index"]["faces"] == 1
     assert shown["index"]["snapshot_seq"] == shown["index"]["seq"] > 0  # read from the snapshot, not made anew
+
+
+def test_workers_of_a_killed_parent_finish_their_requests_and_a_restart_works_at_once(
+    home: Path, log: Path, tmp_path: Path
+) -> None:
+    body = b'{"name": "staff"}'
+    head = (
+        "POST /v1/galleries HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nExpect: 100-continue\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with serving(home, log, "--workers", "2") as serve:
+        have_started(serve)
+        workers = [psutil.Process(pid) for pid in serve.workers()]
+        port = serve.client.base_url.port
+        with socket.create_connection(("127.0.0.1", port), DEADLINE) as connection:
+            connection.sendall(head.encode())
+            assert b"100 Continue" in connection.recv(1000)  # a worker reads the body now
+            serve.process.kill()
+            with serving(home, tmp_path / "restarted.log", "--workers", "2", "--port", str(port)) as restarted:
+                connection.sendall(body)
+                with connection.makefile("rb") as answer:
+                    assert b" 201 " in answer.read()
+                _, alive = psutil.wait_procs(workers, DEADLINE)
+                assert alive == []
+                have_started(restarted)
+                ok(restarted.client.get(STAFF))
+                assert restarted.end() == 0
+    assert serve.log().count("the parent process is gone") == 2
+
+
+def have_started(serve: Serve) -> None:
+    wait_for(lambda: serve.log().count("Application startup complete") == 2, "both workers have started")
+
+
+def test_start_on_a_port_in_use_fails_after_a_wait(home: Path, log: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [WHOSTHERE, "serve", "--port", port, "--home", str(home)],
+            capture_output=True,
+            env=ENVIRONMENT,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert b"address already in use" in done.stderr.lower()
 
 
 def test_acknowledged_changes_survive_kill_9(home: Path, log: Path, tmp_path: Path) -> None:
