@@ -129,8 +129,6 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
     header = image_headers.read(data)
     if header is not None:
         _check_header(header, image_headers.count_scans(data), limits)
-        if header.is_lossless:
-            longest_side = None
     try:
         if data.startswith(image_headers.JPEG) and image_headers.is_incomplete(data):
             return _decode_without_end(data, limits)
@@ -146,13 +144,17 @@ def decode(data: bytes, limits: Limits = Limits(), longest_side: int | None = No
 
 
 def _decode(data: bytes, limits: Limits, longest_side: int | None) -> Photo:
+    header = image_headers.read(data)
     with _open(data) as image:
         _check_image(image, limits)
         width, height = image.size
         scale = 1
-        if longest_side is not None and image.format in ("JPEG", "MPO"):
+        is_reducible = image.format in ("JPEG", "MPO") and not (header and header.is_lossless)
+        if longest_side is not None and is_reducible:
             scale = _reduce_decoding(image, longest_side)
         image.load()  # first: Pillow makes a TIFF upright as it loads; its `size` is upright from the start
+        if header is not None and image.format == "PNG":
+            _scale_transparency(image, header.bits)
         orientation = _orientation(image)
         if orientation in SIDEWAYS:
             width, height = height, width
@@ -207,9 +209,18 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "MPO"])
     except UnidentifiedImageError:
-        if _is_incomplete(data):
-            raise _unreadable(INCOMPLETE) from None
-        raise _unreadable(layout.refusal if layout else f"it is not an image; {EXPECTED}") from None
+        raise _unreadable(_why_unidentified(data, layout)) from None
+
+
+def _why_unidentified(data: bytes, layout: Layout | None) -> str:
+    if _is_incomplete(data):
+        return INCOMPLETE
+    if layout is not None:
+        return layout.refusal
+    header = image_headers.read(data)
+    if header is not None and header.bits not in (0, 8) and data.startswith(image_headers.JPEG):
+        return f"JPEGs of {header.bits} bits are not supported; expected 8"
+    return f"it is not an image; {EXPECTED}"
 
 
 def _is_incomplete(data: bytes) -> bool:
@@ -287,12 +298,23 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
+def _scale_transparency(image: Image.Image, bits: int) -> None:
+    """Scales the color of a PNG's pixels that are transparent to 8 bits, as Pillow does with the pixels themselves."""
+    color = image.info.get("transparency")
+    if image.mode == "L" and isinstance(color, int):
+        image.info["transparency"] = color * 255 // (2**bits - 1)
+    elif image.mode == "RGB" and isinstance(color, tuple):
+        image.info["transparency"] = tuple(value >> (bits - 8) for value in color)
+
+
 def _to_rgb(image: Image.Image, layout: Layout | None) -> Pixels:
     if image.mode.startswith("I;16"):
         return np.repeat(_gray_to_8_bits(image, layout)[:, :, None], 3, axis=2)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         # Pillow converts premultiplied gray to LA only.
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if rgba.getbbox() is None:  # some programs leave the alpha channel of a BMP at zero
+            return np.asarray(rgba.convert("RGB"))
         white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -302,7 +324,11 @@ def _gray_to_8_bits(image: Image.Image, layout: Layout | None) -> Pixels:
     """Scales 16 bits to 8 (65535 / 257 = 255), and the 12 bits of some TIFFs; Pillow's own conversion clips instead."""
     wide: NDArray[Any] = np.asarray(image)
     gray = np.asarray(wide // (16 if layout and layout.bits == 12 else 257), dtype=np.uint8)
-    return 255 - gray if layout and layout.photometric == tiff.WHITE_IS_ZERO else gray
+    if layout and layout.photometric == tiff.WHITE_IS_ZERO:
+        return 255 - gray
+    if "transparency" in image.info:
+        gray[wide == image.info["transparency"]] = 255
+    return gray
 
 
 def _unreadable(message: str) -> RejectedImage:

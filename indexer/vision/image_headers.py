@@ -47,6 +47,8 @@ class Header:
     """0 x 0 if the size is not within the first MAX_SEGMENTS segments."""
     segments: int
     """Counted up to MAX_SEGMENTS + 1."""
+    bits: int
+    """Bits of a sample; 0 if unknown, like the size."""
     is_lossless: bool = False
     """Whether it is a lossless JPEG."""
 
@@ -133,14 +135,14 @@ def next_restart(data: bytes) -> bytes:
 
 
 def _read_jpeg(data: bytes) -> Header:
-    width = height = segments = 0
+    width = height = bits = segments = 0
     is_lossless = False
     for marker, at in islice(_segments(data), MAX_SEGMENTS + 1):
         segments += 1
         if marker in _START_OF_FRAME:
             height, width = _integer(data, at + 5, 2), _integer(data, at + 7, 2)
-            is_lossless = marker in _LOSSLESS
-    return Header(width, height, segments, is_lossless)
+            bits, is_lossless = _integer(data, at + 4, 1), marker in _LOSSLESS
+    return Header(width, height, segments, bits, is_lossless)
 
 
 def _segments(data: bytes, with_scans: bool = False) -> Iterator[tuple[int, int]]:
@@ -169,7 +171,7 @@ def _read_png(data: bytes) -> Header:
         if data[at + 4 : at + 8] == b"IEND":
             break
         at += 12 + _integer(data, at, 4)
-    return Header(_integer(data, 16, 4), _integer(data, 20, 4), chunks)
+    return Header(_integer(data, 16, 4), _integer(data, 20, 4), chunks, _integer(data, 24, 1))
 
 
 def _integer(data: bytes, at: int, size: int) -> int:
