@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from indexer.models.liveness_packs import MINIFASNET
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Precision
@@ -116,3 +118,18 @@ def calibration_faces(loaded: FacePipeline) -> np.ndarray[tuple[int, ...], np.dt
             for crop in crops
         ]
     )
+
+
+@pytest.fixture(scope="session")
+def liveness_folder() -> Path:
+    """The folder with upstream's files and outputs. Skips the test without the shared folder."""
+    return photos.shared("golden/liveness")
+
+
+@pytest.fixture(scope="session")
+def liveness_files(liveness_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+    """A models folder in which the pack is installed."""
+    folder = tmp_path_factory.mktemp("liveness-models")
+    for file in MINIFASNET.files:
+        shutil.copyfile(liveness_folder / file.name, folder / file.name)
+    return ModelFiles(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import PurePath
@@ -50,6 +50,10 @@ def short_percent(fpir: float) -> str:
 
 def interval(estimate: Estimate) -> str:
     return f"{100 * estimate.low:.2f} to {100 * estimate.high:.2f} %"
+
+
+def date(at: datetime) -> str:
+    return f"{at.day} {at:%B %Y}"
 
 
 def describe_strangers(evaluation: Evaluation) -> str:
@@ -118,8 +122,9 @@ def _refused_object(shot: Shot, reason: str) -> dict[str, Any]:
     return {"image": shot.image, "external_id": shot.external_id, "reason": reason}
 
 
-def page(evaluation: Evaluation, title: str, at: datetime) -> str:
-    """Renders one HTML file that contains everything. It loads nothing from a network, and forbids the browser to."""
+def render(template: str, more_filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """Renders a template as one HTML file that contains everything. It loads nothing from a network, and forbids the
+    browser to."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup, escape
 
@@ -146,13 +151,21 @@ def page(evaluation: Evaluation, title: str, at: datetime) -> str:
         "file_name": _file_name,
         "breakable": breakable,
     }
-    environment.filters.update(filters)
-    html = environment.get_template("report.html.j2").render(
+    environment.filters.update(filters | dict(more_filters or {}))
+    return re.sub(r"\n\s*\n", "\n", environment.get_template(template).render(svg=svg, **values))
+
+
+def page(evaluation: Evaluation, title: str, at: datetime) -> str:
+    """Renders the report of an evaluation."""
+    from markupsafe import Markup
+
+    return render(
+        "report.html.j2",
         evaluation=evaluation,
         metrics=evaluation.metrics,
         mistakes=evaluation.mistakes,
         title=title,
-        date=f"{at.day} {at:%B %Y}",
+        date=date(at),
         main_rate=next(rate for rate in evaluation.metrics.rates if rate.fpir == MAIN_FPIR),
         main_calibrated=next(rate for rate in evaluation.metrics.calibrated if rate.fpir == MAIN_FPIR),
         strangers=describe_strangers(evaluation),
@@ -160,11 +173,9 @@ def page(evaluation: Evaluation, title: str, at: datetime) -> str:
         verdicts=VERDICTS,
         decisions=DECISIONS,
         enough=ENOUGH,
-        svg=svg,
         det=Markup(det_chart(evaluation.metrics)),  # noqa: S704 (made of numbers)
         histogram=Markup(histogram_chart(evaluation.metrics)),  # noqa: S704 (made of numbers)
     )
-    return re.sub(r"\n\s*\n", "\n", html)
 
 
 def _file_name(shot: Shot) -> str:
