@@ -20,6 +20,9 @@ SIZE = (640, 480)
 Attack = Callable[[Pixels, Pixels, np.random.Generator], Pixels]
 """Draws the photo of a face in front of a scene, both (H, W, 3) RGB uint8."""
 
+SCENE_BLUR = 20
+"""Standard deviation in pixels: no face that is in the scene is found."""
+
 PAPER = (244, 241, 232)
 HALFTONE_PERIOD = 3.1
 """Distance of a printer's dots in pixels of the camera."""
@@ -109,7 +112,7 @@ def _glare(image: Pixels, rng: np.random.Generator) -> Pixels:
 def _hold(sheet: Pixels, scene: Pixels, share: float, rng: np.random.Generator) -> Pixels:
     """Draws the sheet in front of the scene, its height `share` of the view's, tilted a little, out of perspective."""
     width, height = SIZE
-    background = cv2.GaussianBlur(cv2.resize(scene, SIZE), (0, 0), 3)
+    background = cv2.GaussianBlur(cv2.resize(scene, SIZE), (0, 0), SCENE_BLUR)
     tall = share * height
     wide = tall * sheet.shape[1] / sheet.shape[0]
     center = np.array([width, height]) / 2 + rng.uniform(-12, 12, 2)
