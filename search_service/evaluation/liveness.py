@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 from indexer.app_context import AppContext
-from indexer.enrollment.containers import file_reader, photo_names
+from indexer.enrollment.containers import Reader, folder_container
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.liveness_packs import LivenessPack
 from indexer.types import Pick
@@ -85,20 +85,29 @@ class LivenessEvaluation:
         return max(self.apcer, key=lambda species: self.apcer[species].value)
 
 
-def find_presentations(folder: Path) -> list[tuple[str, str | None]]:
-    """Returns the photos of a folder as relative paths, each with the species of its attack, None for live people.
+@dataclass(frozen=True)
+class LabeledPhoto:
+    """A photo of a live person, or of an attack."""
+
+    image: str
+    species: str | None
+    read: Reader
+
+
+def find_photos(folder: Path) -> list[LabeledPhoto]:
+    """Returns the photos of a folder with their labels.
 
     Raises:
         InvalidRequest: There is no `live` or no `attack/SPECIES` folder with photos.
     """
-    found: list[tuple[str, str | None]] = []
-    for name in photo_names(folder) if folder.is_dir() else ():
+    found = []
+    for name, read in folder_container(folder).photos():
         top, *inner = name.split("/")
         if top == LIVE_FOLDER and inner:
-            found.append((name, None))
+            found.append(LabeledPhoto(name, None, read))
         elif top == ATTACK_FOLDER and len(inner) > 1:
-            found.append((name, inner[0]))
-    species = {kind for _, kind in found}
+            found.append(LabeledPhoto(name, inner[0], read))
+    species = {photo.species for photo in found}
     if None not in species or len(species) == 1:
         raise InvalidRequest(
             f"{folder} has no photos of {'live people' if None not in species else 'attacks'}; expected "
@@ -126,12 +135,12 @@ def evaluate_liveness(
         InvalidRequest: The folder has no labeled photos, or no photo of a kind has a face.
         ModelUnavailable: The networks cannot be loaded.
     """
-    names = find_presentations(folder)
-    scorer = _Scorer(context, pack, folder)
+    photos = find_photos(folder)
+    scorer = _Scorer(context, pack, photos)
     presentations = []
-    for name, species in names:
-        presentations.append(scorer.present(name, species))
-        progress(len(presentations), len(names), "")
+    for photo in photos:
+        presentations.append(scorer.present(photo))
+        progress(len(presentations), len(photos), "")
     live = [one for one in presentations if one.species is None and one.score is not None]
     attacks = [one for one in presentations if one.species is not None and one.score is not None]
     if not live or not attacks:
@@ -168,16 +177,16 @@ def _score(presentation: Presentation) -> float:
 class _Scorer:
     """Reads, detects and scores the photos of a folder."""
 
-    def __init__(self, context: AppContext, pack: LivenessPack, folder: Path) -> None:
+    def __init__(self, context: AppContext, pack: LivenessPack, photos: Sequence[LabeledPhoto]) -> None:
         self._settings = context.settings
         self._pipeline: FacePipeline = context.pipeline(context.pack)
         self._model = LivenessModel(pack, context.files, Threads(1, context.cores))
-        self._folder = folder
+        self._readers = {photo.image: photo.read for photo in photos}
 
-    def present(self, name: str, species: str | None) -> Presentation:
-        settings = self._settings
+    def present(self, labeled: LabeledPhoto) -> Presentation:
+        settings, name, species = self._settings, labeled.image, labeled.species
         try:
-            data = self._read(name)
+            data = labeled.read(settings.max_image_bytes)
             (result,) = self._pipeline.detect([data], Pick.LARGEST)
             if result.rejection is not None:
                 return Presentation(name, species, None, str(result.rejection.code))
@@ -190,10 +199,7 @@ class _Scorer:
     def pictures(self, presentations: Sequence[Presentation]) -> list[tuple[Presentation, bytes]]:
         pictures = []
         for one in presentations[:SHOWN]:
-            data = self._read(one.image)
+            data = self._readers[one.image](self._settings.max_image_bytes)
             (result,) = self._pipeline.detect([data], Pick.LARGEST)
             pictures.append((one, portrait(data, self._settings.max_image_pixels, result.faces[0])))
         return pictures
-
-    def _read(self, name: str) -> bytes:
-        return file_reader(self._folder / name)(self._settings.max_image_bytes)
