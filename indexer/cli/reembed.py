@@ -92,7 +92,7 @@ def gallery_reembed(
         return
     pack = context.packs.find_installed(model) if model else _former(context, gallery)
     photos = hash_images(images, context.settings.max_image_bytes) if images else {}
-    reembedder = Reembedder(context.store, context.pipeline(pack), gallery, photos)
+    reembedder = Reembedder(context.store, context.pipeline(pack), gallery, photos, context.indexes)
     with progress_count("Embedding", "faces") as show_progress:
         for progress in reembedder.embed():
             show_progress(progress.embedded, progress.faces, f"{progress.missing} missing" if progress.missing else "")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from indexer.errors import InvalidRequest
 from indexer.gallery.reembeddings import SwitchResult, UnembeddedFace
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Pick, sha256
+from indexer.vectors.index_registry import IndexRegistry
 from indexer.vision import crops
 from indexer.vision.batch_errors import isolate_failures
 from indexer.vision.detection import SAME_FACE_IOU
@@ -62,7 +63,8 @@ class Missing:
 class Reembedder:
     """Re-embeds one gallery with the pack of `pipeline`.
 
-    `images` are photos by their SHA-256, as `hash_images` returns them, for faces without a kept crop. A rollback to a
+    `images` are photos by their SHA-256, as `hash_images` returns them, for faces without a kept crop. With `indexes`,
+    the new index is built before the switch, so that services on this machine need not build it after. A rollback to a
     former pack works the same: its embeddings are kept, and only faces enrolled since are embedded. Several runs at the
     same time are safe.
 
@@ -71,13 +73,19 @@ class Reembedder:
     """
 
     def __init__(
-        self, store: Store, pipeline: FacePipeline, gallery: Gallery, images: Mapping[str, Path] | None = None
+        self,
+        store: Store,
+        pipeline: FacePipeline,
+        gallery: Gallery,
+        images: Mapping[str, Path] | None = None,
+        indexes: IndexRegistry | None = None,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
         self._gallery = gallery
         self._fingerprint = pipeline.pack.fingerprint
         self._images = images or {}
+        self._indexes = indexes
         self._missing: dict[int, Missing] = {}
         """Faces that this run could not embed, by id."""
 
@@ -106,6 +114,18 @@ class Reembedder:
         With `drop_missing`, faces that cannot be embedded are deleted and their identities stay; without, one such face
         prevents the switch.
         """
+        if self._indexes is not None:
+            for _ in self._embed_missing():
+                pass
+            if drop_missing or not self._missing:
+                pack = self._pipeline.pack
+                future = replace(self._gallery, model=pack.name, fingerprint=pack.fingerprint, dim=pack.dim)
+                with self._indexes.prepared(self._gallery, future):
+                    return self._switch(drop_missing)
+        return self._switch(drop_missing)
+
+    def _switch(self, drop_missing: bool) -> SwitchResult:
+        """Switches, after embedding the faces that were enrolled meanwhile."""
         while True:
             for _ in self._embed_missing():
                 pass

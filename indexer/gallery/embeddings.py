@@ -65,14 +65,14 @@ class EmbeddingRepository(Repository):
             if not rows:
                 return
             after = rows[-1].id
-            yield _face_vectors(rows, gallery.dim)
+            yield face_vectors(rows, gallery.dim)
 
     def _by_ids(self, gallery: Gallery, selection: Selection, ids: Sequence[int]) -> FaceVectors:
         rows: list[Row[Any]] = []
         with self._read_rows() as connection:
             for batch in batches(ids):
                 rows += _read(connection, gallery, selection, ids=batch)
-        return _face_vectors(rows, gallery.dim)
+        return face_vectors(rows, gallery.dim)
 
 
 def insert_embeddings(
@@ -148,7 +148,8 @@ def _query(selection: Selection, sqlite: bool) -> Executable:
     )
 
 
-def _face_vectors(rows: Sequence[Any], dim: int) -> FaceVectors:
+def face_vectors(rows: Sequence[Any], dim: int) -> FaceVectors:
+    """Returns the embeddings of rows with `id`, `identity_id` and `embedding`."""
     return FaceVectors(
         np.array([row.id for row in rows], dtype=np.int64),
         np.array([row.identity_id for row in rows], dtype=np.int64),

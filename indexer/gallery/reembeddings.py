@@ -6,7 +6,7 @@ The switch copies no embedding: it only checks that each face has one. Switching
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,14 @@ from indexer.errors import Conflict
 from indexer.gallery import change_log
 from indexer.gallery.change_log import ChangeKind, Entry
 from indexer.gallery.database import Repository, change_rows
-from indexer.gallery.embeddings import by_pack, gallery_of_face, insert_embeddings, is_sqlite
+from indexer.gallery.embeddings import (
+    FaceVectors,
+    by_pack,
+    face_vectors,
+    gallery_of_face,
+    insert_embeddings,
+    is_sqlite,
+)
 from indexer.gallery.schema import (
     MAX_QUERY_VALUES,
     CropRow,
@@ -114,6 +121,22 @@ class ReembeddingRepository(Repository):
         with self._read() as session:
             rows = session.execute(query.where(*_is_missing(session, gallery_id, fingerprint)))
             return [UnembeddedFace(row.id, row.external_id, row.image_sha256, Box(*row.box), row.image) for row in rows]
+
+    def pages(self, gallery: Gallery, size: int = 10_000) -> Iterator[FaceVectors]:
+        """Yields the embeddings of all faces that have one by the pack of `gallery`, which need not be bound to it.
+
+        `size` at a time, in the order of the faces' ids.
+        """
+        embedding = by_pack(EmbeddingRow.embedding, FaceRow.id, gallery.fingerprint).correlate(FaceRow)
+        faces = select(FaceRow.id, FaceRow.identity_id, embedding.label("embedding"))
+        query, after = faces.where(_face_by_pack(gallery.fingerprint).is_not(None)).order_by(FaceRow.id).limit(size), 0
+        while True:
+            with self._read() as session:
+                rows = session.execute(query.where(_in_gallery(session, gallery.id), FaceRow.id > after)).all()
+            if not rows:
+                return
+            after = rows[-1].id
+            yield face_vectors(rows, gallery.dim)
 
     def put(self, gallery: Gallery, fingerprint: str, face_ids: Sequence[int], vectors: Vectors) -> None:
         """Stores embeddings; deleted faces and faces that have one already are skipped.

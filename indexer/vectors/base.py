@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import WhosthereError
 from indexer.gallery.embeddings import FaceVectors
-from indexer.types import Hit, Vectors
+from indexer.types import Gallery, Hit, Vectors
 
 
 class VectorIndex(ABC):
@@ -95,6 +95,11 @@ class Header:
     faces: int
 
 
+def header_of(gallery: Gallery, seq: int, mark: str, faces: int) -> Header:
+    """Returns the header of an index of the gallery with the pack that it names."""
+    return Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, gallery.dim, seq, mark, faces)
+
+
 FacePages = Callable[[], Iterator[FaceVectors]]
 """Reads all faces of a gallery by ascending id; can be called repeatedly."""
 
@@ -128,6 +133,12 @@ class VectorEngine(ABC):
     @abstractmethod
     def delete(self, path: Path) -> None:
         """Deletes the stored index, if any. Raises OSError."""
+
+    can_prepare: bool = False
+    """Whether an index can be built and stored at another path while the gallery's present one is used."""
+
+    def adopt(self, prepared: Path, path: Path) -> None:  # noqa: B027  (most engines cannot prepare)
+        """Replaces the stored index of `path` by the one of `prepared`, if there is one. Raises OSError."""
 
     def stored_galleries(self) -> set[int]:
         """Returns the ids of the galleries with an index stored elsewhere than in files. Raises OSError."""

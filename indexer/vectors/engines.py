@@ -22,6 +22,8 @@ about 1 ms there, in 20 MB and without a build; compressed search takes half of 
 class FaissEngine(VectorEngine):
     """Builds exact, compressed and GPU indexes with FAISS and stores them in files."""
 
+    can_prepare = True
+
     def __init__(self, tier: Tier = Tier.AUTO) -> None:
         """Raises InvalidSetting if this machine does not support the tier."""
         if tier is Tier.GPU and (reason := gpu.unavailable_reason()):
@@ -62,6 +64,10 @@ class FaissEngine(VectorEngine):
             return False
         snapshot.write(path, header, index)
         return True
+
+    def adopt(self, prepared: Path, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            prepared.replace(path)
 
     def delete(self, path: Path) -> None:
         path.unlink(missing_ok=True)

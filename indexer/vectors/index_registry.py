@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Set
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from indexer.gallery.store import Store
 from indexer.types import Gallery
 from indexer.vectors.base import VectorEngine
 from indexer.vectors.builds import Builds
+from indexer.vectors.prepared import delete_unused, prepared
 from indexer.vectors.synchronizer import SynchronizedIndex
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,10 @@ class IndexRegistry:
             index = self._indexes.get(_key(gallery))
         if index is not None:
             index.check_ready()
+
+    def prepared(self, gallery: Gallery, future: Gallery) -> AbstractContextManager[None]:
+        """Builds the index of `future`, which is `gallery` bound to another pack, for a block that binds it."""
+        return prepared(self._store, self._folder, self._engine, gallery, future)
 
     def delete(self, gallery: Gallery) -> None:
         """Deletes the index of a gallery that was deleted."""
@@ -109,10 +115,8 @@ class IndexRegistry:
         ids = {gallery_id for gallery_id, _ in galleries}
         for path in files:
             if int(path.name.split(".")[0]) not in ids:
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    log.warning("%s of a deleted gallery could not be deleted: %s", path, error)
+                _delete_file(path)
+        delete_unused(self._folder, files, {key[0]: key[2] for key in current})
         for gallery_id in stored - ids:
             try:
                 self._engine.delete(self._folder / f"{gallery_id}.index")
@@ -120,6 +124,13 @@ class IndexRegistry:
                 log.warning("The index of the deleted gallery %d could not be deleted: %s", gallery_id, error)
         with self._lock:
             self._next_sweep = max(SWEEP_FROM, 2 * len(self._indexes))
+
+
+def _delete_file(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s of a deleted gallery could not be deleted: %s", path, error)
 
 
 def _key(gallery: Gallery) -> tuple[int, datetime, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,9 @@ from indexer.gallery.change_log import Change, ChangeKind, LogPosition, check_pa
 from indexer.gallery.embeddings import FaceVectors
 from indexer.gallery.store import Store
 from indexer.types import Gallery
-from indexer.vectors.base import DamagedIndex, FacePages, Header, VectorEngine, VectorIndex
+from indexer.vectors.base import DamagedIndex, FacePages, Header, VectorEngine, VectorIndex, header_of
 from indexer.vectors.builds import Builds
+from indexer.vectors.prepared import prepared_path
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ class Replica:
     mark: str
     removals: int = 0
     """Number of times that faces were removed since it was loaded or built."""
+    switches: int = 0
+    """Number of times that the gallery was bound to another pack since the index was built."""
 
 
 class Built(NamedTuple):
@@ -61,7 +65,12 @@ class ReplicaSource:
         return position
 
     def load(self) -> Replica:
-        """Loads the stored index if it belongs to this gallery and database. Raises as `VectorEngine.load`."""
+        """Loads the stored index if it belongs to this gallery and database. Raises as `VectorEngine.load`.
+
+        One that was prepared for the gallery's pack replaces the stored one first.
+        """
+        with suppress(OSError):  # the folder may be read-only
+            self._engine.adopt(prepared_path(self._path.parent, self._gallery), self._path)
         header, index = self._engine.load(self._path)
         is_same = header == self.header(header.seq, header.mark, header.faces)
         if not is_same or header.mark != self.position(header.seq).mark or self._has_lost_erasures(header.seq, index):
@@ -107,7 +116,9 @@ class ReplicaSource:
 
         Returns False, without a change, if there are more than `most`.
 
-        Raises LogDiverged if the database was restored from a backup or the gallery re-embedded and back.
+        Raises LogDiverged if the database was restored from a backup or the gallery re-embedded and back. One switch
+        is that to the pack of a prepared index: no other index sees a single one while the gallery is bound to its
+        pack.
         """
         position = self.position(replica.seq)
         name = self._gallery.name
@@ -117,7 +128,8 @@ class ReplicaSource:
             return False
         while replica.seq < position.last:
             changes = self._store.changes.since(self._gallery.id, replica.seq)
-            if any(change.entry.kind is ChangeKind.REEMBEDDED for change in changes):
+            replica.switches += sum(change.entry.kind is ChangeKind.REEMBEDDED for change in changes)
+            if replica.switches > 1:
                 raise LogDiverged(f"gallery {name!r} was re-embedded meanwhile", code="model_mismatch")
             removed = self._apply(replica.index, changes)
             replica.seq, replica.mark = changes[-1].seq, changes[-1].mark
@@ -139,5 +151,4 @@ class ReplicaSource:
         return bool(removed)
 
     def header(self, seq: int, mark: str, faces: int) -> Header:
-        gallery = self._gallery
-        return Header(gallery.id, gallery.created_at.isoformat(), gallery.fingerprint, gallery.dim, seq, mark, faces)
+        return header_of(self._gallery, seq, mark, faces)
