@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from typing import IO
 
-from indexer.enrollment.containers import escapes
+from indexer.enrollment.containers import escapes, zip_problem
 from indexer.errors import InvalidRequest
 
 MAX_ENTRIES = 200_000
@@ -42,7 +42,7 @@ def check_archive(file: IO[bytes]) -> None:
     except InvalidRequest:
         raise
     except Exception as error:  # a damaged central directory raises nearly any exception
-        raise _invalid(f"the archive is not a readable ZIP file: {error}") from error
+        raise _invalid(f"the archive is not a readable ZIP file: {zip_problem(file, error)}") from error
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
         raise _invalid(f"the archive has {len(entries):,} files; {MAX_ENTRIES:,} are allowed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,9 @@ COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Accepted compression methods of ZIP entries: for these two, `ZipExtFile.read(n)` decompresses at most `n` bytes. For
 bzip2, LZMA and Zstandard it decompresses a whole block, regardless of the size that the entry claims."""
 
+
+ZIP_START = b"PK\x03\x04"
+"""Signature of the first entry of a ZIP file (APPNOTE 4.3.7)."""
 
 Reader = Callable[[int], bytes]
 """Returns the bytes of a photo, at most the given number. Raises RejectedImage."""
@@ -149,7 +153,8 @@ def zip_container(file: Path | IO[bytes], label: str) -> Container:
     try:
         archive = zipfile.ZipFile(file)
     except Exception as error:  # a damaged central directory raises nearly any exception
-        raise InvalidRequest(f"{label or 'the archive'} is not a readable ZIP file: {error}") from error
+        problem = zip_problem(file, error)
+        raise InvalidRequest(f"{label or 'the archive'} is not a readable ZIP file: {problem}") from error
     entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
     unsafe = [name for name in entries if escapes(name)]
     visible = [(relative_name(raw), entry) for raw, entry in entries.items() if not escapes(raw)]
@@ -179,6 +184,16 @@ def zip_container(file: Path | IO[bytes], label: str) -> Container:
     )
 
 
+def zip_problem(file: Path | IO[bytes], error: Exception) -> str:
+    """Returns why a ZIP file cannot be opened."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return zip_problem(opened, error)
+    file.seek(0)
+    is_cut = file.read(len(ZIP_START)) == ZIP_START and not zipfile.is_zipfile(file)
+    return "it is incomplete, its end is missing; copy or send it again" if is_cut else str(error)
+
+
 def _check_one_file(name: str, found: Sequence[str]) -> None:
     if len(found) > 1:
         raise InvalidRequest(f"its image {name!r} fits {len(found)} files: {', '.join(map(repr, found))}")
@@ -200,7 +215,9 @@ def _entry_reader(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Reader:
             with archive.open(entry) as file:
                 data = file.read(limit + 1)  # the size in the header may be wrong
         except Exception as error:  # damaged or encrypted entries raise nearly any exception, zlib.error too
-            raise RejectedImage(f"the archive entry cannot be read: {error}", code=Reason.UNREADABLE_IMAGE) from error
+            is_damaged = isinstance(error, (zipfile.BadZipFile, zlib.error, EOFError))
+            problem = f"{error}; it is damaged, copy or send the archive again" if is_damaged else str(error)
+            raise RejectedImage(f"the archive entry cannot be read: {problem}", code=Reason.UNREADABLE_IMAGE) from error
         if len(data) > limit:
             raise too_large
         return data

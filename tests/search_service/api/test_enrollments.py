@@ -83,6 +83,7 @@ IMAGE, ZIP = ("images", ("a.jpg", b"x")), ("archive", ("a.zip", b"y"))
     ("files", "data", "code", "message"),
     [
         (archive(b"no ZIP"), {}, "invalid_archive", "not a readable ZIP"),
+        (archive(b"PK\x03\x04 cut short"), {}, "invalid_archive", "it is incomplete, its end is missing"),
         (archive(packed({})), {}, "invalid_archive", "no images"),
         (archive(packed({"notes.txt": b"x"})), {}, "invalid_archive", "no images"),
         (archive(packed({"../a.jpg": b"x"})), {}, "invalid_archive", "points out"),
