@@ -49,9 +49,9 @@ def main() -> None:
     non_mated = [photos[0] for photos in groups.values() if len(photos) == 1]
     with tempfile.TemporaryDirectory() as folder:
         summary = enroll(enrolled(shots), Path(folder))
-        home = AppContext(read_settings({}, home=Path(folder) / "home"))
-        found = search(home, [*mated, *non_mated])
-        home.close()
+        context = AppContext(read_settings({}, home=Path(folder) / "home"))
+        found = search(context, [*mated, *non_mated])
+        context.close()
     reasons = Counter(r["reason"] for r in summary["results"] if r["outcome"] == "rejected")
     n = len(mated)
     rows: list[dict[str, Cell]] = [
@@ -92,8 +92,8 @@ def enroll(shots: Sequence[Shot], folder: Path) -> dict[str, Any]:
     return answer
 
 
-def search(home: AppContext, shots: Sequence[Shot]) -> Searched:
-    service, gallery = SearchService(home, Thresholds(home)), home.store.galleries.get("lfw")
+def search(context: AppContext, shots: Sequence[Shot]) -> Searched:
+    service, gallery = SearchService(context, Thresholds(context)), context.store.galleries.get("lfw")
     query = Query(top_k=1, pick=Pick.CENTER)
     right, scores = [], []
     for start in range(0, len(shots), AT_ONCE):

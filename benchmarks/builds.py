@@ -2,7 +2,7 @@
 
     python -m benchmarks.builds OLD [NEW] [--folder FOLDER] [--rounds N] [--photos N] [--probes N] [--out CSV]
 
-OLD and NEW are folders or git revisions; NEW is this working tree where it is not given. Both run with this interpreter
+OLD and NEW are folders or git revisions; NEW is this working tree by default. Both run with this interpreter
 and its installed packages, through the public command and over HTTP only. Each round measures both trees, in changing
 order; the ratio is the median of the rounds' ratios NEW / OLD, with the quartiles.
 """
@@ -50,7 +50,7 @@ for line in sys.stdin:
 
 @dataclass
 class Tree:
-    """One of the two source trees, with a home folder of its own."""
+    """One of the two source trees, with its own home folder."""
 
     name: str
     code: Path
@@ -60,7 +60,7 @@ class Tree:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def run(self, *arguments: str | Path) -> None:
-        """Runs a command in the process that is kept."""
+        """Runs a command in the process that stays open."""
         assert self.worker.stdin is not None
         assert self.worker.stdout is not None
         print(json.dumps([*map(str, arguments), "--home", str(self.home)]), file=self.worker.stdin, flush=True)
@@ -68,18 +68,18 @@ class Tree:
 
 
 def main() -> None:
-    asked = _arguments()
+    options = _arguments()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         place = Path(folder)
-        photos, probes = _photos(asked.folder, place, asked.photos, asked.probes)
+        photos, probes = _photos(options.folder, place, options.photos, options.probes)
         trees = [
             stack.enter_context(_opened(place / name, name, revision))
-            for name, revision in (("old", asked.old), ("new", asked.new))
+            for name, revision in (("old", options.old), ("new", options.new))
         ]
         for tree in trees:
             tree.run("enroll", photos, "--gallery", "all", "--pick", "center", "--json")
-        rows = _measure(trees, photos, probes, asked.rounds)
-    write_results(asked.out, rows)
+        rows = _measure(trees, photos, probes, options.rounds)
+    write_results(options.out, rows)
 
 
 def _arguments() -> argparse.Namespace:
@@ -152,7 +152,7 @@ def _measure(trees: Sequence[Tree], photos: Path, probes: Sequence[Path], rounds
 
 
 def _enroll(tree: Tree, photos: Path, number: int) -> None:
-    """Into a gallery of its own each time: what is enrolled already would be left as it is."""
+    """Enrolls into a new gallery each time, because photos that are enrolled already are skipped."""
     tree.run("enroll", photos, "--gallery", f"round-{number}", "--pick", "center", "--json")
 
 

@@ -4,7 +4,7 @@
 
 Writes benchmarks/results/calibration.csv. Each draw halves the people of an LFW folder at random. The pack's statistics
 are fitted on one half. Of the other half, some people are enrolled with one photo each, and the rest are strangers with
-one photo each. Nobody on whom a rate is observed contributes to any number of that draw; the constants of
+one photo each. Rates are observed on people who contribute to no other number of that draw; the constants of
 `search_service/matching` were chosen on other draws of the same people. Kinds of galleries:
 
 - lfw: random people;
@@ -61,7 +61,7 @@ Random = np.random.Generator
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Embeddings of one photo of each person, of that photo made poor, and of further photos."""
+    """Embeddings of one photo of each person, of that photo at lower quality, and of further photos."""
 
     first: Vectors
     """(P, D)."""
@@ -193,7 +193,7 @@ def observed(kind: str, size: int, draws: Sequence[Draw]) -> list[dict[str, Cell
     rates = np.array([[one.pack, one.gallery] for one in answers])  # (draws, 2, FPIRS)
     rows: list[dict[str, Cell]] = []
     for i, fpir in enumerate(FPIRS):
-        row: dict[str, Cell] = {"kind": kind, "people": size, "draws": len(draws), "fpir_asked": fpir}
+        row: dict[str, Cell] = {"kind": kind, "people": size, "draws": len(draws), "fpir_requested": fpir}
         for name, found in zip(("pack", "gallery"), rates[:, :, i].T, strict=True):
             row |= {name: float(found.mean()), f"{name}_sd": float(found.std())}
             row[f"{name}_within"] = float(((found >= fpir / 2) & (found <= fpir * 2)).mean())

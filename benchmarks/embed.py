@@ -8,8 +8,8 @@ relative to PyTorch's defaults on the same device with the same batch, for SFace
 the embeddings of the same faces.
 
 `threads` is the number of concurrent batches and the threads of each. On a GPU, batches have up to 1024 faces. The
-whole path goes from JPEG bytes to embeddings, second looks and mirrored crops included: YuNet on the CPU, IR-50 on the
-device.
+whole path goes from JPEG bytes to embeddings, with the second detection pass and mirrored crops: YuNet on the CPU,
+IR-50 on the device.
 
 Writes benchmarks/results/embed.csv.
 """

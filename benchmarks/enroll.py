@@ -2,7 +2,7 @@
 
     python -m benchmarks.enroll [FOLDER]
 
-Speed: the same photos go, in turns, through the whole program (read, decode, look twice, embed mirrored crops, commit
+Speed: the same photos go, in turns, through the whole program (read, decode, detect twice, embed mirrored crops, commit
 to SQLite) and through plain loops that store nothing; the ratio is of medians. Memory: the resident size of `whosthere
 enroll` over all photos, sampled while it runs."""
 
@@ -69,17 +69,17 @@ def speed(shots: Sequence[Shot]) -> list[dict[str, Cell]]:
     ]
 
 
-_homes: dict[Precision, AppContext] = {}
+_contexts: dict[Precision, AppContext] = {}
 _folder = tempfile.TemporaryDirectory()
 
 
 def _enroll(shots: Sequence[Shot], precision: Precision) -> None:
     """Enrolls into a new gallery each time; the networks stay loaded, as in the plain loops."""
-    if precision not in _homes:
-        _homes[precision] = AppContext(read_settings({}, home=Path(_folder.name) / precision, precision=precision))
-    home = _homes[precision]
-    gallery = home.open_gallery(f"g{time.monotonic_ns()}", "sface")
-    for _ in home.enroller(gallery).enroll(rows_of([shot.path for shot in shots]), Pick.CENTER):
+    if precision not in _contexts:
+        _contexts[precision] = AppContext(read_settings({}, home=Path(_folder.name) / precision, precision=precision))
+    context = _contexts[precision]
+    gallery = context.open_gallery(f"g{time.monotonic_ns()}", "sface")
+    for _ in context.enroller(gallery).enroll(rows_of([shot.path for shot in shots]), Pick.CENTER):
         pass
 
 

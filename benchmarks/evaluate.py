@@ -33,24 +33,23 @@ PHOTOS = (1, 3)
 
 def main() -> None:
     parser = lfw.arguments(__doc__)
-    parser.add_argument("--cache", type=Path, help="a home folder, where descriptions are kept for the next time")
-    given = parser.parse_args()
-    rows = rows_of([given.folder / "people"])
+    parser.add_argument("--cache", type=Path, help="a home folder in which descriptions are stored for the next run")
+    options = parser.parse_args()
+    rows = rows_of([options.folder / "people"])
     with tempfile.TemporaryDirectory() as temporary:
-        home = AppContext(read_settings({}, home=given.cache or Path(temporary)))
+        context = AppContext(read_settings({}, home=options.cache or Path(temporary)))
         cells: list[dict[str, Cell]] = []
         for photos in PHOTOS:
             say(f"everybody, {photos} photos")
-            evaluation = evaluate(home, rows, Protocol(photos, Pick.CENTER), None, True, lambda *_: None)
+            evaluation = evaluate(context, rows, Protocol(photos, Pick.CENTER), None, True, lambda *_: None)
             cells += list(_cells(evaluation, photos, 0))
         for people in PEOPLE:
             for draw in range(DRAWS):
                 say(f"{people} people, draw {draw}")
-                evaluation = evaluate(
-                    home, some(rows, people, draw), Protocol(1, Pick.CENTER), None, True, lambda *_: None
-                )
+                drawn = some(rows, people, draw)
+                evaluation = evaluate(context, drawn, Protocol(1, Pick.CENTER), None, True, lambda *_: None)
                 cells += list(_cells(evaluation, 1, draw))
-        home.close()
+        context.close()
     lfw.write_results(lfw.RESULTS / "evaluate.csv", cells)
 
 
@@ -65,7 +64,7 @@ def some(rows: Sequence[Row], people: int, seed: int) -> list[Row]:
 
 def _cells(evaluation: Evaluation, photos: int, draw: int) -> Iterator[dict[str, Cell]]:
     metrics = evaluation.metrics
-    for rate, asked in zip(metrics.rates, metrics.calibrated, strict=True):
+    for rate, calibrated in zip(metrics.rates, metrics.calibrated, strict=True):
         yield {
             "people": evaluation.enrollment.people,
             "photos": photos,
@@ -80,12 +79,12 @@ def _cells(evaluation: Evaluation, photos: int, draw: int) -> Iterator[dict[str,
             "fnir": rate.fnir.value if rate.fnir else "",
             "fnir_low": rate.fnir.low if rate.fnir else "",
             "fnir_high": rate.fnir.high if rate.fnir else "",
-            "asked_threshold": asked.threshold,
-            "observed_fpir": asked.observed.value,
-            "observed_low": asked.observed.low,
-            "observed_high": asked.observed.high,
-            "fnir_as_asked": asked.fnir.value,
-            "verdict": asked.verdict,
+            "requested_threshold": calibrated.threshold,
+            "observed_fpir": calibrated.observed.value,
+            "observed_low": calibrated.observed.low,
+            "observed_high": calibrated.observed.high,
+            "fnir_as_requested": calibrated.fnir.value,
+            "verdict": calibrated.verdict,
         }
 
 

@@ -6,7 +6,7 @@ People with at least two photos in LFW are enrolled with K random ones, or with 
 than K photos are searched with the others, at most PROBES of them; people with one photo are strangers. In `wrong`
 galleries one of the K photos is another enrolled person's, in `blurred` ones it is out of focus (Gaussian blur with a
 sigma of 2.5 pixels in the crop). Results are means over DRAWS galleries. Embeddings are the pipeline's
-(`benchmarks/variants.py`, which shares its cache); the mean embedding is that of everybody.
+(`benchmarks/variants.py`, which shares its cache); the mean embedding is that of all people.
 
 `fusion.fused_score` is `search_service/matching/fusion.py`, by which the search scores people.
 

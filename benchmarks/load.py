@@ -9,7 +9,7 @@ Poisson process); a request's time starts when it is due, even while all connect
 
 The packs are `sface`, and IR-50 with random weights, which do not change its speed, with the same detector.
 
-The same run measures the limits of the machine: the networks alone (decode, look twice, align, embed) in as many
+The same run measures the limits of the machine: the networks alone (decode, detect twice, align, embed) in as many
 processes, without HTTP, index or database, and the embedder alone on aligned crops.
 
 Afterwards, everyone who was enrolled and not deleted must be found, nobody who was deleted, `doctor` must report no
@@ -51,13 +51,13 @@ from indexer.types import Pick
 from search_service.service_context import ServiceContext
 from tests.indexer.vision import golden
 from tests.postgres import Postgres
-from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, told_url
+from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, logged_url
 
 WORKERS = 2
 CLIENTS = (1, 8, 64)
 LOAD = 0.7
 """Share of the throughput at which latencies are measured: a service with deadlines is not run at its limit."""
-ENROLMENTS, DELETIONS, ALL = 1, 1, 20
+ENROLLMENTS, DELETIONS, ALL = 1, 1, 20
 PATIENCE = 120.0
 RANDOM = "ir50-random"
 AT_ONCE = 16
@@ -70,8 +70,8 @@ class Ledger:
 
     spare: queue.Queue[tuple[str, bytes]]
     """People to enroll, with a photo."""
-    there: set[str] = field(default_factory=set)
-    gone: set[str] = field(default_factory=set)
+    enrolled: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -79,7 +79,7 @@ class Ledger:
     def somebody(self) -> str | None:
         """Takes an enrolled person to delete, so that no other client deletes the same one."""
         with self.lock:
-            return self.there.pop() if self.there else None
+            return self.enrolled.pop() if self.enrolled else None
 
 
 @dataclass(frozen=True)
@@ -98,52 +98,52 @@ class Client:
         self._ledger = ledger
         self._random = random.Random(seed)
 
-    def ask(self) -> str:
+    def send_next(self) -> str:
         """Sends one request of the mixture and returns its kind."""
         what = self._random.randrange(ALL)
-        if what < ENROLMENTS and not self._ledger.spare.empty():
-            return self._enrol()
-        if what < ENROLMENTS + DELETIONS and (somebody := self._ledger.somebody()) is not None:
+        if what < ENROLLMENTS and not self._ledger.spare.empty():
+            return self._enroll()
+        if what < ENROLLMENTS + DELETIONS and (somebody := self._ledger.somebody()) is not None:
             return self._delete(somebody)
         status, answer = self._send("POST", f"{self._gallery}/search", self._random.choice(self._probes))
         if status == 200 and not answer["faces"]:
             self._ledger.wrong.append(f"a search was answered without faces: {answer}")
-        return self._told("search", status)
+        return self._count("search", status)
 
-    def _enrol(self) -> str:
+    def _enroll(self) -> str:
         try:
             who, photo = self._ledger.spare.get_nowait()
         except queue.Empty:
-            return self.ask()
+            return self.send_next()
         status, _ = self._send("POST", f"{self._gallery}/identities/{who}/faces", photo)
         with self._ledger.lock:
             if status == 201:
-                self._ledger.there.add(who)
-        return self._told("enrol", status)
+                self._ledger.enrolled.add(who)
+        return self._count("enroll", status)
 
     def _delete(self, who: str) -> str:
         status, _ = self._send("DELETE", f"{self._gallery}/identities/{who}")
         with self._ledger.lock:
-            (self._ledger.gone if status == 200 else self._ledger.there).add(who)
-        return self._told("delete", status)
+            (self._ledger.deleted if status == 200 else self._ledger.enrolled).add(who)
+        return self._count("delete", status)
 
-    def _told(self, what: str, status: int) -> str:
+    def _count(self, what: str, status: int) -> str:
         with self._ledger.lock:
             self._ledger.statuses[what, status] += 1
         return what
 
     def _send(self, method: str, path: str, photo: bytes | None = None) -> tuple[int, dict[str, object]]:
-        known = uuid.uuid4().hex
-        headers = {"X-Request-ID": known}
+        request_id = uuid.uuid4().hex
+        headers = {"X-Request-ID": request_id}
         body = None
         if photo is not None:
-            headers["Content-Type"] = f"multipart/form-data; boundary={known}"
-            head = f'--{known}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n\r\n'
-            body = head.encode() + photo + f"\r\n--{known}--\r\n".encode()
+            headers["Content-Type"] = f"multipart/form-data; boundary={request_id}"
+            head = f'--{request_id}\r\nContent-Disposition: form-data; name="image"; filename="photo.jpg"\r\n\r\n'
+            body = head.encode() + photo + f"\r\n--{request_id}--\r\n".encode()
         self._to.request(method, path, body, headers)
         answer = self._to.getresponse()
         data = answer.read()
-        if answer.headers.get_all("X-Request-ID") != [known]:
+        if answer.headers.get_all("X-Request-ID") != [request_id]:
             self._ledger.wrong.append(f"{method} {path} was answered with another request's id")
         return answer.status, json.loads(data)
 
@@ -154,8 +154,8 @@ class Client:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="Of each measurement.")
-    asked = parser.parse_args()
-    shots = list_shots(asked.folder)
+    options = parser.parse_args()
+    shots = list_shots(options.folder)
     people = by_person(shots)
     probes = [photos[1].path.read_bytes() for photos in people.values() if len(photos) > 1][:200]
     strangers = [(name, photos[0].path.read_bytes()) for name, photos in people.items() if len(photos) == 1]
@@ -164,14 +164,14 @@ def main() -> None:
         models = Path(folder) / "models"
         _add_random_pack(Path(folder))
         for pack in ("sface", RANDOM):
-            limits = _limits(models, pack, probes, asked.seconds)
+            limits = _limits(models, pack, probes, options.seconds)
             rows += [{"what": f"{pack}, {what}", "requests_a_second": rate} for what, rate in limits.items()]
             for what, url in (("SQLite", ""), ("PostgreSQL", server.empty())):
                 home = Path(folder) / f"{what}-{pack}"
                 home.mkdir()
                 (home / "models").symlink_to(models)
-                _enrol(home, url, pack, enrolled(shots))
-                rows += _measure(f"{pack}, {what}", home, url, probes, strangers, asked.seconds, limits)
+                _enroll(home, url, pack, enrolled(shots))
+                rows += _measure(f"{pack}, {what}", home, url, probes, strangers, options.seconds, limits)
     write_results(RESULTS / "load.csv", rows)
 
 
@@ -198,7 +198,7 @@ def _measure(
             say(f"{what}, {clients} clients: {rate:.1f} requests a second")
             row: dict[str, Cell] = {"what": what, "clients": clients, "requests_a_second": rate}
             row |= {f"of_{name.replace(' ', '_')}": rate / limit for name, limit in limits.items()}
-            for kind in ("search", "enrol", "delete"):
+            for kind in ("search", "enroll", "delete"):
                 some = [1000 * t.seconds for t in times if t.what == kind]
                 if some:
                     row[f"{kind}_p50_ms"] = statistics.median(some)
@@ -208,7 +208,7 @@ def _measure(
         lost = _lost(address, ledger)
     environment = ENVIRONMENT | ({"WHOSTHERE_DATABASE_URL": url} if url else {})
     doctor = subprocess.run([WHOSTHERE, "doctor", "--home", str(home)], env=environment, check=False).returncode
-    say(f"{what}: {sum(ledger.statuses.values())} requests, not fine: {failed or 'none'}; lost: {lost or 'nothing'}")
+    say(f"{what}: {sum(ledger.statuses.values())} requests, failed: {failed or 'none'}; lost: {lost or 'nothing'}")
     rows.append(
         {
             "what": f"{what}, afterwards",
@@ -241,11 +241,11 @@ def _load(
                 if at is None or time.perf_counter() > begin + (seconds if rate is None else 3 * seconds):
                     return
                 time.sleep(max(0.0, at - time.perf_counter()))
-                asked = time.perf_counter()
-                what = client.ask()
+                sent = time.perf_counter()
+                what = client.send_next()
                 now = time.perf_counter()
                 if rate is not None or now < begin + seconds:
-                    done.append(Timed(what, now - (at if rate is not None else asked)))
+                    done.append(Timed(what, now - (at if rate is not None else sent)))
         finally:
             client.close()
 
@@ -277,8 +277,8 @@ def _lost(url: str, ledger: Ledger) -> list[str]:
             break
         cursor = f"&cursor={page['cursor']}"
     to.close()
-    lost = [f"{who} was enrolled and has {faces.get(who, 0)} faces" for who in ledger.there if faces.get(who) != 1]
-    return lost + [f"{who} was deleted and is there" for who in ledger.gone if who in faces]
+    lost = [f"{who} was enrolled and has {faces.get(who, 0)} faces" for who in ledger.enrolled if faces.get(who) != 1]
+    return lost + [f"{who} was deleted and still exists" for who in ledger.deleted if who in faces]
 
 
 def _limits(models: Path, pack: str, probes: Sequence[bytes], seconds: float) -> dict[str, float]:
@@ -287,8 +287,8 @@ def _limits(models: Path, pack: str, probes: Sequence[bytes], seconds: float) ->
     for what in ("networks alone", "embedder alone"):
         context = multiprocessing.get_context("spawn")
         with context.Pool(WORKERS) as pool:
-            asked = [(what, models, pack, probes, seconds)] * WORKERS
-            rates[what] = sum(pool.starmap(_compute, asked, chunksize=1))
+            calls = [(what, models, pack, probes, seconds)] * WORKERS
+            rates[what] = sum(pool.starmap(_compute, calls, chunksize=1))
         say(f"{what}: {rates[what]:.1f} a second")
     return rates
 
@@ -316,26 +316,17 @@ def _add_random_pack(home: Path) -> None:
     """Adds a pack of IR-50 with random weights and the detector of `sface`."""
     file = home / "random.pth"
     torch.save(golden.fill(iresnet50()).state_dict(), file)
-    command = [
-        "models",
-        "add",
-        RANDOM,
-        "--embedder",
-        str(file),
-        "--embedder-network",
-        "iresnet50",
-        "--detector",
-        "sface",
-    ]
-    subprocess.run([WHOSTHERE, *command, "--home", str(home)], env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+    networks = ["--embedder", str(file), "--embedder-network", "iresnet50", "--detector", "sface"]
+    command = [WHOSTHERE, "models", "add", RANDOM, *networks, "--home", str(home)]
+    subprocess.run(command, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
 
 
-def _enrol(home: Path, url: str, pack: str, shots: Sequence[Shot]) -> None:
-    opened = ServiceContext(read_settings({}, home=home, lookalikes="off", **({"database_url": url} if url else {})))
-    gallery = opened.open_gallery("lfw", pack)
-    for _ in opened.enroller(gallery).enroll(rows_of([shot.path for shot in shots]), Pick.CENTER):
+def _enroll(home: Path, url: str, pack: str, shots: Sequence[Shot]) -> None:
+    context = ServiceContext(read_settings({}, home=home, lookalikes="off", **({"database_url": url} if url else {})))
+    gallery = context.open_gallery("lfw", pack)
+    for _ in context.enroller(gallery).enroll(rows_of([shot.path for shot in shots]), Pick.CENTER):
         pass
-    opened.close()
+    context.close()
 
 
 @contextmanager
@@ -351,7 +342,7 @@ def _serving(home: Path, url: str) -> Iterator[str]:
             env=environment,
         )
     try:
-        address = told_url(log)
+        address = logged_url(log)
         _until_ready(address)
         yield address
     finally:

@@ -44,7 +44,7 @@ class Variant:
     pack: Pack = SFACE
     precision: Precision = Precision.NATIVE
     side: int = detection.REFINE_SIDE
-    """Width of the face at the second look; 0 leaves it out."""
+    """Side of the square of the second detection pass; 0 leaves that pass out."""
     face: int = detection.REFINE_FACE_SIZE
     levels: tuple[int, ...] = detection.DETECTION_SIDES
 
@@ -53,10 +53,10 @@ VARIANTS = (
     Variant("as shipped"),
     Variant("embedder in float32", precision=Precision.FLOAT32),
     Variant("without the mirrored crop", pack=replace(SFACE, mirror=False)),
-    Variant("without the second look", side=0),
-    Variant("second look: face at 160 in 256", side=256, face=160),
-    Variant("second look: face at 130 in 256", side=256, face=130),
-    Variant("first look from 320 on", levels=detection.DETECTION_SIDES[1:]),
+    Variant("without the second pass", side=0),
+    Variant("second pass: face at 160 in 256", side=256, face=160),
+    Variant("second pass: face at 130 in 256", side=256, face=130),
+    Variant("first pass from 320 on", levels=detection.DETECTION_SIDES[1:]),
 )
 
 

@@ -77,10 +77,10 @@ def scans(count: int, dim: int) -> list[dict[str, Cell]]:
     mates = np.random.default_rng(2).choice(count, MATES, replace=False)
     parts = [part[mates[mates // AT_ONCE == n] % AT_ONCE] for n, part in enumerate(faces(count, dim))]
     order = np.argsort(mates // AT_ONCE, kind="stable")
-    asked = np.random.default_rng(3).permutation(MATES)
+    shuffled = np.random.default_rng(3).permutation(MATES)
     cosines = np.full((MATES, 1), COSINE, np.float32)
-    probes = perturbed(np.concatenate(parts), cosines, np.random.default_rng(1))[asked]
-    wanted = mates[order][asked]
+    probes = perturbed(np.concatenate(parts), cosines, np.random.default_rng(1))[shuffled]
+    wanted = mates[order][shuffled]
     times: dict[str, list[float]] = {kind: [] for kind in indexes}
     ranks: dict[str, list[int]] = {kind: [] for kind in indexes}
     for number, (probe, mate) in enumerate(zip(probes, wanted, strict=True)):

@@ -24,7 +24,7 @@ Embed = Callable[[NDArray[np.uint8], NDArray[np.float32]], NDArray[np.float32]]
 
 
 class PlainLoop:
-    """Runs `cv2.FaceDetectorYN` on the photo, then SFace on one crop, without mirroring, batches or a second look.
+    """Runs `cv2.FaceDetectorYN` on the photo, then SFace on one crop, without mirroring, batches or a second pass.
 
     `embed` is OpenCV's recognizer, or the same network in the runtime and precision of whosthere.
     """

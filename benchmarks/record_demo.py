@@ -140,7 +140,7 @@ _BUTTONS = ("#ed6a5e", "#f5bf4f", "#61c554")
 
 
 def _cells(row: int, column: int, text: str, kind: str, seconds: float) -> str:
-    """One run of text; `textLength` keeps the columns aligned whichever font is there."""
+    """Returns one run of text; `textLength` keeps the columns aligned with every font."""
     text = text.rstrip()
     return (
         f'<text class="{kind} timed" style="animation-duration:{seconds:.2f}s" x="{MARGIN + column * CELL_WIDTH:g}" '

@@ -2,12 +2,12 @@
 
     python -m benchmarks.runtime [FOLDER]
 
-Times YuNet on 160 x 160 and 320 x 320 pixels (first and second look) and SFace on 112 x 112, at batches of 1, 4 and 16,
+Times YuNet on 160 x 160 and 320 x 320 pixels (first and second pass) and SFace on 112 x 112, at batches of 1, 4 and 16,
 with one thread, as in each stream of an enrollment, and with one for each core, as in the service. The runtimes take
 turns of a few calls, so that other load affects all of them; the median counts. A pause before each turn, and a first
 call that does not count, let the other runtime's threads stop busy-waiting.
 
-At the second look only YuNet's coarsest stride is computed ("coarsest"). The number of second looks whose most
+At the second pass only YuNet's coarsest stride is computed ("coarsest"). The number of second passes whose most
 confident detection is at that stride is counted over the whole folder.
 
 Embeddings in native precision are compared with those in float32 on faces of an LFW folder. Writes
@@ -114,7 +114,7 @@ def compare_precisions(folder: Path) -> list[dict[str, Cell]]:
 
 
 def count_strides(folder: Path) -> list[dict[str, Cell]]:
-    """Counts the second looks at the central faces of all photos, upright and mirrored, and those that find the face
+    """Counts the second passes at the central faces of all photos, upright and mirrored, and those that find the face
     only at another stride than the coarsest, or with more confidence there."""
     pipeline = lfw.load_pipeline(SFACE)
     detector, _ = pipeline._load()
@@ -138,7 +138,10 @@ def count_strides(folder: Path) -> list[dict[str, Cell]]:
                 max((f.score for f in every), default=0) > max((f.score for f in some), default=0) + 1e-4
                 for some, every in pairs
             )
-    return [{"what": "second looks", "value": count}, {"what": "second looks surer at a finer stride", "value": finer}]
+    return [
+        {"what": "second passes", "value": count},
+        {"what": "second passes surer at a finer stride", "value": finer},
+    ]
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.search_latency [FOLDER]
 
-One probe at a time, in turns: SearchService (decode, look twice, embed mirrored crops, index, SQL, decision), the same
-over HTTP on loopback, and plain loops with a NumPy inner product. Medians; ratios are to the first row.
+One probe at a time, in turns: SearchService (decode, detect twice, embed mirrored crops, index, SQL, decision), the
+same over HTTP on loopback, and plain loops with a NumPy inner product. Medians; ratios are to the first row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from indexer.settings import read_settings
 from indexer.types import Pick, Precision
 from search_service.calibration.thresholds import Thresholds
 from search_service.search import Query, SearchService
-from tests.search_service.api.serving import WHOSTHERE, told_url
+from tests.search_service.api.serving import WHOSTHERE, logged_url
 
 PROBES = 200
 START_SECONDS = 60.0
@@ -37,14 +37,14 @@ def main() -> None:
     gallery_shots = enrolled(shots)
     probes = [photos[1].path.read_bytes() for photos in by_person(shots).values() if len(photos) > 1][:PROBES]
     with tempfile.TemporaryDirectory() as folder:
-        home = AppContext(read_settings({}, home=Path(folder)))
-        gallery = home.open_gallery("lfw", "sface")
-        for _ in home.enroller(gallery).enroll(rows_of([shot.path for shot in gallery_shots]), Pick.CENTER):
+        context = AppContext(read_settings({}, home=Path(folder)))
+        gallery = context.open_gallery("lfw", "sface")
+        for _ in context.enroller(gallery).enroll(rows_of([shot.path for shot in gallery_shots]), Pick.CENTER):
             pass
-        index = home.indexes.get(gallery)
+        index = context.indexes.get(gallery)
         faces = index.state().faces
         index.save()
-        service, query = SearchService(home, Thresholds(home)), Query()
+        service, query = SearchService(context, Thresholds(context)), Query()
         server, url = _serve(Path(folder))
         with httpx.Client() as client:
             ways: dict[str, Callable[[bytes], object]] = {
@@ -59,7 +59,7 @@ def main() -> None:
             rows = _time(ways, probes, faces)
         server.terminate()
         server.wait()
-        home.close()
+        context.close()
     write_results(RESULTS / "search_latency.csv", rows)
 
 
@@ -102,7 +102,7 @@ def _serve(home: Path) -> tuple[subprocess.Popen[bytes], str]:
     with log.open("wb") as file:
         command = [WHOSTHERE, "serve", "--port", "0", "--home", str(home)]
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    url = told_url(log)
+    url = logged_url(log)
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if httpx.get(f"{url}/readyz").status_code == 200:

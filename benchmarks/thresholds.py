@@ -223,7 +223,7 @@ def observe(data: Embedded, people: OpenSet, cosine: float, two_names: Names) ->
 
 def _fpir_row(tail: str, fpir: float, identities: int, values: NDArray[np.float64]) -> dict[str, Cell]:
     names = ("threshold", "fpir", "fpir_as_labelled", "fnir", "rank_1")
-    row: dict[str, Cell] = {"tail": tail, "identities": identities, "fpir_asked": fpir}
+    row: dict[str, Cell] = {"tail": tail, "identities": identities, "fpir_requested": fpir}
     return row | {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
@@ -233,7 +233,7 @@ def margin_rows(data: Embedded, two_names: Names, fpir: float) -> list[dict[str,
     found = {kind: np.concatenate([draw[kind] for draw in draws]) for kind in draws[0]}
     rows: list[dict[str, Cell]] = []
     for margin in MARGINS:
-        row: dict[str, Cell] = {"fpir_asked": fpir, "margin": margin}
+        row: dict[str, Cell] = {"fpir_requested": fpir, "margin": margin}
         row |= {f"{kind}_to_review": float((values < margin).mean()) for kind, values in found.items()}
         rows.append(row | {f"{kind}_a_gallery": len(values) / DRAWS for kind, values in found.items()})
     return rows

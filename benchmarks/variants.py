@@ -8,7 +8,7 @@ the halves, with DRAWS galleries each of 430 people and a random photo of each; 
 `as it was` in the same galleries, `sd` its standard deviation over the halvings. `whole_` columns use all people at
 once (860 enrolled with their first photo) for learning and measuring: compare them with `accuracy.csv`. FNMR is over
 all pairs of photos of one half, the pairs of a person counting as one. `detections` and `embeddings` are runs of the
-networks for each face: squares at a second look, of 320 pixels by default, and crops.
+networks for each face: squares at a second pass, of 320 pixels by default, and crops.
 
 `--center` writes the file that `packs.Center` describes. `--cache` stores landmarks and embeddings for the next run.
 """
@@ -116,7 +116,7 @@ class Variant:
     learn: Learn = centered
     mirror: bool = True
     detections: int = 1
-    """Detector runs at the second look."""
+    """Detector runs at the second pass."""
 
     @property
     def embeddings(self) -> int:

@@ -83,7 +83,7 @@ def running(context: ServiceContext) -> Iterator[Running]:
         service.stop()
 
 
-def told_url(log: Path) -> str:
+def logged_url(log: Path) -> str:
     """Where a service answers that writes to this log, once it says so."""
     wait_for(
         lambda: _url_in(log.read_text(encoding="utf-8", errors="replace")) is not None, "the server tells its port"
