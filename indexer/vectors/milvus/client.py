@@ -234,11 +234,9 @@ class MilvusConnection:
         indexed.add_index(vectors, index_type=index_type.name, metric_type="IP", params=nested)
         options = {"consistency_level": "Strong", "num_shards": self.address.shards, "timeout": SCHEMA_TIMEOUT_S}
         self.call("create a collection", lambda c: c.create_collection(collection, schema=schema, **options))
-        unsynced = {
-            "sync": False,
-            "timeout": SCHEMA_TIMEOUT_S,
-        }  # the collection is empty, and `pymilvus` would sleep first
-        self.call("index a collection", lambda c: c.create_index(collection, indexed, **unsynced))
+        # With `sync`, `pymilvus` would sleep before it looks at the empty collection.
+        options = {"sync": False, "timeout": SCHEMA_TIMEOUT_S}
+        self.call("index a collection", lambda c: c.create_index(collection, indexed, **options))
         self.load(collection)
 
     def drop(self, collection: str) -> None:
@@ -300,7 +298,7 @@ def _connect(address: Address, timeout: float) -> Any:
 class PositionStore:
     """Stores the last change applied to each collection, in a separate collection.
 
-    Milvus' collection properties are not made for frequent updates, and a row in the gallery's own collection would
+    Milvus' collection properties are not meant for frequent updates, and a row in the gallery's own collection would
     appear among the hits. There is one row per collection and change, and the highest counts: a late writer adds a
     lower one.
     """

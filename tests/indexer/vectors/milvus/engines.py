@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from indexer.gallery.embeddings import FaceVectors
@@ -17,36 +16,21 @@ from indexer.vectors.flat import FlatIndex
 from indexer.vectors.milvus.index import MilvusEngine, MilvusIndex
 from indexer.vectors.synchronizer import SynchronizedIndex
 from tests.indexer.gallery.faces import vector
-from tests.indexer.vectors.milvus.server import MilvusServer
-from tests.indexer.vectors.milvus.server import milvus as milvus
 from tests.waiting import DEADLINE
 
 PATH = Path("7.index")
 
-
 TIMEOUT_S = 60.0
 """Timeout of requests to `milvus-lite` on a busy machine, in seconds."""
 
-
 NO_TIMEOUT_S = 100 * DEADLINE
-"""A timeout for tests that show that nothing waits for it."""
-
-
-@pytest.fixture
-def address(milvus: MilvusServer) -> str:
-    return milvus.address()
-
-
-@pytest.fixture
-def engine(address: str) -> Iterator[MilvusEngine]:
-    with engine_at(address) as made:
-        yield made
+"""A timeout that is never reached, for tests of errors that come without waiting for it."""
 
 
 @contextmanager
 def engine_at(address: str, timeout: float = TIMEOUT_S, heartbeat_timeout: float = 30.0) -> Iterator[MilvusEngine]:
-    with closing(MilvusEngine(address, timeout, heartbeat_timeout)) as made:
-        yield made
+    with closing(MilvusEngine(address, timeout, heartbeat_timeout)) as engine:
+        yield engine
 
 
 def header(dim: int, seq: int = 0, fingerprint: str = "f00d") -> Header:
@@ -57,21 +41,22 @@ def ids(*values: int) -> NDArray[np.int64]:
     return np.array(values, dtype=np.int64)
 
 
-def of(face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> FacePages:
+def one_page(face_ids: NDArray[np.int64], identity_ids: NDArray[np.int64], vectors: Vectors) -> FacePages:
     return lambda: iter([FaceVectors(face_ids, identity_ids, vectors)])
 
 
-def nobody() -> Iterator[FaceVectors]:
+def no_pages() -> Iterator[FaceVectors]:
     return iter([])
 
 
 def build_empty(engine: MilvusEngine, dim: int) -> MilvusIndex:
-    index, kept = engine.build(PATH, header(dim), nobody)
+    index, kept = engine.build(PATH, header(dim), no_pages)
     assert kept
     return index
 
 
-def spread(rng: np.random.Generator, count: int, dim: int) -> Vectors:
+def random_vectors(rng: np.random.Generator, count: int, dim: int) -> Vectors:
+    """Returns (count, dim) unit vectors."""
     vectors = rng.standard_normal((count, dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
@@ -106,4 +91,4 @@ def rows_of(index: MilvusIndex | FlatIndex) -> dict[int, tuple[int, list[float]]
 
 def unit_faces(*face_ids: int) -> FacePages:
     """Returns faces of identities with the same ids, whose embeddings are the first unit vectors of 4 dimensions."""
-    return of(ids(*face_ids), ids(*face_ids), np.eye(4, dtype=np.float32)[: len(face_ids)])
+    return one_page(ids(*face_ids), ids(*face_ids), np.eye(4, dtype=np.float32)[: len(face_ids)])

@@ -1,4 +1,4 @@
-"""Addresses of Milvus are parsed, and errors about them do not reveal secrets."""
+"""Parsing the address of Milvus, without secrets in errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from indexer.errors import InvalidSetting
 from indexer.vectors.milvus.client import INDEX_TYPES, Address, parse
 from indexer.vectors.milvus.index import MilvusEngine
-from tests.indexer.vectors.milvus.server import milvus as milvus
 
 
 @pytest.mark.parametrize(

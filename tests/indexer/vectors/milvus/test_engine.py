@@ -1,4 +1,4 @@
-"""Indexes in Milvus are shared by processes, and complete or not there."""
+"""Indexes in Milvus are shared by processes, and visible only when they are complete."""
 
 from __future__ import annotations
 
@@ -27,24 +27,21 @@ from tests.indexer.vectors.milvus.engines import (
     engine_at,
     header,
     ids,
-    nobody,
-    of,
-    spread,
+    no_pages,
+    one_page,
+    random_vectors,
     unit_faces,
 )
-from tests.indexer.vectors.milvus.engines import address as address
-from tests.indexer.vectors.milvus.engines import engine as engine
 from tests.indexer.vectors.milvus.server import MilvusServer
-from tests.indexer.vectors.milvus.server import milvus as milvus
 from tests.waiting import DEADLINE
 
 
 def test_index_survives_a_crash_of_milvus(milvus: MilvusServer, address: str) -> None:
-    vectors = spread(np.random.default_rng(1), 30, 8)
+    vectors = random_vectors(np.random.default_rng(1), 30, 8)
     with engine_at(address) as engine:
         with pytest.raises(FileNotFoundError, match=r"Milvus at http://127\.0\.0\.1:\d+ has no index 7\.index"):
             engine.load(PATH)
-        index, _ = engine.build(PATH, header(8, 5), of(np.arange(1, 31), np.arange(1, 31), vectors))
+        index, _ = engine.build(PATH, header(8, 5), one_page(np.arange(1, 31), np.arange(1, 31), vectors))
         index.remove([30])
         assert engine.save(PATH, header(8, 6), index)
     milvus.kill()
@@ -63,7 +60,7 @@ def test_saved_position_only_increases(engine: MilvusEngine, address: str) -> No
         index.save_position(asdict(header(4, 12)))
         same.save_position(asdict(header(4, 9)))
         assert index.position() == same.position() == asdict(header(4, 12))
-        same._positions.save(same.collection, asdict(header(4, 10)))  # as a process does that read the position earlier
+        same._positions.save(same.collection, asdict(header(4, 10)))  # by a process that read the position earlier
         assert index.position() == asdict(header(4, 12))
         assert other.load(PATH)[0] == header(4, 12)
 
@@ -122,12 +119,12 @@ def test_incomplete_index_of_a_killed_build_is_not_loaded(engine: MilvusEngine, 
 def test_failed_build_keeps_the_previous_index(engine: MilvusEngine) -> None:
     index, _ = engine.build(PATH, header(4, 1), unit_faces(1))
 
-    def fails() -> Iterator[FaceVectors]:
+    def failing_pages() -> Iterator[FaceVectors]:
         yield FaceVectors(ids(2), ids(2), np.eye(4, dtype=np.float32)[:1])
-        raise RuntimeError("the database is gone")
+        raise RuntimeError("the database failed")
 
-    with pytest.raises(RuntimeError, match="the database is gone"):
-        engine.build(PATH, header(4, 2), fails)
+    with pytest.raises(RuntimeError, match="the database failed"):
+        engine.build(PATH, header(4, 2), failing_pages)
     assert engine._collections(PATH) == [index.collection]
     assert engine.load(PATH)[1].face_ids().tolist() == index.face_ids().tolist() == [1]
 
@@ -136,7 +133,7 @@ def test_rebuilt_index_replaces_the_one_in_use(engine: MilvusEngine, address: st
     old = build_empty(engine, 4)
     with engine_at(address) as other:
         other.build(PATH, header(4, 8), unit_faces(4))
-        other.build(Path("71.index"), replace(header(4), gallery_id=71), nobody)
+        other.build(Path("71.index"), replace(header(4), gallery_id=71), no_pages)
     for use in all_operations(old):
         with pytest.raises(CollectionDropped, match=r"Milvus at .* could not"):
             use()
@@ -149,7 +146,7 @@ def test_rebuilt_index_replaces_the_one_in_use(engine: MilvusEngine, address: st
 
 def test_index_of_another_pack_and_dimension_replaces_the_previous_one(engine: MilvusEngine) -> None:
     first = build_empty(engine, 4)
-    second, _ = engine.build(PATH, header(6, 2, "beef"), of(ids(1), ids(1), np.eye(6, dtype=np.float32)[:1]))
+    second, _ = engine.build(PATH, header(6, 2, "beef"), one_page(ids(1), ids(1), np.eye(6, dtype=np.float32)[:1]))
     assert first.collection.rpartition("_")[0] != second.collection.rpartition("_")[0]
     assert engine._collections(PATH) == [second.collection]
     found, index = engine.load(PATH)
@@ -161,7 +158,7 @@ def test_index_of_another_pack_and_dimension_replaces_the_previous_one(engine: M
 
 def test_delete_removes_everything_of_one_gallery(engine: MilvusEngine) -> None:
     index = build_empty(engine, 4)
-    engine.build(Path("71.index"), replace(header(4), gallery_id=71), nobody)
+    engine.build(Path("71.index"), replace(header(4), gallery_id=71), no_pages)
     engine.delete(PATH)
     engine.delete(PATH)
     assert engine.stored_galleries() == {71}
@@ -173,27 +170,27 @@ def test_delete_removes_everything_of_one_gallery(engine: MilvusEngine) -> None:
 
 def test_state_with_other_fields_is_damaged(engine: MilvusEngine) -> None:
     index = build_empty(engine, 4)
-    index.save_position({"seq": 99, "what": "is this"})
+    index.save_position({"seq": 99, "unknown": "field"})
     with pytest.raises(DamagedIndex, match="is not a valid header"):
         engine.load(PATH)
 
 
 def test_registry_deletes_collections_of_deleted_galleries(store: Store, engine: MilvusEngine, tmp_path: Path) -> None:
     indexes = IndexRegistry(store, tmp_path, engine)
-    kept, gone = make_gallery(store), make_gallery(store, "gone")
-    for gallery in (kept, gone):
+    kept, deleted = make_gallery(store), make_gallery(store, "visitors")
+    for gallery in (kept, deleted):
         indexes.get(gallery).catch_up()
-    store.galleries.delete("gone")
+    store.galleries.delete("visitors")
     later = IndexRegistry(store, tmp_path, engine)
     later.get(kept).catch_up()
-    assert engine.stored_galleries() == {kept.id, gone.id}
+    assert engine.stored_galleries() == {kept.id, deleted.id}
     later.save()
     assert engine.stored_galleries() == {kept.id}
 
 
 def test_file_of_milvus_lite_can_be_used(tmp_path: Path) -> None:
     with engine_at(f"milvus://{tmp_path}/faces.db") as engine:
-        index, _ = engine.build(PATH, header(4, 1), of(ids(1), ids(2), np.eye(4, dtype=np.float32)[:1]))
+        index, _ = engine.build(PATH, header(4, 1), one_page(ids(1), ids(2), np.eye(4, dtype=np.float32)[:1]))
         assert index.nearest_identities(np.eye(4, dtype=np.float32)[:1], 3) == [[Hit(2, 1, 1.0)]]
         assert engine.load(PATH)[0].seq == 1
 

@@ -1,4 +1,4 @@
-"""The index in Milvus answers as FAISS does over the same faces."""
+"""The index in Milvus returns what FAISS returns for the same faces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from indexer.vectors.flat import FlatIndex
 from indexer.vectors.milvus import index as milvus_index
 from indexer.vectors.milvus.client import INDEX_TYPES
-from indexer.vectors.milvus.index import MilvusEngine, MilvusIndex
+from indexer.vectors.milvus.index import MilvusEngine
 from tests.indexer.vectors.milvus.engines import (
     PATH,
     TIMEOUT_S,
@@ -20,14 +20,11 @@ from tests.indexer.vectors.milvus.engines import (
     faces_of,
     header,
     ids,
-    of,
+    one_page,
+    random_vectors,
     rows_of,
-    spread,
 )
-from tests.indexer.vectors.milvus.engines import address as address
-from tests.indexer.vectors.milvus.engines import engine as engine
 from tests.indexer.vectors.milvus.server import MilvusServer
-from tests.indexer.vectors.milvus.server import milvus as milvus
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -38,10 +35,10 @@ def test_any_order_of_puts_and_removes_equals_faiss(engine: MilvusEngine, seed: 
     for _ in range(8):
         face_ids = rng.choice(np.arange(1, 41), rng.integers(0, 16), replace=False)
         owners, vectors = rng.integers(1, 7, len(face_ids)), rng.integers(-2, 3, (len(face_ids), 6)).astype(np.float32)
-        gone = rng.integers(1, 41, rng.integers(0, 5)).tolist()
+        removed = rng.integers(1, 41, rng.integers(0, 5)).tolist()
         for one in (index, exact):
             one.put(face_ids, owners, vectors)
-            one.remove(gone)
+            one.remove(removed)
     assert len(index) == len(exact)
     assert index.face_ids().tolist() == exact.face_ids().tolist()
     assert rows_of(index) == rows_of(exact)
@@ -60,13 +57,13 @@ def test_any_order_of_puts_and_removes_equals_faiss(engine: MilvusEngine, seed: 
 )
 def test_every_index_type_scores_unit_vectors_as_faiss(milvus: MilvusServer, kind: str) -> None:
     rng = np.random.default_rng(5)
-    vectors, owners = spread(rng, 1500, 64), rng.integers(1, 300, 1500)
+    vectors, owners = random_vectors(rng, 1500, 64), rng.integers(1, 300, 1500)
     exact = FlatIndex(64)
     exact.put(np.arange(1, 1501), owners, vectors)
     with engine_at(milvus.address(f"&index={kind}")) as engine:
-        index, _ = engine.build(PATH, header(64), of(np.arange(1, 1501), owners, vectors))
+        index, _ = engine.build(PATH, header(64), one_page(np.arange(1, 1501), owners, vectors))
         engine._milvus.call("flush", lambda c: c.flush(index.collection, timeout=TIMEOUT_S))
-        probes = spread(rng, 20, 64)
+        probes = random_vectors(rng, 20, 64)
         for answer in ("nearest_faces", "nearest_identities"):
             found, wanted = getattr(index, answer)(probes, 10), getattr(exact, answer)(probes, 10)
             assert [faces_of(hits) for hits in found] == [faces_of(hits) for hits in wanted]
@@ -80,7 +77,7 @@ def test_large_operations_take_several_requests(engine: MilvusEngine, monkeypatc
     monkeypatch.setattr(milvus_index, "DELETE_BATCH", 3)
     rng = np.random.default_rng(2)
     index, exact = build_empty(engine, 8), FlatIndex(8)
-    vectors = spread(rng, 47, 8)
+    vectors = random_vectors(rng, 47, 8)
     for one in (index, exact):
         one.put(np.arange(1, 48), np.arange(1, 48), vectors)
         one.remove(range(1, 12))
@@ -90,37 +87,33 @@ def test_large_operations_take_several_requests(engine: MilvusEngine, monkeypatc
 
 def test_faces_are_counted_once_after_each_write(engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     index = build_empty(engine, 4)
-    asked: list[str] = []
-    ask = index._milvus.call
+    requests: list[str] = []
+    call = index._milvus.call
 
-    def noted(what: str, method: Callable[[object], object]) -> object:
-        asked.append(what)
-        return ask(what, method)
+    def recorded(what: str, method: Callable[[object], object]) -> object:
+        requests.append(what)
+        return call(what, method)
 
-    monkeypatch.setattr(index._milvus, "call", noted)
+    monkeypatch.setattr(index._milvus, "call", recorded)
     counts = [len(index), len(index)]
     index.put(ids(1, 2), ids(1, 2), np.eye(4, dtype=np.float32)[:2])
     counts += [len(index), len(index)]
     index.remove([1])
     counts += [len(index), len(index)]
     assert counts == [0, 0, 2, 2, 1, 1]
-    assert asked == ["count faces", "store faces", "count faces", "remove faces", "count faces"]
+    assert requests == ["count faces", "store faces", "count faces", "remove faces", "count faces"]
 
 
 @pytest.mark.parametrize("consistency", ["strong", "session"])
 def test_each_thread_finds_its_own_writes_at_once(milvus: MilvusServer, consistency: str) -> None:
     with engine_at(milvus.address(f"&consistency={consistency}")) as engine:
-        check_concurrent_writes(build_empty(engine, 16))
+        index, vectors = build_empty(engine, 16), random_vectors(np.random.default_rng(3), 200, 16)
 
+        def put(start: int) -> None:
+            index.put(np.arange(start + 1, start + 21), np.arange(start + 1, start + 21), vectors[start : start + 20])
+            (hits,) = index.nearest_faces(vectors[start : start + 1], 1)
+            assert hits[0].face_id == start + 1
 
-def check_concurrent_writes(index: MilvusIndex) -> None:
-    vectors = spread(np.random.default_rng(3), 200, 16)
-
-    def put(start: int) -> None:
-        index.put(np.arange(start + 1, start + 21), np.arange(start + 1, start + 21), vectors[start : start + 20])
-        (hits,) = index.nearest_faces(vectors[start : start + 1], 1)
-        assert hits[0].face_id == start + 1
-
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(put, range(0, 200, 20)))
-    assert len(index) == 200
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(put, range(0, 200, 20)))
+        assert len(index) == 200

@@ -1,8 +1,8 @@
-"""Outages of Milvus raise clear errors, and everything works again afterwards."""
+"""Outages of Milvus raise clear errors, and the index recovers from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -29,45 +29,46 @@ from tests.indexer.vectors.milvus.engines import (
     matched_face,
     unit_faces,
 )
-from tests.indexer.vectors.milvus.engines import address as address
-from tests.indexer.vectors.milvus.engines import engine as engine
 from tests.indexer.vectors.milvus.server import MilvusServer, free_port
-from tests.indexer.vectors.milvus.server import milvus as milvus
 from tests.waiting import DEADLINE, wait_for
 
 
-def test_index_raises_a_clear_error_during_an_outage(tmp_path: Path) -> None:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MilvusServer]:
+    """A separate server that a test can stop."""
     server = MilvusServer(tmp_path / "data")
-    try:
-        with engine_at(server.address(), timeout=NO_TIMEOUT_S) as engine, ThreadPoolExecutor(1) as thread:
-            index, _ = engine.build(PATH, header(4, 1), unit_faces(1))
-            server.kill()
-            more: list[Callable[[], object]] = [index.position, lambda: index.save_position(asdict(header(4, 2)))]
-            for use in all_operations(index) + more:
-                with pytest.raises(StorageUnavailable, match=r"^Milvus at http://127\.0\.0\.1:\d+ could not \w+"):
-                    thread.submit(use).result(DEADLINE)
-            with pytest.raises(StorageUnavailable):
-                engine.load(PATH)
-            assert not index.is_replaced
-            server.start()
-            index.put(ids(2), ids(2), np.eye(4, dtype=np.float32)[1:2])
-            index.save_position(asdict(header(4, 2)))
-            assert index.nearest_faces(np.eye(4, dtype=np.float32)[:2], 1) == [[Hit(1, 1, 1.0)], [Hit(2, 2, 1.0)]]
-            assert engine.load(PATH)[0].seq == 2
-    finally:
+    yield server
+    server.kill()
+
+
+def test_index_raises_a_clear_error_during_an_outage(server: MilvusServer) -> None:
+    with engine_at(server.address(), timeout=NO_TIMEOUT_S) as engine, ThreadPoolExecutor(1) as thread:
+        index, _ = engine.build(PATH, header(4, 1), unit_faces(1))
         server.kill()
+        more: list[Callable[[], object]] = [index.position, lambda: index.save_position(asdict(header(4, 2)))]
+        for use in all_operations(index) + more:
+            with pytest.raises(StorageUnavailable, match=r"^Milvus at http://127\.0\.0\.1:\d+ could not \w+"):
+                thread.submit(use).result(DEADLINE)
+        with pytest.raises(StorageUnavailable):
+            engine.load(PATH)
+        assert not index.is_replaced
+        server.start()
+        index.put(ids(2), ids(2), np.eye(4, dtype=np.float32)[1:2])
+        index.save_position(asdict(header(4, 2)))
+        assert index.nearest_faces(np.eye(4, dtype=np.float32)[:2], 1) == [[Hit(1, 1, 1.0)], [Hit(2, 2, 1.0)]]
+        assert engine.load(PATH)[0].seq == 2
 
 
 def test_hanging_milvus_causes_timeouts(milvus: MilvusServer, address: str) -> None:
     with engine_at(address) as engine:
         build_empty(engine, 4).put(ids(2), ids(2), np.ones((1, 4), np.float32))
-    with engine_at(address, timeout=1) as engine, engine_at(address, timeout=1) as newcomer:
+    with engine_at(address, timeout=1) as engine, engine_at(address, timeout=1) as unconnected:
         _, index = engine.load(PATH)
         with milvus.hanging(), ThreadPoolExecutor(9) as threads:
-            for asked in [threads.submit(use) for use in [*all_operations(index), newcomer.stored_galleries]]:
+            for result in [threads.submit(use) for use in [*all_operations(index), unconnected.stored_galleries]]:
                 with pytest.raises(StorageUnavailable, match=r"Deadline|connect"):
-                    asked.result()
-        # Milvus may execute writes whose caller has given up: those of face 1, of which no result is known.
+                    result.result()
+        # Milvus may execute writes after their timeout: those of face 1 have no known result.
         assert set(index.face_ids().tolist()) - {1} == {2}
 
 
@@ -75,56 +76,52 @@ def test_requests_do_not_wait_for_each_other(
     milvus: MilvusServer, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[str] = []
-    ask = MilvusConnection.call
+    call = MilvusConnection.call
 
-    def noted(self: MilvusConnection, what: str, method: Callable[[Any], Any]) -> Any:
-        def call(client: Any) -> Any:
+    def recorded(self: MilvusConnection, what: str, method: Callable[[Any], Any]) -> Any:
+        def begin(client: Any) -> Any:
             begun.append(what)
             return method(client)
 
-        return ask(self, what, call)
+        return call(self, what, begin)
 
     with engine_at(address, timeout=DEADLINE) as engine, ThreadPoolExecutor(9) as threads:
         index = build_empty(engine, 4)
         index.put(ids(1), ids(1), np.ones((1, 4), np.float32))
-        monkeypatch.setattr(MilvusConnection, "call", noted)
+        monkeypatch.setattr(MilvusConnection, "call", recorded)
         with milvus.hanging():
-            asked = [threads.submit(use) for use in all_operations(index)]
-            wait_for(lambda: len(begun) >= len(asked), "all of them to ask Milvus")
-            assert not any(one.done() for one in asked)
-        for one in asked:
-            one.result(DEADLINE)
+            results = [threads.submit(use) for use in all_operations(index)]
+            wait_for(lambda: len(begun) >= len(results), "all requests to begin")
+            assert not any(result.done() for result in results)
+        for result in results:
+            result.result(DEADLINE)
 
 
-def test_synchronized_indexes_catch_up_after_an_outage(store: Store, tmp_path: Path) -> None:
+def test_synchronized_indexes_catch_up_after_an_outage(store: Store, tmp_path: Path, server: MilvusServer) -> None:
     """Every process sees the faces enrolled and deleted during the outage."""
-    server = MilvusServer(tmp_path / "data")
-    try:
-        address = server.address()
-        with engine_at(address) as engine, engine_at(address) as elsewhere:
-            gallery = make_gallery(store)
-            one, other = (IndexRegistry(store, tmp_path, made).get(gallery) for made in (engine, elsewhere))
-            first = enroll_one(store, gallery, new_face("ana", 1))
-            assert matched_face(one, 1) == matched_face(other, 1) == first
-            server.kill()
-            second = enroll_one(store, gallery, new_face("ben", 2))
-            store.faces.delete(gallery.id, first)
-            with pytest.raises(StorageUnavailable, match="Milvus at"):
-                matched_face(one, 2)
-            server.start()
-            assert matched_face(one, 2) == matched_face(other, 2) == second
-            assert matched_face(one, 1) == matched_face(other, 1) is None
-            assert (one.compare_with_database().different, other.compare_with_database().in_index) == (0, 1)
-            one.save()
-            third = enroll_one(store, gallery, new_face("cem", 3))
-        with engine_at(address) as engine:
-            later = IndexRegistry(store, tmp_path, engine).get(gallery)
-            assert [matched_face(later, image) for image in (1, 2, 3)] == [None, second, third]
-            assert later.state().kind == "milvus"
-            later.delete()
-            assert engine.stored_galleries() == set()
-    finally:
+    address = server.address()
+    with engine_at(address) as engine, engine_at(address) as other_engine:
+        gallery = make_gallery(store)
+        one, other = (IndexRegistry(store, tmp_path, some).get(gallery) for some in (engine, other_engine))
+        first = enroll_one(store, gallery, new_face("ana", 1))
+        assert matched_face(one, 1) == matched_face(other, 1) == first
         server.kill()
+        second = enroll_one(store, gallery, new_face("ben", 2))
+        store.faces.delete(gallery.id, first)
+        with pytest.raises(StorageUnavailable, match="Milvus at"):
+            matched_face(one, 2)
+        server.start()
+        assert matched_face(one, 2) == matched_face(other, 2) == second
+        assert matched_face(one, 1) == matched_face(other, 1) is None
+        assert (one.compare_with_database().different, other.compare_with_database().in_index) == (0, 1)
+        one.save()
+        third = enroll_one(store, gallery, new_face("cem", 3))
+    with engine_at(address) as engine:
+        later = IndexRegistry(store, tmp_path, engine).get(gallery)
+        assert [matched_face(later, image) for image in (1, 2, 3)] == [None, second, third]
+        assert later.state().kind == "milvus"
+        later.delete()
+        assert engine.stored_galleries() == set()
 
 
 def test_missing_server_raises_without_the_password() -> None:
@@ -136,18 +133,13 @@ def test_missing_server_raises_without_the_password() -> None:
             assert "cret" not in str(raised.value)
 
 
-def test_server_started_later_is_found(tmp_path: Path) -> None:
-    server = MilvusServer(tmp_path / "data")
-    address = server.address()
+def test_server_started_later_is_found(server: MilvusServer) -> None:
     server.kill()
-    try:
-        with engine_at(address) as engine:
-            with pytest.raises(StorageUnavailable):
-                engine.stored_galleries()
-            server.start()
-            wait_for(lambda: is_found(engine), "Milvus to be found")
-    finally:
-        server.kill()
+    with engine_at(server.address()) as engine:
+        with pytest.raises(StorageUnavailable):
+            engine.stored_galleries()
+        server.start()
+        wait_for(lambda: is_found(engine), "Milvus to be found")
 
 
 def is_found(engine: MilvusEngine) -> bool:
