@@ -87,7 +87,7 @@ class Postgres:
 
 @contextmanager
 def running() -> Iterator[Postgres]:
-    """A separate server; skips the test with a reason if PostgreSQL is not installed."""
+    """Runs a separate server; skips the test with a reason if PostgreSQL is not installed."""
     folder = Path(tempfile.mkdtemp(prefix="whosthere-postgres-"))
     try:
         try:
@@ -171,9 +171,17 @@ def execute(engine: Engine, sql: str, values: Mapping[str, Any] | None = None) -
 
 
 @contextmanager
-def opened(url: str) -> Iterator[Store]:
+def connected(url: str) -> Iterator[Engine]:
+    """Opens a database and closes its connections afterwards."""
     engine = open_database(url)
     try:
-        yield Store(engine)
+        yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Store]:
+    """Opens the galleries of a database and closes its connections afterwards."""
+    with connected(url) as engine:
+        yield Store(engine)

@@ -8,7 +8,7 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 class Clock:
-    """In the place of a module's `now`."""
+    """Replaces a module's `now`."""
 
     def __init__(self) -> None:
         self.at = NOON

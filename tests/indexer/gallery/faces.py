@@ -1,4 +1,4 @@
-"""Made-up faces for tests of the gallery and its indexes: nothing there looks at pixels."""
+"""Synthetic faces for tests of galleries and indexes, which never look at pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIM = 32
 
 
 def vector(seed: int, dim: int = DIM) -> NDArray[np.float32]:
-    """The same unit vector for the same seed."""
+    """Returns a (dim,) float32 unit vector, the same for the same seed."""
     raw = np.random.default_rng(seed).standard_normal(dim).astype(np.float32)
     return np.asarray(raw / np.linalg.norm(raw), dtype=np.float32)
 
@@ -38,7 +38,7 @@ def new_face(
     metadata: Mapping[str, object] | None = None,
     crop: bytes | None = None,
 ) -> NewFace:
-    """A face of `external_id` on image number `image`, whose embedding is that number's too."""
+    """Returns a face of `external_id` in image number `image`, by default with the embedding `vector(image)`."""
     person = Person(external_id, name, valid_from, valid_until, metadata or {})
     return NewFace(person, image_hash(image), face(vector(image) if embedding is None else embedding), crop)
 
@@ -52,7 +52,7 @@ def make_gallery(store: Store, name: str = "staff", dim: int = DIM) -> Gallery:
 
 
 def enroll_one(store: Store, gallery: Gallery, new: NewFace) -> int:
-    """The id of the new face."""
+    """Enrolls a face and returns its id."""
     [enrolled] = store.faces.enroll(gallery, [new])
     assert enrolled.outcome is Outcome.ENROLLED
     assert enrolled.face_id is not None

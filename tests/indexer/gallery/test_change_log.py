@@ -1,4 +1,4 @@
-"""The change log stays whole however many write at once, in threads and in processes."""
+"""The change log is complete and in order with concurrent writers, in threads and in processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUNDS = 5
 
 
 def write(store: Store, gallery: Gallery, writer: int) -> list[int]:
-    """A writer's share: faces for a person of its own and for one that all share, some deleted. Faces that stay."""
+    """Enrolls faces for the writer's own person and for a shared one, deletes some, and returns those that stay."""
     kept = []
     for i in range(ROUNDS):
         image = 1000 * writer + 10 * i
@@ -44,7 +44,7 @@ def write_by_url(url: str, writer: int) -> list[int]:
 
 
 def check(store: Store, gallery: Gallery, kept: list[list[int]], writers: int) -> None:
-    """Checks that numbers, faces and the log agree: nothing is lost and nothing is doubled."""
+    """Checks that numbers, faces and the log agree: nothing is missing and nothing is duplicated."""
     changes = store.changes.since(gallery.id, 0)
     assert [change.seq for change in changes] == list(range(1, len(changes) + 1))
     assert store.changes.last(gallery.id) == len(changes)

@@ -1,4 +1,4 @@
-"""Tests of connections: every failure is a domain error that contains neither passwords nor people's data."""
+"""Connections to the database: every failure is a domain error without passwords or people's data."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from search_service.store.jobs import JobRepository
 from search_service.store.webhooks import WebhookRepository
 from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face
 from tests.indexer.gallery.together import in_threads
-from tests.postgres import Database, Postgres, opened, running
+from tests.postgres import Database, Postgres, connected, opened, running
 
 PASSWORD = "hunter2"
 
 
-def everything(store: Store, gallery_id: int) -> list[Callable[[], object]]:
+def every_operation(store: Store, gallery_id: int) -> list[Callable[[], object]]:
     gallery = Gallery(gallery_id, "staff", "sface", "0123456789abcdef", DIM, 0, datetime(2026, 1, 1, tzinfo=UTC))
     return [
         lambda: make_gallery(store, "another"),
@@ -77,13 +77,12 @@ def test_invalid_database_url_is_rejected(url: str) -> None:
 
 
 def test_unreachable_server_raises_storage_unavailable() -> None:
-    engine = open_database(f"postgresql://me:{PASSWORD}@127.0.0.1:1/x")
-    for call in (lambda: migrate(engine), *everything(Store(engine), 1)):
-        with pytest.raises(StorageUnavailable, match="does not answer") as caught:
-            call()
-        assert caught.value.code == "storage_unavailable"
-        assert PASSWORD not in "".join(traceback.format_exception(caught.value))
-    engine.dispose()
+    with opened(f"postgresql://me:{PASSWORD}@127.0.0.1:1/x") as store:
+        for call in (lambda: migrate(store.engine), *every_operation(store, 1)):
+            with pytest.raises(StorageUnavailable, match="does not answer") as caught:
+                call()
+            assert caught.value.code == "storage_unavailable"
+            assert PASSWORD not in "".join(traceback.format_exception(caught.value))
 
 
 def test_unknown_connection_option_raises_storage_unavailable() -> None:
@@ -99,8 +98,8 @@ def test_wrong_password_and_missing_database_raise_storage_unavailable(postgres:
     postgres.run("SELECT pg_reload_conf()")
     postgres.run("CREATE ROLE locked LOGIN PASSWORD 'right'")
     url = postgres.migrated()
-    granted_nothing = url.replace("postgres:@", "locked:right@")
-    with opened(granted_nothing) as store, pytest.raises(StorageUnavailable, match="permission denied"):
+    without_privileges = url.replace("postgres:@", "locked:right@")
+    with opened(without_privileges) as store, pytest.raises(StorageUnavailable, match="permission denied"):
         store.galleries.list()
     for bad in (url.replace("postgres:@", f"locked:{PASSWORD}@"), postgres.url("nowhere")):
         with opened(bad) as store, pytest.raises(StorageUnavailable) as caught:
@@ -114,7 +113,7 @@ def test_store_recovers_after_postgresql_stops() -> None:
         face_id = enroll_one(store, gallery, new_face("ana", 1))
         in_threads([lambda: store.galleries.counts(gallery.id)] * 4)  # several connections wait in the pool
         server.stop()
-        for call in everything(store, gallery.id):
+        for call in every_operation(store, gallery.id):
             with pytest.raises(StorageUnavailable) as caught:
                 call()
             assert caught.value.message
@@ -135,14 +134,12 @@ def test_idle_connections_survive_a_restart_of_postgresql(monkeypatch: pytest.Mo
 
 
 def test_many_threads_share_few_connections(postgres: Postgres) -> None:
-    engine = open_database(postgres.migrated())
-    made: list[object] = []
-    event.listen(engine, "connect", lambda connection, _: made.append(connection))
-    store = Store(engine)
-    for _ in range(3):
-        in_threads([store.galleries.list] * 40)
-    assert 1 <= len(made) <= CONNECTIONS
-    engine.dispose()
+    connections: list[object] = []
+    with opened(postgres.migrated()) as store:
+        event.listen(store.engine, "connect", lambda connection, _: connections.append(connection))
+        for _ in range(3):
+            in_threads([store.galleries.list] * 40)
+    assert 1 <= len(connections) <= CONNECTIONS
 
 
 def test_reading_leaves_no_postgresql_transaction_open(postgres: Postgres) -> None:
@@ -152,24 +149,21 @@ def test_reading_leaves_no_postgresql_transaction_open(postgres: Postgres) -> No
                 session.execute(text("SELECT 1"))
                 return int(session.connection().connection.driver_connection.info.transaction_status)  # type: ignore[union-attr]
 
-    engine = open_database(postgres.migrated())
-    assert Reader(engine).status() == 0  # IDLE of libpq
-    with engine.connect() as connection:  # which the same connection of the pool serves
-        connection.execute(text("SELECT 1"))
-        assert connection.connection.driver_connection.info.transaction_status == 2  # type: ignore[union-attr]
-    engine.dispose()
+    with connected(postgres.migrated()) as engine:
+        assert Reader(engine).status() == 0  # IDLE of libpq
+        with engine.connect() as connection:  # the same connection of the pool
+            connection.execute(text("SELECT 1"))
+            assert connection.connection.driver_connection.info.transaction_status == 2  # type: ignore[union-attr]
 
 
 def test_query_to_lost_server_fails_in_bounded_time(postgres: Postgres) -> None:
     url = postgres.migrated()
-    for asked, shown in ((url, "10"), (f"{url}&connect_timeout=3", "3")):
-        engine = open_database(asked)
-        with engine.connect() as connection:
+    for given, expected in ((url, "10"), (f"{url}&connect_timeout=3", "3")):
+        with connected(given) as engine, engine.connect() as connection:
             parameters = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
-            assert parameters["connect_timeout"] == shown
+            assert parameters["connect_timeout"] == expected
             assert parameters["tcp_user_timeout"] == "25000"
             assert connection.scalar(text("SHOW idle_in_transaction_session_timeout")) == "10min"
-        engine.dispose()
 
 
 def test_folder_that_cannot_be_created_raises(tmp_path: Path) -> None:
@@ -184,20 +178,19 @@ def test_folder_in_place_of_the_file_raises(tmp_path: Path) -> None:
 
 
 def test_file_that_is_not_a_database_raises_storage_unavailable(tmp_path: Path) -> None:
-    (tmp_path / "x.db").write_bytes(b"these are not the pages you are looking for\n" * 500)
+    (tmp_path / "x.db").write_bytes(b"These are not the pages of a database.\n" * 500)
     check_unusable(f"sqlite:///{tmp_path / 'x.db'}")
 
 
 def check_unusable(url: str) -> None:
-    engine = open_database(url)
-    for call in (lambda: migrate(engine), *everything(Store(engine), 1)):
-        with pytest.raises(StorageUnavailable, match="the database"):
-            call()
-    engine.dispose()
+    with opened(url) as store:
+        for call in (lambda: migrate(store.engine), *every_operation(store, 1)):
+            with pytest.raises(StorageUnavailable, match="the database"):
+                call()
 
 
 def test_damaged_database_raises_storage_unavailable(tmp_path: Path, sqlite_template: Path) -> None:
-    """Its first page is whole; the others are not."""
+    """The first page is intact; the others are not."""
     path = tmp_path / "x.db"
     shutil.copy(sqlite_template, path)
     with opened(f"sqlite:///{path}") as store:
@@ -220,10 +213,9 @@ def test_database_without_tables_raises_storage_unavailable(empty_database: Data
 
 
 def test_folder_of_database_is_created(tmp_path: Path) -> None:
-    path = tmp_path / "not" / "there" / "yet.db"
-    engine = open_database(f"sqlite:///{path}")
-    migrate(engine)
-    engine.dispose()
+    path = tmp_path / "new" / "folder" / "new.db"
+    with connected(f"sqlite:///{path}") as engine:
+        migrate(engine)
     assert path.is_file()
 
 
@@ -236,40 +228,29 @@ def test_new_file_written_by_another_process_is_waited_for(tmp_path: Path) -> No
         sqlite3.connect(path, timeout=30).execute("PRAGMA journal_mode = WAL")
     later = threading.Timer(0.2, other.rollback)
     later.start()
-    engine = open_database(f"sqlite:///{path}")
-    with engine.connect() as connection:
+    with connected(f"sqlite:///{path}") as engine, engine.connect() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
     later.join()
     other.close()
-    engine.dispose()
 
 
 def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
-    engine = open_database(f"sqlite:///{tmp_path / 'x.db'}")
-    with engine.connect() as connection:
-        pragmas = [connection.execute(text(f"PRAGMA {p}")).scalar() for p in ("journal_mode", "synchronous")]
-        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
-    engine.dispose()
-    assert pragmas == ["wal", 2]
+    names = ("journal_mode", "synchronous", "foreign_keys")
+    with connected(f"sqlite:///{tmp_path / 'x.db'}") as engine, engine.connect() as connection:
+        assert [connection.execute(text(f"PRAGMA {name}")).scalar() for name in names] == ["wal", 2, 1]
 
 
 def test_postgresql_url_needs_no_driver(database: Database) -> None:
-    url = database.url.replace("postgresql://", "postgresql+psycopg://")
-    engine = open_database(url)
-    assert current_version(engine) is not None
-    engine.dispose()
+    with connected(database.url.replace("postgresql://", "postgresql+psycopg://")) as engine:
+        assert current_version(engine) is not None
 
 
 @pytest.mark.parametrize("odd", ["a\0b", "\ud800"])
 def test_text_that_the_database_cannot_store_is_rejected(database: Database, odd: str) -> None:
-    """SQLite looks for a NUL, and finds nothing."""
+    """SQLite accepts a NUL in queries, and finds nothing."""
     engine = open_database(database.url)
-    store, events, jobs, hooks = (
-        Store(engine),
-        EventRepository(engine),
-        JobRepository(engine),
-        WebhookRepository(engine),
-    )
+    store, events = Store(engine), EventRepository(engine)
+    jobs, hooks = JobRepository(engine), WebhookRepository(engine)
     gallery = make_gallery(store)
     calls: list[Callable[[], object]] = [
         lambda: store.galleries.get(odd),
@@ -300,7 +281,7 @@ def test_text_that_the_database_cannot_store_is_rejected(database: Database, odd
 
 
 SECRET = "Ana-Ruiz-4711"
-"""A value that no error may contain, whatever its column."""
+"""A value that no error may contain."""
 
 BROKEN_RULES = {
     "UPDATE galleries SET name = :secret": "unique",
@@ -315,7 +296,7 @@ BAD_VALUES = [
     "UPDATE galleries SET dim = CAST(CAST(:secret AS TEXT) AS INTEGER)",
     "UPDATE galleries SET created_at = CAST(CAST(:secret AS TEXT) AS TIMESTAMP WITH TIME ZONE)",
 ]
-"""Statements with a value that does not fit. SQLite takes any."""
+"""Statements with a value that does not fit its column. SQLite accepts any value."""
 
 
 def failure(url: str, sql: str) -> DBAPIError:

@@ -12,13 +12,12 @@ from sqlalchemy import text
 from indexer.errors import Conflict, InvalidVector, NotFound
 from indexer.gallery import reembeddings
 from indexer.gallery.change_log import ChangeKind, Entry
-from indexer.gallery.database import open_database
 from indexer.gallery.reembeddings import OtherPack, SwitchResult
 from indexer.gallery.store import Store
 from indexer.types import Box, Gallery, Outcome, Person
 from tests.indexer.gallery.faces import DIM, enroll_one, image_hash, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_threads
-from tests.postgres import Database
+from tests.postgres import Database, connected
 
 OTHER = "feedfeedfeedfeed"
 OTHER_DIM = 8
@@ -38,12 +37,12 @@ def face_ids(store: Store, gallery: Gallery) -> list[int]:
 
 
 def put(store: Store, gallery: Gallery, ids: list[int]) -> None:
-    """For each face a vector of its own."""
+    """Stores a different vector for each face."""
     store.reembeddings.put(gallery, OTHER, ids, np.stack([vector(face_id, OTHER_DIM) for face_id in ids]))
 
 
-def lay_beside(store: Store, gallery: Gallery) -> list[int]:
-    """Embeddings of every face by the other pack."""
+def embed_with_other_pack(store: Store, gallery: Gallery) -> list[int]:
+    """Stores embeddings of every face by the other pack and returns the faces' ids."""
     store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     ids = face_ids(store, gallery)
     put(store, gallery, ids)
@@ -51,11 +50,8 @@ def lay_beside(store: Store, gallery: Gallery) -> list[int]:
 
 
 def query(database: Database, sql: str) -> list[tuple[Any, ...]]:
-    engine = open_database(database.url)
-    with engine.connect() as connection:
-        found = [tuple(row) for row in connection.execute(text(sql))]
-    engine.dispose()
-    return found
+    with connected(database.url) as engine, engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(sql))]
 
 
 def rows(database: Database, table: str) -> int:
@@ -64,12 +60,12 @@ def rows(database: Database, table: str) -> int:
 
 
 def test_gallery_is_switched_to_another_pack_and_back(store: Store, gallery: Gallery) -> None:
-    ids, before = lay_beside(store, gallery), store.embeddings.of_faces(gallery, face_ids(store, gallery))
+    ids, before = embed_with_other_pack(store, gallery), store.embeddings.of_faces(gallery, face_ids(store, gallery))
     assert store.galleries.get("staff") == gallery
     last = store.changes.last(gallery.id) or 0
-    there = store.reembeddings.switch(gallery, OTHER)
+    result = store.reembeddings.switch(gallery, OTHER)
     now = store.galleries.get("staff")
-    assert (there.switched, there.missing, there.newer, there.gallery) == (True, 0, False, now)
+    assert (result.switched, result.missing, result.newer, result.gallery) == (True, 0, False, now)
     assert (now.id, now.model, now.fingerprint, now.dim) == (gallery.id, "other", OTHER, OTHER_DIM)
     [change] = store.changes.since(gallery.id, last)
     assert change.entry == Entry(ChangeKind.REEMBEDDED, 0)
@@ -79,8 +75,7 @@ def test_gallery_is_switched_to_another_pack_and_back(store: Store, gallery: Gal
     assert (former.model, former.fingerprint, former.was_bound) == (gallery.model, gallery.fingerprint, True)
     assert store.reembeddings.count(gallery.id, former.fingerprint) == FACES
 
-    back = store.reembeddings.switch(now, gallery.fingerprint)
-    assert back.switched
+    assert store.reembeddings.switch(now, gallery.fingerprint).switched
     bound = store.galleries.get("staff")
     assert (bound.model, bound.fingerprint, bound.dim) == (gallery.model, gallery.fingerprint, DIM)
     again = store.embeddings.of_faces(gallery, ids)
@@ -89,8 +84,8 @@ def test_gallery_is_switched_to_another_pack_and_back(store: Store, gallery: Gal
 
 
 def test_gallery_read_before_switch_is_rejected(store: Store, gallery: Gallery) -> None:
-    """Nothing goes in and nothing comes out by a gallery as it was."""
-    ids = lay_beside(store, gallery)
+    """A gallery object from before the switch can neither read nor write embeddings."""
+    ids = embed_with_other_pack(store, gallery)
     now = store.reembeddings.switch(gallery, OTHER).gallery
     last = store.changes.last(gallery.id)
     for stale in (
@@ -110,8 +105,8 @@ def test_gallery_read_before_switch_is_rejected(store: Store, gallery: Gallery) 
 
 
 def test_switch_while_pages_are_read_raises_conflict(store: Store, gallery: Gallery) -> None:
-    """Not one embedding by the other pack comes among those that were begun with."""
-    lay_beside(store, gallery)
+    """Embeddings of two packs are never mixed."""
+    embed_with_other_pack(store, gallery)
     parts: Iterator[object] = store.embeddings.pages(gallery, size=3)
     next(parts)
     store.reembeddings.switch(gallery, OTHER)
@@ -158,8 +153,8 @@ def test_dropped_faces_are_recorded_in_change_log(
     assert ended.gallery == store.galleries.get("staff")
     changes = store.changes.since(gallery.id, last)
     assert [change.seq for change in changes] == list(range(last + 1, last + 5))
-    gone = [Entry(ChangeKind.FACE_REMOVED, owner, face_id) for owner, face_id in zip(owners, ids[:3], strict=True)]
-    assert [change.entry for change in changes] == [*gone, Entry(ChangeKind.REEMBEDDED, 0)]
+    removed = [Entry(ChangeKind.FACE_REMOVED, owner, face_id) for owner, face_id in zip(owners, ids[:3], strict=True)]
+    assert [change.entry for change in changes] == [*removed, Entry(ChangeKind.REEMBEDDED, 0)]
     assert store.galleries.counts(gallery.id) == (4, FACES - 3)
     assert store.identities.get(gallery.id, "p0").faces == 0
     assert rows(database, "embeddings") == 2 * (FACES - 3)
@@ -185,7 +180,7 @@ def test_missing_returns_faces_with_box_and_crop(store: Store) -> None:
 def test_deleting_a_face_deletes_its_embeddings_and_crop(store: Store, database: Database) -> None:
     gallery = make_gallery(store)
     ids = [enroll_one(store, gallery, new_face(f"p{i // 2}", i, crop=bytes(100))) for i in range(5)]
-    lay_beside(store, gallery)
+    embed_with_other_pack(store, gallery)
     assert (rows(database, "crops"), rows(database, "embeddings")) == (5, 10)
     store.faces.delete(gallery.id, ids[0])
     assert (rows(database, "crops"), rows(database, "embeddings")) == (4, 8)
@@ -209,7 +204,7 @@ def test_put_skips_deleted_and_embedded_faces(store: Store, gallery: Gallery) ->
 
 
 def test_starting_reembedding_again_keeps_embeddings(store: Store, gallery: Gallery, database: Database) -> None:
-    ids = lay_beside(store, gallery)
+    ids = embed_with_other_pack(store, gallery)
     [before] = query(database, "SELECT * FROM reembeddings")
     store.reembeddings.start(gallery, "other", OTHER, OTHER_DIM)
     assert query(database, "SELECT * FROM reembeddings") == [before]
@@ -234,8 +229,8 @@ def test_delete_removes_embeddings_of_another_pack(
     monkeypatch.setattr(reembeddings, "MAX_QUERY_VALUES", 2)
     other = make_gallery(store, "another")
     enroll_one(store, other, new_face("ana", 1))
-    lay_beside(store, other)
-    ids = lay_beside(store, gallery)
+    embed_with_other_pack(store, other)
+    ids = embed_with_other_pack(store, gallery)
     assert store.reembeddings.delete(gallery.id, OTHER) == FACES
     assert store.reembeddings.packs(gallery.id) == []
     assert store.reembeddings.delete(gallery.id, OTHER) == 0
@@ -249,7 +244,7 @@ def test_delete_removes_embeddings_of_another_pack(
 
 
 def test_embeddings_of_own_pack_cannot_be_deleted(store: Store, gallery: Gallery) -> None:
-    lay_beside(store, gallery)
+    embed_with_other_pack(store, gallery)
     now = store.reembeddings.switch(gallery, OTHER).gallery
     with pytest.raises(Conflict, match="bound to other feedfeedfeedfeed: its embeddings cannot be deleted"):
         store.reembeddings.delete(gallery.id, OTHER)
@@ -260,7 +255,7 @@ def test_embeddings_of_own_pack_cannot_be_deleted(store: Store, gallery: Gallery
 
 
 def test_one_of_two_concurrent_switches_succeeds(store: Store, gallery: Gallery) -> None:
-    lay_beside(store, gallery)
+    embed_with_other_pack(store, gallery)
 
     def attempt() -> bool:
         try:
@@ -272,7 +267,7 @@ def test_one_of_two_concurrent_switches_succeeds(store: Store, gallery: Gallery)
 
 
 def test_enrollment_continues_during_reembedding(store: Store, gallery: Gallery) -> None:
-    lay_beside(store, gallery)
+    embed_with_other_pack(store, gallery)
     new = enroll_one(store, gallery, new_face("new", 60))
     store.identities.put(gallery.id, Person("new", "New"))
     assert np.array_equal(store.embeddings.of_faces(gallery, [new]).vectors, vector(60)[None])

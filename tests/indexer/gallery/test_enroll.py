@@ -1,4 +1,4 @@
-"""Faces: enrolled once, kept exactly, deleted."""
+"""Enrolling, storing, listing and deleting faces."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from sqlalchemy import text
 
 from indexer.errors import NotFound
 from indexer.gallery.change_log import ChangeKind, Entry
-from indexer.gallery.database import open_database
 from indexer.gallery.faces import Enrolled, KnownImage
 from indexer.gallery.store import Store
 from indexer.types import Box, Gallery, Outcome, Person, Quality, Reason
 from tests.indexer.gallery.faces import DIM, enroll_one, face, image_hash, make_gallery, new_face, vector
-from tests.postgres import Database
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -186,17 +184,15 @@ def test_enrolling_nothing_changes_nothing(store: Store, gallery: Gallery) -> No
     assert store.changes.last(gallery.id) == 0
 
 
-def test_embeddings_are_stored_exactly(store: Store, gallery: Gallery, database: Database) -> None:
+def test_embeddings_are_stored_exactly(store: Store, gallery: Gallery) -> None:
     odd = np.array([-0.0, np.float32(1e-45), np.nextafter(np.float32(1), np.float32(0)), 1e-5], dtype=np.float32)
     embedding = np.concatenate([odd, np.zeros(DIM - 4, dtype=np.float32)])
     face_id = enroll_one(store, gallery, new_face("ana", 1, embedding=embedding))
     found = store.embeddings.of_faces(gallery, [face_id])
     assert found.vectors.dtype == np.float32
     assert found.vectors.tobytes() == embedding.tobytes()
-    engine = open_database(database.url)
-    with engine.connect() as connection:
+    with store.engine.connect() as connection:
         stored = connection.execute(text("SELECT embedding FROM embeddings")).scalar_one()
-    engine.dispose()
     assert bytes(stored) == embedding.astype("<f4").tobytes()
 
 
@@ -238,9 +234,9 @@ def test_deleting_a_face_keeps_its_identity(store: Store, gallery: Gallery) -> N
     assert [c.entry for c in store.changes.since(gallery.id, 2)] == [Entry(ChangeKind.FACE_REMOVED, ana.id, face_id)]
     assert store.identities.get(gallery.id, "ana").faces == 0
     assert store.faces.list(gallery.id, "ana") == []
-    for ask in (store.faces.get, store.faces.delete):
+    for call in (store.faces.get, store.faces.delete):
         with pytest.raises(NotFound, match=str(face_id)) as caught:
-            ask(gallery.id, face_id)
+            call(gallery.id, face_id)
         assert caught.value.code == "face_not_found"
     assert store.faces.known_images(gallery.id, [image_hash(1)]) == {}
     [back] = store.faces.enroll(gallery, [new_face("bob", 1)])
@@ -249,8 +245,8 @@ def test_deleting_a_face_keeps_its_identity(store: Store, gallery: Gallery) -> N
 
 def test_known_images_accepts_more_hashes_than_one_query(store: Store, gallery: Gallery) -> None:
     answers = store.faces.enroll(gallery, [new_face(f"p{image % 7}", image) for image in range(0, 1600, 2)])
-    asked = [image_hash(image) for image in range(1600)]
-    known = store.faces.known_images(gallery.id, [*asked, *asked[:10]])
+    hashes = [image_hash(image) for image in range(1600)]
+    known = store.faces.known_images(gallery.id, [*hashes, *hashes[:10]])
     assert len(known) == 800
     for answer, image in zip(answers, range(0, 1600, 2), strict=True):
         assert answer.face_id is not None

@@ -9,29 +9,22 @@ from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from indexer.errors import Conflict, InvalidRequest, NotFound
-from indexer.gallery.database import open_database
 from indexer.gallery.schema import GalleryRow
 from indexer.gallery.store import Store
 from indexer.types import Person
 from tests.indexer.gallery.faces import enroll_one, image_hash, make_gallery, new_face
-from tests.postgres import Database
 
 
 def test_created_gallery_can_be_read(store: Store) -> None:
     before = datetime.now(UTC)
-    made = store.galleries.create("Köln-Süd 東京", "sface", "49f000ec501fef24", 128)
-    assert (made.name, made.model, made.fingerprint, made.dim, made.seq) == (
-        "Köln-Süd 東京",
-        "sface",
-        "49f000ec501fef24",
-        128,
-        0,
-    )
-    assert before <= made.created_at <= datetime.now(UTC)
-    assert made.created_at.utcoffset() == UTC.utcoffset(None)
-    assert store.galleries.get("Köln-Süd 東京") == made
-    assert store.galleries.counts(made.id) == (0, 0)
-    assert store.changes.last(made.id) == 0
+    gallery = store.galleries.create("Köln-Süd 東京", "sface", "49f000ec501fef24", 128)
+    assert (gallery.name, gallery.model, gallery.fingerprint) == ("Köln-Süd 東京", "sface", "49f000ec501fef24")
+    assert (gallery.dim, gallery.seq) == (128, 0)
+    assert before <= gallery.created_at <= datetime.now(UTC)
+    assert gallery.created_at.utcoffset() == UTC.utcoffset(None)
+    assert store.galleries.get("Köln-Süd 東京") == gallery
+    assert store.galleries.counts(gallery.id) == (0, 0)
+    assert store.changes.last(gallery.id) == 0
 
 
 def test_second_gallery_of_a_name_is_a_conflict(store: Store) -> None:
@@ -72,10 +65,10 @@ def test_invalid_gallery_names_are_rejected(store: Store, name: str) -> None:
 
 
 def test_gallery_with_a_formerly_valid_name_can_be_deleted(store: Store) -> None:
-    made = make_gallery(store)
+    gallery = make_gallery(store)
     with Session(store.engine) as session, session.begin():
         session.execute(update(GalleryRow).values(name=".."))
-    assert store.galleries.delete("..").id == made.id
+    assert store.galleries.delete("..").id == gallery.id
     assert store.galleries.list() == []
 
 
@@ -84,16 +77,16 @@ def test_longest_gallery_name_is_accepted(store: Store) -> None:
 
 
 def test_missing_gallery_is_not_found(store: Store) -> None:
-    for ask in (store.galleries.get, store.galleries.delete):
+    for call in (store.galleries.get, store.galleries.delete):
         with pytest.raises(NotFound, match="'nobody'") as caught:
-            ask("nobody")
+            call("nobody")
         assert caught.value.code == "gallery_not_found"
     assert store.changes.last(4711) is None
 
 
 def test_galleries_are_listed_in_pages(store: Store) -> None:
-    made = [make_gallery(store, f"g{i}") for i in (3, 1, 4, 2, 5)]
-    assert store.galleries.list() == made
+    created = [make_gallery(store, f"g{i}") for i in (3, 1, 4, 2, 5)]
+    assert store.galleries.list() == created
     pages = []
     after = 0
     while page := store.galleries.list(after, 2):
@@ -102,7 +95,7 @@ def test_galleries_are_listed_in_pages(store: Store) -> None:
     assert pages == [["g3", "g1"], ["g4", "g2"], ["g5"]]
 
 
-def test_deleting_a_gallery_deletes_its_rows_only(store: Store, database: Database) -> None:
+def test_deleting_a_gallery_deletes_its_rows_only(store: Store) -> None:
     doomed, kept = make_gallery(store, "doomed"), make_gallery(store, "kept")
     for gallery in (doomed, kept):
         enroll_one(store, gallery, new_face("ana", 1))
@@ -113,16 +106,14 @@ def test_deleting_a_gallery_deletes_its_rows_only(store: Store, database: Databa
     assert store.galleries.counts(doomed.id) == (0, 0)
     assert store.galleries.counts(kept.id) == (2, 2)
     assert store.changes.since(kept.id, 0) == changes
-    engine = open_database(database.url)
-    with engine.connect() as connection:
+    with store.engine.connect() as connection:
         for table in ("identities", "faces", "changes"):
             left = connection.execute(text(f"SELECT DISTINCT gallery_id FROM {table}")).scalars().all()
             assert left == [kept.id], table
-    engine.dispose()
 
 
 def test_ids_are_not_reused(store: Store) -> None:
-    """An index is kept under the gallery's id, and knows faces by theirs."""
+    """Index files are named by the ids of galleries and contain the ids of faces."""
     galleries, identities, faces = set(), set(), set()
     for _ in range(3):
         gallery = make_gallery(store)
@@ -148,12 +139,12 @@ def test_galleries_are_separate(store: Store) -> None:
     assert store.identities.list(two.id) == []
     assert store.faces.known_images(two.id, [image_hash(1)]) == {}
     assert len(store.embeddings.of_faces(two, [face_id]).face_ids) == 0
-    for ask in (store.faces.get, store.faces.delete):
+    for by_face in (store.faces.get, store.faces.delete):
         with pytest.raises(NotFound):
-            ask(two.id, face_id)
-    for ask_person in (store.identities.get, store.faces.list, store.identities.delete):
+            by_face(two.id, face_id)
+    for by_person in (store.identities.get, store.faces.list, store.identities.delete):
         with pytest.raises(NotFound):
-            ask_person(two.id, "ana")
+            by_person(two.id, "ana")
     enroll_one(store, two, new_face("ana", 1, name="Ana of two"))
     assert store.identities.get(one.id, "ana").name == "Ana of one"
     assert store.identities.get(one.id, "ana").id != store.identities.get(two.id, "ana").id

@@ -37,13 +37,13 @@ METADATA: dict[str, object] = {
 def test_put_creates_identity(store: Store, gallery: Gallery) -> None:
     person = Person("b-17", "Ana Ñandú", NOON, NOON + timedelta(days=1), {"team": "red"})
     before = datetime.now(UTC)
-    made, created = store.identities.put(gallery.id, person)
+    identity, created = store.identities.put(gallery.id, person)
     assert created
-    assert (made.external_id, made.name, made.metadata) == ("b-17", "Ana Ñandú", {"team": "red"})
-    assert (made.valid_from, made.valid_until, made.faces) == (NOON, NOON + timedelta(days=1), 0)
-    assert before <= made.created_at == made.updated_at <= datetime.now(UTC)
-    assert store.identities.get(gallery.id, "b-17") == made
-    assert [c.entry for c in store.changes.since(gallery.id, 0)] == [Entry(ChangeKind.IDENTITY_CHANGED, made.id)]
+    assert (identity.external_id, identity.name, identity.metadata) == ("b-17", "Ana Ñandú", {"team": "red"})
+    assert (identity.valid_from, identity.valid_until, identity.faces) == (NOON, NOON + timedelta(days=1), 0)
+    assert before <= identity.created_at == identity.updated_at <= datetime.now(UTC)
+    assert store.identities.get(gallery.id, "b-17") == identity
+    assert [c.entry for c in store.changes.since(gallery.id, 0)] == [Entry(ChangeKind.IDENTITY_CHANGED, identity.id)]
 
 
 def test_put_replaces_all_values(store: Store, gallery: Gallery) -> None:
@@ -157,31 +157,31 @@ def test_invalid_person_is_rejected_and_not_stored(
     assert store.changes.last(gallery.id) == 0
 
 
-BRIM = {"x": "é" * 8188}
-"""Metadata of as many bytes as may be: 16,384 with `{"x":""}`."""
+LARGEST = {"x": "é" * 8188}
+"""Metadata of the largest accepted size: 16,384 bytes with `{"x":""}`."""
 
 MORE = {"y": 1}
 
 
 def test_largest_metadata_is_accepted(store: Store, gallery: Gallery) -> None:
-    assert len(json.dumps(BRIM, ensure_ascii=False, separators=(",", ":")).encode()) == MAX_METADATA_BYTES
-    assert store.identities.put(gallery.id, Person("ana", metadata=BRIM))[0].metadata == BRIM
+    assert len(json.dumps(LARGEST, ensure_ascii=False, separators=(",", ":")).encode()) == MAX_METADATA_BYTES
+    assert store.identities.put(gallery.id, Person("ana", metadata=LARGEST))[0].metadata == LARGEST
     with pytest.raises(InvalidRequest, match="metadata of 'ana' would be 16,385 bytes"):
-        store.identities.put(gallery.id, Person("ana", metadata={"x": BRIM["x"] + "x"}))
+        store.identities.put(gallery.id, Person("ana", metadata={"x": LARGEST["x"] + "x"}))
 
 
 def test_joined_metadata_has_the_same_limit(store: Store, gallery: Gallery) -> None:
     """Enrolling and merging both join metadata."""
-    store.faces.enroll(gallery, [new_face("ana", 1, metadata=BRIM)])
+    store.faces.enroll(gallery, [new_face("ana", 1, metadata=LARGEST)])
     store.identities.put(gallery.id, Person("ben", metadata=MORE))
-    said: list[NewFace | Person] = [
+    items: list[NewFace | Person] = [
         new_face("ana", 2, metadata=MORE),
         Person("ana", metadata=MORE),
         new_face("tom", 3, metadata=MORE),
-        new_face("tom", 4, metadata=BRIM),
-        new_face("ana", 5, metadata=BRIM),
+        new_face("tom", 4, metadata=LARGEST),
+        new_face("ana", 5, metadata=LARGEST),
     ]
-    problems = [enrolled.problem for enrolled in store.faces.enroll(gallery, said)]
+    problems = [enrolled.problem for enrolled in store.faces.enroll(gallery, items)]
     assert [None if problem is None else problem[:34] for problem in problems] == [
         "the metadata of 'ana' would be 16,",
         "the metadata of 'ana' would be 16,",
@@ -190,7 +190,7 @@ def test_joined_metadata_has_the_same_limit(store: Store, gallery: Gallery) -> N
         None,
     ]
     assert {p.external_id: (p.metadata, p.faces) for p in store.identities.list(gallery.id)} == {
-        "ana": (BRIM, 2),
+        "ana": (LARGEST, 2),
         "ben": (MORE, 0),
         "tom": (MORE, 1),
     }
@@ -209,8 +209,8 @@ def test_oversized_stored_metadata_stays_and_can_shrink(store: Store, gallery: G
         session.execute(update(IdentityRow).values(details=much))
     assert store.identities.get(gallery.id, "ana").metadata == much
     enroll_one(store, gallery, new_face("ana", 2, name="Ana"))
-    [told] = store.faces.enroll(gallery, [Person("ana", metadata={"z": 1})])
-    assert "would be 40,021 bytes" in (told.problem or "")
+    [result] = store.faces.enroll(gallery, [Person("ana", metadata={"z": 1})])
+    assert "would be 40,021 bytes" in (result.problem or "")
     store.identities.put(gallery.id, Person("ben", "Ben"))
     store.identities.merge(gallery.id, "ana", "ben")
 
@@ -281,7 +281,7 @@ def test_valid_returns_all_values_of_many_identities(store: Store, gallery: Gall
 
 def test_deleting_an_identity_deletes_its_faces(store: Store, gallery: Gallery) -> None:
     kept = enroll_one(store, gallery, new_face("bob", 3))
-    gone = [enroll_one(store, gallery, new_face("ana", image)) for image in (1, 2)]
+    removed = [enroll_one(store, gallery, new_face("ana", image)) for image in (1, 2)]
     ana = store.identities.get(gallery.id, "ana")
     before = store.changes.last(gallery.id) or 0
     assert store.identities.delete(gallery.id, "ana") == 2
@@ -292,17 +292,17 @@ def test_deleting_an_identity_deletes_its_faces(store: Store, gallery: Gallery) 
     assert store.faces.get(gallery.id, kept).identity_id == store.identities.get(gallery.id, "bob").id
     entries = [change.entry for change in store.changes.since(gallery.id, before)]
     assert sorted(entries[:2], key=lambda e: e.face_id or 0) == [
-        Entry(ChangeKind.FACE_REMOVED, ana.id, f) for f in gone
+        Entry(ChangeKind.FACE_REMOVED, ana.id, f) for f in removed
     ]
     assert entries[2:] == [Entry(ChangeKind.IDENTITY_REMOVED, ana.id)]
     assert store.identities.valid([ana.id], NOON) == {}
 
 
 def test_missing_identity_is_not_found(store: Store, gallery: Gallery) -> None:
-    asked: list[Any] = [store.identities.get, store.faces.list, store.identities.delete]
-    for ask in asked:
+    calls: list[Any] = [store.identities.get, store.faces.list, store.identities.delete]
+    for call in calls:
         with pytest.raises(NotFound, match="'nobody'") as caught:
-            ask(gallery.id, "nobody")
+            call(gallery.id, "nobody")
         assert caught.value.code == "identity_not_found"
     assert store.changes.last(gallery.id) == 0
 

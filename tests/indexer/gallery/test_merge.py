@@ -25,7 +25,7 @@ DAY = timedelta(days=1)
 
 
 def owner(index: VectorIndex, image: int) -> int:
-    """The identity that the index finds for the embedding of that image."""
+    """Returns the identity that the index finds for the embedding of that image."""
     [[hit]] = index.nearest_identities(vector(image)[None], 1)
     assert hit.score > 0.999
     return hit.identity_id
@@ -34,14 +34,14 @@ def owner(index: VectorIndex, image: int) -> int:
 def test_merge_moves_faces_and_deletes_the_other_identity(store: Store, gallery: Gallery) -> None:
     first = enroll_one(store, gallery, new_face("ana", 1))
     moved = [enroll_one(store, gallery, new_face("ana-2", image)) for image in (2, 3)]
-    apart = enroll_one(store, gallery, new_face("ben", 4))
-    kept, gone = (store.identities.get(gallery.id, name) for name in ("ana", "ana-2"))
+    separate = enroll_one(store, gallery, new_face("ben", 4))
+    kept, removed = (store.identities.get(gallery.id, name) for name in ("ana", "ana-2"))
     before = store.changes.last(gallery.id) or 0
     merged, faces = store.identities.merge(gallery.id, "ana", "ana-2")
     assert (merged.id, merged.external_id, merged.faces, faces) == (kept.id, "ana", 3, 2)
     assert merged == store.identities.get(gallery.id, "ana")
     assert [face.id for face in store.faces.list(gallery.id, "ana")] == [first, *moved]
-    assert [face.id for face in store.faces.list(gallery.id, "ben")] == [apart]
+    assert [face.id for face in store.faces.list(gallery.id, "ben")] == [separate]
     with pytest.raises(NotFound, match="'ana-2'"):
         store.identities.get(gallery.id, "ana-2")
     assert store.galleries.counts(gallery.id) == (2, 4)
@@ -50,7 +50,7 @@ def test_merge_moves_faces_and_deletes_the_other_identity(store: Store, gallery:
     }
     assert [change.entry for change in store.changes.since(gallery.id, before)] == [
         *(Entry(ChangeKind.FACE_ADDED, kept.id, face_id) for face_id in moved),
-        Entry(ChangeKind.IDENTITY_REMOVED, gone.id),
+        Entry(ChangeKind.IDENTITY_REMOVED, removed.id),
     ]
     vectors = store.embeddings.of_faces(gallery, moved)
     assert vectors.identity_ids.tolist() == [kept.id] * 2
@@ -81,8 +81,8 @@ def test_merge_joins_name_and_metadata(
     merged, faces = store.identities.merge(gallery.id, "a", "b")
     assert faces == 0
     assert merged == store.identities.get(gallery.id, "a")
-    told = Person(merged.external_id, merged.name, merged.valid_from, merged.valid_until, merged.metadata)
-    assert told == expected
+    joined = Person(merged.external_id, merged.name, merged.valid_from, merged.valid_until, merged.metadata)
+    assert joined == expected
     changed = [c.entry.kind for c in store.changes.since(gallery.id, last)]
     if expected == into:
         assert changed == [ChangeKind.IDENTITY_REMOVED]
@@ -126,7 +126,7 @@ def test_failed_merge_is_rolled_back(database: Database) -> None:
 
 
 def test_merged_photos_are_known_images_of_the_remaining_identity(store: Store, gallery: Gallery) -> None:
-    """A folder of the id that is gone, enrolled again every night, does not bring it back."""
+    """Enrolling the folder of the removed id again does not create that identity again."""
     enroll_one(store, gallery, new_face("ana", 1))
     enroll_one(store, gallery, new_face("ana-2", 2))
     store.identities.merge(gallery.id, "ana", "ana-2")
@@ -143,43 +143,41 @@ def test_merge_keeps_other_embeddings_and_exports(database: Database) -> None:
         store.reembeddings.start(gallery, "other", "fedcba9876543210", 4)
         store.reembeddings.put(gallery, "fedcba9876543210", [moved], np.eye(4, dtype=np.float32)[:1])
         store.identities.merge(gallery.id, "ana", "ana-2")
-        lacking = store.reembeddings.missing(gallery.id, "fedcba9876543210", 0, 10)
-        assert [(face.external_id, face.image_sha256) for face in lacking] == [("ana", image_hash(1))]
+        missing = store.reembeddings.missing(gallery.id, "fedcba9876543210", 0, 10)
+        assert [(face.external_id, face.image_sha256) for face in missing] == [("ana", image_hash(1))]
         with snapshot_of(store.engine, "staff") as snapshot:
-            told = [
-                (record.person.external_id, record.face and record.face.image_sha256) for record in snapshot.records
-            ]
-        assert told == [("ana", image_hash(1)), ("ana", image_hash(2))]
+            exported = [(one.person.external_id, one.face and one.face.image_sha256) for one in snapshot.records]
+        assert exported == [("ana", image_hash(1)), ("ana", image_hash(2))]
 
 
-def followed(store: Store, gallery: Gallery, folder: Path, tier: Tier) -> SynchronizedIndex:
+def synchronized(store: Store, gallery: Gallery, folder: Path, tier: Tier) -> SynchronizedIndex:
     return SynchronizedIndex(store, gallery, folder, FaissEngine(tier))
 
 
 @pytest.mark.parametrize("tier", [Tier.EXACT, Tier.COMPRESSED])
 def test_indexes_follow_a_merge(store: Store, gallery: Gallery, tmp_path: Path, tier: Tier) -> None:
-    """The one that merges, one of another process over the same files, and one that starts from what lies at rest."""
+    """Covers two processes with the same index files, one with its own files, and one that loads stored files."""
     store.faces.enroll(gallery, [new_face(f"p{image // 2}", image) for image in range(40)])
-    mine, theirs = (followed(store, gallery, tmp_path / folder, tier) for folder in ("shared", "shared"))
-    apart = followed(store, gallery, tmp_path / "apart", tier)
+    mine, theirs = (synchronized(store, gallery, tmp_path / "shared", tier) for _ in range(2))
+    separate = synchronized(store, gallery, tmp_path / "separate", tier)
     mine.catch_up()
     mine.save()
     theirs.catch_up()
-    apart.catch_up()
-    apart.save()
-    kept, gone = (store.identities.get(gallery.id, name).id for name in ("p3", "p7"))
-    assert owner(mine.catch_up(), 14) == owner(theirs.catch_up(), 14) == gone
+    separate.catch_up()
+    separate.save()
+    kept, removed = (store.identities.get(gallery.id, name).id for name in ("p3", "p7"))
+    assert owner(mine.catch_up(), 14) == owner(theirs.catch_up(), 14) == removed
     store.identities.merge(gallery.id, "p3", "p7")
-    for index in (mine, theirs, apart, followed(store, gallery, tmp_path / "shared", tier)):
+    for index in (mine, theirs, separate, synchronized(store, gallery, tmp_path / "shared", tier)):
         assert [owner(index.catch_up(), image) for image in (6, 7, 14, 15)] == [kept] * 4
         assert owner(index.catch_up(), 16) == store.identities.get(gallery.id, "p8").id
         compared = index.compare_with_database()
         assert (compared.in_database, compared.in_index, compared.different) == (40, 40, 0)
-        assert gone not in index.catch_up().contents()[1].tolist()
+        assert removed not in index.catch_up().contents()[1].tolist()
     store.identities.delete(gallery.id, "p3")
-    for index in (mine, theirs, apart):
+    for index in (mine, theirs, separate):
         assert len(index.catch_up()) == 36
-    apart.save()
-    again = followed(store, gallery, tmp_path / "apart", tier)
+    separate.save()
+    again = synchronized(store, gallery, tmp_path / "separate", tier)
     assert len(again.catch_up()) == 36
     assert again.compare_with_database().different == 0

@@ -1,4 +1,4 @@
-"""Functions run at the same moment, in threads or in processes of their own."""
+"""Runs functions at the same moment, in threads or in separate processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def in_threads(functions: Sequence[Callable[[], Answer]]) -> list[Answer]:
 
 
 def in_processes(function: Callable[..., Answer], arguments: Sequence[tuple[Any, ...]]) -> list[Answer]:
-    """What `function` answers for each of `arguments`, each in a fresh interpreter."""
+    """Returns the results of `function` for each of `arguments`, each in a fresh interpreter."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(len(arguments))
     with ProcessPoolExecutor(len(arguments), mp_context=context, initializer=_keep, initargs=(barrier,)) as pool:
