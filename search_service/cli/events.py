@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import click
 
 from indexer.cli.common import examples, gallery_option, json_option, print_json, show, table
+from indexer.enrollment.manifests import parse_time
 from indexer.errors import InvalidRequest
 from indexer.files import write_atomically
 from search_service.cli.common import with_context
@@ -61,8 +62,8 @@ def events_list(
     """List the latest events, the newest last."""
     wanted = EventFilter(
         None if gallery is None else [context.store.galleries.get(gallery).name],
-        _time("--since", since),
-        _time("--until", until),
+        parse_time("--since", since),
+        parse_time("--until", until),
         external_id,
         seen_by,
         decision,
@@ -163,7 +164,7 @@ def events_forget(
     context: ServiceContext, external_id: str | None, gallery: str, before: str | None, yes: bool, as_json: bool
 ) -> None:
     """Delete the events of a person, or everybody's before a time, permanently."""
-    found, time = context.store.galleries.get(gallery), _time("--before", before)
+    found, time = context.store.galleries.get(gallery), parse_time("--before", before)
     if external_id is None and time is None:
         raise click.UsageError("give EXTERNAL_ID, --before, or both")
     whose = f"of {external_id}" if external_id else "of everybody"
@@ -210,17 +211,6 @@ def _row_object(row: Row) -> dict[str, Any]:
         "hours": hours_of(row),
         "remarks": list(row.remarks),
     }
-
-
-def _time(option: str, value: str | None) -> datetime | None:
-    """Parses a time; without a zone it is UTC. Raises InvalidRequest."""
-    if value is None:
-        return None
-    try:
-        time = datetime.fromisoformat(value)
-        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidRequest(f"{option} is {value!r}; expected a time, as 2026-11-24T08:00+01:00") from None
 
 
 def _day(option: str, value: str) -> date:

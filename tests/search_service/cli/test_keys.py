@@ -1,4 +1,4 @@
-"""`whosthere keys`"""
+"""`whosthere keys`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from indexer.gallery.database import open_database
 from search_service.store.api_keys import ApiKey, ApiKeyRepository, Scope
 from tests.indexer.cli.command import Command
+from tests.postgres import connected
 
 
 @pytest.fixture
@@ -17,19 +17,17 @@ def command(tmp_path: Path) -> Command:
     return Command(tmp_path)
 
 
-def genuine(command: Command, text: str) -> ApiKey | None:
-    engine = open_database(f"sqlite:///{command.home / 'whosthere.db'}")
-    try:
-        return ApiKeyRepository(engine).authenticate(text)
-    finally:
-        engine.dispose()
+def authenticated(command: Command, text: str) -> ApiKey:
+    with connected(f"sqlite:///{command.home / 'whosthere.db'}") as engine:
+        key = ApiKeyRepository(engine).authenticate(text)
+    assert key is not None
+    return key
 
 
-def test_a_key_is_printed_once_as_json(command: Command) -> None:
+def test_key_is_printed_only_when_it_is_created(command: Command) -> None:
     ran = command.ok("keys", "create", "--name", "door", "--scope", "search", "--json")
     assert set(ran.json) == {"id", "key"}
-    key = genuine(command, ran.json["key"])
-    assert key is not None
+    key = authenticated(command, ran.json["key"])
     assert (key.id, key.name, key.galleries) == (ran.json["id"], "door", None)
     assert key.scopes == {Scope.SEARCH}
     listed = command.ok("keys", "list", "--json")
@@ -39,15 +37,14 @@ def test_a_key_is_printed_once_as_json(command: Command) -> None:
         assert key.id in shown.out
 
 
-def test_people_get_the_key_alone_on_standard_output(command: Command) -> None:
+def test_standard_output_contains_only_the_key(command: Command) -> None:
     ran = command.ok("keys", "create", "--name", "door", "--scope", "admin")
-    key = genuine(command, ran.out.strip())
-    assert key is not None
+    key = authenticated(command, ran.out.strip())
     assert "cannot be shown again" in ran.err
     assert key.id in ran.err
 
 
-def test_every_option_is_kept(command: Command) -> None:
+def test_every_option_is_stored(command: Command) -> None:
     arguments = ["--scope", "search", "--scope", "enroll", "--gallery", "b", "-g", "a", "--expires", "2101-01-01"]
     ran = command.ok("keys", "create", "--name", "door", *arguments, "--per-minute", "60", "--json")
     (row,) = command.ok("keys", "list", "--json").json
@@ -68,7 +65,7 @@ def test_every_option_is_kept(command: Command) -> None:
     assert "valid until 2101-01-01T00:00+00:00" in shown
 
 
-def test_days_are_counted_from_now(command: Command) -> None:
+def test_expiry_in_days_is_counted_from_now(command: Command) -> None:
     before = datetime.now(UTC)
     command.ok("keys", "create", "--name", "door", "--scope", "search", "--expires", "90d")
     (row,) = command.ok("keys", "list", "--json").json
@@ -77,7 +74,7 @@ def test_days_are_counted_from_now(command: Command) -> None:
 
 
 @pytest.mark.parametrize("expires", ["soon", "90", "d", "-1d", "0d", "99999999d", "2020-01-01", "2027-13-01"])
-def test_an_expiry_that_is_none_is_wrong_usage(command: Command, expires: str) -> None:
+def test_invalid_expiry_is_wrong_usage(command: Command, expires: str) -> None:
     ran = command("keys", "create", "--name", "door", "--scope", "search", f"--expires={expires}")
     assert ran.code == 2
     assert "expires" in ran.err
@@ -96,36 +93,34 @@ def test_an_expiry_that_is_none_is_wrong_usage(command: Command, expires: str) -
         ["--name", "door", "--scope", "search", "--gallery", ""],
     ],
 )
-def test_what_makes_no_sense_is_wrong_usage(command: Command, arguments: list[str]) -> None:
+def test_invalid_options_are_wrong_usage(command: Command, arguments: list[str]) -> None:
     ran = command("keys", "create", *arguments)
     assert ran.code == 2
     assert ran.err.strip() != ""
     assert command.ok("keys", "list", "--json").json == []
 
 
-def test_a_name_that_is_taken_fails(command: Command) -> None:
+def test_second_key_of_a_name_fails(command: Command) -> None:
     command.ok("keys", "create", "--name", "door", "--scope", "search")
     ran = command("keys", "create", "--name", "door", "--scope", "search")
     assert (ran.code, ran.out) == (1, "")
     assert "'door'" in ran.err
 
 
-def test_a_key_is_revoked(command: Command) -> None:
-    made = command.ok("keys", "create", "--name", "door", "--scope", "search", "--json").json
-    assert made["id"] in command.ok("keys", "revoke", made["id"]).out
-    again = command.ok("keys", "revoke", made["id"], "--json").json
+def test_key_is_revoked(command: Command) -> None:
+    created = command.ok("keys", "create", "--name", "door", "--scope", "search", "--json").json
+    assert created["id"] in command.ok("keys", "revoke", created["id"]).out
+    again = command.ok("keys", "revoke", created["id"], "--json").json
     assert again["revoked_at"] is not None
     assert "revoked" in command.ok("keys", "list").out
-    key = genuine(command, made["key"])
-    assert key is not None
-    assert key.revoked_at is not None
+    assert authenticated(command, created["key"]).revoked_at is not None
 
 
-def test_revoking_what_is_not_there_fails(command: Command) -> None:
+def test_revoking_an_unknown_key_fails(command: Command) -> None:
     ran = command("keys", "revoke", "0" * 16)
     assert ran.code == 1
     assert "0000" in ran.err
 
 
-def test_without_keys_the_list_says_so(command: Command) -> None:
+def test_list_without_keys_prints_a_message(command: Command) -> None:
     assert "There are no keys" in command.ok("keys", "list").out
