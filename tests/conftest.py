@@ -1,4 +1,4 @@
-"""Fixtures of several packages."""
+"""Fixtures that several packages share."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def _started_processes() -> list[psutil.Process]:
 
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One models folder for the whole run, so that the networks are prepared once."""
-    own = tmp_path_factory.getbasetemp()
-    # Each worker of pytest-xdist has a folder of its own in the run's.
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "models"
+    """The models folder of the whole run, so that the networks are prepared once."""
+    base = tmp_path_factory.getbasetemp()
+    # Each worker of pytest-xdist has its own folder inside the run's folder.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
     if PRECISION is Precision.INT8:
         _quantize_once(ModelFiles(folder))
     return folder
@@ -85,7 +85,7 @@ def pipeline(models_folder: Path) -> FacePipeline:
 
 
 def link_int8_forms(models: Path, to: Path, *names: str) -> None:
-    """Gives files of another models folder, which hold the embedded pack's embedder, its int8 form, if there is one."""
+    """Links the int8 form of the embedded pack's embedder, if there is one, under other names into another folder."""
     for form in (models / "int8").glob(f"{SFACE.embedder.name}.int8.*"):
         (to / "int8").mkdir(exist_ok=True)
         for name in names:
@@ -93,19 +93,19 @@ def link_int8_forms(models: Path, to: Path, *names: str) -> None:
 
 
 def _quantize_once(files: ModelFiles) -> None:
-    """Makes the embedder in int8, in one of the workers that share the folder."""
+    """Quantizes the embedder, in one of the workers that share the folder."""
     report = files.quantized_path(SFACE.embedder).with_suffix(".json")
     report.parent.mkdir(parents=True, exist_ok=True)
     try:
-        (report.parent / "begun").touch(exist_ok=False)
+        (report.parent / "started").touch(exist_ok=False)
     except FileExistsError:
-        wait_for(report.exists, "another worker to make the int8 model")
+        wait_for(report.exists, "another worker to quantize the model")
         return
     quantize_embedder(SFACE, files, calibration_faces(FacePipeline(SFACE, files)))
 
 
 def calibration_faces(loaded: FacePipeline) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Seven faces of two photos, as they are and mirrored, in five lights: (70, 112, 112, 3) uint8 RGB."""
+    """Returns seven faces, upright and mirrored, at five levels of brightness: (70, 112, 112, 3) uint8 RGB."""
     loaded.load()
     seen = loaded.describe([photos.astronaut(), photos.six_people()], None)
     crops = [face.crop for image in seen for face in image.faces if face.crop is not None]

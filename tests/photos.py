@@ -1,5 +1,8 @@
-"""Photos for the tests, and what is done to them. Real faces come from installed packages (see `tests/photos.txt`)
-and from the project's shared folder; none is copied into the repository."""
+"""Photos for the tests, and functions that change and encode them.
+
+Real faces come from installed packages (see `tests/photos.txt`) and from the project's shared folder; none is copied
+into the repository.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,26 @@ from PIL import Image
 from indexer.types import Pixels
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-"""The project's shared folder beside the checkout; not everyone has it."""
+"""The project's shared folder next to the checkout, which is optional."""
 
 
 def astronaut() -> bytes:
-    """A PNG of 512 x 512 with one face, looking into the camera, about 100 pixels across."""
+    """Returns a PNG of 512 x 512 with one frontal face of about 100 pixels."""
     return _packaged("skimage", "data/astronaut.png").read_bytes()
 
 
 def six_people() -> bytes:
-    """A JPEG of 1280 x 886 with six faces of about 120 pixels."""
+    """Returns a JPEG of 1280 x 886 with six faces of about 120 pixels."""
     return _packaged("insightface", "data/images/t1.jpg").read_bytes()
 
 
 def aligned_face() -> bytes:
-    """A PNG of 112 x 112 that one face fills, turned a little, cut off at the chin."""
+    """Returns a PNG of 112 x 112 filled by one slightly turned face, cut off at the chin."""
     return _packaged("insightface", "data/images/Tom_Hanks_54745.png").read_bytes()
 
 
 def no_faces() -> list[bytes]:
-    """Photos without a face: pictures of masks, a coffee cup, a cat."""
+    """Returns photos without a face: pictures of masks, a coffee cup, a cat."""
     masks = [f"data/images/mask_{colour}.jpg" for colour in ("black", "blue", "green", "white")]
     return [
         *(_packaged("insightface", name).read_bytes() for name in masks),
@@ -45,22 +48,24 @@ def no_faces() -> list[bytes]:
 
 
 def shared(name: str) -> Path:
-    """A file or folder of the shared folder. Skips the test where there is none."""
+    """Returns a file or folder of the shared folder. Skips the test if it does not exist."""
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"{path} is not there: this check needs the project's shared folder beside the checkout")
+        pytest.skip(f"{path} does not exist: this test needs the project's shared folder next to the checkout")
     return path
 
 
 def pixels(data: bytes) -> Pixels:
-    """A photo of this module as RGB, read by Pillow alone."""
+    """Returns a photo as (H, W, 3) uint8 RGB, decoded by Pillow."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def stored(upright: Pixels, orientation: int) -> Pixels:
-    """The pixels as a file of this EXIF orientation holds them: EXIF 2.32 says of the tag 0x0112 which side of the
-    picture the file's first row and first column are."""
+    """Returns the pixels in the order in which a file with this EXIF orientation stores them.
+
+    EXIF 2.32 defines, for the tag 0x0112, which sides of the picture the first row and the first column are.
+    """
     across, down = upright[:, ::-1], upright[::-1]
     both = down[:, ::-1]
     if orientation <= 4:
@@ -77,7 +82,7 @@ def exif(orientation: int) -> bytes:
 
 
 def encode(image: Pixels | Image.Image, form: str, **options: Any) -> bytes:
-    """A file of Pillow's format `form`; lossy formats at high quality where nothing else is said."""
+    """Returns a file in Pillow's format `form`; lossy formats have high quality unless `options` say otherwise."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     buffer = io.BytesIO()
     if form == "HEIF":
@@ -97,7 +102,7 @@ def enlarged(image: Pixels, width: int, height: int) -> Pixels:
 
 
 def _packaged(package: str, path: str) -> Path:
-    """A file that an installed package ships, without importing the package."""
+    """Returns a file of an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(f"{package} is not installed; `make install` does (see tests/photos.txt)")

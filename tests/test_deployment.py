@@ -1,4 +1,4 @@
-"""The files that put the service into production name what is there, and are what they should be."""
+"""The files for deployment name existing settings and routes, and pass their linters."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ FILES = [
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.name for file in FILES])
-def test_every_setting_named_is_one(file: Path) -> None:
+def test_every_named_setting_exists(file: Path) -> None:
     named = set(re.findall(rf"\b{PREFIX}([A-Z_]+)\b", file.read_text()))
     assert named <= {name.upper() for name in Settings.model_fields}
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "kubernetes.yaml", "prometheus.yml"])
-def test_every_path_asked_is_a_route(name: str) -> None:
-    asked = {path for document in documents(name) for path in paths_in(document)}
-    assert asked <= application().openapi()["paths"].keys()
+def test_every_requested_path_is_a_route(name: str) -> None:
+    requested = {path for document in documents(name) for path in paths_in(document)}
+    assert requested <= application().openapi()["paths"].keys()
     if name == "kubernetes.yaml":
-        assert {"/healthz", "/readyz"} <= asked
+        assert {"/healthz", "/readyz"} <= requested
 
 
-def test_pods_may_do_nothing_but_answer() -> None:
+def test_pods_have_no_privileges() -> None:
     deployment = next(one for one in documents("kubernetes.yaml") if one["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -55,16 +55,16 @@ def test_pods_may_do_nothing_but_answer() -> None:
     assert service["spec"]["ports"][0]["targetPort"] in {port["name"] for port in container["ports"]}
 
 
-def test_the_unit_is_one(tmp_path: Path) -> None:
+def test_systemd_unit_is_valid(tmp_path: Path) -> None:
     tool = shutil.which("systemd-analyze")
     if tool is None:
         pytest.skip("systemd-analyze is not installed; expected it on Linux with systemd")
     unit = tmp_path / "whosthere.service"
-    here = f'"{Path(sys.executable).with_name("whosthere")}"'
-    unit.write_text((DOCKER / "whosthere.service").read_text().replace("/opt/whosthere/bin/whosthere", here))
+    installed = f'"{Path(sys.executable).with_name("whosthere")}"'
+    unit.write_text((DOCKER / "whosthere.service").read_text().replace("/opt/whosthere/bin/whosthere", installed))
     done = subprocess.run([tool, "verify", str(unit)], capture_output=True, text=True, check=False)
-    told = [line for line in done.stderr.splitlines() if "whosthere.service" in line]
-    assert (done.returncode, told) == (0, []), done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "whosthere.service" in line]
+    assert (done.returncode, warnings) == (0, []), done.stderr
 
 
 @pytest.mark.parametrize("command", [("hadolint", "Dockerfile"), ("compose-lint", "compose.yaml")])
@@ -86,7 +86,7 @@ def test_docker_files_pass_their_linters_wherever_the_checkout_is(
 
 @contextmanager
 def checkout_below(parent: Path, name: str) -> Iterator[Path]:
-    """A folder with a copy of `docker/`, which is removed afterwards."""
+    """Copies `docker/` into a temporary folder below `parent`."""
     if not os.access(parent, os.W_OK):
         pytest.skip(f"{parent} is not writable")
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=parent) as folder:
@@ -99,7 +99,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 def paths_in(value: Any) -> Iterator[str]:
-    """What is asked of the service: values of `path`, `metrics_path` and annotations that end so."""
+    """Yields the paths requested from the service: values of `path`, `metrics_path` and similar annotations."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key.endswith(("path", "metrics_path")) and isinstance(inner, str):

@@ -1,4 +1,4 @@
-"""The documentation is true: its commands and examples run, its settings exist, its links lead to files."""
+"""The documentation: its commands and examples run, its settings exist, its links lead to files."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ DOCS_WORDS = 10_300
 
 
 def blocks(page: Path, language: str = "sh") -> list[str]:
-    """Returns the contents of a page's fences in `language`. Every `sh` fence is run; others are for reading."""
+    """Returns the contents of a page's code blocks in `language`. Every `sh` block is run."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def office(tmp_path: Path) -> Path:
-    """A folder with everything that the commands name: photos, a probe, a group, a ZIP, a manifest."""
+    """A folder with the files that the commands name: photos, a probe, a group, a ZIP, a manifest."""
     people, probes = make_photos(tmp_path / "demo")
     folder = tmp_path / "office"
     shutil.copytree(people, folder / "photos")
@@ -96,7 +96,7 @@ def test_the_readme_python_example_answers_with_the_person(office: Path, environ
 
 
 def run_to_its_end(script: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
-    """The exit code and the output of a shell script. Servers that it leaves in the background are ended."""
+    """Returns exit code and output of a shell script, and ends servers that it leaves in the background."""
     log = folder / "output.log"
     with log.open("wb") as file:
         shell = subprocess.Popen(
@@ -137,7 +137,7 @@ def test_the_recording_shows_every_probe_of_the_demo() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_nothing_is_left_to_fill_in(page: Path) -> None:
+def test_pages_have_no_placeholders(page: Path) -> None:
     assert not re.search(r"@@|TODO|FIXME|XXX|<<<<|>>>>", page.read_text())
 
 
@@ -147,8 +147,8 @@ def test_every_setting_is_documented() -> None:
         assert f"`{PREFIX}{name.upper()}`" in page
         assert field.description
         assert field.description in page
-    told = set(re.findall(rf"`{PREFIX}([A-Z_]+)`", page))
-    assert told == {name.upper() for name in Settings.model_fields}
+    documented = set(re.findall(rf"`{PREFIX}([A-Z_]+)`", page))
+    assert documented == {name.upper() for name in Settings.model_fields}
 
 
 def test_every_reason_is_documented() -> None:

@@ -1,6 +1,6 @@
 """Data of the last commit before the code was restructured opens with this code and has the same meaning.
 
-`tests/golden_home/build.py` makes the data with the code of that commit: with SQLite and with PostgreSQL.
+`tests/golden_home/build.py` builds the data with the code of that commit, with SQLite and with PostgreSQL.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ TOLERANCES = {"box": 0.0101, "landmarks": 0.0101, "quality": 0.0101}
 
 @dataclass(frozen=True)
 class Installation:
-    """A copy of what the earlier code made."""
+    """A copy of an installation that the earlier code built."""
 
     home: Path
     demo: Path
     environment: Mapping[str, str]
     answers: Mapping[str, Any]
-    """What was recorded when it was made."""
+    """The answers that the earlier code gave."""
 
     def snapshots(self) -> dict[str, tuple[int, str]]:
         """Inode and SHA-256 of each index file."""
@@ -52,7 +52,7 @@ class Installation:
 class Service:
     """A service of this code over an installation, used with an administrator's key."""
 
-    made: Installation
+    installation: Installation
     client: httpx.Client
     failing: Receiver
     """Receives what the earlier code could not deliver."""
@@ -62,7 +62,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Built:
-    """What the earlier code made. Tests use copies of it."""
+    """An installation that the earlier code built. Tests use copies of it."""
 
     folder: Path
     demo: Path
@@ -78,13 +78,13 @@ class Built:
     @contextmanager
     def serving(self, folder: Path) -> Iterator[Service]:
         """Starts a service of this code over a copy."""
-        made = self.copy(folder)
-        before = made.snapshots()
-        with receiving(port=made.answers["failing_port"]) as failing:
-            serve = Serve(made.home, folder / "serve.log", **made.environment)
+        copy = self.copy(folder)
+        before = copy.snapshots()
+        with receiving(port=copy.answers["failing_port"]) as failing:
+            serve = Serve(copy.home, folder / "serve.log", **copy.environment)
             try:
-                serve.ready().client.headers["X-API-Key"] = made.answers["admin"]
-                yield Service(made, serve.client, failing, before)
+                serve.ready().client.headers["X-API-Key"] = copy.answers["admin"]
+                yield Service(copy, serve.client, failing, before)
             finally:
                 serve.end()
 
@@ -94,7 +94,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of all the workers of this run with the earlier code, photos and networks."""
     reason = missing()
     if reason is not None:
-        pytest.skip(f"data of the earlier code cannot be made: {reason}")
+        pytest.skip(f"data of the earlier code cannot be built: {reason}")
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "golden"
     folder.mkdir(exist_ok=True)
@@ -152,54 +152,54 @@ def installation(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> I
 
 
 def test_searches_have_the_same_answers(service: Service) -> None:
-    for name, search in build.searches(service.made.demo).items():
-        assert (name, ok(search(service.client))) == (name, near(service.made.answers["searches"][name]))
+    for name, search in build.searches(service.installation.demo).items():
+        assert (name, ok(search(service.client))) == (name, near(service.installation.answers["searches"][name]))
 
 
 def test_lists_and_details_are_the_same(service: Service) -> None:
-    for path, expected in service.made.answers["readings"].items():
+    for path, expected in service.installation.answers["readings"].items():
         found = build.reading(service.client, path)
         assert (path, without_waiting(found)) == (path, without_waiting(expected))
 
 
 def test_keys_open_what_they_opened(service: Service) -> None:
-    for name, key in service.made.answers["keys"].items():
-        assert (name, build.statuses(service.client, key)) == (name, service.made.answers["statuses"][name])
+    for name, key in service.installation.answers["keys"].items():
+        assert (name, build.statuses(service.client, key)) == (name, service.installation.answers["statuses"][name])
 
 
 def test_repeated_enrollment_gets_the_stored_answer(service: Service) -> None:
-    again = build.enroll(service.client, service.made.demo, build.PEOPLE[0])
-    expected = service.made.answers["enrolled"]
+    again = build.enroll(service.client, service.installation.demo, build.PEOPLE[0])
+    expected = service.installation.answers["enrolled"]
     assert (again.status_code, again.json()) == (expected["status"], expected["body"])
     assert again.headers["idempotency-replayed"] == "true"
 
 
 def test_repeated_search_returns_the_recorded_events(service: Service) -> None:
-    for number, expected in enumerate(service.made.answers["recorded"]):
-        again = build.record(service.client, service.made.demo, number)
+    for number, expected in enumerate(service.installation.answers["recorded"]):
+        again = build.record(service.client, service.installation.demo, number)
         assert ok(again) == near(expected)
         assert again.headers["idempotency-replayed"] == "true"
 
 
 def test_person_is_not_recorded_again_within_the_cooldown(service: Service) -> None:
-    for number, expected in enumerate(service.made.answers["recorded"]):
-        (face,) = ok(build.record(service.client, service.made.demo, number, "another key"))["faces"]
+    for number, expected in enumerate(service.installation.answers["recorded"]):
+        (face,) = ok(build.record(service.client, service.installation.demo, number, "another key"))["faces"]
         assert face["event"] == expected["faces"][0]["event"] | {"recorded": False}
 
 
 def test_compressed_index_is_loaded_and_not_rebuilt(service: Service) -> None:
     """The service runs with `WHOSTHERE_VECTORS=auto`, which would build an exact index for so few faces."""
     index = ok(service.client.get("/v1/galleries/large"))["index"]
-    assert (index["kind"], index) == ("compressed", service.made.answers["index"])
-    assert service.made.snapshots() == service.snapshots
+    assert (index["kind"], index) == ("compressed", service.installation.answers["index"])
+    assert service.installation.snapshots() == service.snapshots
 
 
 def test_waiting_delivery_is_sent_with_the_signature_of_the_former_secret(service: Service) -> None:
-    _, hook = service.made.answers["webhooks"]
+    _, hook = service.installation.answers["webhooks"]
     path = f"/v1/webhooks/{hook['id']}"
     wait_for(lambda: ok(service.client.get(path))["waiting"] == 0, "the delivery that failed arrives")
     (received,) = service.failing.received
-    recorded = service.made.answers["recorded"][2]["faces"][0]["event"]
+    recorded = service.installation.answers["recorded"][2]["faces"][0]["event"]
     event = {name: value for name, value in recorded.items() if name != "recorded"}
     assert json.loads(received.body) == {"webhook": hook["id"], "event": event}
     signed = f"{received.headers['X-Whosthere-Timestamp']}.".encode() + received.body

@@ -1,4 +1,4 @@
-"""The migrations make the tables of the models, by the program and by hand, once and at once."""
+"""The migrations create the tables of the models, by the program and by Alembic, also concurrently."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sqlalchemy import Engine, inspect, text
 
 from indexer.errors import StorageUnavailable
 from indexer.gallery import database
-from indexer.gallery.database import current_version, migrate, newest_version, open_database
+from indexer.gallery.database import current_version, migrate, newest_version
 from indexer.gallery.schema import Base
 from indexer.gallery.store import Store
 from indexer.types import vector_to_bytes
 from search_service.store.schema import EventRow
 from tests.indexer.gallery.faces import enroll_one, image_hash, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_processes, in_threads
-from tests.postgres import Database
+from tests.postgres import Database, connected, execute
 from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parent.parent
@@ -39,9 +39,8 @@ TABLES = {table.name for table in Base.metadata.sorted_tables} | {"alembic_versi
 
 @pytest.fixture
 def engine(empty_database: Database) -> Iterator[Engine]:
-    engine = open_database(empty_database.url)
-    yield engine
-    engine.dispose()
+    with connected(empty_database.url) as engine:
+        yield engine
 
 
 def tables(engine: Engine) -> set[str]:
@@ -52,10 +51,6 @@ def differences(engine: Engine) -> list[Any]:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": False})
         return list(compare_metadata(context, Base.metadata))
-
-
-def downgrade(engine: Engine) -> None:
-    to(engine, "base", command.downgrade)
 
 
 def test_migration_creates_all_tables(engine: Engine) -> None:
@@ -73,18 +68,17 @@ def test_migrated_tables_match_the_models(engine: Engine) -> None:
 
 def test_difference_to_the_models_is_found(engine: Engine) -> None:
     migrate(engine)
-    with engine.connect().execution_options(writing=True) as connection, connection.begin():
-        connection.execute(text("DROP INDEX ix_faces_identity_id"))
-        connection.execute(text("ALTER TABLE identities ADD COLUMN shoe_size INTEGER"))
+    execute(engine, "DROP INDEX ix_faces_identity_id")
+    execute(engine, "ALTER TABLE identities ADD COLUMN shoe_size INTEGER")
     assert sorted(found[0] for found in differences(engine)) == ["add_index", "remove_column"]
 
 
 def test_constraints_have_the_names_of_the_models(engine: Engine) -> None:
-    """`compare_metadata` does not look at these."""
+    """`compare_metadata` does not compare these."""
     migrate(engine)
     inspector = inspect(engine)
     for table in Base.metadata.sorted_tables:
-        if engine.dialect.name != "sqlite":  # whose key that counts up by itself has no name
+        if engine.dialect.name != "sqlite":  # where generated primary keys have no name
             assert inspector.get_pk_constraint(table.name)["name"] == f"pk_{table.name}"
         assert inspector.get_pk_constraint(table.name)["constrained_columns"] == [c.name for c in table.primary_key]
         found = {key["name"]: (key["referred_table"], key["options"]) for key in inspector.get_foreign_keys(table.name)}
@@ -96,25 +90,18 @@ def test_constraints_have_the_names_of_the_models(engine: Engine) -> None:
 
 def test_generated_ids_are_not_reused(engine: Engine) -> None:
     migrate(engine)
+    if engine.dialect.name == "sqlite":
+        query = "SELECT name, 'bigint' FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'"
+    else:
+        query = "SELECT table_name, data_type FROM information_schema.columns WHERE column_default LIKE 'nextval(%'"
     with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            rows = connection.execute(text("SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'"))
-            counting = set(rows.scalars())
-        else:
-            rows = connection.execute(
-                text("SELECT table_name FROM information_schema.columns WHERE column_default LIKE 'nextval(%'")
-            )
-            counting = set(rows.scalars())
-            wide = connection.execute(
-                text("SELECT DISTINCT data_type FROM information_schema.columns WHERE column_default LIKE 'nextval(%'")
-            )
-            assert set(wide.scalars()) == {"bigint"}
-    assert counting == {"galleries", "identities", "faces", "events", "deliveries"}
+        found = [tuple(row) for row in connection.execute(text(query))]
+    assert dict(found) == dict.fromkeys(("galleries", "identities", "faces", "events", "deliveries"), "bigint")
 
 
 def test_downgrade_to_base_and_upgrade(engine: Engine) -> None:
     migrate(engine)
-    downgrade(engine)
+    to(engine, "base", command.downgrade)
     assert tables(engine) == {"alembic_version"}
     assert current_version(engine) is None
     migrate(engine)
@@ -145,26 +132,16 @@ def test_embeddings_move_to_their_own_table(engine: Engine) -> None:
     galleries = {1: ("staff", "0123456789abcdef", 32), 2: ("guests", "fedcba9876543210", 8)}
     faces = {1: [1, 2, 3], 2: [4]}
     at = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
-    with engine.connect().execution_options(writing=True) as connection, connection.begin():
-        for gallery_id, (name, fingerprint, dim) in galleries.items():
-            made = "INSERT INTO galleries VALUES (:id, :name, 'sface', :fingerprint, :dim, 7, :at)"
-            named = {"id": gallery_id, "name": name, "fingerprint": fingerprint, "dim": dim, "at": at}
-            connection.execute(text(made), named)
-            person = "INSERT INTO identities VALUES (:id, :id, 'ana', NULL, '{}', NULL, NULL, :at, :at)"
-            connection.execute(text(person), {"id": gallery_id, "at": at})
-            for face_id in faces[gallery_id]:
-                connection.execute(
-                    text(
-                        "INSERT INTO faces VALUES (:id, :g, :g, :sha, '[1, 2, 3, 4]', '[]', 1, '{}', :embedding, :at)"
-                    ),
-                    {
-                        "id": face_id,
-                        "g": gallery_id,
-                        "sha": image_hash(face_id),
-                        "embedding": vector_to_bytes(vector(face_id, dim)),
-                        "at": at,
-                    },
-                )
+    for gallery_id, (name, fingerprint, dim) in galleries.items():
+        values = {"id": gallery_id, "name": name, "fingerprint": fingerprint, "dim": dim, "at": at}
+        execute(engine, "INSERT INTO galleries VALUES (:id, :name, 'sface', :fingerprint, :dim, 7, :at)", values)
+        person = "INSERT INTO identities VALUES (:id, :id, 'ana', NULL, '{}', NULL, NULL, :at, :at)"
+        execute(engine, person, {"id": gallery_id, "at": at})
+        for face_id in faces[gallery_id]:
+            face = "INSERT INTO faces VALUES (:id, :g, :g, :sha, '[1, 2, 3, 4]', '[]', 1, '{}', :embedding, :at)"
+            embedding = vector_to_bytes(vector(face_id, dim))
+            values = {"id": face_id, "g": gallery_id, "sha": image_hash(face_id), "embedding": embedding, "at": at}
+            execute(engine, face, values)
     migrate(engine)
     assert differences(engine) == []
     store = Store(engine)
@@ -183,12 +160,9 @@ def test_embeddings_move_to_their_own_table(engine: Engine) -> None:
 
 
 def migrate_url(url: str) -> str | None:
-    engine = open_database(url)
-    try:
+    with connected(url) as engine:
         migrate(engine)
         return current_version(engine)
-    finally:
-        engine.dispose()
 
 
 def test_four_processes_migrate_at_once(empty_database: Database, engine: Engine) -> None:
@@ -222,23 +196,21 @@ def test_migrations_work_in_any_installation_path(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "50% off %(here)s"
     shutil.copytree(ROOT / "migrations", folder)
     monkeypatch.setattr(database, "_migrations_folder", lambda: folder)
-    engine = open_database(f"sqlite:///{tmp_path / 'x.db'}")
-    migrate(engine)
-    assert tables(engine) == TABLES
-    engine.dispose()
+    with connected(f"sqlite:///{tmp_path / 'x.db'}") as engine:
+        migrate(engine)
+        assert tables(engine) == TABLES
 
 
 def test_database_of_a_newer_version_is_rejected(engine: Engine) -> None:
     migrate(engine)
-    with engine.connect().execution_options(writing=True) as connection, connection.begin():
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    execute(engine, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StorageUnavailable, match="9999"):
         migrate(engine)
     assert current_version(engine) == "9999"
 
 
 def test_newest_version_is_alembics_head() -> None:
-    """Which is read from the files' names, to start sooner."""
+    """The program reads it from the files' names, because Alembic takes long to load."""
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [newest_version()]

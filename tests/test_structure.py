@@ -1,4 +1,4 @@
-"""The layout's edges, held by parsing every import of the project."""
+"""The layout and the direction of imports, checked by parsing every import of the project."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ NEED_TORCH = (
     "indexer.models.architectures",
     "indexer.vision.cuda",
 )
-"""Modules that import PyTorch, and are imported where it is needed and not before."""
+"""Modules that import PyTorch. They are imported only when it is needed."""
 
 NO_HTTP = ("indexer", "search_service.matching", "search_service.search", "search_service.doctor")
 
@@ -99,7 +99,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Everything a module imports, also inside functions."""
+    """Returns everything that a module imports, also inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -148,7 +148,7 @@ def test_imports_point_downwards(module: str, path: Path) -> None:
     assert not wrong
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     known = modules()
     graph = {
         module: {part for name in project_imports(path) if (part := longest_module(name, known)) and part != module}
@@ -181,7 +181,7 @@ def longest_module(name: str, known: Mapping[str, Path]) -> str | None:
         ),
     ],
 )
-def test_edges_are_thin(parts: tuple[str, ...], packages: tuple[str, ...]) -> None:
+def test_packages_are_imported_only_where_allowed(parts: tuple[str, ...], packages: tuple[str, ...]) -> None:
     for module, path in modules().items():
         if any(within(module, part) for part in parts):
             assert not {name for name in imports(path) if any(within(name, package) for package in packages)}, module
@@ -193,20 +193,22 @@ def test_only_model_downloads_make_http_requests() -> None:
     assert {name for name in found if any(within(name, part) for part in NO_HTTP)} == {"indexer.models.download"}
 
 
-def test_torch_is_imported_where_it_is_needed() -> None:
+def test_torch_is_imported_only_where_it_is_needed() -> None:
     found = {name for name, path in modules().items() if any(within(i, "torch") for i in imports(path))}
     assert not {name for name in found if not any(within(name, part) for part in NEED_TORCH)}
 
 
-def test_top_level_is_the_owners() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert {name.split("/")[0] for name in listed} <= TOP_LEVEL
+def test_top_level_has_only_the_agreed_entries() -> None:
+    assert {name.split("/")[0] for name in committed_files()} <= TOP_LEVEL
+
+
+def committed_files() -> list[str]:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
 
 
 def test_importing_does_nothing() -> None:
-    """No module opens a file to write, starts a thread, reads the environment's settings or loads a heavy package."""
+    """No module starts a thread or loads a package that takes long to import."""
     skipped = ("migrations", *NEED_TORCH)
     names = [name for name in modules() if not any(within(name, part) for part in skipped)]
     script = (
@@ -220,10 +222,6 @@ def test_importing_does_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_of_a_person_is_committed() -> None:
-    """No image and no model file is part of the project."""
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    endings = {Path(name).suffix.lower() for name in listed}
+def test_no_image_and_no_model_file_is_committed() -> None:
+    endings = {Path(name).suffix.lower() for name in committed_files()}
     assert not endings & {".jpg", ".jpeg", ".webp", ".heic", ".npy", ".npz", ".onnx", ".pt", ".pth", ".bin"}

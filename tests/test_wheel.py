@@ -19,18 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from this checkout and unpacked."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(folder),
-        str(ROOT),
-    ]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    build = [sys.executable, "-m", "pip", "wheel", *options, str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")

@@ -65,7 +65,7 @@ class Cache:
         self._new: dict[str, ImageResult] = {}
         self._open: OrderedDict[Path, _File | None] = OrderedDict()
         self._places: dict[str, tuple[Path, int]] = {}
-        self.made = 0
+        self.added = 0
         """Descriptions that were added."""
         self.found = 0
         """Descriptions that were found."""
@@ -83,7 +83,7 @@ class Cache:
 
     def put(self, key: str, result: ImageResult) -> None:
         with self._lock:
-            self.made += 1
+            self.added += 1
             if self.failure is not None:
                 return
             self._new[key] = result

@@ -28,7 +28,7 @@ MARGIN = 1.9
 """Width of a picture relative to the face's box, so that it shows the head with its hair."""
 
 DECODED_SIDE = 1000
-"""The same as in the pipeline's first look at a photo."""
+"""The same as in the pipeline's first detection pass."""
 
 QUALITY = 80
 

@@ -28,7 +28,7 @@ VERDICTS = {
     Verdict.AS_ASKED: "as requested",
     Verdict.LESS: "less than half of the requested share",
     Verdict.MORE: "more than double",
-    Verdict.TOO_FEW: "too few strangers to tell",
+    Verdict.TOO_FEW: "too few strangers to judge",
 }
 DECISIONS = {
     "match": "match, the right person",

@@ -159,7 +159,7 @@ class _Run:
         strangers = [*unknown, *mated] if are_mates_strangers else unknown
         of_mated, of_strangers = searches(mated, strangers)
         metrics = measure(of_mated, of_strangers, thresholds, protocol.draws, protocol.seed)
-        computed, from_cache = self._cache.made, self._cache.found
+        computed, from_cache = self._cache.added, self._cache.found
         refused = [
             (row, result.reason)
             for row, result in zip(parts.enrolled, results, strict=True)

@@ -4,8 +4,8 @@
 
 `FOLDER/sqlite/home` is a home folder with a gallery of real faces with kept crops, one that was moved between two model
 packs, a compressed one, API keys, events, webhooks, a finished job, stored answers and calibrations.
-`FOLDER/sqlite/answers.json` holds the secrets and the answers. Everything is made by the public commands and requests
-of the earlier code.
+`FOLDER/sqlite/answers.json` holds the secrets and the answers. Everything is created by the public commands and
+requests of the earlier code.
 """
 
 from __future__ import annotations
@@ -148,9 +148,9 @@ def fill_over_http(client: httpx.Client, demo: Path, arriving: str, failing: str
     turned = (demo / "probes" / "left-3-turned.jpg").read_bytes()
     ok(client.post(f"{STAFF}/identities/left-3/faces", files=image(turned)), 201)
     answers["job"] = run_job(client, demo)
-    gone, late = "/v1/galleries/large/identities/p7", "/v1/galleries/large/identities/hanks/faces"
-    ok(client.delete(gone))
-    ok(client.post(late, files=image((demo / "photos" / "hanks" / "1.jpg").read_bytes())), 201)
+    ok(client.delete("/v1/galleries/large/identities/p7"))
+    added = "/v1/galleries/large/identities/hanks/faces"
+    ok(client.post(added, files=image((demo / "photos" / "hanks" / "1.jpg").read_bytes())), 201)
     for gallery in ("staff", "moved", "large"):
         ok(client.post(f"/v1/galleries/{gallery}/calibration"))
     answers["index"] = ok(client.get("/v1/galleries/large"))["index"]
@@ -189,13 +189,13 @@ def make_keys(client: httpx.Client) -> dict[str, str]:
         "south": {"scopes": ["enroll", "admin"], "galleries": ["staff", "moved"]},
         "revoked": {"scopes": ["admin"]},
     }
-    made = {name: ok(client.post("/v1/keys", json={"name": name, **fields}), 201) for name, fields in keys.items()}
+    created = {name: ok(client.post("/v1/keys", json={"name": name, **fields}), 201) for name, fields in keys.items()}
     soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()  # the request must arrive before it expires
-    made["expired"] = ok(
+    created["expired"] = ok(
         client.post("/v1/keys", json={"name": "expired", "scopes": ["admin"], "expires_at": soon}), 201
     )
-    ok(client.delete(f"/v1/keys/{made['revoked']['id']}"))
-    return {name: key["key"] for name, key in made.items()}
+    ok(client.delete(f"/v1/keys/{created['revoked']['id']}"))
+    return {name: key["key"] for name, key in created.items()}
 
 
 def run_job(client: httpx.Client, demo: Path) -> str:

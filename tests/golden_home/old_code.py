@@ -1,4 +1,4 @@
-"""The code of an earlier commit, run in processes of its own through its public command."""
+"""Runs the code of an earlier commit in separate processes, through its public command."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def command(*arguments: str | Path, **settings: str) -> Command:
 
 
 def missing() -> str | None:
-    """Returns why the earlier commit cannot be had here, None where it can."""
+    """Returns why the earlier commit is not available, or None if it is."""
     if shutil.which("git") is None:
         return "git is not installed"
     found = subprocess.run(
@@ -110,8 +110,8 @@ def run_python(source: str, *arguments: str | Path, stdin: str = "", **environme
 def run_commands(commands: Sequence[Command], **environment: str) -> list[Any]:
     """Runs commands one after another in one process, which loads the libraries once. Each must end with exit code 0.
     Returns what each printed: an object where it is JSON."""
-    asked = [([str(argument) for argument in one.arguments], one.settings) for one in commands]
-    answers = json.loads(run_python(COMMANDS, stdin=json.dumps(asked), **environment))
+    lines = [([str(argument) for argument in one.arguments], one.settings) for one in commands]
+    answers = json.loads(run_python(COMMANDS, stdin=json.dumps(lines), **environment))
     for one, (code, out) in zip(commands, answers, strict=True):
         assert code == 0, (one, out)
     return [json.loads(out) if out.startswith(("{", "[")) else out for _, out in answers]

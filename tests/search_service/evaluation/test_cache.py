@@ -49,7 +49,7 @@ def test_stored_descriptions_equal_computed_ones(
     again = Cache(tmp_path / "cache", KIND)
     for one, kept in zip(seen, CachedPipeline(context, SFACE, again).describe(images, pick), strict=True):
         same(one, kept)
-    assert (first.made, again.made, again.found) == (len(images), 0, len(images))
+    assert (first.added, again.added, again.found) == (len(images), 0, len(images))
 
 
 def test_stored_descriptions_need_no_network(
@@ -69,8 +69,8 @@ def test_quality_gate_equals_the_pipeline_s(
 ) -> None:
     cached = CachedPipeline(context, SFACE, Cache(tmp_path / "cache", KIND))
     own = [seen.rejection and seen.rejection.code for seen in pipeline.describe(images, Pick.LARGEST, gate=True)]
-    told = [seen.rejection and seen.rejection.code for seen in cached.describe(images, Pick.LARGEST, gate=True)]
-    assert told == own
+    stored = [seen.rejection and seen.rejection.code for seen in cached.describe(images, Pick.LARGEST, gate=True)]
+    assert stored == own
     assert Reason.FACE_TOO_SMALL in own
     ungated = cached.describe(images[-1:], Pick.LARGEST)[0]
     assert ungated.rejection is None
@@ -90,7 +90,7 @@ def test_damaged_files_are_ignored(
     file.write_bytes(bytes(data) if damage is None else damage)
     again = Cache(tmp_path, KIND)
     assert CachedPipeline(context, SFACE, again).describe(images[:1], Pick.CENTER)[0].faces
-    assert again.made == 1
+    assert again.added == 1
 
 
 def test_files_are_private_and_leftovers_are_deleted(
