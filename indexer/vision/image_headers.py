@@ -70,7 +70,8 @@ def is_incomplete(data: bytes) -> bool:
     """Returns whether a JPEG, PNG, WebP, HEIC or AVIF ends too early, judged by its lengths and end markers."""
     if data.startswith(JPEG):
         # Data behind the end, such as the video of a motion photo, may look like a scan.
-        return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda") and not _has_end(data)
+        end = data.rfind(b"\xff\xd9")
+        return (end < 0 or b"\xff\xda" in data[end:]) and not _has_end(data)
     if data.startswith(PNG):
         return b"IEND" not in data
     if data.startswith(b"RIFF"):
