@@ -94,6 +94,7 @@ class Layout:
             or self.compression not in COMPRESSIONS
             or self.is_big_endian_bigtiff
             or (self.has_planes and self.samples > 1 and self.photometric in (WHITE_IS_ZERO, GRAY, PALETTE))
+            or (self.has_planes and self.samples > 4)
         )
         return self.refusal if is_misread else None
 

@@ -147,6 +147,11 @@ def test_uncompressed_tiff_is_made_upright(orientation: int, dtype: str, has_pla
         ("i2", Kind(), "16-bit signed gray;"),
         ("u2", Kind(extra=(2,)), "16-bit gray with 1 more channel;"),
         ("u1", Kind(extra=(2,), has_planes=True), "8-bit gray with 1 more channel in separate planes;"),
+        (
+            "u1",
+            Kind(photometric=2, extra=(2, 0), has_planes=True),
+            "8-bit RGB with 2 more channels in separate planes;",
+        ),
         ("u1", Kind(photometric=32803), "8-bit raw sensor data;"),
         ("u1", Kind(photometric=4711), "8-bit photometric interpretation 4711;"),
         ("u1", Kind(tags={259: [50002]}), "8-bit gray compressed as JPEG XL;"),
@@ -155,7 +160,7 @@ def test_uncompressed_tiff_is_made_upright(orientation: int, dtype: str, has_pla
 )
 def test_refusal_names_the_kind_and_what_to_do(dtype: str, kind: Kind, name: str) -> None:
     channels = {2: 3}.get(kind.photometric, 1) + len(kind.extra)
-    message = rejection(write(scaled(np.dstack([PICTURE, ALPHA])[..., :channels], dtype), kind))
+    message = rejection(write(scaled(np.dstack([PICTURE, ALPHA, ALPHA])[..., :channels], dtype), kind))
     assert message == f"{UNSUPPORTED}{name} {tiff.ADVICE}"
 
 
