@@ -2,7 +2,7 @@
 # Packages: fastparquet 2026.9.0, pyarrow 26.0.1 (the writer), pandas 3.1.1, numpy 2.4.6.
 #
 # Expected: a Parquet column of fixed-length bytes (a SHA-256, a UUID, a key, an embedding) is read byte for byte, as
-#   pyarrow, DuckDB and Polars read it. The same fault in columns of variable length was reported and corrected in 2020.
+#   pyarrow, DuckDB and Polars read it. The same fault in columns of variable length was reported in 2020 and is gone.
 # Seen: values that end with zero bytes are shortened: 1 in 256 digests has 31 bytes, and 512 half floats whose last is 0.0
 #   arrive as 1,022 bytes, that is 511 floats. No warning. Variable-length columns are right.
 # Cause: fastparquet/encoding.py and converted_types.py give FIXED_LEN_BYTE_ARRAY NumPy's type S (bytes that a zero

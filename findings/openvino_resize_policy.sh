@@ -8,10 +8,10 @@
 # Cause: OpenVINO's ONNX frontend (src/frontends/onnx/frontend/src/op/resize.cpp) reads mode, coordinate mode, nearest
 #   mode, antialias, cubic_coeff_a and axes. It does not look at keep_aspect_ratio_policy, exclude_outside or
 #   extrapolation_value.
-# Why it matters: detectors with the letterbox inside the file get faces that are stretched by a third. They are
-#   still found, with lower scores and shifted landmarks, so the loss looks like one of accuracy.
-# What to do: compare each network's answer in both runtimes on a picture that is not square when it is added, and keep
-#   resizing outside the file. `sizes` computed in the graph (Shape, Div, Min, Mul) work in both.
+# Why it matters: a detector with the letterbox inside the file gets faces that are stretched by a third and boxes on
+#   another scale. It still answers, so the loss looks like one of accuracy.
+# What to do: compare each network's answers in both runtimes on a picture that is not square when it is added, and keep
+#   resizing outside the file.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,14 +2,14 @@
 # Packages: voyager 2.2.3, numpy 2.4.6.
 #
 # Expected: an index with 8-bit storage (StorageDataType.Float8, Space.Cosine) returns cosine distances of unit vectors with an
-#   error below 0.005. Rounding 512 components to steps of 1/127 gives a standard error of about 0.003, and engines that
-#   scale each vector before rounding stay near 0.001.
-# Seen: distances of 512-d unit vectors are wrong by more than 0.08, almost always too large: the scores of true mates
-#   drop, and a vector is not at distance 0 from itself.
+#   error of a few thousandths: rounding 512 components to steps of 1/127 gives a standard error of about 0.003, and engines
+#   that scale each vector before rounding stay near 0.001.
+# Seen: the distances of mates, 512-d unit vectors, are too large by about 0.1. A true score of 0.78 becomes 0.67, and a
+#   vector is not at distance 0 from itself.
 # Cause: voyager's cpp/src/array_utils.h (normalizeVector) multiplies the unit vector by 127 and assigns the float to an
 #   8-bit integer, which cuts off the fraction. A component of a 512-d unit vector is about 5.6 such steps, so a tenth
 #   of each is lost, in the stored vector and in the query. NumPy's trunc() gives the same distances below. The
-#   documentation of Float8 names the range of the values only.
+#   documentation gives the range of the values and mentions recall.
 # Why it matters: the ranking hardly changes, so recall looks fine, but a decision compares the score with a threshold. A
 #   threshold that was calibrated on float32 scores rejects mates after the change of the storage type.
 # What to do: rescore the candidates with the float32 embeddings before deciding, or calibrate on scores of the same
