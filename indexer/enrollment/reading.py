@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from indexer.enrollment.rows import Row
-from indexer.errors import RejectedImage
+from indexer.errors import RejectedImage, WhosthereError
 from indexer.types import Pick
-from indexer.vision.batch_errors import as_rejection, isolate_failures
+from indexer.vision.batch_errors import as_rejection, describe_error, isolate_failures, may_be_of_item
 from indexer.vision.pipeline import ImageResult
 
 CHUNK = 16
@@ -20,6 +20,7 @@ MAX_CHUNK_BYTES = 64 * 2**20
 """Bytes of photo files that one thread holds at a time, or one larger photo. Together with the pixels of
 `pipeline.MAX_BATCH_PIXELS`, 144 MB, or one photo of 300 MB (`decode.Limits`), this bounds the memory of a thread."""
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -27,6 +28,8 @@ class FaceDescriber(Protocol):
     """A FacePipeline, or an object that uses one."""
 
     def load(self) -> None: ...
+
+    def check(self) -> None: ...
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]: ...
 
@@ -70,6 +73,31 @@ def read_batches(rows: Sequence[Row], max_bytes: int) -> Iterator[list[tuple[Row
 def describe_or_reject(
     pipeline: FaceDescriber, images: Sequence[bytes], pick: Pick | None, gate: bool
 ) -> list[ImageResult]:
-    """Describes images. One that the pipeline fails on is rejected; errors not caused by a single image are raised."""
-    results = isolate_failures(images, lambda some: pipeline.describe(some, pick, gate))
+    """Describes images. One that the pipeline fails on is rejected. Raises as `process_each` does."""
+    results = process_each(pipeline, images, lambda some: pipeline.describe(some, pick, gate))
     return [one if isinstance(one, ImageResult) else ImageResult(rejection=as_rejection(one)) for one in results]
+
+
+def process_each(
+    pipeline: FaceDescriber, items: Sequence[Item], process: Callable[[Sequence[Item]], Iterable[Result]]
+) -> list[Result | Exception]:
+    """Returns the result of `process`, which uses the pipeline, for each item, or the error that this item causes.
+
+    Raises:
+        ModelUnavailable: The networks fail on every image.
+        WhosthereError: Another error that is not caused by a single item.
+    """
+    try:
+        results = isolate_failures(items, process)
+    except Exception as error:
+        if not may_be_of_item(error):
+            raise
+        pipeline.check()
+        raise WhosthereError(f"all {len(items)} photos fail with the same error: {describe_error(error)}") from error
+    errors = [result for result in results if isinstance(result, Exception)]
+    if errors:
+        pipeline.check()
+    for one in errors:
+        if not may_be_of_item(one):
+            raise one
+    return results

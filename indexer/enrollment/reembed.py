@@ -17,13 +17,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.enrollment.reading import process_each
 from indexer.errors import InvalidRequest
 from indexer.gallery.reembeddings import SwitchResult, UnembeddedFace
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Pick, sha256
 from indexer.vectors.index_registry import IndexRegistry
 from indexer.vision import crops
-from indexer.vision.batch_errors import isolate_failures
+from indexer.vision.batch_errors import describe_error
 from indexer.vision.detection import SAME_FACE_IOU
 from indexer.vision.detectors.base import iou
 from indexer.vision.pipeline import FacePipeline, ImageResult
@@ -168,7 +169,7 @@ class Reembedder:
                     read[face.face_id] = crops.decode(face.crop)
                 except InvalidRequest as error:
                     log.warning("Face %d of %s: %s", face.face_id, face.external_id, error.message)
-        return dict(_successes(list(read), lambda ids: self._pipeline.embed(np.stack([read[i] for i in ids]))))
+        return dict(self._successes(list(read), lambda ids: self._pipeline.embed(np.stack([read[i] for i in ids]))))
 
     def _from_photos(self, some: Sequence[UnembeddedFace]) -> dict[int, NDArray[np.float32]]:
         """Returns the embeddings of faces found in their photo at the enrolled position, by face id.
@@ -180,12 +181,24 @@ class Reembedder:
         for pick in (Pick.LARGEST, None):
             for start in range(0, len(left), PHOTOS):
                 photos = [(f, data) for f in left[start : start + PHOTOS] if (data := self._read(f)) is not None]
-                for (face, _), answer in _successes(photos, lambda pairs: self._describe(pairs, pick)):  # noqa: B023
+                for (face, _), answer in self._successes(photos, lambda pairs: self._describe(pairs, pick)):  # noqa: B023
                     same = max(answer.faces, key=lambda one: iou(one.detection.box, face.box), default=None)
                     if same is not None and iou(same.detection.box, face.box) >= SAME_FACE_IOU:
                         found[face.face_id] = same.embedding
             left = [face for face in left if face.face_id not in found]
         return found
+
+    def _successes(
+        self, items: Sequence[Item], process: Callable[[Sequence[Item]], Iterable[Answer]]
+    ) -> list[tuple[Item, Answer]]:
+        """Returns each item with its answer; items on which the pipeline fails are logged and left out."""
+        successes: list[tuple[Item, Answer]] = []
+        for item, answer in zip(items, process_each(self._pipeline, items, process), strict=True):
+            if isinstance(answer, Exception):
+                log.warning("A face cannot be embedded: %s", describe_error(answer))
+            else:
+                successes.append((item, answer))
+        return successes
 
     def _describe(self, photos: Sequence[tuple[UnembeddedFace, bytes]], pick: Pick | None) -> list[ImageResult]:
         return self._pipeline.describe([data for _, data in photos], pick)
@@ -220,16 +233,3 @@ def hash_images(paths: Sequence[Path], max_bytes: int) -> dict[str, Path]:
                 f"{where} cannot be read: {error.strerror}; expected photos or their folders"
             ) from error
     return found
-
-
-def _successes(
-    items: Sequence[Item], process: Callable[[Sequence[Item]], Iterable[Answer]]
-) -> list[tuple[Item, Answer]]:
-    """Returns each item with its answer; items on which the pipeline fails are logged and left out."""
-    successes: list[tuple[Item, Answer]] = []
-    for item, answer in zip(items, isolate_failures(items, process), strict=True):
-        if isinstance(answer, Exception):
-            log.warning("A face cannot be embedded: %s: %s", type(answer).__name__, answer)
-        else:
-            successes.append((item, answer))
-    return successes

@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.errors import RejectedImage
+from indexer.errors import ModelUnavailable, RejectedImage
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import Pack
 from indexer.timing import Stage, untimed
 from indexer.types import CROP_SIZE, Detection, Device, Face, Pick, Pixels, Precision, Quality, Reason, Vectors
 from indexer.vision import detection, networks, quality
 from indexer.vision.align import align, estimate_similarity
+from indexer.vision.batch_errors import describe_error, may_be_of_item
 from indexer.vision.decode import Limits, Photo, decode
 from indexer.vision.detection import SearchScope
 from indexer.vision.detectors.base import Detector
@@ -102,6 +103,18 @@ class FacePipeline:
     def load(self) -> None:
         """Loads the networks. Raises ModelUnavailable."""
         self._load()
+
+    def check(self) -> None:
+        """Runs the networks on a gray image and a gray crop. Raises ModelUnavailable if they fail on them, too."""
+        try:
+            self.describe([_gray_image()], None)
+            self.embed(np.full((1, CROP_SIZE, CROP_SIZE, 3), 128, np.uint8))
+        except Exception as error:
+            if not may_be_of_item(error):
+                raise
+            raise ModelUnavailable(
+                f"the networks of {self.pack.name} fail on every image: {describe_error(error)}"
+            ) from error
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         """Detects, measures and embeds the faces that `pick` selects in each image file, or all, largest first.
@@ -230,6 +243,11 @@ class FacePipeline:
                 image.crops.append(crop)
                 image.views.append(np.stack(views))
                 image.qualities.append(quality.measure(face, crop, detector.enrollment_score))
+
+
+def _gray_image() -> bytes:
+    _, png = cv2.imencode(".png", np.full((CROP_SIZE, CROP_SIZE, 3), 128, np.uint8))
+    return png.tobytes()
 
 
 def select_faces(faces: Sequence[Detection], pick: Pick | None, photo: Photo) -> list[Detection]:

@@ -21,10 +21,19 @@ from indexer.enrollment.enroller import Enroller, Result
 from indexer.enrollment.reading import FaceDescriber
 from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of_archive
-from indexer.errors import Conflict, IndexBuilding, ModelUnavailable, NotFound, StorageUnavailable, WhosthereError
+from indexer.errors import (
+    Conflict,
+    IndexBuilding,
+    ModelUnavailable,
+    NotFound,
+    Overloaded,
+    StorageUnavailable,
+    WhosthereError,
+)
 from indexer.settings import Settings
 from indexer.supervision import SupervisedThread
 from indexer.types import Gallery, Pick
+from indexer.vision.batch_errors import describe_error
 from indexer.vision.pipeline import ImageResult
 from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
@@ -46,6 +55,9 @@ SWEEP_SECONDS = 3600.0
 
 RETRY_SECONDS = 60.0
 """Delay before a job is retried after a temporary failure, such as a full disk. Its file is then read again."""
+
+TEMPORARY = StorageUnavailable, ModelUnavailable, Overloaded, OSError, MemoryError
+"""Failures after which a job is postponed, because they are not caused by its photos and may pass."""
 
 LONGEST_PAUSE = 1.0
 """Seconds that a photo waits for probes at most, so that a service that is never idle finishes its jobs too."""
@@ -131,8 +143,8 @@ class JobRunner:
                     self._jobs.finish(held, JobState.CANCELLED)
                 elif lease.state is not None:
                     self._jobs.release(held)
-            except (StorageUnavailable, ModelUnavailable, OSError) as error:
-                message = error.message if isinstance(error, WhosthereError) else str(error)
+            except TEMPORARY as error:
+                message = error.message if isinstance(error, WhosthereError) else describe_error(error)
                 log.warning("job %s waits: %s", held.id, message)
                 self._jobs.postpone(held, message, _retry_seconds(error))
             except WhosthereError as error:
@@ -208,6 +220,9 @@ class CourteousPipeline:
 
     def load(self) -> None:
         self._networks.load()
+
+    def check(self) -> None:
+        self._networks.check()
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         return [self._describe(image, pick, gate) for image in images]

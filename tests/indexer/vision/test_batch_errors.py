@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from indexer.errors import InvalidVector, ModelUnavailable
+from indexer.errors import InvalidVector, ModelUnavailable, Overloaded
 from indexer.vision.batch_errors import isolate_failures
 
 
@@ -38,3 +38,24 @@ def test_each_item_gets_its_result_or_its_error() -> None:
 def test_errors_not_caused_by_an_item_are_raised(numbers: list[int]) -> None:
     with pytest.raises(ModelUnavailable):
         isolate_failures(numbers, halves)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, InvalidVector])
+def test_error_by_which_every_item_fails_is_raised(error: type[Exception]) -> None:
+    with pytest.raises(error):
+        isolate_failures([0, 0] if error is ZeroDivisionError else [3, 3, 3], halves)
+
+
+def test_different_errors_are_those_of_the_items() -> None:
+    assert [type(one) for one in isolate_failures([0, 3], halves)] == [ZeroDivisionError, InvalidVector]
+
+
+def test_too_little_memory_is_a_temporary_error() -> None:
+    def need_memory(numbers: Sequence[int]) -> list[int]:
+        if sum(numbers) > 8:
+            raise MemoryError
+        return list(numbers)
+
+    one, nine = isolate_failures([1, 9], need_memory)
+    assert one == 1
+    assert isinstance(nine, Overloaded)

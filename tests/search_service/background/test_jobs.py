@@ -49,6 +49,8 @@ class Networks:
 
     def load(self) -> None: ...
 
+    def check(self) -> None: ...
+
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
         assert (len(images), pick, gate) == (1, Pick.ONLY, True)
         self.before.append(len(self._probes.calls))

@@ -1,0 +1,124 @@
+"""A runtime that is broken, or short of memory, is not blamed on the photos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from indexer.errors import Overloaded
+from indexer.settings import read_settings
+from indexer.types import Pick
+from indexer.vision import runtime
+from indexer.vision.pipeline import ImageResult
+from search_service.background import jobs
+from search_service.background.jobs import CourteousPipeline
+from search_service.cli.app import main
+from search_service.service_context import ServiceContext
+from tests import photos as sources
+from tests.search_service.api.bulk import STAFF, enroll, finished, packed
+from tests.search_service.api.conftest import new_home
+from tests.search_service.api.serving import image, ok, refused, running
+from tests.variants import SETTINGS
+from tests.waiting import wait_for
+
+LOST = RuntimeError("CUDA error: the device was lost")
+SHORT = Overloaded("a batch of 640 x 640 images does not fit in the GPU's memory")
+
+
+class Broken:
+    """Every inference raises `error`, until it is None."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: Exception | None = LOST
+        for kind in (runtime._OpenVino, runtime._OnnxRuntime):
+            monkeypatch.setattr(kind, "run", self._replace(kind.run))
+
+    def _replace(self, run: Any) -> Any:
+        def replaced(session: Any, images: Any) -> Any:
+            if self.error is not None:
+                raise self.error
+            return run(session, images)
+
+        return replaced
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
+    return Broken(monkeypatch)
+
+
+@pytest.fixture
+def home(tmp_path: Path, models_folder: Path) -> Path:
+    return new_home(tmp_path, models_folder)
+
+
+@pytest.fixture
+def client(home: Path) -> Iterator[httpx.Client]:
+    with running(ServiceContext(read_settings(SETTINGS, home=home))) as service, service.client() as client:
+        ok(client.post("/v1/galleries", json={"name": "staff"}), 201)
+        yield client
+
+
+def postponed(client: httpx.Client, path: str, problem: str) -> None:
+    wait_for(lambda: problem in (ok(client.get(path))["problem"] or ""), "the job is postponed")
+    job = ok(client.get(path))
+    assert (job["state"], job["done"]) == ("running", 0)
+
+
+@pytest.mark.parametrize("error", [LOST, SHORT, MemoryError()], ids=["lost", "overloaded", "memory"])
+def test_job_waits_for_the_runtime_and_then_enrolls_every_photo(
+    client: httpx.Client, broken: Broken, people_zip: bytes, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.01)
+    broken.error = error
+    path = enroll(client, people_zip)
+    postponed(client, path, "memory" if error is not LOST else "fail on every image: RuntimeError: CUDA error")
+    broken.error = None
+    assert finished(client, path)["enrolled"] == 7
+
+
+def test_job_with_a_single_photo_waits_as_well(
+    client: httpx.Client, broken: Broken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.01)
+    path = enroll(client, packed({"eileen/1.png": sources.astronaut()}))
+    postponed(client, path, "CUDA error")
+    broken.error = None
+    assert finished(client, path)["enrolled"] == 1
+
+
+def test_job_fails_with_the_error_by_which_all_of_its_photos_fail(
+    client: httpx.Client, people_zip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: CourteousPipeline, image: bytes, pick: Pick | None, gate: bool) -> ImageResult:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(CourteousPipeline, "_describe", fail)
+    job = finished(client, enroll(client, people_zip), "failed")
+    assert (job["problem"], job["done"]) == ("all 7 photos fail with the same error: ValueError: a bug", 0)
+
+
+def test_searches_fail_without_blaming_the_photo(client: httpx.Client, broken: Broken) -> None:
+    broken.error = SHORT
+    refused(client.post(f"{STAFF}/search", files=image(sources.astronaut())), 429, "overloaded")
+    broken.error = None
+    ok(client.post(f"{STAFF}/search", files=image(sources.astronaut())))
+    broken.error = LOST
+    refused(client.post(f"{STAFF}/search", files=image(sources.astronaut())), 500, "failed")
+
+
+def test_command_ends_with_the_error(
+    home: Path, broken: Broken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "ana.png"
+    photo.write_bytes(sources.astronaut())
+    with pytest.raises(SystemExit) as ended:
+        main(["enroll", str(photo), "--gallery", "staff", "--home", str(home)])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert "fail on every image: RuntimeError: CUDA error: the device was lost" in printed.err
+    assert "unreadable" not in printed.out
