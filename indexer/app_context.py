@@ -23,7 +23,7 @@ from indexer.types import Gallery, Tier
 from indexer.vectors.base import VectorEngine
 from indexer.vectors.engines import FaissEngine
 from indexer.vectors.index_registry import IndexRegistry
-from indexer.vision import networks
+from indexer.vision import pack_check
 from indexer.vision.decode import Limits
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads, usable_cores
@@ -91,7 +91,7 @@ class AppContext:
 
     @locked_property
     def packs(self) -> Catalogue:
-        return Catalogue(self.files, networks.check_pack)
+        return Catalogue(self.files, pack_check.check_pack)
 
     @locked_property
     def liveness_packs(self) -> LivenessCatalogue:

@@ -209,8 +209,8 @@ def models_add(
 ) -> None:
     """Create a model pack from local files.
 
-    The files are copied to the models folder and run once as a check. With the name of a built-in pack, they must be
-    that pack's files.
+    The files are copied to the models folder, and their results compared with those of ONNX Runtime. With the name of a
+    built-in pack, they must be that pack's files.
     """
     detects: Path | None = None if detector in context.packs.names() else Path(detector)
     if detects is not None and not detects.is_file():

@@ -83,7 +83,7 @@ def check_name(name: str) -> None:
 
 
 PackCheck = Callable[[Pack, ModelFiles], Pack]
-"""Runs a pack's networks once: `vision.networks.check_pack`."""
+"""Runs a pack's networks once: `vision.pack_check.check_pack`."""
 
 
 class Catalogue:

@@ -19,7 +19,7 @@ from indexer.types import sha256
 
 SHA256 = re.compile(rb"[0-9a-f]{64}")
 
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 """Raise it when preparing the same file gives another network."""
 
 

@@ -1,17 +1,23 @@
 """Rewrites ONNX files that some runtimes refuse, so that they run everywhere with the same results.
 
 OpenCV Zoo's `int8bq` files store their weights as blocks of int8. Block-wise DequantizeLinear is new (opset 21) and not
-in every runtime; some of these files list initializers among the graph's inputs, and all fix the batch size to 1.
+in every runtime; some of these files list initializers among the graph's inputs, as files of IR version 3 must, and all
+fix the batch size to 1. PyTorch's exporters do so too: the older one writes shapes as Constant nodes, the current one
+reshapes with `allowzero`, with which 0 does not copy the input's batch size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.types import CROP_SIZE
+
+MIN_IR_VERSION = 4
+"""The first one that does not need initializers among the graph's inputs (onnx/docs/IR.md)."""
 
 
 def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
@@ -25,18 +31,19 @@ def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
 
     proto = onnx.load_model_from_string(model)
     graph = proto.graph
+    proto.ir_version = max(proto.ir_version, MIN_IR_VERSION)
     if any(i.data_location == onnx.TensorProto.EXTERNAL for i in graph.initializer):
         raise ValueError("its weights are in another file, which no hash covers; save it as one file")
     constants: dict[str, NDArray[Any]] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    nodes = [node for node in graph.node if not _fold(node, constants)]
+    folded = {name for node in graph.node if node.op_type in ("Reshape", "DequantizeLinear") for name in node.input}
+    nodes = [node for node in graph.node if not _fold(node, constants, folded)]
     for node in nodes:
-        if node.op_type == "Reshape" and node.input[1] in constants:
-            shape = constants[node.input[1]]
-            if shape[0] == 1:  # a batch of one; 0 copies the input's batch size
-                constants[node.input[1]] = np.concatenate([[0], shape[1:]]).astype(np.int64)
-    used = {name for node in nodes for name in node.input}
+        if node.op_type == "Reshape":
+            _free_batch(node, constants)
+    used = _inputs_of(nodes)
     inputs = [i for i in graph.input if i.name in used and i.name not in constants]
     _check(inputs, None if free_sides else side)
+    _check_type(inputs[0])
     if free_sides:
         for node in nodes:
             _put_batch_first(node)
@@ -57,8 +64,25 @@ def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
         dims[0].dim_param = "batch"
         if free_sides:
             dims[1].dim_param = f"cells_{value.name}"
-    onnx.checker.check_model(proto)
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(model)  # names what is wrong in the file itself
+        raise ValueError(f"it cannot be rewritten for batches of any size: {error}") from error
     return bytes(proto.SerializeToString())
+
+
+def remove_unused_inputs(model: bytes) -> tuple[bytes, str]:
+    """Returns the model without inputs that no node uses, which runtimes require all the same, and the name of its
+    image input. OpenCV Zoo's SFace lists the weights that it had before it was quantized."""
+    import onnx
+
+    proto = onnx.load_model_from_string(model)
+    graph = proto.graph
+    weights = {initializer.name for initializer in graph.initializer}
+    used = _inputs_of(graph.node)
+    _replace(graph.input, [value for value in graph.input if value.name in used])
+    return bytes(proto.SerializeToString()), next(value.name for value in graph.input if value.name not in weights)
 
 
 def extract_outputs(model: bytes, outputs: slice) -> bytes:
@@ -89,6 +113,36 @@ def _check(inputs: list[Any], side: int | None) -> None:
         raise ValueError(f"its inputs are {found}; expected one of {expected}")
 
 
+def _check_type(source: Any) -> None:
+    import onnx
+
+    found = source.type.tensor_type.elem_type
+    if found != onnx.TensorProto.FLOAT:
+        name = onnx.helper.tensor_dtype_to_np_dtype(found)
+        raise ValueError(f"its input is {name}; expected float32, as images are fed as (x - mean) * scale")
+
+
+def _free_batch(node: Any, constants: dict[str, NDArray[Any]]) -> None:
+    """Lets a Reshape to a batch of one keep the batch size of its input."""
+    shape = constants.get(node.input[1])
+    if shape is None or 0 in shape[1:] or len(shape) == 0 or shape[0] not in (0, 1):
+        return
+    constants[node.input[1]] = np.concatenate([[0], shape[1:]]).astype(np.int64)  # 0 copies the input's batch size
+    for attribute in [one for one in node.attribute if one.name == "allowzero"]:
+        node.attribute.remove(attribute)
+
+
+def _inputs_of(nodes: Iterable[Any]) -> set[str]:
+    """Returns the names of all inputs of the nodes and of the graphs within them, such as the branches of an If."""
+    names: set[str] = set()
+    for node in nodes:
+        names.update(node.input)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                names |= _inputs_of(graph.node)
+    return names
+
+
 def _put_batch_first(node: Any) -> None:
     """Moves the batch before the cells, so that the rows are ordered image by image.
 
@@ -99,25 +153,54 @@ def _put_batch_first(node: Any) -> None:
             attribute.ints[:] = [0, 2, 3, 1]
 
 
-def _fold(node: Any, constants: dict[str, NDArray[Any]]) -> bool:
-    """Computes a node whose inputs are constants. Returns whether the node is no longer needed."""
-    if any(name not in constants for name in node.input):
+def _fold(node: Any, constants: dict[str, NDArray[Any]], folded: set[str]) -> bool:
+    """Computes a node whose inputs are constants. Returns whether the node is no longer needed.
+
+    `folded` are the names for which Constant nodes are looked up.
+    """
+    from onnx import numpy_helper
+
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type == "Constant" and node.output[0] in folded:
+        if "value" in attributes:
+            constants[node.output[0]] = numpy_helper.to_array(attributes["value"].t)
+        elif "value_ints" in attributes:
+            constants[node.output[0]] = np.array(attributes["value_ints"].ints, np.int64)
+        return node.output[0] in constants
+    given = [name for name in node.input if name]
+    if any(name not in constants for name in given):
         return False
-    if node.op_type == "DequantizeLinear":
-        quantized, scale, zero = (constants[name] for name in node.input)
-        attributes = {a.name: a.i for a in node.attribute}
-        axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
-        if block:
-            length = range(quantized.shape[axis])
-            scale, zero = (np.repeat(v, block, axis=axis).take(length, axis=axis) for v in (scale, zero))
-        weights = (quantized.astype(np.float32) - zero.astype(np.float32)) * scale
-        constants[node.output[0]] = weights.astype(np.float32)
+    if node.op_type == "DequantizeLinear" and "output_dtype" not in attributes:
+        axis = attributes["axis"].i if "axis" in attributes else 1
+        block = attributes["block_size"].i if "block_size" in attributes else 0
+        constants[node.output[0]] = _dequantize(*(constants[name] for name in given), axis=axis, block=block)
         return True
     if node.op_type == "Reshape":
-        data, shape = (constants[name] for name in node.input)
+        data, shape = (constants[name] for name in given)
         constants[node.output[0]] = data.reshape([int(n) for n in shape])
         return True
     return False
+
+
+def _dequantize(
+    quantized: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None = None, *, axis: int, block: int
+) -> NDArray[Any]:
+    """Returns what DequantizeLinear computes: (quantized - zero) * scale, in the type of `scale`.
+
+    `scale` and `zero` hold one value, one for each index along `axis`, or one for each `block` of indexes along it.
+    """
+    arrays = [scale] if zero is None else [scale, zero]
+    if block:
+        length = range(quantized.shape[axis])
+        arrays = [np.repeat(array, block, axis=axis).take(length, axis=axis) for array in arrays]
+    elif scale.size > 1:
+        sides = np.ones(quantized.ndim, int)
+        sides[axis] = -1
+        arrays = [array.reshape(sides) for array in arrays]
+    else:
+        arrays = [array.reshape(()) for array in arrays]
+    offset = quantized.astype(np.float32) - arrays[1].astype(np.float32) if zero is not None else quantized
+    return np.asarray(offset.astype(np.float32) * arrays[0], scale.dtype)
 
 
 def _replace(field: Any, values: list[Any]) -> None:

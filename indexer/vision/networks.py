@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -15,7 +14,7 @@ from indexer.errors import ModelUnavailable
 from indexer.models import onnx_prepare
 from indexer.models.model_files import ModelFiles, load_checkpoints_module
 from indexer.models.packs import CHECKPOINTS, Center, ModelFile, Network, Pack
-from indexer.types import CROP_SIZE, Device, Precision, sha256
+from indexer.types import Device, Precision, sha256
 from indexer.vision import runtime
 from indexer.vision.detectors.base import ALL_OUTPUTS, Detector
 from indexer.vision.detectors.retinaface import RetinaFace
@@ -40,13 +39,26 @@ def load(
         ModelUnavailable: A file is missing or wrong, or the device is not available.
     """
     cuda = uses_cuda(pack, device)
+    session = load_embedder_session(pack, files, cuda, precision, threads)
+    return load_detector(pack, files, cuda, threads), build_embedder(pack, session)
+
+
+def load_detector(pack: Pack, files: ModelFiles, cuda: bool, threads: Threads) -> Detector:
+    """Loads the detector. Raises ModelUnavailable.
+
+    On the CPU it always computes in float32: bfloat16 moves landmarks.
+    """
     kind = DETECTORS[pack.detector.network]
-    # The detector always computes in float32 on the CPU: bfloat16 moves landmarks.
-    detector = kind(
-        *_load_sessions(pack.detector, files, kind.preprocessing, cuda, Precision.FLOAT32, threads, kind.output_slices)
+    sessions = _load_sessions(
+        pack.detector, files, kind.preprocessing, cuda, Precision.FLOAT32, threads, kind.output_slices
     )
+    return kind(*sessions)
+
+
+def load_embedder_session(pack: Pack, files: ModelFiles, cuda: bool, precision: Precision, threads: Threads) -> Session:
+    """Loads the embedder's network. Raises ModelUnavailable."""
     (session,) = _load_sessions(pack.embedder, files, embedder_preprocessing(pack), cuda, precision, threads)
-    return detector, build_embedder(pack, session)
+    return session
 
 
 def embedder_preprocessing(pack: Pack) -> Preprocessing:
@@ -126,24 +138,3 @@ def _load_sessions(
     if cuda:
         return [runtime.load(model, preprocessing, precision, threads, runtime.ON_CUDA) for model in models]
     return [load_on_cpu(model, file, preprocessing, precision, threads) for model in models]
-
-
-def check_pack(pack: Pack, files: ModelFiles) -> Pack:
-    """Runs the pack's networks once and returns the pack with the embedder's `dim`. Raises ModelUnavailable."""
-    try:
-        detector, embedder = load(pack, files, Device.CPU, Precision.FLOAT32, Threads())
-        noise = np.random.default_rng(0)  # only the shapes of the outputs matter
-        detector.detect(noise.integers(0, 256, (2, 8 * detector.stride, 8 * detector.stride, 3), np.uint8))
-        vectors = embedder.embed(noise.integers(0, 256, (2, CROP_SIZE, CROP_SIZE, 3), np.uint8))
-    except ModelUnavailable:
-        raise
-    except Exception as error:  # outputs of another kind of network can fail anywhere in decoding
-        raise ModelUnavailable(
-            f"the files of {pack.name} do not work as {pack.detector.network} and {pack.embedder.network}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if vectors.ndim != 2:
-        raise ModelUnavailable(
-            f"{pack.embedder.name} returns an array of shape {vectors.shape}; expected one embedding per crop"
-        )
-    return replace(pack, dim=vectors.shape[1])

@@ -118,6 +118,11 @@ def load(
         raise ModelUnavailable(f"{engine} cannot load the model: {error}") from error
 
 
+def load_original(model: bytes, preprocessing: Preprocessing) -> _OnnxRuntime:
+    """Loads an ONNX file as it is in ONNX Runtime on the CPU, which computes each node as it is written."""
+    return _OnnxRuntime(model, preprocessing, Threads(), _CPU, is_optimized=False)
+
+
 @cache
 def find_cuda_problem() -> str | None:
     """Returns why ONNX networks cannot run on a GPU here, None if they can."""
@@ -211,7 +216,9 @@ class _OpenVino:
 class _OnnxRuntime:
     """Runs a model with ONNX Runtime."""
 
-    def __init__(self, model: bytes, preprocessing: Preprocessing, threads: Threads, provider: str) -> None:
+    def __init__(
+        self, model: bytes, preprocessing: Preprocessing, threads: Threads, provider: str, is_optimized: bool = True
+    ) -> None:
         with no_telemetry():
             import onnxruntime
 
@@ -220,7 +227,9 @@ class _OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads.threads_per_stream
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to other threads
-        options.log_severity_level = 3
+        options.log_severity_level = 3 if is_optimized else 4  # errors of original files are handled
+        if not is_optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         tuning = CUDA_OPTIONS if provider == _CUDA else {}
         self._session = onnxruntime.InferenceSession(model, options, providers=[(provider, tuning)])
         if provider not in self._session.get_providers():  # ONNX Runtime falls back to the CPU without an error
@@ -228,6 +237,8 @@ class _OnnxRuntime:
                 "onnxruntime cannot start CUDA; its output names what is missing: GPU, driver or a library"
             )
         self._input = self._session.get_inputs()[0].name
+        self.sides = self._session.get_inputs()[0].shape
+        """Sides of the input: numbers where the file fixes them."""
 
     def run(self, images: NDArray[np.uint8]) -> list[Tensor]:
         outputs: Sequence[Any] = self._session.run(None, {self._input: to_blob(images, self._preprocessing)})

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -202,18 +203,22 @@ def test_ir50_from_a_mirror_is_the_default_from_then_on(
     assert [file["sha256"] for file in pulled["files"]] == [sha256(content) for content in data.values()]
     assert command.ok("gallery", "create", "after", "--json").json["model"] == "ir50"
     assert [g["model"] for g in command.ok("gallery", "list", "--json").json] == ["sface", "ir50"]
-    told = command.ok("models", "list", "--json").json[0]
+
+    def about_ir50() -> dict[str, Any]:
+        return next(pack for pack in command.ok("models", "list", "--json").json if pack["name"] == "ir50")
+
+    told = about_ir50()
     assert (told["name"], told["installed"], told["fingerprint"]) == ("ir50", True, pulled["fingerprint"])
     assert told["thresholds_measured"] is False
 
     # What was converted needs no PyTorch any more, what was not does.
     assert told["problem"] is None
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert command.ok("models", "list", "--json").json[0]["problem"] is None
+    assert about_ir50()["problem"] is None
     shutil.rmtree(command.home / "models" / "prepared")
     listed = command.ok("models", "list")
     assert "no: PyTorch is not installed (pip install 'whosthere[torch]')" in listed.out
-    assert command.ok("models", "list", "--json").json[0]["installed"] is True
+    assert about_ir50()["installed"] is True
 
     # Other bytes of the same name are not what was pulled.
     path = command.home / "models" / IR50.embedder.name

@@ -15,7 +15,7 @@ from indexer.models.catalogue import Catalogue, FileDescription, PackDescription
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import BUFFALO_L, IR50, SFACE, ModelFile, Network, describe
 from indexer.types import Precision, sha256
-from indexer.vision import networks
+from indexer.vision import pack_check
 
 
 def shipped(file: ModelFile) -> Path:
@@ -31,7 +31,7 @@ def files(tmp_path: Path) -> ModelFiles:
 
 @pytest.fixture
 def packs(files: ModelFiles) -> Catalogue:
-    return Catalogue(files, networks.check_pack)
+    return Catalogue(files, pack_check.check_pack)
 
 
 def described(name: str = "mine", detector: str | FileDescription = "sface") -> PackDescription:
