@@ -161,6 +161,14 @@ def best_hit_per_identity(hits: Iterable[Hit]) -> list[Hit]:
     return list(best.values())
 
 
+def inner_products(vectors: NDArray[Any], query: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the inner products (N,) of (N, D) vectors with a query (D,).
+
+    Those of equal vectors are equal. With `@` they are not: BLAS adds up the last rows of a matrix in another order.
+    """
+    return np.asarray(np.einsum("nd,d->n", vectors.astype(np.float32, copy=False), query))
+
+
 class DamagedIndex(WhosthereError):
     """Stored index data is corrupt or belongs to something else. The index is rebuilt from SQL."""
 

@@ -20,7 +20,7 @@ from indexer.errors import StorageUnavailable
 from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors import mapped_file, self_check
-from indexer.vectors.base import DamagedIndex, VectorIndex
+from indexer.vectors.base import DamagedIndex, VectorIndex, inner_products
 from indexer.vectors.locks import ReadWriteLock
 from indexer.vectors.mapped_file import Float16Vectors, MappedFile
 from indexer.vectors.product_codes import BATCH_ROWS, ProductCodeScan, encode, single_thread
@@ -149,8 +149,8 @@ class CompressedIndex(VectorIndex):
         of others, and finally among all rows."""
         answers: list[list[Hit]] = [[] for _ in queries]
         is_present, rows = self._present.all, len(self._faces)
-        pending = list(range(len(queries))) if len(self) and k > 0 else []
         contiguous = np.ascontiguousarray(queries, dtype=np.float32)
+        pending = np.flatnonzero(np.isfinite(contiguous).all(axis=1)).tolist() if len(self) and k > 0 else []
         count = max(self.rescored, 4 * k)
         while pending and count < rows:
             found = self._scan.search(contiguous[pending], count)
@@ -171,17 +171,20 @@ class CompressedIndex(VectorIndex):
     def _best_faces(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[list[Hit], int]:
         scores = self._scores(query, rows)
         order = np.lexsort((self._faces.all[rows], -scores))[:k]
-        return self._hits(rows[order], scores[order]), len(rows) - len(order)
+        others = 0 if _may_tie_outside(scores[order], scores) else len(rows) - len(order)
+        return self._hits(rows[order], scores[order]), others
 
     def _best_identities(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[list[Hit], int]:
         """Selects the best identities among `rows`, then the best of all rows of each."""
-        best, scores = self._best_row_per_identity(rows, self._scores(query, rows), k)
+        all_scores = self._scores(query, rows)
+        best, scores = self._best_row_per_identity(rows, all_scores, k)
+        may_tie = _may_tie_outside(scores, all_scores)
         identities = self._identities.all[best]
         others = len(rows) - int(np.isin(self._identities.all[rows], identities).sum())
         all_rows = self._rows_of(identities)
         if len(all_rows) > len(rows) - others:
             best, scores = self._best_row_per_identity(all_rows, self._scores(query, all_rows), k)
-        return self._hits(best, scores), others
+        return self._hits(best, scores), 0 if may_tie else others
 
     def _best_row_per_identity(
         self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
@@ -200,7 +203,7 @@ class CompressedIndex(VectorIndex):
     def _scores(self, query: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the inner products (N,), computed in batches because there may be very many rows."""
         batches = np.split(rows, range(BATCH_ROWS, len(rows), BATCH_ROWS))
-        return np.concatenate([self._vectors(batch).astype(np.float32) @ query for batch in batches])
+        return np.concatenate([inner_products(self._vectors(batch), query) for batch in batches])
 
     def _vectors(self, rows: NDArray[np.int64]) -> Float16Vectors:
         """Returns the vectors of these rows. Raises StorageUnavailable if the file is damaged."""
@@ -277,6 +280,15 @@ def _first_rescored(rows: int) -> int:
     have more of them near than the perturbed copies of the self-check.
     """
     return min(max(self_check.MIN_RESCORED, rows // 1000), self_check.MAX_RESCORED)
+
+
+def _may_tie_outside(best: NDArray[np.float32], scores: NDArray[np.float32]) -> bool:
+    """Returns whether the last row of a scan, whose rows have these `scores`, is among the `best`.
+
+    Then rows that were not returned may be as good: copies of a face have equal codes, and the scan returns those with
+    the highest ids.
+    """
+    return bool(len(best) < len(scores) and scores[-1] >= best[-1])
 
 
 class _GrowableArray(Generic[Scalar]):

@@ -98,7 +98,11 @@ class FlatIndex(VectorIndex):
             scores, rows = self._flat.search(contiguous, fetched)
         return [
             sorted(
-                (Hit(int(self._identities[r]), int(self._faces[r]), float(s)) for s, r in zip(score, row, strict=True)),
+                (
+                    Hit(int(self._identities[r]), int(self._faces[r]), float(s))
+                    for s, r in zip(score, row, strict=True)
+                    if r >= 0  # -1 for a query that is not a number
+                ),
                 key=ranking_key,
             )[:k]
             for score, row in zip(scores, rows, strict=True)

@@ -29,6 +29,7 @@ from indexer.vectors.base import (
     VectorEngine,
     VectorIndex,
     best_hit_per_identity,
+    inner_products,
     ranking_key,
 )
 from indexer.vectors.milvus.client import REQUEST_TIMEOUT_S, CollectionDropped, MilvusConnection, PositionStore, parse
@@ -214,7 +215,7 @@ class MilvusIndex(VectorIndex):
         if self._type.exact or not rows:
             scores = [float(row["distance"]) for row in rows]
         else:
-            scores = (np.array([row["entity"]["embedding"] for row in rows], np.float32) @ query).tolist()
+            scores = inner_products(np.array([row["entity"]["embedding"] for row in rows], np.float32), query).tolist()
         hits = [
             Hit(int(row["entity"]["identity_id"]), int(row["face_id"]), score)
             for row, score in zip(rows, scores, strict=True)

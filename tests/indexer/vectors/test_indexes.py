@@ -175,6 +175,54 @@ def test_equal_scores_are_ordered_by_face_id(empty: Callable[[int], VectorIndex]
     assert [hit.identity_id for hit in index.nearest_identities(query, k)[0]] == expected
 
 
+@pytest.fixture
+def with_copies(make: Make, tmp_path: Path) -> tuple[VectorIndex, Vectors, list[int]]:
+    """Returns an index of 1,200 faces with more copies of one embedding than are rescored, that embedding, and the
+    ids of its faces. Half of the faces were added after the build; the dimension is padded by product codes."""
+    rng = np.random.default_rng(7)
+    vectors = rng.standard_normal((1200, 100)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    copies = rng.choice(1200, 500, replace=False)
+    vectors[copies] = vectors[copies[0]]
+    index = make(tmp_path, 100, vectors[:600])
+    face_ids = rng.permutation(np.arange(1, 601))
+    index.put(face_ids, face_ids, vectors[600:])
+    every_id = np.concatenate([np.arange(1001, 1601), face_ids])
+    return index, vectors[copies[0]], sorted(every_id[copies].tolist())
+
+
+@pytest.mark.parametrize("probes", [1, 30])
+def test_copies_of_a_face_score_equally_and_rank_by_face_id(
+    with_copies: tuple[VectorIndex, Vectors, list[int]], probes: int
+) -> None:
+    """FAISS puts the highest id first, and products of a matrix differ in the last bit between its rows."""
+    index, vector, copies = with_copies
+    queries = np.tile(vector + np.linspace(0, 0.1, 100, dtype=np.float32), (probes, 1))
+    for found in (index.nearest_faces(queries, 20), index.nearest_identities(queries, 20)):
+        for hits in found:
+            assert [hit.face_id for hit in hits] == [hit.identity_id for hit in hits] == copies[:20]
+            assert len({hit.score for hit in hits}) == 1
+
+
+def test_query_of_zeros_scores_zero_with_every_face(with_copies: tuple[VectorIndex, Vectors, list[int]]) -> None:
+    """FAISS's fast scan answers it with NaN and the id -1."""
+    index, vector, copies = with_copies
+    queries = np.stack([np.zeros_like(vector), vector])
+    for found in (index.nearest_faces(queries, 3), index.nearest_identities(queries, 3)):
+        assert found[0] == [Hit(1, 1, 0.0), Hit(2, 2, 0.0), Hit(3, 3, 0.0)]
+        assert [hit.face_id for hit in found[1]] == copies[:3]
+
+
+@pytest.mark.parametrize("make", list(LOCAL.values()), ids=list(LOCAL))
+def test_query_that_is_not_a_number_finds_nothing(with_copies: tuple[VectorIndex, Vectors, list[int]]) -> None:
+    """FAISS answers it with the id -1 and a score."""
+    index, vector, copies = with_copies
+    queries = np.stack([np.full_like(vector, np.nan), vector])
+    for found in (index.nearest_faces(queries, 3), index.nearest_identities(queries, 3)):
+        assert found[0] == []
+        assert [hit.face_id for hit in found[1]] == copies[:3]
+
+
 def test_empty_index_returns_no_hits(empty: Callable[[int], VectorIndex]) -> None:
     index = empty(4)
     queries = np.eye(4, dtype=np.float32)
