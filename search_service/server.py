@@ -59,7 +59,7 @@ def run(settings: Settings) -> None:
     }
     _wait_for_port(settings.host, settings.port)
     if settings.workers == 1:
-        uvicorn.run(create_app(context), **options)
+        uvicorn.run(create_app(context, _end_in_time), **options)
         return
     context.close()
     with shared_folder() as metrics_folder:
@@ -83,7 +83,20 @@ def worker() -> FastAPI:
     prepare()
     from search_service.api.app import create_app  # after that, because it imports prometheus_client
 
-    return create_app(ServiceContext(settings))
+    return create_app(ServiceContext(settings), _end_in_time)
+
+
+def _end_in_time() -> None:
+    """Ends this process when its parts have had their time to stop. After SIGINT, unlike SIGTERM, Python would wait for
+    threads that hang, such as those of requests that were abandoned after SHUTDOWN_SECONDS."""
+    from search_service.api.app import CLOSE_SECONDS, STOP_SECONDS
+
+    def end() -> None:
+        time.sleep(STOP_SECONDS + CLOSE_SECONDS)
+        log.warning("the process ends although some of its threads are still working")
+        os._exit(0)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
 
 
 def _end_with_parent() -> None:

@@ -40,11 +40,11 @@ CLOSE_SECONDS = 7.0
 they are built; one that is not written is built from SQL at the next start."""
 
 
-def create_app(context: ServiceContext) -> FastAPI:
+def create_app(context: ServiceContext, on_stop: Callable[[], object] = lambda: None) -> FastAPI:
     """Returns the service over one home folder.
 
     Nothing is opened before the application starts. Models and indexes load in the background; `/readyz` shows when
-    they are loaded.
+    they are loaded. `on_stop` is called when the last request was answered.
     """
     settings = context.settings
     metrics = Metrics(context)
@@ -68,6 +68,7 @@ def create_app(context: ServiceContext) -> FastAPI:
         loading.start()
         runner.start()
         yield
+        on_stop()
         readiness.stop()
         stops = runner.stop, queue.stop, deliverer.stop, loading.join, lambda: service.settle(STOP_SECONDS)
         # Not on the threads of the requests, all of which may be taken.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,45 @@ def test_sigterm_finishes_running_searches_and_saves_the_index(home: Path, log: 
     assert code == 0
     assert shown["index"]["faces"] == 1
     assert shown["index"]["snapshot_seq"] == shown["index"]["seq"] > 0  # read from the snapshot, not made anew
+
+
+HANGING = """
+import os, pathlib, threading
+from indexer.gallery.galleries import GalleryRepository
+from search_service import server
+from search_service.api import app
+from search_service.cli.app import main
+
+def hang(*_):
+    pathlib.Path(os.environ["MARK"]).touch()
+    threading.Event().wait()
+
+server.SHUTDOWN_SECONDS = app.STOP_SECONDS = app.CLOSE_SECONDS = 1
+GalleryRepository.counts = hang
+main()
+"""
+"""Never answers a request that shows a gallery, and has little time to stop."""
+
+
+def test_stopping_service_does_not_wait_for_a_request_that_hangs(home: Path, log: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "hangs"
+    serve = Serve(home, log, program=(sys.executable, "-c", HANGING), MARK=str(mark))
+
+    def create() -> None:
+        with suppress(httpx.HTTPError):
+            serve.client.post("/v1/galleries", json={"name": "staff"})
+
+    creating = threading.Thread(target=create)
+    creating.start()
+    try:
+        wait_for(mark.exists, "the request to hang")
+        serve.process.send_signal(signal.SIGINT)
+        assert serve.process.wait(DEADLINE) == 0
+    finally:
+        serve.process.kill()
+        creating.join(DEADLINE)
+        serve.end(signal.SIGKILL)
+    assert "although some of its threads are still working" in serve.log()
 
 
 def test_workers_of_a_killed_parent_finish_their_requests_and_a_restart_works_at_once(
