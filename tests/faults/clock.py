@@ -1,4 +1,4 @@
-"""`whosthere` under a clock that may be set while it runs: the file named by CLOCK holds the seconds it is off by."""
+"""Runs `whosthere` with a clock that can be set: the file named by CLOCK contains its offset in seconds."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Sets what the program reads the time from, before any of its modules takes it, and becomes the program."""
+    """Replaces the functions that return the time before the program's modules import them, and runs the program."""
     file, real = Path(os.environ["CLOCK"]), time.time
 
-    def off() -> float:
+    def offset() -> float:
         return float(file.read_text())
 
     from indexer import clock
 
-    clock.now = lambda: datetime.now(UTC) + timedelta(seconds=off())
-    time.time = lambda: real() + off()
+    clock.now = lambda: datetime.now(UTC) + timedelta(seconds=offset())
+    time.time = lambda: real() + offset()
     time.time_ns = lambda: int(time.time() * 1e9)
 
     from search_service.cli import main as whosthere

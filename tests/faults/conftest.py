@@ -1,57 +1,56 @@
-"""A place to be hurt, over each database; and photos without end."""
+"""An installation with each database, and any number of different photos."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from search_service.demo import make_photos
-from tests.faults.place import STAFF, Ask, Photo, Place
+from tests.faults.installation import STAFF, Installation, NewInstallation, Photo, SendRequest
 from tests.postgres import Database
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import image
 
 
 @pytest.fixture
-def new_place(tmp_path: Path, models_folder: Path) -> Callable[[str], Place]:
-    """A place over a database of that URL; "" is the home's own."""
+def new_installation(tmp_path: Path, models_folder: Path) -> NewInstallation:
+    """Creates an installation with the database of a URL; "" is the one in the home folder."""
 
-    def make(url: str) -> Place:
+    def create(url: str) -> Installation:
         (tmp_path / "home").mkdir(exist_ok=True)
         logs = (tmp_path / f"serve-{number}.log" for number in range(100))
-        return Place(new_home(tmp_path / "home", models_folder), url, logs)
+        return Installation(new_home(tmp_path / "home", models_folder), url, logs)
 
-    return make
+    return create
 
 
 @pytest.fixture
-def place(database: Database, new_place: Callable[[str], Place]) -> Place:
-    """Over SQLite and PostgreSQL."""
-    return new_place(database.url)
+def installation(database: Database, new_installation: NewInstallation) -> Installation:
+    """An installation with SQLite, and one with PostgreSQL."""
+    return new_installation(database.url)
 
 
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Photo:
-    """Photos of the demo's people by number, no two of the same bytes."""
+    """Returns the demo's people and their photos by number; no two files are equal."""
     folder, _ = make_photos(tmp_path_factory.mktemp("demo"))
     people = [(path.parent.name, path.read_bytes()) for path in sorted(folder.glob("*/1.jpg"))]
 
-    def make(number: int) -> tuple[str, bytes]:
+    def numbered(number: int) -> tuple[str, bytes]:
         person, data = people[number % len(people)]
-        return person, data + b"%d" % number  # decoders do not look behind the end
+        return person, data + b"%d" % number  # decoders ignore bytes after the end of the image
 
-    return make
+    return numbered
 
 
 @pytest.fixture(scope="session")
-def enrol(photo: Photo) -> Ask:
-    """Enrols the photo of that number."""
+def enroll(photo: Photo) -> SendRequest:
+    """Enrolls the photo of a number."""
 
-    def ask(client: httpx.Client, number: int) -> httpx.Response:
+    def send(client: httpx.Client, number: int) -> httpx.Response:
         person, data = photo(number)
         return client.post(f"{STAFF}/identities/{person}/faces", files=image(data))
 
-    return ask
+    return send

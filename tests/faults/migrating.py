@@ -1,4 +1,4 @@
-"""Brings a database to the newest version, again and again, and is killed one statement later each time."""
+"""Migrates a database repeatedly, each time in a process that is killed one statement later."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from indexer.gallery.database import current_version, migrate, open_database
 
 
 def main(url: str) -> None:
-    """Prints the version that each child left behind, killed after so many statements; ends with the one that was
-    not killed."""
+    """Prints the version of the database after each killed child, and ends with the first child that completes."""
     for statements in count(1):
         child = os.fork()
         if child == 0:
@@ -32,7 +31,7 @@ def main(url: str) -> None:
 
 
 def _migrate(url: str, statements: int) -> None:
-    """Dies by kill -9 once so many statements have been executed."""
+    """Migrates and kills itself after so many statements."""
     left = iter(range(statements - 1, -1, -1))
 
     def executed(*_: Any) -> None:

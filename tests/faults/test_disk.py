@@ -1,23 +1,23 @@
-"""The disk is full while the service writes, and has room again."""
+"""The disk becomes full while the service writes, and has space again."""
 
 from __future__ import annotations
 
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.place import STAFF, Ask, Photo, Place, calling, check, faces
+from tests.faults.installation import STAFF, NewInstallation, Photo, SendRequest, calling, check, faces, owners
 from tests.search_service.api.serving import image, ok, refused
 
-ROOMY = 2 * 2**30
-"""Bytes that let `doctor` find nothing; a file system in memory takes what is written, and no more."""
+AMPLE_SPACE = 2 * 2**30
+"""Bytes with which `doctor` finds no problem. A file system in memory only uses what is written."""
 
-ROOM = 256 * 2**10
-"""Bytes left for the photos: some of them."""
+LITTLE_SPACE = 256 * 2**10
+"""Bytes for some of the photos."""
 
 
 class Disk:
@@ -26,7 +26,7 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        self._mount("-t", "tmpfs", "-o", f"size={ROOMY}", "tmpfs")
+        self._mount("-t", "tmpfs", "-o", f"size={AMPLE_SPACE}", "tmpfs")
 
     def leave(self, free: int) -> None:
         self._mount("-o", f"remount,size={shutil.disk_usage(self.folder).used + free}")
@@ -49,18 +49,17 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def test_service_recovers_when_disk_has_space_again(
-    disk: Disk, new_place: Callable[[str], Place], enrol: Ask, photo: Photo
+    disk: Disk, new_installation: NewInstallation, enroll: SendRequest, photo: Photo
 ) -> None:
-    """Writers are told that it is full; searches are answered; nothing that was acknowledged is lost. With room made,
-    the same process goes on by itself."""
-    place = new_place(f"sqlite:///{disk.folder / 'whosthere.db'}")
-    with place.serving() as serve:
+    """Changes fail, searches work, acknowledged changes are kept. The process recovers when there is space."""
+    installation = new_installation(f"sqlite:///{disk.folder / 'whosthere.db'}")
+    with installation.serving() as serve:
         client = serve.client
-        disk.leave(ROOM)
-        with calling(str(client.base_url), enrol) as callers:
+        disk.leave(LITTLE_SPACE)
+        with calling(str(client.base_url), enroll) as callers:
             callers.wait(12, 503)
         assert callers.statuses() == {201, 503}
-        error = refused(enrol(client, 1_000_000), 503, "storage_unavailable")
+        error = refused(enroll(client, 1_000_000), 503, "storage_unavailable")
         assert "full" in error["message"]
         refused(client.delete(f"{STAFF}/identities/left-1"), 503, "storage_unavailable")
         archive = {"images": ("a.jpg", photo(2_000_000)[1] * 100)}
@@ -69,30 +68,31 @@ def test_service_recovers_when_disk_has_space_again(
         person, data = photo(0)
         (face,) = ok(client.post(f"{STAFF}/search", files=image(data)))["faces"]
         assert face["candidates"][0]["external_id"] == person
-        disk.leave(ROOMY)
-        with calling(str(client.base_url), enrol) as again:
+        disk.leave(AMPLE_SPACE)
+        with calling(str(client.base_url), enroll) as again:
             again.wait(12, 200, 201)
         assert again.statuses() <= {200, 201}
         serve.end()
         assert "Traceback" not in serve.log()
-    told = [*callers.bodies(201).values(), *again.bodies(201).values(), *again.bodies(200).values()]
-    check(place, {one["face_id"]: f"staff/{one['external_id']}" for one in told})
+    check(
+        installation, owners([*callers.bodies(201).values(), *again.bodies(201).values(), *again.bodies(200).values()])
+    )
 
 
 def test_full_disk_at_kill_and_at_shutdown_loses_nothing(
-    disk: Disk, new_place: Callable[[str], Place], enrol: Ask
+    disk: Disk, new_installation: NewInstallation, enroll: SendRequest
 ) -> None:
-    """It starts on a full disk as well, and what was acknowledged is there."""
-    place = new_place(f"sqlite:///{disk.folder / 'whosthere.db'}")
-    with place.serving() as serve:
-        disk.leave(ROOM)
-        with calling(str(serve.client.base_url), enrol) as callers:
+    """The service also starts on a full disk, with every acknowledged change."""
+    installation = new_installation(f"sqlite:///{disk.folder / 'whosthere.db'}")
+    with installation.serving() as serve:
+        disk.leave(LITTLE_SPACE)
+        with calling(str(serve.client.base_url), enroll) as callers:
             callers.wait(4, 503)
         serve.process.kill()
-    kept = {one["face_id"]: f"staff/{one['external_id']}" for one in callers.bodies(201).values()}
-    with place.serving() as serve:
+    kept = owners(callers.bodies(201).values())
+    with installation.serving() as serve:
         assert kept.items() <= faces(serve.client).items()
         assert serve.end() == -signal.SIGTERM, serve.log()
         assert "Traceback" not in serve.log()
-    disk.leave(ROOMY)
-    check(place, kept)
+    disk.leave(AMPLE_SPACE)
+    check(installation, kept)

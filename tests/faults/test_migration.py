@@ -1,11 +1,10 @@
-"""kill -9 in the middle of a migration, after every statement of it."""
+"""A migration is killed with SIGKILL after each of its statements."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 from sqlalchemy import Engine, text
@@ -14,7 +13,7 @@ from indexer.gallery.database import newest_version, open_database
 from indexer.models.packs import SFACE
 from indexer.types import vector_to_bytes
 from tests.faults import migrating
-from tests.faults.place import STAFF, Place, checked, embedding
+from tests.faults.installation import STAFF, NewInstallation, checked, embedding
 from tests.indexer.gallery.faces import image_hash
 from tests.postgres import Database
 from tests.search_service.api.serving import ok
@@ -28,10 +27,9 @@ QUALITY = json.dumps({"size": 90, "sharpness": 12, "yaw": 0, "brightness": 130, 
 
 
 def test_migration_survives_kill_after_every_statement(
-    empty_database: Database, new_place: Callable[[str], Place]
+    empty_database: Database, new_installation: NewInstallation
 ) -> None:
-    """The database is at the old version, whole, until it is at the new one; the service then starts and has what was
-    acknowledged before."""
+    """The database has the old version, unchanged, until it has the new one. Then the service starts with all data."""
     engine = open_database(empty_database.url)
     to(engine, OLDEST)
     kept = _enrolled(engine)
@@ -50,7 +48,7 @@ def test_migration_survives_kill_after_every_statement(
     assert set(killed[:first_new]) == {OLDEST}
     assert set(killed[first_new:]) <= {last}
     assert first_new > 20, "a migration has that many statements"
-    with checked(new_place(empty_database.url), kept) as client:
+    with checked(new_installation(empty_database.url), kept) as client:
         for number, face_id in enumerate(kept):
             body = {"embedding": embedding(number).tolist(), "threshold": 0.99}
             (face,) = ok(client.post(f"{STAFF}/search", json=body))["faces"]
@@ -59,7 +57,7 @@ def test_migration_survives_kill_after_every_statement(
 
 
 def _enrolled(engine: Engine) -> dict[int, str]:
-    """People of the gallery `staff`, as the oldest version kept them: whose each face is."""
+    """Inserts people of the gallery `staff` into the oldest version's tables. Returns the owners by face id."""
     at = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
     kept = {}
     with engine.connect().execution_options(writing=True) as connection, connection.begin():
@@ -68,10 +66,10 @@ def _enrolled(engine: Engine) -> dict[int, str]:
             {"model": SFACE.name, "fingerprint": SFACE.fingerprint, "dim": SFACE.dim, "at": at},
         )
         for n in range(FACES):
-            values = {"id": n + 1, "who": f"p{n}", "at": at, "sha": image_hash(n), "said": "{}"}
+            values = {"id": n + 1, "who": f"p{n}", "at": at, "sha": image_hash(n), "metadata": "{}"}
             values |= {"embedding": vector_to_bytes(embedding(n)), "points": POINTS, "quality": QUALITY}
             connection.execute(
-                text("INSERT INTO identities VALUES (:id, 1, :who, NULL, :said, NULL, NULL, :at, :at)"), values
+                text("INSERT INTO identities VALUES (:id, 1, :who, NULL, :metadata, NULL, NULL, :at, :at)"), values
             )
             face = "(:id, 1, :id, :sha, '[1, 2, 3, 4]', :points, 1, :quality, :embedding, :at)"
             connection.execute(text(f"INSERT INTO faces VALUES {face}"), values)

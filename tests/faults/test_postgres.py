@@ -1,4 +1,4 @@
-"""PostgreSQL goes away under load and comes back: stopped as for an update, and killed."""
+"""PostgreSQL is restarted under load: stopped as for an update, and killed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import psutil
 import pytest
 
 from tests import postgres
-from tests.faults.place import STAFF, Ask, Place, calling, checked, embedding, pages
+from tests.faults.installation import STAFF, NewInstallation, SendRequest, calling, checked, embedding, owners, pages
 from tests.postgres import Postgres
 from tests.waiting import DEADLINE, wait_for
 
 SAFE = "synchronous_commit = on\n"
-"""What is acknowledged outlives the server's processes; no power cut is tried here."""
+"""A setting with which acknowledged changes survive a crash of the server, though not a power failure."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def stop(server: Postgres) -> None:
 
 
 def crash(server: Postgres) -> None:
-    """Kills the server and waits for its processes, which find out by themselves."""
+    """Kills the server and waits until its other processes have ended."""
     main = psutil.Process(int((server.folder / "postmaster.pid").read_text().split("\n")[0]))
     others = main.children(recursive=True)
     os.kill(main.pid, signal.SIGKILL)
@@ -44,24 +44,24 @@ def crash(server: Postgres) -> None:
 
 @pytest.mark.parametrize("end", [stop, crash])
 def test_service_survives_restart_of_postgresql_under_load(
-    server: Postgres, new_place: Callable[[str], Place], enrol: Ask, end: Callable[[Postgres], None]
+    server: Postgres, new_installation: NewInstallation, enroll: SendRequest, end: Callable[[Postgres], None]
 ) -> None:
     """Requests get 503 with Retry-After during the restart, and succeed afterwards."""
-    place = new_place(server.migrated())
+    installation = new_installation(server.migrated())
 
-    def ask(client: httpx.Client, number: int) -> httpx.Response:
+    def send(client: httpx.Client, number: int) -> httpx.Response:
         turn, kind = divmod(number, 4)
         if kind == 0:
-            return enrol(client, turn)
+            return enroll(client, turn)
         if kind == 1:
             return client.post(f"{STAFF}/search", json={"embedding": embedding(turn).tolist()})
         if kind == 2:
             return client.put(f"{STAFF}/identities/n{turn}", json={"name": f"Number {turn}"})
         return client.get(f"{STAFF}/identities", params={"limit": 10})
 
-    with place.serving() as serve:
+    with installation.serving() as serve:
         client = serve.client
-        with calling(str(client.base_url), ask) as callers:
+        with calling(str(client.base_url), send) as callers:
             callers.wait(40, 200, 201)
             end(server)
             callers.wait(40, 503)
@@ -78,9 +78,9 @@ def test_service_survives_restart_of_postgresql_under_load(
         if answer.status_code == 503:
             assert answer.json()["error"]["code"] == "storage_unavailable"
             assert int(answer.headers["retry-after"]) >= 1
-    made = callers.bodies(201)
-    kept = {told["face_id"]: f"staff/{told['external_id']}" for told in made.values() if "face_id" in told}
+    created = callers.bodies(201).values()
+    kept = owners(one for one in created if "face_id" in one)
     assert len(kept) >= 10
-    with checked(place, kept) as client:
+    with checked(installation, kept) as client:
         people = {one["external_id"] for one in pages(client, f"{STAFF}/identities", "identities")}
-        assert {told["external_id"] for told in made.values()} <= people
+        assert {one["external_id"] for one in created} <= people

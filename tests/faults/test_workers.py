@@ -9,61 +9,58 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from indexer.settings import read_settings
 from indexer.types import Outcome
 from search_service.client import Client
-from search_service.service_context import ServiceContext
 from search_service.store.schema import AnswerRow
-from tests.faults.place import STARTED, Ask, Photo, Place, calling, check
-from tests.variants import SETTINGS
+from tests.faults.installation import STARTED, Installation, Photo, SendRequest, calling, check, owners
 from tests.waiting import DEADLINE, wait_for
 
 SEVERAL = 16
-"""Photos of one request: it is being answered for a while."""
+"""Photos of one request, which takes a while."""
 
 
-def test_killed_worker_is_replaced(place: Place, enrol: Ask) -> None:
-    """Its callers lose their connections and no more; another one takes its place, and the service ends as ever."""
-    with place.serving(workers=2) as serve:
+def test_killed_worker_is_replaced(installation: Installation, enroll: SendRequest) -> None:
+    """Its callers only lose their connections, another worker replaces it, and the service stops normally."""
+    with installation.serving(workers=2) as serve:
         workers = serve.workers()
-        with calling(str(serve.client.base_url), enrol, count=6) as callers:
+        with calling(str(serve.client.base_url), enroll, count=6) as callers:
             callers.wait(8, 201)
             os.kill(min(workers), signal.SIGKILL)
-            wait_for(lambda: serve.log().count(STARTED) >= 3, "another worker took its place")
+            wait_for(lambda: serve.log().count(STARTED) >= 3, "another worker replaces it")
             callers.wait(8, 201)
         serve.process.send_signal(signal.SIGTERM)
         assert serve.process.wait(DEADLINE) == 0
     assert callers.statuses() == {201}
-    assert len(callers.asked) - len(callers.answered) <= 6, "one a connection"
-    check(place, {told["face_id"]: f"staff/{told['external_id']}" for told in callers.bodies(201).values()})
+    assert len(callers.sent) - len(callers.answered) <= 6, "one request for each connection"
+    check(installation, owners(callers.bodies(201).values()))
 
 
-def test_request_of_a_killed_worker_is_completed_by_another(place: Place, photo: Photo) -> None:
-    """The client tries again, with the same key, until the dead worker's hold on it has run out."""
+def test_request_of_a_killed_worker_is_completed_by_another(installation: Installation, photo: Photo) -> None:
+    """The client retries with the same key until the lease of the dead worker has ended."""
     photos = [photo(number)[1] for number in range(SEVERAL)]
-    home = ServiceContext(read_settings(SETTINGS, home=place.home, database_url=place.database_url))
+    context = installation.context()
 
     def answers() -> list[AnswerRow]:
-        with Session(home.engine) as session:
+        with Session(context.engine) as session:
             return list(session.scalars(select(AnswerRow)))
 
     with (
-        place.serving(workers=2) as serve,
+        installation.serving(workers=2) as serve,
         Client(str(serve.client.base_url)) as client,
         ThreadPoolExecutor(1) as pool,
     ):
-        asked = pool.submit(client.gallery("staff").enroll_each, "ana", photos)
-        wait_for(lambda: bool(answers()), "the request has its key")
+        answer = pool.submit(client.gallery("staff").enroll_each, "ana", photos)
+        wait_for(lambda: bool(answers()), "the request claims its key")
         (key,) = [(row.key, row.status) for row in answers()]
         for worker in serve.workers():
             os.kill(worker, signal.SIGKILL)
-        assert not asked.done()
-        results = asked.result(2 * DEADLINE)
-        told = [face.face_id for face in client.gallery("staff").identity("ana").faces()]
+        assert not answer.done()
+        results = answer.result(2 * DEADLINE)
+        enrolled = [face.face_id for face in client.gallery("staff").identity("ana").faces()]
         assert [(row.key, row.status) for row in answers()] == [(key[0], 200)]
-    assert key[1] is None, "it was killed in the middle"
+    assert key[1] is None, "the worker was killed before it answered"
     assert {result.outcome for result in results} <= {Outcome.ENROLLED, Outcome.UNCHANGED}
-    assert set(told) == {result.face_id for result in results}
-    assert len(told) == SEVERAL
-    home.close()
-    check(place, {int(face_id): "staff/ana" for face_id in told})
+    assert set(enrolled) == {result.face_id for result in results}
+    assert len(enrolled) == SEVERAL
+    context.close()
+    check(installation, dict.fromkeys(enrolled, "staff/ana"))

@@ -1,11 +1,11 @@
-"""One installation that is hurt: its home, its database, the processes over it; and what must hold of it after."""
+"""An installation that tests damage: its home folder, database and processes, and checks of its data afterwards."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,11 @@ from tests.waiting import DEADLINE, wait_for
 STAFF = "/v1/galleries/staff"
 
 STARTED = "Application startup complete"
-"""What each worker of a service logs."""
+"""What each worker of a service logs when it is ready."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Installation:
     home: Path
     database_url: str
     logs: Iterator[Path]
@@ -41,7 +41,7 @@ class Place:
     def serving(
         self, *, workers: int = 1, program: Sequence[str] = (WHOSTHERE,), **environment: str
     ) -> Iterator[Serve]:
-        """A service that is ready, with the gallery `staff`; killed at the end where it still runs."""
+        """Runs a service that is ready and has the gallery `staff`; it is killed at the end if it still runs."""
         several = ("--workers", str(workers)) if workers > 1 else ()
         environment |= self.environment
         serve = Serve(self.home, next(self.logs), *several, program=program, **environment)
@@ -60,27 +60,33 @@ class Place:
         return command(self.home, *arguments, **self.environment)
 
     def fill(self, galleries: Mapping[str, int]) -> dict[str, dict[int, str]]:
-        """Makes galleries of so many made-up people, a face each: of each gallery, the people by their faces' ids,
-        which `embedding` knows."""
-        home = ServiceContext(read_settings(SETTINGS, home=self.home, database_url=self.database_url))
+        """Creates galleries of synthetic people `p0`, `p1`, ... with one face each, the one of `embedding(number)`.
+
+        Returns, for each gallery, the people by their faces' ids.
+        """
+        context = self.context()
         filled = {}
         for name, count in galleries.items():
-            gallery = home.store.galleries.create(name, home.pack.name, home.pack.fingerprint, home.pack.dim)
+            pack = context.pack
+            gallery = context.store.galleries.create(name, pack.name, pack.fingerprint, pack.dim)
             new = [new_face(f"p{n}", n, embedding=embedding(n)) for n in range(count)]
-            enrolled = home.store.faces.enroll(gallery, new)
+            enrolled = context.store.faces.enroll(gallery, new)
             assert {one.outcome for one in enrolled} == {Outcome.ENROLLED}
             filled[name] = {int(one.face_id or 0): f"p{n}" for n, one in enumerate(enrolled)}
-        home.close()
+        context.close()
         return filled
+
+    def context(self) -> ServiceContext:
+        return ServiceContext(read_settings(SETTINGS, home=self.home, database_url=self.database_url))
 
 
 def embedding(number: int) -> Any:
-    """Returns the embedding of the invented person of that number."""
+    """Returns the embedding of the synthetic person of that number, (128,) float32."""
     return vector(number, 128)
 
 
 def faces(client: httpx.Client) -> dict[int, str]:
-    """Everything that the service knows: `gallery/external_id` of each face."""
+    """Returns `gallery/external_id` of every face in the service, by face id."""
     found = {}
     for gallery in pages(client, "/v1/galleries", "galleries"):
         path = f"/v1/galleries/{gallery['name']}"
@@ -101,46 +107,61 @@ def pages(client: httpx.Client, path: str, name: str) -> Iterator[Any]:
 
 
 @contextmanager
-def checked(place: Place, kept: Mapping[int, str], gone: Collection[int] = ()) -> Iterator[httpx.Client]:
-    """Starts the service anew: what was acknowledged is there, what was deleted is gone. After the block, in which
-    more may be asked of it, it is ended, and `doctor` finds nothing.
+def checked(
+    installation: Installation, kept: Mapping[int, str], deleted: Collection[int] = ()
+) -> Iterator[httpx.Client]:
+    """Starts the service and checks that acknowledged faces exist and deleted ones do not.
 
-    `kept` says whose each face is that was enrolled (`gallery/external_id`), `gone` which were deleted.
+    After the block, which can send more requests, it stops the service and checks that `doctor` finds no problem.
+
+    Args:
+        installation: The installation.
+        kept: `gallery/external_id` of each enrolled face, by face id.
+        deleted: Ids of the deleted faces.
     """
-    with place.serving() as serve:
-        there = faces(serve.client)
-        assert kept.items() <= there.items()
-        assert not set(gone) & there.keys()
+    with installation.serving() as serve:
+        found = faces(serve.client)
+        assert kept.items() <= found.items()
+        assert not set(deleted) & found.keys()
         yield serve.client
         serve.end()
-    code, findings = place.command("doctor")
+    code, findings = installation.command("doctor")
     assert code == 0, [finding for finding in findings if not finding["ok"]]
 
 
-def check(place: Place, kept: Mapping[int, str], gone: Collection[int] = ()) -> None:
-    with checked(place, kept, gone):
+def check(installation: Installation, kept: Mapping[int, str]) -> None:
+    with checked(installation, kept):
         pass
 
 
-Photo = Callable[[int], tuple[str, bytes]]
-"""Whom the photo of that number shows, and the file."""
+def owners(enrolled: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    """Returns `staff/external_id` of faces enrolled into `staff`, by face id."""
+    return {one["face_id"]: f"staff/{one['external_id']}" for one in enrolled}
 
-Ask = Callable[[httpx.Client, int], httpx.Response]
+
+NewInstallation = Callable[[str], Installation]
+
+Photo = Callable[[int], tuple[str, bytes]]
+"""Returns the person in the photo of that number, and the file."""
+
+SendRequest = Callable[[httpx.Client, int], httpx.Response]
 """Sends the request of that number."""
 
 
 class Callers:
-    """Threads that ask one thing after the other, each number once, until they are told to stop; each over a
-    connection of its own, a new one after it was lost. `answered` holds every answer by its number; a number without
-    one was asked in vain, and whether it was done is not known."""
+    """Threads that send numbered requests, each number once, until they are stopped.
 
-    def __init__(self, url: str, ask: Ask, count: int = 4, most: int | None = None) -> None:
+    Each has a connection, and opens another one when it is lost. `answered` contains the answers by number. Whether an
+    unanswered request was executed is unknown.
+    """
+
+    def __init__(self, url: str, send: SendRequest, count: int = 4, most: int | None = None) -> None:
         self._url = url
-        self._ask = ask
+        self._send = send
         self._numbers = iter(range(most)) if most is not None else itertools.count()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self.asked: set[int] = set()
+        self.sent: set[int] = set()
         self.answered: dict[int, httpx.Response] = {}
         self.lost = 0
         self.problems: list[Exception] = []
@@ -153,15 +174,17 @@ class Callers:
             return sum(answer.status_code in statuses for answer in self.answered.values())
 
     def wait(self, many: int, *statuses: int) -> None:
-        """Until so many more of these answers have come."""
+        """Waits until so many more answers with these statuses have arrived."""
         enough = self.count(*statuses) + many
         try:
             wait_for(
                 lambda: self.count(*statuses) >= enough or bool(self.problems), f"{many} more answers of {statuses}"
             )
         except AssertionError as error:
-            came = Counter(answer.status_code for answer in self.answered.copy().values())
-            raise AssertionError(f"{error}; these came: {dict(came)}, {self.lost} connections were lost") from None
+            arrived = Counter(answer.status_code for answer in self.answered.copy().values())
+            raise AssertionError(
+                f"{error}; these arrived: {dict(arrived)}, {self.lost} connections were lost"
+            ) from None
         self._check()
 
     def statuses(self) -> set[int]:
@@ -175,7 +198,7 @@ class Callers:
         self._check()
 
     def bodies(self, status: int) -> dict[int, Any]:
-        """Of the answers of that status, by number."""
+        """Returns the bodies of the answers with that status, by number."""
         return {n: answer.json() for n, answer in self.answered.items() if answer.status_code == status}
 
     def _check(self) -> None:
@@ -186,29 +209,29 @@ class Callers:
         try:
             while not self._stopping.is_set():
                 with suppress(httpx.TransportError), httpx.Client(base_url=self._url, timeout=DEADLINE) as client:
-                    self._ask_on(client)
+                    self._send_all(client)
                     continue
                 self.lost += 1
                 self._stopping.wait(0.05)  # while the service is down
         except Exception as error:
             self.problems.append(error)
 
-    def _ask_on(self, client: httpx.Client) -> None:
+    def _send_all(self, client: httpx.Client) -> None:
         while not self._stopping.is_set():
             with self._lock:
                 number = next(self._numbers, None)
                 if number is None:
                     self._stopping.set()
                     return
-                self.asked.add(number)
-            answer = self._ask(client, number)
+                self.sent.add(number)
+            answer = self._send(client, number)
             with self._lock:
                 self.answered[number] = answer
 
 
 @contextmanager
-def calling(url: str, ask: Ask, count: int = 4, most: int | None = None) -> Iterator[Callers]:
-    callers = Callers(url, ask, count, most)
+def calling(url: str, send: SendRequest, count: int = 4, most: int | None = None) -> Iterator[Callers]:
+    callers = Callers(url, send, count, most)
     try:
         yield callers
     finally:
