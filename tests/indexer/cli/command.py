@@ -1,4 +1,4 @@
-"""The `whosthere` command as people call it: in this process, or as the installed script."""
+"""Runs the `whosthere` command, in this process or as the installed script."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Ran:
 
 @dataclass(frozen=True)
 class Command:
-    """The command over one home folder."""
+    """The command with one home folder."""
 
     home: Path
 
     def __call__(self, *arguments: str | Path) -> Ran:
-        """In this process; what it prints must be UTF-8, as on most terminals.
+        """Runs the command in this process. Its output must be UTF-8, as on most terminals.
 
-        Lines of progress, which come every few seconds of real time, are not printed.
+        Progress lines, which appear every few seconds of real time, are not printed.
         """
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="") for _ in range(2))
         code: object = 0
@@ -55,12 +55,12 @@ class Command:
                 main(["--home", str(self.home), *map(str, arguments)])
             except SystemExit as end:
                 code = end.code
-        told = []
+        printed = []
         for stream in (out, err):
             stream.seek(0)
-            told.append(stream.read())
+            printed.append(stream.read())
         assert isinstance(code, int)
-        return Ran(code, *told)
+        return Ran(code, *printed)
 
     def ok(self, *arguments: str | Path) -> Ran:
         ran = self(*arguments)
@@ -68,7 +68,7 @@ class Command:
         return ran
 
     def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-        """As the installed script, found by WHOSTHERE_HOME."""
+        """Starts the installed script, with the home folder in WHOSTHERE_HOME."""
         return subprocess.Popen(
             [SCRIPT, *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -85,7 +85,7 @@ class Command:
 
     @contextmanager
     def database(self) -> Iterator[sqlite3.Connection]:
-        """The database itself; what is done is committed."""
+        """Opens the database; changes are committed at the end."""
         with closing(sqlite3.connect(self.home / "whosthere.db")) as connection, connection:
             connection.execute("PRAGMA foreign_keys = ON")
             yield connection
@@ -95,12 +95,12 @@ class Command:
             return database.execute(sql).fetchall()
 
     def images(self) -> Sequence[str]:
-        """The SHA-256 of every enrolled image."""
+        """Returns the SHA-256 of every enrolled image."""
         return [sha for (sha,) in self.query("SELECT image_sha256 FROM faces ORDER BY image_sha256")]
 
 
 def reasons(summary: Mapping[str, Any]) -> dict[str, str | None]:
-    """What `enroll --json` says of each file, by name."""
+    """Returns the reason in the result of `enroll --json` for each file, by name."""
     return {Path(row["image"]).name: row["reason"] for row in summary["results"]}
 
 
@@ -109,7 +109,3 @@ def encode_jpeg(picture: Image.Image, quality: int = 95) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-if __name__ == "__main__":
-    main()

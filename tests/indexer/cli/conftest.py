@@ -1,4 +1,4 @@
-"""A home folder with the networks prepared, and one with the demo's seven people in it."""
+"""Home folders with prepared networks: an empty one, and one with the demo's seven people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.indexer.cli.command import Command
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo's photos: `photos/` with a folder a person, `probes/`."""
+    """The demo's photos: `photos/` with a folder for each person, and `probes/`."""
 
     photos: Path
     probes: Path
@@ -31,13 +31,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 @pytest.fixture(scope="session")
 def prepared_models(models_folder: Path, pipeline: FacePipeline) -> Path:
-    """The models folder after `pipeline` has prepared what is in it."""
+    """The models folder after `pipeline` has prepared its networks."""
     return models_folder
 
 
 @pytest.fixture(scope="session")
 def staffed_home(tmp_path_factory: pytest.TempPathFactory, prepared_models: Path, demo: Demo) -> Path:
-    """The demo's seven people enrolled in the gallery `staff`. To be copied, not used."""
+    """A home folder with the demo's seven people in the gallery `staff`. Tests use copies of it."""
     home = tmp_path_factory.mktemp("staffed") / "home"
     home.mkdir()
     (home / "models").symlink_to(prepared_models)
@@ -47,7 +47,7 @@ def staffed_home(tmp_path_factory: pytest.TempPathFactory, prepared_models: Path
 
 @pytest.fixture
 def empty(tmp_path: Path, prepared_models: Path) -> Command:
-    """The command over a home with nothing in it but the networks."""
+    """The command with a home folder that contains only the networks."""
     home = tmp_path / "home"
     home.mkdir()
     (home / "models").symlink_to(prepared_models)
@@ -56,5 +56,5 @@ def empty(tmp_path: Path, prepared_models: Path) -> Command:
 
 @pytest.fixture
 def staff(tmp_path: Path, staffed_home: Path) -> Command:
-    """The command over a home of one's own, with the gallery `staff`."""
+    """The command with a separate home folder that contains the gallery `staff`."""
     return Command(Path(shutil.copytree(staffed_home, tmp_path / "home", symlinks=True)))

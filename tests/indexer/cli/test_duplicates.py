@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +24,25 @@ from tests.variants import SETTINGS
 
 
 def enroll(staff: Command, external_id: str, pictures: Sequence[NDArray[Any]]) -> None:
-    """Whomever they look like."""
+    """Enrolls photos without comparing them with other identities."""
     files = [photos.encode(np.asarray(picture, np.uint8), "PNG") for picture in pictures]
     rows = [Row(str(i), Person(external_id), lambda _, file=file: file) for i, file in enumerate(files)]  # type: ignore[misc]
-    home = AppContext(read_settings(SETTINGS, home=staff.home))
-    try:
-        gallery = home.store.galleries.get("staff")
-        enroller = Enroller(home.store, home.pipeline_of(gallery), gallery, 10_000_000, workers=1)
+    with closing(AppContext(read_settings(SETTINGS, home=staff.home))) as context:
+        gallery = context.store.galleries.get("staff")
+        enroller = Enroller(context.store, context.pipeline_of(gallery), gallery, 10_000_000, workers=1)
         assert {result.outcome for result in enroller.enroll(rows)} == {Outcome.ENROLLED}
-    finally:
-        home.close()
 
 
 @pytest.fixture
 def twice(staff: Command) -> Command:
-    """Everybody of the demo, and Eileen Collins under a second id, with a darker photo and a flipped one."""
+    """The demo's people, and Eileen Collins under a second id with a darker photo and a mirrored one."""
     pixels = photos.pixels(photos.astronaut())
     enroll(staff, "collins-2", [pixels * 0.6, pixels[:, ::-1] * 0.8])
     return staff
 
 
 @pytest.mark.numeric
-def test_they_are_found_and_joined(twice: Command, tmp_path: Path) -> None:
+def test_duplicates_are_found_and_merged(twice: Command, tmp_path: Path) -> None:
     found = twice.ok("gallery", "duplicates", "staff", "--json").json
     assert list(found) == ["gallery", "threshold", "faces", "exact", "complete", "pairs", "wrong_photos"]
     assert (found["gallery"], found["faces"], found["exact"], found["complete"]) == ("staff", 9, True, True)
@@ -72,8 +70,8 @@ def test_they_are_found_and_joined(twice: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.numeric
-def test_a_wrong_photo_is_told(staff: Command) -> None:
-    """Tom Hanks is enrolled with a photo of Eileen Collins as well."""
+def test_wrong_photo_is_found_and_deleted(staff: Command) -> None:
+    """Tom Hanks is also enrolled with a photo of Eileen Collins."""
     enroll(staff, "hanks", [photos.pixels(photos.astronaut()) * 0.6])
     found = staff.ok("gallery", "duplicates", "staff", "--json").json
     [wrong] = found["wrong_photos"]
@@ -85,10 +83,10 @@ def test_a_wrong_photo_is_told(staff: Command) -> None:
     assert "identity delete A --gallery staff --face N" in shown
 
     face = wrong["face"]["face_id"]
-    for somebody_else in ("collins", "nobody"):
-        refused = staff("identity", "delete", somebody_else, "--gallery", "staff", "--face", str(face))
+    for other in ("collins", "nobody"):
+        refused = staff("identity", "delete", other, "--gallery", "staff", "--face", str(face))
         assert (refused.code, refused.out) == (1, "")
-        assert somebody_else in refused.err
+        assert other in refused.err
     assert len(staff.ok("gallery", "duplicates", "staff", "--json").json["wrong_photos"]) == 1
     delete = ("identity", "delete", "hanks", "--gallery", "staff", "--face", str(face))
     assert staff.ok(*delete, "--json").json == {"external_id": "hanks", "faces": 1}
@@ -98,11 +96,11 @@ def test_a_wrong_photo_is_told(staff: Command) -> None:
     assert len(staff.ok("identity", "show", "hanks", "--gallery", "staff", "--json").json["faces"]) == 1
 
 
-def test_any_threshold_may_be_asked_for(staff: Command) -> None:
-    everybody = staff.ok("gallery", "duplicates", "staff", "--threshold", "-1", "--json").json
-    assert len(everybody["pairs"]) == 7 * 6 / 2
-    assert everybody["threshold"] == -1
-    scores = [pair["score"] for pair in everybody["pairs"]]
+def test_threshold_of_duplicates_is_an_option(staff: Command) -> None:
+    found = staff.ok("gallery", "duplicates", "staff", "--threshold", "-1", "--json").json
+    assert len(found["pairs"]) == 7 * 6 / 2
+    assert found["threshold"] == -1
+    scores = [pair["score"] for pair in found["pairs"]]
     assert scores == sorted(scores, reverse=True)
     shown = staff.ok("gallery", "duplicates", "staff", "--threshold", "-1").out
     assert "The first 20 are shown" in shown
@@ -110,12 +108,12 @@ def test_any_threshold_may_be_asked_for(staff: Command) -> None:
     assert staff("gallery", "duplicates", "nobody").code == 1
 
 
-def test_what_cannot_be_merged(staff: Command) -> None:
-    itself = staff("identity", "merge", "collins", "collins", "--gallery", "staff")
-    assert (itself.code, itself.out) == (2, "")
-    assert "cannot be merged with itself" in itself.err
+def test_merge_refuses_one_identity_twice_and_unknown_ones(staff: Command) -> None:
+    same = staff("identity", "merge", "collins", "collins", "--gallery", "staff")
+    assert (same.code, same.out) == (2, "")
+    assert "cannot be merged with itself" in same.err
     unknown = staff("identity", "merge", "collins", "nobody", "--gallery", "staff")
     assert unknown.code == 1
     assert "'nobody'" in unknown.err
-    told = staff.ok("identity", "merge", "collins", "hanks", "--gallery", "staff").out
-    assert told == "Identity hanks merged into collins: 1 faces moved, collins now has 2.\n"
+    printed = staff.ok("identity", "merge", "collins", "hanks", "--gallery", "staff").out
+    assert printed == "Identity hanks merged into collins: 1 faces moved, collins now has 2.\n"

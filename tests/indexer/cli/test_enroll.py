@@ -293,7 +293,7 @@ def test_only_the_photo_that_the_pipeline_fails_on_is_rejected(
         assert rejected["message"] == f"the image cannot be processed: {type(error).__name__}: {error}"
 
 
-@pytest.mark.parametrize("error", [ModelUnavailable("the model is gone"), StorageUnavailable("the disk is gone")])
+@pytest.mark.parametrize("error", [ModelUnavailable("the model is missing"), StorageUnavailable("the disk failed")])
 def test_error_not_caused_by_a_photo_ends_the_run(
     empty: Command, demo: Demo, monkeypatch: pytest.MonkeyPatch, error: WhosthereError
 ) -> None:

@@ -1,4 +1,4 @@
-"""`whosthere models pull` and `add`, and what comes of them: a gallery of a pack that was brought along."""
+"""`whosthere models pull` and `add`, and galleries of packs that were pulled or added."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def checkpoint(module: nn.Module) -> bytes:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Over a home with a models folder of its own, in which nothing is quantized."""
+    """The command with an empty models folder and the precision that needs no quantized model."""
     monkeypatch.delenv(PRECISION_SETTING, raising=False)
     return Command(tmp_path / "home")
 
@@ -52,8 +52,23 @@ def server() -> Iterator[WebServer]:
         yield running
 
 
-def test_pulling_asks_for_the_terms(command: Command, server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for typed in ("n\n", ""):  # nobody is there to answer
+def listed(command: Command, name: str) -> dict[str, Any]:
+    """Returns the pack in the output of `models list --json`."""
+    (pack,) = (pack for pack in command.ok("models", "list", "--json").json if pack["name"] == name)
+    return dict(pack)
+
+
+def add_pack(command: Command) -> Path:
+    """Adds the pack `mine` with the networks of `sface`. Returns its description."""
+    model = shipped(SFACE.embedder)
+    command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
+    return command.home / "models" / "packs" / "mine.json"
+
+
+def test_pull_requires_acceptance_of_the_terms(
+    command: Command, server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for typed in ("n\n", ""):  # the second is the end of standard input
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         ran = command("models", "pull", "ir50", "--from", server.url)
         assert ran.code == 1
@@ -66,7 +81,7 @@ def test_pulling_asks_for_the_terms(command: Command, server: WebServer, monkeyp
     assert f"{server.url}/{IR50.detector.name}" in ran.err
 
 
-def test_pulling_what_is_there_already(command: Command) -> None:
+def test_pull_of_installed_files_downloads_nothing(command: Command) -> None:
     ran = command.ok("models", "pull", "sface", "--json")
     assert ran.json["fingerprint"] == SFACE.fingerprint
     assert [(file["file"], file["from"]) for file in ran.json["files"]] == [(file.name, "") for file in SFACE.files]
@@ -76,8 +91,8 @@ def test_liveness_pack_is_pulled_and_verified(command: Command, liveness_folder:
     ran = command.ok("models", "pull", "minifasnet", "--from", str(liveness_folder), "--json")
     assert [file["file"] for file in ran.json["files"]] == [file.name for file in MINIFASNET.files]
     assert all(file["from"] for file in ran.json["files"])
-    listed = {pack["name"]: pack for pack in command.ok("models", "list", "--json").json}
-    assert (listed["minifasnet"]["kind"], listed["minifasnet"]["problem"]) == ("liveness", None)
+    pack = listed(command, "minifasnet")
+    assert (pack["kind"], pack["problem"]) == ("liveness", None)
     checked = command.ok("models", "verify", "--json").json
     assert [one["error"] for one in checked if one["model"] == "minifasnet"] == [None] * 3
     (command.home / "models" / "liveness.onnx").write_bytes(b"damaged")
@@ -86,7 +101,7 @@ def test_liveness_pack_is_pulled_and_verified(command: Command, liveness_folder:
     assert "is not liveness.onnx" in ran.out
 
 
-def test_listing_tells_what_packs_lack(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_shows_why_packs_cannot_be_used(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def problems() -> dict[str, str | None]:
         return {pack["name"]: pack["problem"] for pack in command.ok("models", "list", "--json").json}
 
@@ -97,7 +112,7 @@ def test_listing_tells_what_packs_lack(command: Command, monkeypatch: pytest.Mon
     assert "no: no int8 form" in command.ok("models", "list").out
 
 
-def test_a_description_that_cannot_be_read_hides_no_other_pack(command: Command) -> None:
+def test_invalid_description_hides_no_other_pack(command: Command) -> None:
     packs = command.home / "models" / "packs"
     packs.mkdir(parents=True)
     (packs / "mine.json").write_text('{"detector": "sface"}')
@@ -110,18 +125,15 @@ def test_a_description_that_cannot_be_read_hides_no_other_pack(command: Command)
     for names in ([], ["sface", "mine"]):
         ran = command("models", "verify", *names, "--json")
         assert ran.code == 1
-        *sound, bad = ran.json
-        assert [(row["file"], row["error"]) for row in sound] == [(file.name, None) for file in SFACE.files]
-        assert bad == {"model": "mine", "file": None, "sha256": None, "error": mine["problem"]}
+        *intact, invalid = ran.json
+        assert [(row["file"], row["error"]) for row in intact] == [(file.name, None) for file in SFACE.files]
+        assert invalid == {"model": "mine", "file": None, "sha256": None, "error": mine["problem"]}
     assert "does not describe a model pack" in command("models", "verify", "mine").out
 
 
-def test_pulling_a_pack_of_ones_own(command: Command, server: WebServer, demo: Demo) -> None:
-    """Added, deleted, pulled from where its description says; a cut connection in between."""
-    model = shipped(SFACE.embedder)
-    command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
-    folder = command.home / "models"
-    description = folder / "packs" / "mine.json"
+def test_added_pack_is_pulled_from_the_url_in_its_description(command: Command, server: WebServer, demo: Demo) -> None:
+    """The download continues after a lost connection."""
+    description, model, folder = add_pack(command), shipped(SFACE.embedder), command.home / "models"
     url = server.serve_file("/sface.onnx", model.read_bytes(), cuts=[1_000_000])
     description.write_text(description.read_text().replace('"url": ""', f'"url": "{url}"'))
     (folder / f"mine+embedder-{model.name}").unlink()
@@ -141,19 +153,19 @@ def test_pulling_a_pack_of_ones_own(command: Command, server: WebServer, demo: D
     assert "is bound to model pack 'mine', but 'sface' was requested; a gallery never mixes packs" in refused.err
 
 
-def test_what_was_pulled_and_does_not_run_is_taken_away_again(command: Command, server: WebServer) -> None:
-    """Else its hash would be the right one ever after, and a new gallery be bound to it."""
+def test_pulled_file_that_does_not_run_is_deleted(command: Command, server: WebServer) -> None:
+    """Otherwise its hash would become the expected one, and new galleries would be bound to it."""
     for file in IR50.files:
         server.serve_file(f"/{file.name}", b"no checkpoint")
     ran = command("models", "pull", "ir50", "--accept-license", "--from", server.url)
     assert ran.code == 1
     assert IR50.detector.name in ran.err
-    assert command.ok("models", "list", "--json").json[0]["problem"] == "not installed"
+    assert listed(command, "ir50")["problem"] == "not installed"
     assert not list((command.home / "models").glob("cv_*"))
     assert command.ok("gallery", "create", "staff", "--json").json["model"] == "sface"
 
 
-def test_what_was_pulled_stays_where_only_the_exporter_is_missing(
+def test_pulled_file_is_kept_if_only_the_exporter_is_missing(
     command: Command, server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from indexer.models.architectures.retinaface import RetinaFaceNetwork
@@ -171,16 +183,14 @@ def test_what_was_pulled_stays_where_only_the_exporter_is_missing(
     assert {path.name for path in (command.home / "models").glob("cv_*.pt")} == {file.name for file in IR50.files}
 
 
-def test_what_was_asked_for_is_not_taken_away_again(command: Command, server: WebServer) -> None:
-    """Its hash was known before it came: that it does not run is not the fault of the bytes."""
-    model = shipped(SFACE.embedder)
-    command.ok("models", "add", "mine", "--embedder", model, "--detector", "sface", "--mean", "0", "--scale", "1")
-    description = command.home / "models" / "packs" / "mine.json"
-    said = json.loads(description.read_text())
-    said["embedder"] |= {"url": server.serve_file("/other.onnx", shipped(SFACE.detector).read_bytes())}
-    said["embedder"] |= {"sha256": SFACE.detector.sha256, "size": SFACE.detector.size}
-    description.write_text(json.dumps(said))
-    path = command.home / "models" / said["embedder"]["file"]
+def test_pulled_file_with_the_expected_hash_is_kept(command: Command, server: WebServer) -> None:
+    """It does not run, but its bytes are those of the description."""
+    description = add_pack(command)
+    pack = json.loads(description.read_text())
+    pack["embedder"] |= {"url": server.serve_file("/other.onnx", shipped(SFACE.detector).read_bytes())}
+    pack["embedder"] |= {"sha256": SFACE.detector.sha256, "size": SFACE.detector.size}
+    description.write_text(json.dumps(pack))
+    path = command.home / "models" / pack["embedder"]["file"]
     path.unlink()
     ran = command("models", "pull", "mine")
     assert ran.code == 1
@@ -188,10 +198,10 @@ def test_what_was_asked_for_is_not_taken_away_again(command: Command, server: We
     assert path.read_bytes() == shipped(SFACE.detector).read_bytes()
 
 
-def test_ir50_from_a_mirror_is_the_default_from_then_on(
+def test_ir50_from_a_mirror_becomes_the_default(
     command: Command, server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With made weights: the real ones are their owners'. The whole way, conversion included."""
+    """Uses random weights and includes the conversion."""
     from indexer.models.architectures.iresnet import iresnet50
     from indexer.models.architectures.retinaface import RetinaFaceNetwork
 
@@ -203,24 +213,20 @@ def test_ir50_from_a_mirror_is_the_default_from_then_on(
     assert [file["sha256"] for file in pulled["files"]] == [sha256(content) for content in data.values()]
     assert command.ok("gallery", "create", "after", "--json").json["model"] == "ir50"
     assert [g["model"] for g in command.ok("gallery", "list", "--json").json] == ["sface", "ir50"]
+    pack = listed(command, "ir50")
+    assert (pack["installed"], pack["fingerprint"]) == (True, pulled["fingerprint"])
+    assert pack["thresholds_measured"] is False
 
-    def about_ir50() -> dict[str, Any]:
-        return next(pack for pack in command.ok("models", "list", "--json").json if pack["name"] == "ir50")
-
-    told = about_ir50()
-    assert (told["name"], told["installed"], told["fingerprint"]) == ("ir50", True, pulled["fingerprint"])
-    assert told["thresholds_measured"] is False
-
-    # What was converted needs no PyTorch any more, what was not does.
-    assert told["problem"] is None
+    # PyTorch is needed for the conversion only.
+    assert pack["problem"] is None
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert about_ir50()["problem"] is None
+    assert listed(command, "ir50")["problem"] is None
     shutil.rmtree(command.home / "models" / "prepared")
-    listed = command.ok("models", "list")
-    assert "no: PyTorch is not installed (pip install 'whosthere[torch]')" in listed.out
-    assert about_ir50()["installed"] is True
+    printed = command.ok("models", "list").out
+    assert "no: PyTorch is not installed (pip install 'whosthere[torch]')" in printed
+    assert listed(command, "ir50")["installed"] is True
 
-    # Other bytes of the same name are not what was pulled.
+    # Different bytes under the same name are reported.
     path = command.home / "models" / IR50.embedder.name
     path.write_bytes(path.read_bytes() + b"x")
     verified = command("models", "verify", "ir50", "--json")
@@ -228,8 +234,8 @@ def test_ir50_from_a_mirror_is_the_default_from_then_on(
     assert [entry["error"] is None for entry in verified.json] == [True, False]
 
 
-def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")  # to made weights everybody looks alike
+def test_checkpoint_can_be_added(command: Command, demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHOSTHERE_LOOKALIKES", "off")  # with random weights all people look alike
     from indexer.models.architectures.iresnet import iresnet18
 
     path = tmp_path / "backbone.pth"
@@ -251,7 +257,7 @@ def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["mine", "--embedder", "NOTHING", "--detector", "sface"], "does not exist"),
         (
@@ -263,15 +269,15 @@ def test_adding_a_checkpoint(command: Command, demo: Demo, tmp_path: Path, monke
         (["mine", "--embedder", "MODEL", "--detector", "sface", "--scale", "0"], "scale"),
     ],
 )
-def test_wrong_usage(command: Command, arguments: list[str], says: str) -> None:
+def test_wrong_usage_is_rejected(command: Command, arguments: list[str], message: str) -> None:
     places = {"NOTHING": "nowhere.onnx", "MODEL": str(shipped(SFACE.embedder))}
     ran = command("models", "add", *(places.get(argument, argument) for argument in arguments))
     assert ran.code == 2, ran
-    assert says in ran.err
+    assert message in ran.err
     assert "Traceback" not in ran.err
 
 
-def test_cuda_that_is_not_there(empty: Command, demo: Demo) -> None:
+def test_missing_cuda_is_reported(empty: Command, demo: Demo) -> None:
     ran = empty("enroll", demo.photos, "--gallery", "staff", "--device", "cuda")
     if ran.code == 0:
         pytest.skip("there is a GPU, and an onnxruntime that uses it")
@@ -281,7 +287,7 @@ def test_cuda_that_is_not_there(empty: Command, demo: Demo) -> None:
     assert empty("enroll", demo.photos, "--gallery", "staff", "--device", "cpu").code == 0
 
 
-def test_doctor_names_a_pack_that_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_a_pack_that_is_not_installed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHOSTHERE_MODEL", "buffalo_l")
     ran = command("doctor", "--json")
     assert ran.code == 1
@@ -290,7 +296,7 @@ def test_doctor_names_a_pack_that_is_not_installed(command: Command, monkeypatch
     assert "`whosthere models pull buffalo_l`" in wrong[0]["found"]
 
 
-def test_doctor_tells_what_the_pack_lacks(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_why_the_pack_cannot_be_used(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHOSTHERE_PRECISION", "int8")
     monkeypatch.setenv("WHOSTHERE_DEVICE", "cuda")
     monkeypatch.setattr(runtime, "find_cuda_problem", lambda: "there is no GPU")
@@ -306,7 +312,7 @@ def test_doctor_tells_what_the_pack_lacks(command: Command, monkeypatch: pytest.
     command.ok("doctor")
 
 
-def test_a_models_folder_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
+def test_unwritable_models_folder_is_reported(command: Command, tmp_path: Path) -> None:
     (command.home / "models").mkdir(parents=True)
     shutil.rmtree(command.home / "models")
     (command.home / "models").write_text("a file")
@@ -315,7 +321,7 @@ def test_a_models_folder_that_cannot_be_written(command: Command, tmp_path: Path
     assert "nothing can be written to" in ran.err
 
 
-def test_the_terms_are_said_of_every_pack_that_has_some() -> None:
+def test_packs_have_their_terms() -> None:
     assert IR50.terms
     assert SFACE.terms == ""
     with pytest.raises(ModelUnavailable):

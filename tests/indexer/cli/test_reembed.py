@@ -1,31 +1,26 @@
-"""`whosthere gallery reembed`: real faces by two packs, to the second and back. `other` feeds the same networks as
-`sface`, but not the mirrored crop: its scores are a little different."""
+"""`whosthere gallery reembed` with real faces and two packs, to the second and back.
+
+The pack `other` has the networks of `sface` but does not use the mirrored crop, so that its scores differ slightly.
+"""
 
 from __future__ import annotations
 
 import shutil
-import signal
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from indexer.app_context import AppContext
-from indexer.enrollment.reembed import BATCH, Reembedder
+from indexer.enrollment.reembed import Reembedder
 from indexer.gallery.faces import NewFace
 from indexer.gallery.reembeddings import SwitchResult
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
-from indexer.settings import read_settings
 from indexer.types import Person, sha256
 from indexer.vision import crops
-from indexer.vision.pipeline import FacePipeline
 from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
 from tests.indexer.gallery.faces import face, vector
-from tests.photos import six_people
-from tests.waiting import DEADLINE, wait_for
 
 ADDED = ("--detector", "sface", "--scale", "1", "--no-mirror")
 TO_OTHER = ("--model", "other")
@@ -35,14 +30,14 @@ PEOPLE = ("collins", "hanks", "left-1", "left-2", "left-3", "left-4", "left-6")
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same scores on every CPU, whatever else is in the batch."""
+    """Makes scores independent of the CPU and of the batch."""
     monkeypatch.setenv("WHOSTHERE_PRECISION", "float32")
 
 
 @pytest.fixture(scope="session")
 def two_packs_home(tmp_path_factory: pytest.TempPathFactory, prepared_models: Path, demo: Demo) -> Path:
-    """The demo's people with their crops in gallery `staff`, without in `bare`, and both by `other` in `fresh`. To be
-    copied, not used."""
+    """A home folder with the demo's people in three galleries: with crops in `staff`, without crops in `bare`, and
+    enrolled by the pack `other` in `fresh`. Tests use copies of it."""
     folder = tmp_path_factory.mktemp("packs")
     prepared = folder / "models" / "prepared"
     prepared.mkdir(parents=True)
@@ -73,7 +68,7 @@ def command(tmp_path: Path, two_packs_home: Path) -> Command:
 
 
 def scores(command: Command, demo: Demo, gallery: str) -> dict[str, float]:
-    """Of everybody in the gallery, to a probe of left-3."""
+    """Returns the scores of all identities of the gallery for a probe of left-3."""
     probe = demo.probes / "left-3-turned.jpg"
     [answer] = command.ok("search", probe, "--gallery", gallery, "--top-k", "7", "--json").json
     return {found["external_id"]: found["score"] for found in answer["faces"][0]["candidates"]}
@@ -93,20 +88,14 @@ def kept_crops(command: Command, gallery: str) -> int:
     return int(count)
 
 
-def test_there_and_back(command: Command, demo: Demo) -> None:
+def test_gallery_is_reembedded_and_rolled_back(command: Command, demo: Demo) -> None:
     before, by_other = scores(command, demo, "staff"), scores(command, demo, "fresh")
     assert before != near(by_other)
     moved = command.ok("gallery", "reembed", "staff", *TO_OTHER, "--json").json
-    assert moved == {
-        "gallery": "staff",
-        "model": "other",
-        "former": "sface",
-        "switched": True,
-        "missing": [],
-        "dropped": 0,
-    }
+    outcome = {"switched": True, "missing": [], "dropped": 0}
+    assert moved == {"gallery": "staff", "model": "other", "former": "sface", **outcome}
     assert model(command, "staff") == "other"
-    assert scores(command, demo, "staff") == near(by_other)  # as if it had been enrolled by it
+    assert scores(command, demo, "staff") == near(by_other)  # equal to enrolling with that pack
 
     again = command("gallery", "reembed", "staff", *TO_OTHER)
     assert again.code == 1
@@ -114,12 +103,12 @@ def test_there_and_back(command: Command, demo: Demo) -> None:
 
     back = command.ok("gallery", "reembed", "staff", "--rollback")
     assert "Gallery staff is now bound to sface; before, it was bound to other." in back.out
-    assert scores(command, demo, "staff") == before  # the very embeddings
+    assert scores(command, demo, "staff") == before  # the same embeddings
     assert command.ok("gallery", "reembed", "staff", "--rollback", "--json").json["model"] == "other"
     assert scores(command, demo, "staff") == near(by_other)
 
 
-def test_forgetting_closes_the_way_back(command: Command) -> None:
+def test_forgotten_embeddings_cannot_be_rolled_back(command: Command) -> None:
     command.ok("gallery", "reembed", "staff", *TO_OTHER)
     forgotten = command.ok("gallery", "reembed", "staff", "--forget", "--json").json
     assert forgotten == {"gallery": "staff", "forgotten": {"sface": 7}}
@@ -133,8 +122,8 @@ def test_forgetting_closes_the_way_back(command: Command) -> None:
     assert model(command, "staff") == "other"
 
 
-def test_a_pack_it_was_never_bound_to_is_no_way_back(command: Command, demo: Demo) -> None:
-    """Not even while its embeddings lie beside, begun later than those of the former pack were left."""
+def test_rollback_ignores_packs_that_the_gallery_was_never_bound_to(command: Command, demo: Demo) -> None:
+    """Even if re-embedding by such a pack began after the switch from the former one."""
     command.ok("gallery", "reembed", "staff", *TO_OTHER)
     with command.database() as database:
         database.execute("DELETE FROM crops WHERE face_id = (SELECT max(face_id) FROM crops)")
@@ -152,16 +141,16 @@ def test_missing_faces_are_listed(command: Command, demo: Demo) -> None:
     assert (ran.json["model"], ran.json["former"], ran.json["switched"]) == ("sface", "sface", False)
     hashes = {person: sha256(demo.photo(person).read_bytes()) for person in PEOPLE}
     assert {face["external_id"]: face["image_sha256"] for face in ran.json["missing"]} == hashes
-    told = command("gallery", "reembed", "bare", *TO_OTHER)
-    assert told.code == 3
-    assert all(f"{person}" in told.out and sha in told.out for person, sha in hashes.items())
-    assert "Gallery bare is still bound to sface: 7 faces cannot be embedded with other" in told.out
-    assert "--images" in told.out
+    printed = command("gallery", "reembed", "bare", *TO_OTHER)
+    assert printed.code == 3
+    assert all(person in printed.out and sha in printed.out for person, sha in hashes.items())
+    assert "Gallery bare is still bound to sface: 7 faces cannot be embedded with other" in printed.out
+    assert "--images" in printed.out
     assert scores(command, demo, "bare") == before
 
 
-def test_photos_are_known_by_their_bytes(command: Command, demo: Demo, tmp_path: Path) -> None:
-    """Whatever they are called; two folders, one photo of which was not enrolled; the rest is dropped when asked."""
+def test_photos_are_found_by_content_and_missing_faces_dropped(command: Command, demo: Demo, tmp_path: Path) -> None:
+    """The photos have other names, are in two folders, and one of them was never enrolled."""
     some, more = tmp_path / "some", tmp_path / "more" / "deep"
     for folder, people in ((some, PEOPLE[:3]), (more, PEOPLE[3:6])):
         folder.mkdir(parents=True)
@@ -173,26 +162,26 @@ def test_photos_are_known_by_their_bytes(command: Command, demo: Demo, tmp_path:
     assert ran.code == 3
     assert [face["external_id"] for face in ran.json["missing"]] == ["left-6"]
 
-    # What was embedded stays: the photos need not be there again.
+    # Embeddings are kept, so the photos are not needed again.
     dropped = command.ok("gallery", "reembed", "bare", *TO_OTHER, "--drop-missing", "--json").json
     assert (dropped["switched"], dropped["missing"], dropped["dropped"]) == (True, ran.json["missing"], 1)
     by_other = scores(command, demo, "fresh")
     assert max(by_other, key=by_other.__getitem__) == "left-3"
     del by_other["left-6"]
-    # Not as enrolling embeds them: every face of a photo is looked for, which places landmarks a little differently.
+    # Re-embedding detects every face of a photo, which places landmarks slightly differently than enrollment does.
     assert scores(command, demo, "bare") == pytest.approx(by_other, abs=1e-3)
     shown = command.ok("identity", "show", "left-6", "--gallery", "bare", "--json").json
     assert (shown["external_id"], shown["faces"]) == ("left-6", [])
 
 
-def test_dropping_is_told(command: Command) -> None:
-    told = command.ok("gallery", "reembed", "bare", *TO_OTHER, "--drop-missing").out
-    assert "7 faces without a crop and without a photo deleted." in told
+def test_number_of_dropped_faces_is_printed(command: Command) -> None:
+    printed = command.ok("gallery", "reembed", "bare", *TO_OTHER, "--drop-missing").out
+    assert "7 faces without a crop and without a photo deleted." in printed
     assert command.ok("gallery", "show", "bare", "--json").json["faces"] == 0
 
 
 @pytest.mark.parametrize("drop", [False, True])
-def test_a_face_enrolled_just_before_the_switch_is_listed(
+def test_face_enrolled_just_before_the_switch_is_listed(
     command: Command, monkeypatch: pytest.MonkeyPatch, drop: bool
 ) -> None:
     switch = Reembedder.switch
@@ -208,7 +197,7 @@ def test_a_face_enrolled_just_before_the_switch_is_listed(
     assert [missing["external_id"] for missing in ran.json["missing"]] == ["late"]
 
 
-def test_crops_are_kept_only_when_asked_for_and_go_with_their_person(command: Command, demo: Demo) -> None:
+def test_crops_are_stored_on_request_and_deleted_with_their_identity(command: Command, demo: Demo) -> None:
     assert (kept_crops(command, "staff"), kept_crops(command, "bare")) == (7, 0)
     for (image,) in command.query("SELECT image FROM crops"):
         assert crops.decode(image).shape == (112, 112, 3)
@@ -224,7 +213,7 @@ def test_crops_are_kept_only_when_asked_for_and_go_with_their_person(command: Co
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         ([], 2, "give one of --model, --rollback and --forget"),
         (["--model", "other", "--rollback"], 2, "give one of --model, --rollback and --forget"),
@@ -237,78 +226,29 @@ def test_crops_are_kept_only_when_asked_for_and_go_with_their_person(command: Co
         (["--rollback"], 1, "cannot be rolled back"),
     ],
 )
-def test_wrong_usage(command: Command, demo: Demo, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+def test_wrong_usage_is_rejected(
+    command: Command, demo: Demo, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
     if "ZIP" in arguments:
         arguments = [*arguments[:-1], shutil.make_archive(str(tmp_path / "photos"), "zip", demo.photos)]
     ran = command("gallery", "reembed", "bare", *arguments)
     assert (ran.code, ran.out) == (code, "")
-    assert says in ran.err
+    assert message in ran.err
     assert "Traceback" not in ran.err
     assert command.query("SELECT count(*) FROM embeddings") == [(21,)]
 
 
-def test_a_gallery_that_is_not_there(command: Command) -> None:
+def test_unknown_gallery_fails(command: Command) -> None:
     ran = command("gallery", "reembed", "nobody", *TO_OTHER)
     assert ran.code == 1
     assert "there is no gallery 'nobody'" in ran.err
 
 
-def test_a_pack_that_has_other_files_now_is_no_way_back(command: Command) -> None:
+def test_rollback_to_a_pack_with_changed_files_fails(command: Command) -> None:
     with command.database() as database:
-        changed = "INSERT INTO reembeddings SELECT id, '0123456789abcdef', 'other', 128, ?, TRUE FROM galleries "
-        changed += "WHERE name = ?"
-        database.execute(changed, ("2099-01-01 00:00:00.000000", "staff"))
+        former = "id, '0123456789abcdef', 'other', 128, '2099-01-01 00:00:00.000000', TRUE"
+        database.execute(f"INSERT INTO reembeddings SELECT {former} FROM galleries WHERE name = 'staff'")
         database.execute("INSERT INTO embeddings SELECT face_id, '0123456789abcdef', embedding FROM embeddings")
     ran = command("gallery", "reembed", "staff", "--rollback")
     assert ran.code == 1
     assert "was bound to other 0123456789abcdef, but the installed other is" in ran.err
-
-
-def test_killed_in_the_middle_it_goes_on(
-    command: Command, pipeline: FacePipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WHOSTHERE_PRECISION")
-    faces = 3 * BATCH
-    _enroll_many(command.home, pipeline, faces)
-    by_other = "FROM embeddings WHERE fingerprint = (SELECT fingerprint FROM galleries WHERE name = 'fresh') "
-    by_other += (
-        "AND face_id IN (SELECT id FROM faces WHERE gallery_id = (SELECT id FROM galleries WHERE name = 'many'))"
-    )
-    process = command.start(
-        "gallery", "reembed", "many", *TO_OTHER, WHOSTHERE_THREADS="1", WHOSTHERE_PRECISION="native"
-    )
-    wait_for(
-        lambda: command.query(f"SELECT count(*) {by_other}") > [(0,)] or process.poll() is not None, "a batch is in"
-    )
-    process.kill()
-    process.communicate(timeout=DEADLINE)
-    assert process.returncode == -signal.SIGKILL
-    [(done,)] = command.query(f"SELECT count(*) {by_other}")
-    assert 0 < done < faces
-    assert model(command, "many") == "sface"
-
-    # An embedding that nobody would compute again tells that it is not computed again.
-    with command.database() as database:
-        [(first, mark)] = database.execute(f"SELECT min(face_id), max(embedding) {by_other}").fetchall()
-        database.execute(
-            f"UPDATE embeddings SET embedding = ? WHERE face_id = {first} AND fingerprint IN "
-            f"(SELECT fingerprint {by_other})",
-            (mark,),
-        )
-    moved = command.ok("gallery", "reembed", "many", *TO_OTHER, "--json").json
-    assert (moved["model"], moved["switched"], moved["missing"]) == ("other", True, [])
-    assert command.query(f"SELECT count(*) {by_other}") == [(faces,)]
-    assert command.query(f"SELECT embedding {by_other} AND face_id = {first}") == [(mark,)]
-
-
-def _enroll_many(home: Path, pipeline: FacePipeline, faces: int) -> None:
-    """Gallery `many`: one person after the other with the faces of one photo, by `sface`, with their crops."""
-    [seen] = pipeline.describe([six_people()], None)
-    with closing(AppContext(read_settings({"WHOSTHERE_PRECISION": "native"}, home=home))) as opened:
-        gallery = opened.open_gallery("many", "sface")
-        new = []
-        for number in range(faces):
-            face = seen.faces[number % len(seen.faces)]
-            assert face.crop is not None
-            new.append(NewFace(Person(f"p{number}"), sha256(b"%d" % number), face, crops.encode(face.crop)))
-        opened.store.faces.enroll(gallery, new)

@@ -1,4 +1,4 @@
-"""Text that is none, as people give it to the command: told, over either database."""
+"""Text that no database can store is reported by the command, with SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def command(empty: Command, database: Database, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [("a\0b,Ana", "an external_id must"), ("\0,Ana", "an external_id must"), ("ana,A\0a", "a name must")],
 )
-def test_a_nul_in_a_manifest(command: Command, tmp_path: Path, row: str, told: str) -> None:
-    """Refuses its row; the others are enrolled."""
+def test_row_with_a_nul_character_is_rejected(command: Command, tmp_path: Path, row: str, message: str) -> None:
+    """The other rows are enrolled."""
     (tmp_path / "1.png").write_bytes(photos.astronaut())
     (tmp_path / "2.png").write_bytes(photos.astronaut() + b"\0")
     manifest = tmp_path / "manifest.csv"
@@ -31,7 +31,7 @@ def test_a_nul_in_a_manifest(command: Command, tmp_path: Path, row: str, told: s
     ran = command("enroll", tmp_path, "--manifest", manifest, "--gallery", "staff", "--json")
     assert ran.code == 3
     assert [one["outcome"] for one in ran.json["results"]] == ["rejected", "enrolled"]
-    assert told in ran.json["results"][0]["message"]
+    assert message in ran.json["results"][0]["message"]
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_a_nul_in_a_manifest(command: Command, tmp_path: Path, row: str, told: s
         ("webhooks", "dead", "\udcff"),
     ],
 )
-def test_bytes_that_are_not_utf_8(command: Command, arguments: tuple[str, ...]) -> None:
-    """As Python reads them from the command line. A NUL ends an argument, and comes from nowhere."""
+def test_argument_that_is_not_utf_8_is_wrong_usage(command: Command, arguments: tuple[str, ...]) -> None:
+    """Python decodes such bytes of the command line as surrogates. An argument cannot contain NUL."""
     ran = command(*arguments)
     assert ran.code == 2
     assert "not valid Unicode" in ran.err
