@@ -37,10 +37,10 @@ from indexer.models.packs import SFACE, UNMEASURED_TAIL, Pack
 from indexer.types import Hit, Vectors
 from indexer.vectors.flat import FlatIndex
 from search_service.calibration.survey import one_face_per_person, strangers, survey
+from search_service.candidates import SPARE
 from search_service.matching import calibration
 from search_service.matching.calibration import own_curve, threshold_for
 from search_service.matching.fusion import Templates, rescore
-from search_service.search import SPARE
 
 FPIRS = (0.1, 0.03, 0.01, 0.003, 0.001)
 SIZES = (30, 100, 300, 860)

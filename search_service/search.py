@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,17 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.app_context import AppContext
-from indexer.clock import now
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.packs import Pack
 from indexer.supervision import notify
-from indexer.types import Detection, Face, Gallery, Hit, Identity, NamedIdentity, Pick, Quality, Vectors, check_vectors
+from indexer.types import Detection, Face, Gallery, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
 from indexer.vision.pipeline import ImageResult
+from search_service.candidates import CandidateFinder
 from search_service.matching.decision import Decision, DecisionReason, decide
 from search_service.matching.frames import fuse, weight_of
-from search_service.matching.fusion import Templates, rescore
-from search_service.matching.ranking import Candidate, Outranked, outranked, rank
+from search_service.matching.ranking import Candidate
 from search_service.store.events import Recorded
 
 MAX_TOP_K = 100
@@ -30,9 +29,6 @@ MIN_FPIR = 1e-9
 
 SETTLE_SECONDS = 30.0
 """Longer than the survey of the largest gallery takes."""
-
-SPARE = 4
-"""Identities requested from the index beyond those wanted: the runner-up, and a few that may have expired."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +119,7 @@ class SearchService:
 
     def __init__(self, context: AppContext, thresholds: ThresholdSource, listener: Listener | None = None) -> None:
         self._context = context
+        self._finder = CandidateFinder(context)
         self._thresholds = thresholds
         self._listener = listener
 
@@ -198,7 +195,7 @@ class SearchService:
             threshold = round(self._thresholds.threshold(gallery, index, fpir), 4)
         assert threshold is not None  # noqa: S101 (one of the two is always set)
         answers = []
-        ranked = self._candidates(gallery, index, vectors, query.top_k + 1)
+        ranked = self._finder.find(gallery, index, vectors, query.top_k + 1, threshold)
         for (candidates, better), is_poor in zip(ranked, are_poor, strict=True):
             verdict = decide(candidates, threshold, is_poor, frames_disagree, better)
             shown = candidates[: query.top_k]
@@ -207,46 +204,6 @@ class SearchService:
             for answer in answers:
                 notify(self._listener, gallery, answer)
         return answers
-
-    def _candidates(self, gallery: Gallery, index: VectorIndex, vectors: Vectors, wanted: int) -> list[_Ranked]:
-        """Returns the best `wanted` identities that are valid now, for each vector, scored by all of their faces.
-
-        Requests more from the index until there are enough, or until the index has no more.
-        """
-        if len(vectors) == 0:
-            return []
-        requested, at = wanted + SPARE, now()
-        while True:
-            with self._context.stopwatch.stage("index"):
-                hits = index.nearest_identities(vectors, requested)
-            ids = {hit.identity_id for some in hits for hit in some}
-            people = self._context.store.identities.valid(ids, at)
-            if all(_are_enough(some, people, wanted) or len(some) < requested for some in hits):
-                break
-            requested *= 4
-        others = self._context.store.identities.by_id(ids - people.keys()) if len(people) < len(ids) else {}
-        hits = self._rescored(hits, vectors, gallery, (*people.values(), *others.values()))
-        return [(rank(some, people, wanted), outranked(some, people, others, at)) for some in hits]
-
-    def _rescored(
-        self, hits: list[list[Hit]], vectors: Vectors, gallery: Gallery, people: Iterable[NamedIdentity | Identity]
-    ) -> list[list[Hit]]:
-        """Scores identities with several faces by all of them."""
-        several = [person.id for person in people if person.faces > 1]
-        if not several:
-            return hits
-        faces = self._context.store.embeddings.of_identities(gallery, several)
-        templates = Templates(faces.identity_ids, faces.vectors)
-        return rescore(hits, vectors, templates, self._context.pack_of(gallery).same_threshold)
-
-
-_Ranked = tuple[tuple[Candidate, ...], Outranked | None]
-"""The best candidates of one face, and a better identity that is not valid now."""
-
-
-def _are_enough(hits: Sequence[Hit], people: Mapping[int, NamedIdentity], wanted: int) -> bool:
-    """Whether at least `wanted` of the hits belong to `people`."""
-    return sum(hit.identity_id in people for hit in hits) >= wanted
 
 
 def _frame_answers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ class VectorIndex(ABC):
     @abstractmethod
     def nearest_identities(self, queries: Vectors, k: int) -> list[list[Hit]]:
         """Returns for each of (Q, D) queries the `k` identities whose best face scores highest, with that face."""
+
+    def most_faces(self) -> int:
+        """Returns a number of faces that no identity exceeds; as low as can be known without a search."""
+        return sys.maxsize
 
     @abstractmethod
     def face_ids(self) -> NDArray[np.int64]:

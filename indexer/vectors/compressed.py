@@ -132,6 +132,10 @@ class CompressedIndex(VectorIndex):
         with self._lock.reading():
             return self._nearest(queries, k, self._best_identities)
 
+    def most_faces(self) -> int:
+        with self._lock.reading():
+            return self._base_rows.most + max(map(len, self._added_by_identity.values()), default=0)
+
     def face_ids(self) -> NDArray[np.int64]:
         with self._lock.reading():
             return np.sort(self._faces.all[self._present.all])
@@ -322,6 +326,9 @@ class _RowsByIdentity:
     def __init__(self, identity_ids: NDArray[np.int64]) -> None:
         self._order = np.argsort(identity_ids, kind="stable").astype(np.int32)
         self._sorted = identity_ids[self._order]
+        ends = np.flatnonzero(np.diff(self._sorted, prepend=-1, append=-1))
+        self.most = int(np.diff(ends).max(initial=0))
+        """Rows of the identity with most."""
 
     def of(self, identities: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         """Returns one array of rows per identity."""

@@ -30,6 +30,8 @@ class FlatIndex(VectorIndex):
         self._identities = np.empty(0, dtype=np.int64)
         self._known: set[int] = set()
         """The same face ids, for fast look-up."""
+        self._counted: tuple[NDArray[np.int64], int] | None = None
+        """The identities of which the faces were counted, and how many the one with most has."""
         self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
@@ -67,6 +69,14 @@ class FlatIndex(VectorIndex):
                 pending = [i for i in pending if len(answers[i]) < k] if fetched < len(self._faces) else []
                 fetched *= 2
             return answers
+
+    def most_faces(self) -> int:
+        with self._lock.reading():
+            identities = self._identities
+            if self._counted is None or self._counted[0] is not identities:
+                counts = np.unique(identities, return_counts=True)[1]
+                self._counted = identities, int(counts.max(initial=0))
+            return self._counted[1]
 
     def face_ids(self) -> NDArray[np.int64]:
         with self._lock.reading():

@@ -9,8 +9,10 @@ is left out. Measured in `benchmarks/results/fusion.csv`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,9 @@ averaged; the others help to detect a face of a different person."""
 
 _PAIRS_AT_ONCE = 256
 """Pairs of a probe and an identity that are computed together: at most 16 MB of faces with 512 numbers each."""
+
+
+Number = TypeVar("Number", float, NDArray[np.float64])
 
 
 class Templates:
@@ -102,6 +107,8 @@ def fused_scores(
     not needed: its product with the probe is sum(w_i s_i), and its squared length sum(w_i w_j f_i f_j).
 
     Two faces that do not resemble each other are not averaged: it is unknown which one is wrong, so the better counts.
+    Three or more that resemble each other less than faces of one person do, on average, count as if they resembled each
+    other that much: the mean of different people may resemble anybody. So `bound` holds.
     """
     exact, cosines = scores.astype(np.float64), similarities.astype(np.float64)
     kept = consistent_faces(cosines, present, same_threshold)
@@ -113,10 +120,26 @@ def fused_scores(
     weights = np.where(averaged & kept, np.exp((masked - best[:, None]) / SPREAD), 0.0)
     product = (weights * exact).sum(axis=1)
     squared = (weights[:, None, :] @ cosines @ weights[:, :, None])[:, 0, 0]
+    least = _squared_length(weights.sum(axis=1) ** 2, (weights**2).sum(axis=1), same_threshold)
     alone = (kept.sum(axis=1) == 1) | _are_two_strangers(cosines, kept, same_threshold)
     has_mean = ~alone & (squared > 0)  # faces that cancel each other out have no mean
-    mean = np.clip(product / np.sqrt(np.where(has_mean, squared, 1.0)), -1.0, 1.0)
+    mean = np.clip(product / np.sqrt(np.where(has_mean, np.maximum(squared, least), 1.0)), -1.0, 1.0)
     return np.asarray(np.where(has_mean, mean, best))
+
+
+def bound(best: float, faces: int, same_threshold: float) -> float:
+    """Returns the highest score that an identity with so many faces can have, of which `best` is the most similar."""
+    averaged = min(faces, MOST_AVERAGED)
+    return best / math.sqrt(_squared_length(1.0, 1 / averaged, same_threshold)) if best > 0 else best
+
+
+def _squared_length(squared_sum: Number, sum_of_squares: Number, same_threshold: float) -> Number:
+    """Returns the squared length of a weighted sum of faces whose cosines to each other are all `same_threshold`.
+
+    Takes the square of the weights' sum, and the sum of their squares.
+    """
+    cosine = min(max(same_threshold, 0.0), 1.0)
+    return cosine * squared_sum + (1 - cosine) * sum_of_squares
 
 
 def consistent_faces(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 
 import numpy as np
@@ -95,3 +96,75 @@ def test_thresholds_hold_for_people_with_several_photos(context: ServiceContext,
     for fpir in (0.1, 0.03):
         share = float((best >= threshold_for(fpir, 1, calibrated.curve)).mean())
         assert fpir / 2 <= share <= 2 * fpir, (fpir, share)
+
+
+def spread_around(probe: Vectors, count: int, cosine: float, seed: int = 0) -> Vectors:
+    """Returns (count, DIM) photos that all have that cosine to the probe and nothing else in common."""
+    random = np.random.default_rng(seed).standard_normal((len(probe), count + 1))
+    random[:, 0] = probe
+    basis = np.linalg.qr(random)[0].T * np.sign(probe @ np.linalg.qr(random)[0][:, 0])
+    return np.asarray(cosine * probe + math.sqrt(1 - cosine**2) * basis[1:], np.float32)
+
+
+def crowded(context: ServiceContext, decoys: int, faces: int = 4) -> tuple[Gallery, Vectors]:
+    """Enrolls people whose only photo is more similar to the probe than each of the last person's photos, but below the
+    threshold, which all photos of the last person together exceed."""
+    (probe,) = people(1, 0.0, seed=8)
+    others = [spread_around(probe, 1, 0.44 - 0.00001 * n, seed=n + 1) for n in range(decoys)]
+    return enroll_photos(context, [*others, spread_around(probe, faces, 0.40, seed=0)]), probe
+
+
+@pytest.mark.parametrize("decoys", [9, 60, 700])
+def test_decision_does_not_depend_on_top_k(context: ServiceContext, decoys: int) -> None:
+    gallery, probe = crowded(context, decoys)
+    service = SearchService(context, Thresholds(context))
+    for top_k in (1, 2, 5, 10, 100):
+        query = Query(top_k=top_k, threshold=0.5)
+        (face,) = service.search_embedding(probe.tolist(), gallery, query).faces
+        assert (face.decision, face.candidates[0].identity.external_id) == (Decision.MATCH, f"p{decoys:04}")
+        assert len(face.candidates) == min(top_k, decoys + 1)
+
+
+def test_runner_up_far_down_the_index_leads_to_a_review(context: ServiceContext) -> None:
+    gallery, probe = crowded(context, 60)
+    best = search(context, gallery, probe).candidates[0].score
+    gallery = enroll_photos(context, [spread_around(probe, 1, best + 0.02, seed=500)], first=100)
+    face = search(context, gallery, probe)
+    assert [c.identity.external_id for c in face.candidates[:2]] == ["p0100", "p0060"]
+    assert (face.decision, face.reasons) == (Decision.REVIEW, (DecisionReason.CLOSE_RUNNER_UP,))
+
+
+def test_many_expired_identities_do_not_hide_valid_ones(context: ServiceContext) -> None:
+    gallery, probe = crowded(context, 120)
+    for number in range(110):
+        context.store.identities.put(gallery.id, Person(f"p{number:04}", valid_until=datetime(2020, 1, 1, tzinfo=UTC)))
+    service = SearchService(context, Thresholds(context))
+    for top_k in (1, 100):
+        (face,) = service.search_embedding(probe.tolist(), gallery, Query(top_k=top_k, threshold=0.5)).faces
+        assert len(face.candidates) == min(top_k, 11)
+        assert face.candidates[0].identity.external_id == "p0120"
+
+
+def test_expired_identity_far_down_the_index_is_still_considered(context: ServiceContext) -> None:
+    gallery, probe = crowded(context, 60)
+    context.store.identities.put(gallery.id, Person("p0060", valid_until=datetime(2020, 1, 1, tzinfo=UTC)))
+    face = search(context, gallery, probe)
+    assert (face.decision, face.reasons) == (Decision.NO_MATCH, (DecisionReason.IDENTITY_EXPIRED,))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_decision_is_that_of_scoring_everybody(context: ServiceContext, seed: int) -> None:
+    """Over people of whom some have photos that resemble each other hardly or not at all."""
+    random = np.random.default_rng(seed)
+    (probe,) = people(1, 0.0, seed=8)
+    counts = random.integers(1, 9, 150)
+    of_each = [spread_around(probe, int(n), random.uniform(0.1, 0.4), seed=i) for i, n in enumerate(counts)]
+    gallery = enroll_photos(context, of_each)
+    expected = sorted((score(probe, photos) for photos in of_each), reverse=True)
+    for threshold in (0.3, expected[0] - 0.01, expected[0] + 0.01):
+        face = search(context, gallery, probe, threshold)
+        found = [c.score for c in face.candidates[:2]]
+        if threshold <= expected[0]:
+            assert found == pytest.approx(expected[:2], abs=1e-5) or expected[0] - expected[1] > 0.05
+            assert found[0] == pytest.approx(expected[0], abs=1e-5)
+        assert (face.decision is Decision.NO_MATCH) == (threshold > expected[0])

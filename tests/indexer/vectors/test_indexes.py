@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -123,9 +124,18 @@ def test_any_order_of_puts_and_removes_is_exact(
             truth.pop(face_id, None)
     assert len(index) == len(truth)
     assert index.face_ids().tolist() == sorted(truth)
+    assert index.most_faces() >= max(Counter(identity for identity, _ in truth.values()).values(), default=0)
     probes = np.array(queries, dtype=np.float32)
     assert index.nearest_faces(probes, k) == [exact_faces(truth, q, k) for q in queries]
     assert index.nearest_identities(probes, k) == [exact_identities(truth, q, k) for q in queries]
+
+
+@pytest.mark.parametrize("kind", ["exact", "compressed"])
+def test_most_faces_of_an_identity_are_known(kind: str, tmp_path: Path) -> None:
+    index = LOCAL[kind](tmp_path, 4, np.eye(4, dtype=np.float32))
+    assert index.most_faces() == 1
+    index.put(ids(1, 2, 3), ids(7, 7, 8), np.eye(4, dtype=np.float32)[:3])
+    assert index.most_faces() in (2, 3)  # what was added since an index was built is counted apart
 
 
 def test_unit_vectors_of_realistic_size_are_ranked_exactly(empty: Callable[[int], VectorIndex]) -> None:

@@ -14,6 +14,7 @@ from search_service.matching.fusion import (
     MOST_FACES,
     SPREAD,
     Templates,
+    bound,
     consistent_faces,
     fused_scores,
     rescore,
@@ -152,6 +153,20 @@ def test_extreme_cosines_give_finite_scores(similarity: float, scores: tuple[flo
 def test_opposite_faces_with_rounded_cosines_keep_best_score() -> None:
     similarities = np.array([[[1.0, -1.0000001], [-1.0000001, 1.0]]])
     assert fused_scores(np.zeros((1, 2)), similarities, np.ones((1, 2), bool), -2.0) == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 20, 40])
+def test_no_score_exceeds_the_bound(count: int) -> None:
+    """Of photos around the probe, which have little or nothing in common, the mean is far more similar than each."""
+    random = np.random.default_rng(count)
+    probe = photo_of(3)
+    for spread in (0.5, 2.0, 8.0):
+        for similar in (-0.1, 0.1, 0.3, 0.6):
+            around = unit(similar * probe + spread * random.standard_normal((count, len(probe))) / len(probe) ** 0.5)
+            opposite = unit(np.concatenate([around, 2 * similar * probe - around]))
+            for photos in (around, opposite):
+                limit = bound(float((photos @ probe).max()), len(photos), SAME)
+                assert score(photos, probe) <= limit + 1e-6
 
 
 def test_batch_scores_equal_single_scores() -> None:
