@@ -21,7 +21,8 @@ from indexer.vision.decode import Limits, Photo, decode
 from indexer.vision.detection import SearchScope
 from indexer.vision.detectors.base import Detector
 from indexer.vision.embedders.base import Embedder
-from indexer.vision.pipeline import REDUCED_SIDE, select_faces
+from indexer.vision.pipeline import REDUCED_SIDE
+from indexer.vision.selection import next_faces
 
 AT_ONCE = 64
 """Photos at a time."""
@@ -165,7 +166,7 @@ class Study:
                 for photo, faces in zip(
                     some, detection.detect_faces(self._detector, some, SearchScope.CENTER), strict=True
                 ):
-                    found += select_faces(faces, Pick.CENTER, photo)
+                    found += next_faces(faces, [], Pick.CENTER, photo)
             boxes = np.array([(f.box.x, f.box.y, f.box.w, f.box.h) for f in found])
             np.savez(stored, b=boxes, p=np.stack([f.landmarks for f in found]), s=np.array([f.score for f in found]))
         with np.load(stored) as file:

@@ -195,6 +195,8 @@ class Face:
     """(D,) float32 of unit length."""
     crop: Pixels | None = None
     """(112, 112, 3) RGB, the aligned crop that was embedded; None if it was not kept."""
+    turn: int = 0
+    """Degrees clockwise by which the photo has to be turned for the face to be upright: 0, 90, 180 or 270."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Detects faces of any size in photos of any size, with a detector that works well at some face sizes only.
 
-The first detection pass runs the detector on the whole photo at a few scales. The second pass crops each face that
-counts and scales it to the size at which the detector is most accurate: landmarks affect accuracy more than all later
-steps.
+The first detection pass runs the detector on the whole photo at a few scales, and on tiles of a large one. The second
+pass crops each face that counts and scales it to the size at which the detector is most accurate: landmarks affect
+accuracy more than all later steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import cv2
@@ -28,6 +29,8 @@ class SearchScope(Enum):
     ALL = "all"
     LARGEST = "largest"
     """The largest face, and others of about its size."""
+    ONLY = "only"
+    """The same, at the scales of ALL: a face of half the area must not depend on the size of the photo."""
     CENTER = "center"
     """The face nearest to the center."""
 
@@ -35,12 +38,36 @@ class SearchScope(Enum):
 DETECTION_SIDES: tuple[int, ...] = (160, 320, 1280)
 """Longest sides in pixels to which a photo is scaled, one after the other; YuNet finds faces of 10 to 300 pixels."""
 
-ALL_FACES_SIDES = DETECTION_SIDES[1:]
-"""The scales for SearchScope.ALL: the first one finds nothing that these do not."""
+FINE_SIDES = DETECTION_SIDES[1:]
+"""The scales for SearchScope.ALL: the first one finds nothing that these do not. SearchScope.ONLY uses them too: of 237
+photos of LFW with two faces that may be enrolled, a search that starts at 160 pixels sees one only in 18."""
+
+TURNS = (90, 180, 270)
+"""Degrees clockwise by which a photo is turned if it shows no face with certainty as it is."""
 
 CONFIDENT_FACE_SIZE = 40
 """A face of this size in pixels of the scaled photo, with at least `Detector.confident_score`, is the main face of the
 photo: faces missed at this scale are a third as large at most, so finer scales can only add bystanders."""
+
+TILE_SIDE = 1280
+"""Longest sides of a tile in pixels."""
+
+MAX_UNTILED_SIDE = 1600
+"""Longest side of a photo that needs no tiles: scaled to 1280 pixels, the smallest face that may be enrolled
+(`quality.MIN_SIZE`) has 16. The finest tiles are not scaled: of faces of 20 pixels they show 98 %, at 0.8 times the
+size 65 %."""
+
+TILE_OVERLAP = 160
+"""Pixels that adjacent tiles have in common, and the largest face that is taken from them: larger ones are found at a
+coarser scale."""
+
+TILE_STEP = 8.0
+"""Largest ratio of one tile scale to the next coarser one, which finds all faces from 16 pixels on: they have up to 128
+pixels in the tiles, which leaves a margin of 16 on both sides in the overlap."""
+
+CUT_MARGIN = 0.1
+"""A box this close to an inner border of a tile, relative to its size, may be a part of a face; another tile shows the
+whole. A face that is half cut off still has a score of 0.78, so the score does not show it."""
 
 SAME_FACE_IOU = 0.4
 """Intersection over union from which two boxes are detections of one face."""
@@ -66,30 +93,41 @@ MIRRORED_LANDMARKS = [1, 0, 2, 4, 3]
 
 @dataclass(frozen=True)
 class _Canvas:
-    """A scaled and padded photo."""
+    """A scaled, turned and padded photo, or a part of it."""
 
     photo: int
     """Index of the photo."""
     pixels: Pixels
-    sx: float
-    """Pixels of the original per pixel of the canvas, horizontally."""
-    sy: float
-    origin: tuple[float, float]
-    """Of the canvas, in pixels of the original."""
+    matrix: NDArray[np.float64]
+    """(2, 3), from pixels of the canvas to those of the original."""
+    borders: tuple[float, float, float, float] = (-math.inf, -math.inf, math.inf, math.inf)
+    """Left, upper, right and lower inner border of a tile in the original; infinite where the photo ends."""
+    largest: float = math.inf
+    """Size in pixels of the original up to which faces are kept."""
 
 
 def detect_faces(
-    detector: Detector, photos: Sequence[Photo], scope: SearchScope = SearchScope.ALL
+    detector: Detector,
+    photos: Sequence[Photo],
+    scope: SearchScope = SearchScope.ALL,
+    sides: Sequence[int] | None = None,
+    turn: int = 0,
 ) -> list[list[Detection]]:
     """Returns the faces of each photo, highest score first, in pixels of the upright original.
 
     Finer scales are skipped for photos in which a coarser scale shows the wanted face with confidence, except for
     SearchScope.ALL.
+
+    Args:
+        sides: Longest sides to which the photos are scaled, one after the other; by default those of `scope`.
+        turn: Degrees clockwise by which the photos are turned first, a multiple of 90.
     """
     found: list[list[Detection]] = [[] for _ in photos]
     remaining = list(range(len(photos)))
-    for side in ALL_FACES_SIDES if scope is SearchScope.ALL else DETECTION_SIDES:
-        _detect_at_scale(detector, photos, side, remaining, found)
+    if sides is None:
+        sides = FINE_SIDES if scope in (SearchScope.ALL, SearchScope.ONLY) else DETECTION_SIDES
+    for side in sides:
+        _detect(detector, (_whole_canvas(detector.stride, i, photos[i], side, turn) for i in remaining), found)
         remaining = [
             i
             for i in remaining
@@ -99,7 +137,26 @@ def detect_faces(
                 or not _has_confident_face(photos[i], found[i], side, scope, detector.confident_score)
             )
         ]
-    return [_merge(faces) for faces in found]
+    return [merge(faces) for faces in found]
+
+
+def needs_tiles(photo: Photo) -> bool:
+    """Returns whether a photo may have faces that only `detect_in_tiles` finds."""
+    return max(photo.width, photo.height) > MAX_UNTILED_SIDE
+
+
+def detect_in_tiles(detector: Detector, photo: Photo, side: int, turn: int = 0) -> list[Detection]:
+    """Returns the faces of a photo at full size that are too small when it is scaled to `side` pixels.
+
+    With their overlaps, the tiles have 1.3 to 1.6 times as many pixels as the photo.
+    """
+    coarse = side / max(photo.width, photo.height)
+    steps = math.ceil(math.log(1 / coarse) / math.log(TILE_STEP))
+    found: list[list[Detection]] = [[]]
+    for step in range(1, steps + 1):
+        factor = coarse ** (1 - step / steps)
+        _detect(detector, _tiles(detector.stride, photo, factor, turn), found)
+    return merge(found[0])
 
 
 def refine_detections(detector: Detector, faces: Sequence[tuple[Photo, Detection]]) -> list[Detection]:
@@ -147,39 +204,104 @@ def _mean(faces: Sequence[Detection]) -> Detection:
     return Detection(Box(*boxes.tolist()), landmarks.astype(np.float32), max(face.score for face in faces))
 
 
-def _detect_at_scale(
-    detector: Detector, photos: Sequence[Photo], side: int, indices: Iterable[int], found: list[list[Detection]]
-) -> None:
-    """Adds the faces of the photos at `indices`, scaled to `side`, to `found`. Canvases of one shape share a batch."""
+def _detect(detector: Detector, canvases: Iterable[_Canvas], found: list[list[Detection]]) -> None:
+    """Adds the faces in the canvases to those of their photos in `found`. Canvases of one shape share a batch."""
     waiting: dict[tuple[int, ...], list[_Canvas]] = defaultdict(list)
 
-    def run(canvases: list[_Canvas]) -> None:
-        for canvas, faces in zip(canvases, detector.detect(np.stack([c.pixels for c in canvases])), strict=True):
-            found[canvas.photo] += [face.scaled(canvas.sx, canvas.sy, *canvas.origin) for face in faces]
+    def run(batch: list[_Canvas]) -> None:
+        for canvas, faces in zip(batch, detector.detect(np.stack([c.pixels for c in batch])), strict=True):
+            original = [_transform(face, canvas.matrix) for face in faces]
+            found[canvas.photo] += [
+                face for face in original if face.box.size <= canvas.largest and _is_whole(face.box, canvas.borders)
+            ]
 
-    for index in indices:
-        canvas = _scale_and_pad(detector.stride, index, photos[index], side)
+    for canvas in canvases:
         shape = canvas.pixels.shape
         waiting[shape].append(canvas)
         if (len(waiting[shape]) + 1) * shape[0] * shape[1] > MAX_BATCH_PIXELS:
             run(waiting.pop(shape))
-    for canvases in waiting.values():
-        run(canvases)
+    for batch in waiting.values():
+        run(batch)
 
 
-def _scale_and_pad(stride: int, index: int, photo: Photo, side: int) -> _Canvas:
-    """Scales the photo down to `side` pixels at its longest side and pads it to multiples of `stride`."""
+def _whole_canvas(stride: int, index: int, photo: Photo, side: int, turn: int) -> _Canvas:
+    """Scales the photo down to `side` pixels at its longest side."""
     height, width = photo.pixels.shape[:2]
-    factor = min(1.0, side / max(height, width))
+    return _canvas(stride, index, photo, (0, 0, width, height), min(1.0, side / max(height, width)), turn)
+
+
+def _tiles(stride: int, photo: Photo, factor: float, turn: int) -> Iterator[_Canvas]:
+    """Yields overlapping tiles of a photo at full size, scaled by `factor`."""
+    height, width = photo.pixels.shape[:2]
+    for top, bottom in _spans(height, factor):
+        for left, right in _spans(width, factor):
+            borders = (
+                left if left > 0 else -math.inf,
+                top if top > 0 else -math.inf,
+                right if right < width else math.inf,
+                bottom if bottom < height else math.inf,
+            )
+            canvas = _canvas(stride, 0, photo, (left, top, right, bottom), factor, turn)
+            yield replace(canvas, borders=borders, largest=TILE_OVERLAP / factor)
+
+
+def _spans(length: int, factor: float) -> Iterator[tuple[int, int]]:
+    """Yields the first and last pixel of tiles along a side of a photo, evenly distributed."""
+    tile, overlap = round(TILE_SIDE / factor), math.ceil(TILE_OVERLAP / factor)
+    count = max(1, math.ceil((length - overlap) / (tile - overlap)))
+    tile = min(tile, length)
+    for i in range(count):
+        start = (length - tile) * i // max(1, count - 1)
+        yield start, start + tile
+
+
+def _is_whole(box: Box, borders: tuple[float, float, float, float]) -> bool:
+    """Returns whether the box is far enough from the borders."""
+    left, top, right, bottom = borders
+    margin = CUT_MARGIN * box.size
+    return (
+        box.x - margin >= left
+        and box.y - margin >= top
+        and box.x + box.w + margin <= right
+        and box.y + box.h + margin <= bottom
+    )
+
+
+def _canvas(
+    stride: int, index: int, photo: Photo, part: tuple[int, int, int, int], factor: float, turn: int
+) -> _Canvas:
+    """Scales a part of the photo (left, top, right, bottom in decoded pixels), turns it and pads it to multiples of
+    `stride`."""
+    left, top, right, bottom = part
+    small = photo.pixels[top:bottom, left:right]
+    width, height = right - left, bottom - top
     w, h = max(1, round(width * factor)), max(1, round(height * factor))
-    small = photo.pixels
     if (w, h) != (width, height):
         # Area averaging takes six times as long as bilinear sampling, which skips no pixels down to half the size.
         interpolation = cv2.INTER_AREA if factor <= 0.5 else cv2.INTER_LINEAR
         small = np.asarray(cv2.resize(small, (w, h), interpolation=interpolation), dtype=np.uint8)
-    canvas = np.zeros((-(-h // stride) * stride, -(-w // stride) * stride, 3), dtype=np.uint8)
-    canvas[:h, :w] = small
-    return _Canvas(index, canvas, photo.scale * width / w, photo.scale * height / h, photo.origin)
+    small = np.rot90(small, -turn // 90)
+    rows, columns = small.shape[:2]
+    canvas = np.zeros((-(-rows // stride) * stride, -(-columns // stride) * stride, 3), dtype=np.uint8)
+    canvas[:rows, :columns] = small
+    scale = photo.scale * np.array([width / w, height / h])
+    origin = np.array(photo.origin) + photo.scale * np.array([left, top])
+    matrix = _turn_back(turn, w, h) * scale[:, None]
+    matrix[:, 2] += origin
+    return _Canvas(index, canvas, matrix)
+
+
+def _turn_back(turn: int, width: int, height: int) -> NDArray[np.float64]:
+    """Returns the (2, 3) matrix from a picture turned clockwise to the picture as it was, `width` x `height` pixels."""
+    return np.array(
+        {
+            0: [[1, 0, 0], [0, 1, 0]],
+            90: [[0, 1, 0], [-1, 0, height]],
+            180: [[-1, 0, width], [0, -1, height]],
+            270: [[0, -1, width], [1, 0, 0]],
+        }[turn],
+        np.float64,
+    )
 
 
 def _has_confident_face(
@@ -190,16 +312,20 @@ def _has_confident_face(
     return any(
         face.score >= min_score
         and face.box.size / per_pixel >= CONFIDENT_FACE_SIZE
-        and (scope is SearchScope.LARGEST or face.box.contains(photo.width / 2, photo.height / 2))
+        and (scope is not SearchScope.CENTER or face.box.contains(photo.width / 2, photo.height / 2))
         for face in faces
     )
 
 
-def _merge(faces: list[Detection]) -> list[Detection]:
+def are_same_face(a: Detection, b: Detection) -> bool:
+    return iou(a.box, b.box) >= SAME_FACE_IOU
+
+
+def merge(faces: list[Detection]) -> list[Detection]:
     """Keeps the detection with the highest score of each face."""
     kept: list[Detection] = []
     for face in sorted(faces, key=lambda f: -f.score):
-        if all(iou(face.box, other.box) < SAME_FACE_IOU for other in kept):
+        if not any(are_same_face(face, other) for other in kept):
             kept.append(face)
     return kept
 

@@ -27,6 +27,8 @@ class Detector(Protocol):
     """Faces from this score on are certain: see `detection.CONFIDENT_FACE_SIZE`."""
     enrollment_score: float
     """Lowest score in the second detection pass at which a face may be enrolled."""
+    upright_score: float
+    """Lowest score at which a face is certainly not upside down or on its side."""
 
     def detect(self, canvases: NDArray[np.uint8]) -> list[list[Detection]]:
         """Returns the faces in each of (N, H, W, 3) RGB canvases, in canvas pixels, best first, without overlaps."""

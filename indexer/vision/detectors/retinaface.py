@@ -38,6 +38,8 @@ class RetinaFace:
     confident_score = 0.9
     enrollment_score = 0.9
     """ModelScope's threshold; nothing better can be measured without the weights."""
+    upright_score = 0.9
+    """The same, for the same reason."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -37,6 +37,8 @@ class Scrfd:
     confident_score = 0.5
     enrollment_score = 0.5
     """InsightFace's own threshold; nothing better can be measured without the weights."""
+    upright_score = 0.5
+    """The same, for the same reason."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

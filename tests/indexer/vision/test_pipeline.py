@@ -13,23 +13,22 @@ import cv2
 import numpy as np
 import pytest
 
-from indexer.errors import ModelUnavailable, RejectedImage
+from indexer.errors import ModelUnavailable
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, ModelFile
-from indexer.types import CROP_SIZE, Box, Detection, Face, Pick, Pixels, Reason
+from indexer.types import CROP_SIZE, Face, Pick, Pixels, Reason
 from indexer.vision.align import estimate_similarity
 from indexer.vision.decode import Limits, Photo
 from indexer.vision.detectors.base import iou
 from indexer.vision.pipeline import (
     MAX_BATCH_PIXELS,
-    RIVAL_AREA_RATIO,
     FacePipeline,
     ImageResult,
     Options,
-    select_faces,
     zoom_landmarks,
 )
 from indexer.vision.runtime import Threads
+from indexer.vision.selection import RIVAL_AREA_RATIO
 from tests import photos
 from tests.indexer.vision.common import astronaut, box_values, mirrored_landmarks, six_people
 from tests.variants import PRECISION
@@ -132,28 +131,6 @@ def test_largest_and_center_face_are_picked(pipeline: FacePipeline) -> None:
     data = png(canvas)
     assert only_face(pipeline.describe([data], Pick.LARGEST)[0]).detection.box.center[0] < 512
     assert 650 < only_face(pipeline.describe([data], Pick.CENTER)[0]).detection.box.center[0] < 950
-
-
-def sized(area: float, x: float = 0) -> Detection:
-    return Detection(Box(x, 0, area, 1), np.zeros((5, 2), np.float32), 0.9)
-
-
-def test_faces_are_selected_by_area_and_position() -> None:
-    photo = Photo(np.zeros((100, 1000, 3), np.uint8), 1000, 100)
-    small, half, large = sized(20, x=490), sized(50, x=200), sized(100)
-    assert select_faces([small, large, half], None, photo) == [large, half, small]
-    assert select_faces([small, large, half], Pick.LARGEST, photo) == [large, half]  # the second pass decides
-    assert select_faces([small, large, sized(49.9)], Pick.LARGEST, photo) == [large]
-    assert select_faces([large, half, small], Pick.CENTER, photo) == [small]
-    assert select_faces([small, large, sized(49.9)], Pick.ONLY, photo) == [large]
-    with pytest.raises(RejectedImage) as caught:
-        select_faces([small, large, half, sized(60)], Pick.ONLY, photo)
-    assert caught.value.code == Reason.SEVERAL_FACES
-    assert caught.value.details == {"faces": 3}
-    for pick in (None, *Pick):
-        with pytest.raises(RejectedImage) as caught:
-            select_faces([], pick, photo)
-        assert caught.value.code == Reason.NO_FACE
 
 
 def test_largest_face_is_the_first_of_all(pipeline: FacePipeline) -> None:
