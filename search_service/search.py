@@ -67,6 +67,8 @@ class FaceAnswer:
     reasons: tuple[DecisionReason, ...] = ()
     event: Recorded | None = None
     """The recorded event, if the request asked for one."""
+    turn: int | None = None
+    """See `Face.turn`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,4 +235,4 @@ def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def _with_face(answer: FaceAnswer, face: Face) -> FaceAnswer:
-    return replace(answer, detection=face.detection, quality=face.quality)
+    return replace(answer, detection=face.detection, quality=face.quality, turn=face.turn)

@@ -26,8 +26,8 @@ from indexer.vision import crops
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one row. `message`, for people, and `details`, for programs, explain a rejection or name the
-    identity that an enrolled face looks like."""
+    """The result of one row. `message`, for people, and `details`, for programs, explain a rejection, name the identity
+    that an enrolled face looks like, or report by how many degrees the photo was turned."""
 
     image: str
     external_id: str
@@ -207,7 +207,8 @@ def _result(prepared: _Prepared, enrolled: Iterator[Enrolled]) -> Result:
     image, person = prepared.row.image, prepared.row.person.external_id
     if prepared.rejection is not None:
         return rejected(image, person, prepared.rejection)
-    return committed(image, person, next(enrolled), prepared.alike, prepared.known_face)
+    turn = 0 if prepared.new is None else prepared.new.face.turn
+    return committed(image, person, next(enrolled), prepared.alike, prepared.known_face, turn)
 
 
 def rejected(image: str, external_id: str, rejection: RejectedImage) -> Result:
@@ -217,17 +218,31 @@ def rejected(image: str, external_id: str, rejection: RejectedImage) -> Result:
 
 
 def committed(
-    image: str, external_id: str, enrolled: Enrolled, alike: Lookalike | None = None, known_face: int | None = None
+    image: str,
+    external_id: str,
+    enrolled: Enrolled,
+    alike: Lookalike | None = None,
+    known_face: int | None = None,
+    turn: int = 0,
 ) -> Result:
     """Returns the result of an image that was given to the store. `alike` is whom an enrolled face looks like;
-    `known_face` is the face of an image that was enrolled before."""
+    `known_face` is the face of an image that was enrolled before; `turn` is that of a new face."""
     rejection = rejection_of(enrolled)
     if rejection is not None:
         return rejected(image, external_id, rejection)
     result = Result(image, external_id, enrolled.outcome, face_id=known_face or enrolled.face_id)
-    if alike is None or result.outcome is not Outcome.ENROLLED:
+    if result.outcome is not Outcome.ENROLLED:
         return result
-    return replace(result, message=alike.message, details=alike.details)
+    if alike is not None:
+        result = replace(result, message=alike.message, details=alike.details)
+    return _with_turn(result, turn) if turn else result
+
+
+def _with_turn(result: Result, turn: int) -> Result:
+    """Reports that the photo is not upright."""
+    message = f"the photo is not upright; it was turned clockwise by {turn} degrees"
+    both = message if result.message is None else f"{result.message}; {message}"
+    return replace(result, message=both, details={**result.details, "turn": turn})
 
 
 def rejection_of(enrolled: Enrolled) -> RejectedImage | None:

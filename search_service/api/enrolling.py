@@ -72,4 +72,4 @@ def _commit(service: State, gallery: Gallery, new: Sequence[NewFace]) -> Iterato
         if holding is not None:
             yield rejected("", person, looks_like(holding))
         else:
-            yield committed("", person, next(enrolled), other)
+            yield committed("", person, next(enrolled), other, turn=one.face.turn)

@@ -125,6 +125,9 @@ def compare(context: ServiceContext, a: Path, b: Path, model: str | None, as_jso
         return
     verdict = "the same person" if comparison.same else "different people"
     click.echo(f"{verdict}: cosine {comparison.score:.3f}, threshold {comparison.threshold:.3f}")
+    for path, face in zip((a, b), comparison.faces, strict=True):
+        if face.turn:
+            click.echo(f"Warning: {path} is not upright; it was turned clockwise by {face.turn} degrees", err=True)
 
 
 def _print_answers(answers: list[Answer], images: list[str]) -> None:
@@ -134,7 +137,8 @@ def _print_answers(answers: list[Answer], images: list[str]) -> None:
             rows.add_row(image, "", "", "", "", "", f"{answer.error.code}: {answer.error.message}")
         for number, face in enumerate(answer.faces, 1):
             why = "".join(f", {reason}" for reason in face.reasons)
-            decision = f"{face.decision} (threshold {face.threshold:.3f}{why})"
+            turned = f", photo turned by {face.turn} degrees" if face.turn else ""
+            decision = f"{face.decision} (threshold {face.threshold:.3f}{why}{turned})"
             if not face.candidates:
                 rows.add_row(image, str(number), "", "", "", "", decision)
             for c in face.candidates:

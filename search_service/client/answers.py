@@ -59,6 +59,8 @@ class Face:
     """Right eye, left eye, nose tip, right and left mouth corner, as the subject has them."""
     detection_score: float | None
     quality: Quality | None
+    turn: int | None
+    """Degrees clockwise by which the photo has to be turned for the face to be upright; None for enrolled faces."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,10 @@ class EnrolledPayload(Payload):
     reason: Reason | None = Field(examples=[None])
     face_id: int | None = Field(examples=[31])
     message: str | None = None
-    details: dict[str, Any] = Field(default={}, description="Which identity an enrolled face looks like, if reported.")
+    details: dict[str, Any] = Field(
+        default={},
+        description="The identity that an enrolled face looks like; `turn` of a photo that is not upright.",
+    )
 
 
 class ResultsPayload(Payload):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from indexer.serializers import SCORE_DECIMALS
-from indexer.types import Detection, Quality, Reason
+from indexer.types import Face, Reason
 from indexer.vision.pipeline import ImageResult
 from search_service.api.models.base import ErrorBody, Payload, Score, error_body
 from search_service.api.models.events import RecordedPayload
@@ -42,6 +42,12 @@ class FacePayload(Payload):
     )
     detection_score: float | None = Field(examples=[0.9412])
     quality: QualityPayload | None
+    turn: int | None = Field(
+        default=None,
+        description="Degrees clockwise by which the photo has to be turned for the face to be upright: 90, 180 or 270 "
+        "where the photo as it is shows no face with certainty, otherwise 0. Null for enrolled faces and embeddings.",
+        examples=[0],
+    )
 
 
 class CandidatePayload(Payload):
@@ -160,28 +166,25 @@ def answer_payload(answer: Answer, images: Sequence[str | None]) -> AnswerPayloa
 
 def detect_payload(seen: ImageResult, image: str | None) -> DetectPayload:
     """Serializes the detected faces."""
-    faces = [FacePayload(**_face_fields(face.detection, face.quality)) for face in seen.faces]
+    faces = [FacePayload(**_face_fields(face)) for face in seen.faces]
     return DetectPayload(image=image, width=seen.width, height=seen.height, faces=faces)
 
 
 def embed_payload(seen: ImageResult, image: str | None, model: str, dim: int) -> EmbedPayload:
     """Serializes the faces with their embeddings."""
-    faces = [
-        EmbeddedFacePayload(**_face_fields(face.detection, face.quality), embedding=face.embedding.tolist())
-        for face in seen.faces
-    ]
+    faces = [EmbeddedFacePayload(**_face_fields(face), embedding=face.embedding.tolist()) for face in seen.faces]
     return EmbedPayload(image=image, model=model, dim=dim, faces=faces)
 
 
 def compare_payload(comparison: Comparison) -> ComparePayload:
     """Serializes a comparison of two faces."""
-    faces = [FacePayload(**_face_fields(face.detection, face.quality)) for face in comparison.faces]
+    faces = [FacePayload(**_face_fields(face)) for face in comparison.faces]
     return ComparePayload(score=comparison.score, threshold=comparison.threshold, same=comparison.same, faces=faces)
 
 
 def _face_answer(face: FaceAnswer) -> FaceAnswerPayload:
     return FaceAnswerPayload(
-        **_face_fields(face.detection, face.quality),
+        **_face_fields(face),
         decision=face.decision,
         reasons=list(face.reasons),
         threshold=face.threshold,
@@ -204,8 +207,9 @@ def _candidate(candidate: Candidate) -> CandidatePayload:
     )
 
 
-def _face_fields(detection: Detection | None, quality: Quality | None) -> dict[str, Any]:
+def _face_fields(face: Face | FaceAnswer) -> dict[str, Any]:
     """Returns the fields of FacePayload. All are null for a searched embedding."""
+    detection, quality = face.detection, face.quality
     return {
         "box": [round(v, 2) for v in (detection.box.x, detection.box.y, detection.box.w, detection.box.h)]
         if detection
@@ -213,4 +217,5 @@ def _face_fields(detection: Detection | None, quality: Quality | None) -> dict[s
         "landmarks": [[round(float(v), 2) for v in point] for point in detection.landmarks] if detection else None,
         "detection_score": round(detection.score, SCORE_DECIMALS) if detection else None,
         "quality": QualityPayload.model_validate(quality, from_attributes=True) if quality else None,
+        "turn": face.turn,
     }

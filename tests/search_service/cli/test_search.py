@@ -18,7 +18,7 @@ from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
 from tests.nearly_equal import assert_nearly_equal
 
-DETECTION_KEYS = ["box", "landmarks", "detection_score", "quality"]
+DETECTION_KEYS = ["box", "landmarks", "detection_score", "quality", "turn"]
 FACE_KEYS = [*DETECTION_KEYS, "decision", "reasons", "threshold", "fpir", "candidates", "event"]
 
 
