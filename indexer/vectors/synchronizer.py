@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from indexer.errors import Conflict, NotFound, StorageUnavailable, WhosthereError
+from indexer.errors import Conflict, IndexBuilding, NotFound, StorageUnavailable, WhosthereError
 from indexer.files import exclusive_lock
 from indexer.gallery.store import Store
 from indexer.types import Gallery
@@ -330,6 +330,8 @@ class SynchronizedIndex:
                     is_stored = False
                 self._snapshot_seq, self._last_save_seq = (stored_seq if is_stored else None), replica.seq
                 self._use(replica)
+        except IndexBuilding as error:
+            log.info("The next index of gallery %s is not built: %s", self._gallery.name, error)
         except (WhosthereError, OSError) as error:
             log.warning("The next index of gallery %s could not be built: %s", self._gallery.name, error)
         except Exception:

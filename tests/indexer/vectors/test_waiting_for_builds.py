@@ -212,7 +212,9 @@ def test_closing_neither_waits_for_a_build_nor_starts_one(
     assert index.applied_seq is None  # it ended at the first page
 
 
-def test_closing_does_not_wait_for_the_next_index(indexed: IndexedGallery, engine: HeldEngine) -> None:
+def test_closing_does_not_wait_for_the_next_index(
+    indexed: IndexedGallery, engine: HeldEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     registry = IndexRegistry(indexed.store, indexed.folder, engine)  # of a command
     index = registry.get(indexed.gallery)
     index.catch_up()
@@ -222,6 +224,7 @@ def test_closing_does_not_wait_for_the_next_index(indexed: IndexedGallery, engin
         assert engine.begun.wait(DEADLINE)
         registry.close()
     wait_for(lambda: "index builder" not in {one.name for one in threading.enumerate()}, "the build to end")
+    assert caplog.text == ""
 
 
 class DeletingEngine(FaissEngine):
