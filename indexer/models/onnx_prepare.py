@@ -37,13 +37,14 @@ def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
     constants: dict[str, NDArray[Any]] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     folded = {name for node in graph.node if node.op_type in ("Reshape", "DequantizeLinear") for name in node.input}
     nodes = [node for node in graph.node if not _fold(node, constants, folded)]
-    for node in nodes:
-        if node.op_type == "Reshape":
-            _free_batch(node, constants)
     used = _inputs_of(nodes)
     inputs = [i for i in graph.input if i.name in used and i.name not in constants]
     _check(inputs, None if free_sides else side)
     _check_type(inputs[0])
+    fixed = inputs[0].type.tensor_type.shape.dim[0].dim_value or 1
+    for node in nodes:
+        if node.op_type == "Reshape":
+            _free_batch(node, constants, fixed)
     if free_sides:
         for node in nodes:
             _put_batch_first(node)
@@ -122,10 +123,10 @@ def _check_type(source: Any) -> None:
         raise ValueError(f"its input is {name}; expected float32, as images are fed as (x - mean) * scale")
 
 
-def _free_batch(node: Any, constants: dict[str, NDArray[Any]]) -> None:
-    """Lets a Reshape to a batch of one keep the batch size of its input."""
+def _free_batch(node: Any, constants: dict[str, NDArray[Any]], fixed: int) -> None:
+    """Lets a Reshape to the batch size for which the file was exported keep the batch size of its input."""
     shape = constants.get(node.input[1])
-    if shape is None or 0 in shape[1:] or len(shape) == 0 or shape[0] not in (0, 1):
+    if shape is None or 0 in shape[1:] or len(shape) == 0 or shape[0] not in (0, 1, fixed):
         return
     constants[node.input[1]] = np.concatenate([[0], shape[1:]]).astype(np.int64)  # 0 copies the input's batch size
     for attribute in [one for one in node.attribute if one.name == "allowzero"]:

@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 Page = TypeVar("Page")
 
-PATIENCE_S = 1.0
+PATIENCE_S = 2.0
 """Seconds from the start of a build for which callers of a service wait for it. The index of a new gallery, and an
-exact one of 10,000 faces, are ready by then, so that their callers notice nothing."""
+exact one of 10,000 faces, are ready by then even on busy cores, so that their callers notice nothing."""
 
-MAX_WAITING = 16
+MAX_WAITING = 24
 """Callers of a service that wait for builds at the same time; more are refused at once. Fewer than the service's 40
 threads, so that other galleries, authentication and health checks always find a free one."""
 

@@ -64,7 +64,9 @@ def original_embeddings(model: bytes) -> np.ndarray:
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (source,) = session.get_inputs()
     blob = to_blob(reference_crops(), Preprocessing((127.5,) * 3, 1 / 127.5))
-    return normalize(np.concatenate([session.run(None, {source.name: crop[None]})[0] for crop in blob]))
+    count = source.shape[0] if isinstance(source.shape[0], int) else 1
+    batches = (np.repeat(crop[None], count, axis=0) for crop in blob)
+    return normalize(np.concatenate([session.run(None, {source.name: batch})[0][:1] for batch in batches]))
 
 
 READABLE: dict[str, Callable[[], bytes]] = {
@@ -85,10 +87,12 @@ READABLE: dict[str, Callable[[], bytes]] = {
         opset=8,
     ),
     **{
-        f"{exporter}, {way}": lambda way=way, current=current: exported(way, current=current, dynamic=False)  # type: ignore[misc]
+        f"{exporter}, {way}": lambda way=way, current=current: exported(way, current=current)  # type: ignore[misc]
         for exporter, current in (("current exporter", True), ("older exporter", False))
         for way in ("fixed", "rest", "reshape", "flatten")
     },
+    "current exporter, a batch of 4": lambda: exported("reshape", current=True, batch=4),
+    "older exporter, a batch of 4": lambda: exported("reshape", current=False, batch=4),
     "current exporter, any batch": lambda: exported("reshape", current=True, dynamic=True),
     "older exporter, any batch": lambda: exported("reshape", current=False, dynamic=True),
 }

@@ -141,9 +141,9 @@ class Backbone(nn.Module):
         return result
 
 
-def exported(way: str, *, current: bool, dynamic: bool) -> bytes:
-    """Returns a Backbone as PyTorch's current exporter writes it, or the older one."""
-    crops = torch.zeros(2 if dynamic else 1, 3, 112, 112)
+def exported(way: str, *, current: bool, dynamic: bool = False, batch: int = 1) -> bytes:
+    """Returns a Backbone as PyTorch's current exporter writes it, or the older one, for a batch of that size or any."""
+    crops = torch.zeros(2 if dynamic else batch, 3, 112, 112)
     file: Any = io.BytesIO()  # the older exporter takes it
     log = logging.getLogger("torch.onnx")
     level = log.level
