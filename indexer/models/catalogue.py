@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from indexer.errors import InvalidRequest, ModelUnavailable, NotFound, WhosthereError
 from indexer.files import write_atomically
-from indexer.models import packs
+from indexer.models import onnx_prepare, packs
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import (
     BUILT_IN,
@@ -182,6 +182,8 @@ class Catalogue:
             for key, path in (("detector", detector), ("embedder", embedder)):
                 if path is not None:
                     data = _read(path)
+                    if fields[key]["network"] not in CHECKPOINTS:
+                        data = _include_weights(data, path)
                     staging.write(fields[key]["file"], data)
                     fields[key] |= {"sha256": sha256(data), "size": len(data)}
             pack = staging.check(self._to_pack(name, PackDescription(**fields)))
@@ -289,3 +291,10 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _include_weights(data: bytes, path: Path) -> bytes:
+    try:
+        return onnx_prepare.include_weights(data, path.parent)
+    except ValueError as error:
+        raise ModelUnavailable(f"{path.name} is not complete: {error}") from error

@@ -9,6 +9,7 @@ reshapes with `allowzero`, with which 0 does not copy the input's batch size.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from indexer.types import CROP_SIZE
 
 MIN_IR_VERSION = 4
 """The first one that does not need initializers among the graph's inputs (onnx/docs/IR.md)."""
+
+HOW_TO_EXPORT = "keep both in one folder, or export it with external_data=False"
 
 
 def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
@@ -33,7 +36,7 @@ def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
     graph = proto.graph
     proto.ir_version = max(proto.ir_version, MIN_IR_VERSION)
     if any(i.data_location == onnx.TensorProto.EXTERNAL for i in graph.initializer):
-        raise ValueError("its weights are in another file, which no hash covers; save it as one file")
+        raise ValueError(f"its weights are in another file, which no hash covers; {HOW_TO_EXPORT}")
     constants: dict[str, NDArray[Any]] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     folded = {name for node in graph.node if node.op_type in ("Reshape", "DequantizeLinear") for name in node.input}
     nodes = [node for node in graph.node if not _fold(node, constants, folded)]
@@ -70,6 +73,27 @@ def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
     except onnx.checker.ValidationError as error:
         onnx.checker.check_model(model)  # names what is wrong in the file itself
         raise ValueError(f"it cannot be rewritten for batches of any size: {error}") from error
+    return bytes(proto.SerializeToString())
+
+
+def include_weights(model: bytes, folder: Path) -> bytes:
+    """Returns the model with its weights, which PyTorch's current exporter writes to a file next to it in `folder`.
+
+    Raises ValueError if that file is missing or shorter than it should be.
+    """
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+    try:
+        proto = onnx.load_model_from_string(model)
+    except Exception:  # no ONNX model, which preparing it reports
+        return model
+    if not any(map(uses_external_data, proto.graph.initializer)):
+        return model
+    try:
+        load_external_data_for_model(proto, str(folder))
+    except Exception as error:  # onnx raises errors of several kinds
+        raise ValueError(f"its weights are in another file, which cannot be read: {error}; {HOW_TO_EXPORT}") from error
     return bytes(proto.SerializeToString())
 
 

@@ -112,6 +112,37 @@ def test_an_added_embedder_computes_what_its_file_does(
         assert np.abs(found - expected[:count]).max() < 1e-4
 
 
+def test_weights_in_a_second_file_are_included(
+    packs: Catalogue, files: ModelFiles, tmp_path: Path, add: Callable[[bytes], Pack]
+) -> None:
+    model = exported("flatten", current=True)
+    onnx.save_model(
+        onnx.load_model_from_string(model), tmp_path / "two.onnx", save_as_external_data=True, location="two.onnx.data"
+    )
+    assert (tmp_path / "two.onnx.data").stat().st_size > 10 * (tmp_path / "two.onnx").stat().st_size
+    pack = add((tmp_path / "two.onnx").read_bytes())
+    _, embedder = networks.load(pack, files, Device.CPU, Precision.FLOAT32, Threads())
+    assert np.abs(embedder.embed(reference_crops()) - original_embeddings(model)).max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [None, 1000])
+def test_a_file_without_its_weights_is_refused(
+    packs: Catalogue, tmp_path: Path, add: Callable[[bytes], Pack], size: int | None
+) -> None:
+    onnx.save_model(
+        onnx.load_model_from_string(exported("flatten", current=True)),
+        tmp_path / "two.onnx",
+        save_as_external_data=True,
+        location="two.onnx.data",
+    )
+    (tmp_path / "two.onnx.data").unlink()
+    if size is not None:
+        (tmp_path / "two.onnx.data").write_bytes(bytes(size))
+    with pytest.raises(ModelUnavailable, match=r"mine\.onnx is not complete: its weights are in another file"):
+        add((tmp_path / "two.onnx").read_bytes())
+    assert "mine" not in packs.names()
+
+
 def test_the_files_are_those_that_exporters_write() -> None:
     def of(model: bytes) -> tuple[int, set[str], set[int]]:
         proto = onnx.load_model_from_string(model)
