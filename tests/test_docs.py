@@ -26,8 +26,8 @@ LINES_SECONDS = 300
 
 README_WORDS = 900
 """Without code, table markup and addresses of links."""
-DOCS_WORDS = 10_300
-"""Of all pages together, as `wc -w` counts."""
+DOCS_WORDS = 10_700
+"""Of all pages together, as `wc -w` counts: 10,000 for the engine, the rest for what came after it."""
 
 
 def blocks(page: Path, language: str = "sh") -> list[str]:
