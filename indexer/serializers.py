@@ -14,9 +14,6 @@ from indexer.types import Gallery, Identity, StoredFace
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-SCORE_DECIMALS = 4
-"""The fifth depends on the CPU."""
-
 
 def fields_of(record: DataclassInstance) -> dict[str, Any]:
     """Returns the fields of a dataclass as JSON values: times in ISO 8601, sets as sorted lists."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexer.errors import InvalidVector
+from indexer.rounding import decimals
 
 Pixels = NDArray[np.uint8]
 """One image, (H, W, 3), RGB."""
@@ -300,7 +301,8 @@ def check_vectors(values: ArrayLike | Sequence[object], dim: int) -> Vectors:
         lengths = np.linalg.norm(array, axis=1, keepdims=True)
     if (np.abs(lengths - 1) > UNIT_TOLERANCE).any():
         worst = float(lengths.flat[int(np.abs(lengths - 1).argmax())])
-        raise InvalidVector(f"an embedding must have length 1; got {worst:.4f}")
+        places = decimals(abs(worst - 1), UNIT_TOLERANCE, 4)
+        raise InvalidVector(f"an embedding must have length 1; got {worst:.{places}f}")
     return np.asarray(array / lengths, dtype=np.float32)
 
 

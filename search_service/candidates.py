@@ -13,6 +13,7 @@ from datetime import datetime
 
 from indexer.app_context import AppContext
 from indexer.clock import now
+from indexer.rounding import reaches
 from indexer.types import Gallery, Hit, Identity, NamedIdentity, Vectors
 from indexer.vectors.base import VectorIndex
 from search_service.matching.decision import REVIEW_MARGIN
@@ -77,7 +78,7 @@ class CandidateFinder:
         most = max(1, index.most_faces())
         while True:
             best = [_best_score(some, people.valid) for some in scored]
-            decisive = [one - REVIEW_MARGIN if one >= threshold else threshold for one in best]
+            decisive = [one - REVIEW_MARGIN if reaches(one, threshold) else threshold for one in best]
             while any(
                 len(some) == requested and bound(some[-1].score + ROUNDING, most, same_threshold) >= score
                 for some, score in zip(hits, decisive, strict=True)

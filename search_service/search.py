@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from indexer.app_context import AppContext
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.packs import Pack
+from indexer.rounding import reaches
 from indexer.supervision import notify
 from indexer.types import Detection, Face, Gallery, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
@@ -226,7 +227,7 @@ def compare_described(results: Sequence[ImageResult], pack: Pack) -> Comparison:
             raise RejectedImage(message, code=one.rejection.code, details={"image": name})
         faces.append(one.faces[0])
     score = cosine(faces[0].embedding, faces[1].embedding)
-    return Comparison(score, pack.same_threshold, score >= pack.same_threshold, (faces[0], faces[1]))
+    return Comparison(score, pack.same_threshold, reaches(score, pack.same_threshold), (faces[0], faces[1]))
 
 
 def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

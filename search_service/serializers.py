@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from indexer.serializers import SCORE_DECIMALS, fields_of, utc
+from indexer.rounding import SCORE_DECIMALS
+from indexer.serializers import fields_of, utc
 from search_service.store.api_keys import ApiKey
 from search_service.store.events import Event
 from search_service.store.webhooks import Delivery, Webhook

@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("search_service.service_context", "search_service.store INDEXER"),
     ("search_service.logs", "INDEXER"),
     ("search_service.store", "search_service.store INDEXER"),
-    ("search_service.matching", "search_service.matching indexer.types indexer.errors"),
+    ("search_service.matching", "search_service.matching indexer.types indexer.errors indexer.rounding"),
     ("indexer.cli", "indexer.cli indexer.app_context indexer.serializers ENROLLMENT"),
     ("indexer.app_context", "ENROLLMENT"),
     ("indexer.enrollment", "ENROLLMENT"),
@@ -58,7 +58,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("indexer.models", "indexer.models BASE"),
     ("indexer.gallery", "indexer.gallery BASE"),
     ("indexer.settings", "indexer.types indexer.errors"),
-    ("indexer.types", "indexer.errors"),
+    ("indexer.types", "indexer.errors indexer.rounding"),
+    ("indexer.rounding", ""),
     ("indexer.errors", ""),
     ("indexer.files", ""),
     ("indexer.timing", "indexer.supervision"),
@@ -70,7 +71,8 @@ LAYERS: tuple[tuple[str, str], ...] = (
 
 GROUPS = {
     "BASE": (
-        "indexer.settings indexer.types indexer.errors indexer.files indexer.timing indexer.supervision indexer.clock"
+        "indexer.settings indexer.types indexer.errors indexer.files indexer.timing indexer.supervision indexer.clock "
+        "indexer.rounding"
     ),
     "ENROLLMENT": "indexer.enrollment indexer.vision indexer.vectors indexer.models indexer.gallery BASE",
     "INDEXER": "indexer -indexer.cli",

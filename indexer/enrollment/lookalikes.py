@@ -11,6 +11,7 @@ from indexer.gallery.faces import NewFace
 from indexer.gallery.spelling import is_same_text
 from indexer.gallery.store import Store
 from indexer.models.packs import Pack
+from indexer.rounding import decimals
 from indexer.types import Gallery, Vectors
 from indexer.vectors.synchronizer import SynchronizedIndex
 
@@ -42,7 +43,9 @@ class Lookalike:
 
     @property
     def message(self) -> str:
-        return f"the face looks like identity {self.external_id!r}: cosine {self.score:.3f}, bound {self.bound:.3f}"
+        places = decimals(self.score, self.bound, 3)
+        scores = f"cosine {self.score:.{places}f}, bound {self.bound:.{places}f}"
+        return f"the face looks like identity {self.external_id!r}: {scores}"
 
     @property
     def details(self) -> dict[str, object]:

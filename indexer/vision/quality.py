@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.rounding import decimals
 from indexer.types import Detection, Pixels, Quality, Reason
 
 MIN_SIZE = 20.0
@@ -72,16 +73,22 @@ def measure(detection: Detection, crop: Pixels, min_score: float) -> Quality:
 
 def rejection_message(reason: Reason, detection: Detection, quality: Quality, min_score: float) -> str:
     """Returns a message with the measured and the expected value for `reason`."""
+    size, sharpness = quality.size, quality.sharpness
+    brightness, contrast = quality.brightness, quality.contrast
+    degrees, most_degrees = abs(quality.yaw) * 90, MAX_YAW * 90
+    lit = max(decimals(brightness, MIN_BRIGHTNESS, 0), decimals(brightness, MAX_BRIGHTNESS, 0))
     return {
-        Reason.DETECTION_UNSURE: f"the face's detection score is only {detection.score:.2f}; "
-        f"expected {min_score} or more",
-        Reason.FACE_TOO_SMALL: f"the face is {quality.size:.0f} pixels wide; expected {MIN_SIZE:.0f} or more",
-        Reason.FACE_TURNED_AWAY: f"the face is turned by about {abs(quality.yaw) * 90:.0f} degrees; "
-        f"expected {MAX_YAW * 90:.0f} or less",
-        Reason.FACE_BADLY_LIT: f"the face's mean brightness is {quality.brightness:.0f} and its contrast "
-        f"{quality.contrast:.0f}; expected {MIN_BRIGHTNESS:.0f} to {MAX_BRIGHTNESS:.0f} and "
-        f"{MIN_CONTRAST:.0f} or more",
-        Reason.FACE_TOO_BLURRY: f"the face's sharpness is {quality.sharpness:.1f}; expected {MIN_SHARPNESS:g} or more",
+        Reason.DETECTION_UNSURE: f"the face's detection score is only "
+        f"{detection.score:.{decimals(detection.score, min_score, 2)}f}; expected {min_score} or more",
+        Reason.FACE_TOO_SMALL: f"the face is {size:.{decimals(size, MIN_SIZE, 0)}f} pixels wide; "
+        f"expected {MIN_SIZE:.0f} or more",
+        Reason.FACE_TURNED_AWAY: f"the face is turned by about {degrees:.{decimals(degrees, most_degrees, 0)}f} "
+        f"degrees; expected {most_degrees:.0f} or less",
+        Reason.FACE_BADLY_LIT: f"the face's mean brightness is {brightness:.{lit}f} and its contrast "
+        f"{contrast:.{decimals(contrast, MIN_CONTRAST, 0)}f}; expected {MIN_BRIGHTNESS:.0f} to {MAX_BRIGHTNESS:.0f} "
+        f"and {MIN_CONTRAST:.0f} or more",
+        Reason.FACE_TOO_BLURRY: f"the face's sharpness is {sharpness:.{decimals(sharpness, MIN_SHARPNESS, 1)}f}; "
+        f"expected {MIN_SHARPNESS:g} or more",
     }[reason]
 
 

@@ -28,6 +28,7 @@ from indexer.errors import InvalidRequest, InvalidVector, ModelUnavailable
 from indexer.files import write_atomically
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import ModelFile, Pack
+from indexer.rounding import decimals
 from indexer.types import Pixels, Precision, Vectors, sha256
 from indexer.vision import networks
 from indexer.vision.runtime import CPU_BATCH, Preprocessing, Session, Threads, no_telemetry, to_blob
@@ -106,9 +107,11 @@ def quantize_embedder(
         cosines = _cosines(pack, sessions, faces[is_held_out])
     except InvalidVector as error:
         raise ModelUnavailable(f"{file.name} has no valid embeddings in int8: {error}; nothing was stored") from error
-    if cosines.mean() < MIN_COSINE:
+    mean = float(cosines.mean())
+    if mean < MIN_COSINE:
+        places = decimals(mean, MIN_COSINE, 4)
         raise ModelUnavailable(
-            f"{file.name} in int8 differs too much from float32: mean cosine {cosines.mean():.4f} over {len(cosines)} "
+            f"{file.name} in int8 differs too much from float32: mean cosine {mean:.{places}f} over {len(cosines)} "
             f"faces, expected {MIN_COSINE} or more; nothing was stored"
         )
     float32_ms, native_ms, int8_ms = _speeds(sessions, faces[is_held_out])

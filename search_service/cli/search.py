@@ -19,6 +19,7 @@ from indexer.cli.common import (
     table,
 )
 from indexer.errors import RejectedImage
+from indexer.rounding import decimals
 from indexer.types import Gallery, Pick, Reason
 from search_service.calibration.thresholds import Thresholds
 from search_service.cli.common import with_context
@@ -124,7 +125,8 @@ def compare(context: ServiceContext, a: Path, b: Path, model: str | None, as_jso
         print_json(compare_payload(comparison).model_dump(mode="json"))
         return
     verdict = "the same person" if comparison.same else "different people"
-    click.echo(f"{verdict}: cosine {comparison.score:.3f}, threshold {comparison.threshold:.3f}")
+    places = decimals(comparison.score, comparison.threshold, 3)
+    click.echo(f"{verdict}: cosine {comparison.score:.{places}f}, threshold {comparison.threshold:.{places}f}")
     for path, face in zip((a, b), comparison.faces, strict=True):
         if face.turn:
             click.echo(f"Warning: {path} is not upright; it was turned clockwise by {face.turn} degrees", err=True)
@@ -138,7 +140,9 @@ def _print_answers(answers: list[Answer], images: list[str]) -> None:
         for number, face in enumerate(answer.faces, 1):
             why = "".join(f", {reason}" for reason in face.reasons)
             turned = f", photo turned by {face.turn} degrees" if face.turn else ""
-            decision = f"{face.decision} (threshold {face.threshold:.3f}{why}{turned})"
+            best = face.candidates[0].score if face.candidates else face.threshold
+            places = decimals(best, face.threshold, 3)
+            decision = f"{face.decision} (threshold {face.threshold:.{places}f}{why}{turned})"
             if not face.candidates:
                 rows.add_row(image, str(number), "", "", "", "", decision)
             for c in face.candidates:
@@ -149,7 +153,7 @@ def _print_answers(answers: list[Answer], images: list[str]) -> None:
                     str(c.rank),
                     c.identity.external_id,
                     c.identity.name or "",
-                    f"{c.score:.3f}",
+                    f"{c.score:.{places}f}",
                     decision if first else "",
                 )
     show(rows)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from indexer.rounding import reaches
 from search_service.matching.ranking import Barred, Candidate, Outranked
 
 REVIEW_MARGIN = 0.05
@@ -65,8 +66,8 @@ def decide(
     `outranked` is set if an identity that is not valid now is more similar than the first candidate. The face is more
     likely theirs, so the first candidate is then no match.
     """
-    is_found = bool(candidates) and candidates[0].score >= threshold
-    is_barred = outranked is not None and outranked.score >= threshold
+    is_found = bool(candidates) and reaches(candidates[0].score, threshold)
+    is_barred = outranked is not None and reaches(outranked.score, threshold)
     conditions = (
         (not candidates and outranked is None, DecisionReason.NO_CANDIDATES),
         (not is_found and not is_barred and bool(candidates or outranked), DecisionReason.BELOW_THRESHOLD),

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchem
 from indexer.errors import WhosthereError
 from indexer.gallery.schema import MAX_NAME_LENGTH
 from indexer.gallery.validation import MAX_METADATA_BYTES, check_storable
-from indexer.serializers import SCORE_DECIMALS
+from indexer.rounding import SCORE_DECIMALS
 
 TIME = "2026-03-02T07:58:12.041000Z"
 """The time in every example."""

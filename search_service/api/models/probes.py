@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from indexer.serializers import SCORE_DECIMALS
+from indexer.rounding import SCORE_DECIMALS
 from indexer.types import Face, Reason
 from indexer.vision.pipeline import ImageResult
 from search_service.api.models.base import ErrorBody, Payload, Score, error_body
