@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from indexer.enrollment.enroller import Enroller, check_pack
+from indexer.enrollment.face_checks import FaceChecks
 from indexer.enrollment.lookalikes import Lookalikes, lookalike_bound
+from indexer.enrollment.own_faces import OwnFaces
 from indexer.errors import Conflict, InvalidSetting, NotFound
 from indexer.gallery.database import migrate, open_database
 from indexer.gallery.store import Store
@@ -176,14 +178,27 @@ class AppContext:
         check_pack(gallery, pack)
         return pack
 
-    def lookalikes(self, gallery: Gallery, photos: int = 0) -> Lookalikes | None:
-        """Returns the check of new faces against other people's, for a gallery of up to `photos` photos; None if it is
-        turned off."""
-        if self.settings.lookalikes == "off":
-            return None
-        index = self.indexes.get(gallery)
-        bound = lookalike_bound(self.pack_of(gallery), max(len(index.catch_up()), photos))
-        return Lookalikes(self.store, gallery, index, bound, self.settings.lookalikes == "hold")
+    def own_bound(self, gallery: Gallery) -> float:
+        """Returns the cosine from which faces of one identity agree; -1, the least, if the gallery's pack is
+        unknown."""
+        try:
+            return self.packs.find(gallery.model).same_threshold
+        except NotFound:
+            return -1.0
+
+    def face_checks(self, gallery: Gallery, photos: int = 0) -> FaceChecks:
+        """Returns the checks of new faces against the gallery, for up to `photos` photos and one run.
+
+        Raises:
+            Conflict, ModelUnavailable, NotFound: As `pack_of` does.
+        """
+        mode, pack = self.settings.lookalikes, self.pack_of(gallery)
+        own = OwnFaces(self.store, gallery, pack.same_threshold, only_guesses=mode == "off")
+        if mode == "off":
+            return FaceChecks(None, own, hold=False)
+        index, hold = self.indexes.get(gallery), mode == "hold"
+        bound = lookalike_bound(pack, max(len(index.catch_up()), photos))
+        return FaceChecks(Lookalikes(self.store, gallery, index, bound, hold), own, hold)
 
     def enroller(self, gallery: Gallery, photos: int = 0) -> Enroller:
         """Returns an enroller of `photos` photos that keeps every core computing."""
@@ -195,7 +210,7 @@ class AppContext:
             self.settings.max_image_bytes,
             workers=self.cores + SPARE_WORKERS,
             keep_crops=self.settings.keep_crops,
-            lookalikes=self.lookalikes(gallery, photos),
+            checks=self.face_checks(gallery, photos),
         )
 
     def close(self) -> None:

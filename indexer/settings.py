@@ -93,8 +93,8 @@ class Settings(BaseSettings):
     )
     lookalikes: Literal["hold", "report", "off"] = Field(
         default="hold",
-        description="What happens to a new person who looks like an enrolled one: `hold` rejects the photo, `report` "
-        "enrolls it and says so, `off` skips the check.",
+        description="What happens to a face that looks like another identity, or unlike its own: `hold` rejects the "
+        "photo, `report` enrolls it with a message, `off` skips the check.",
     )
     fpir: float = Field(
         default=0.01,

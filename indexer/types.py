@@ -51,6 +51,7 @@ class Reason(StrEnum):
     FACE_BADLY_LIT = "face_badly_lit"
     DETECTION_UNSURE = "detection_unsure"
     LOOKS_LIKE_ANOTHER_IDENTITY = "looks_like_another_identity"
+    UNLIKE_OWN_IDENTITY = "unlike_own_identity"
     INVALID_ROW = "invalid_row"
     """The manifest row or archive entry is wrong, not its image: a bad date, a clashing id, an unsafe path."""
 
@@ -223,6 +224,8 @@ class Person:
     valid_from: datetime | None = None
     valid_until: datetime | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
+    cleared: frozenset[str] = frozenset()
+    """The fields and metadata keys whose stored values are removed; others without a value keep it."""
 
 
 @dataclass(frozen=True)

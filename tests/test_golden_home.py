@@ -153,7 +153,8 @@ def installation(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> I
 
 def test_searches_have_the_same_answers(service: Service) -> None:
     for name, search in build.searches(service.installation.demo).items():
-        assert (name, ok(search(service.client))) == (name, near(service.installation.answers["searches"][name]))
+        expected = service.installation.answers["searches"][name]
+        assert (name, known_fields(ok(search(service.client)), expected)) == (name, near(expected))
 
 
 def test_lists_and_details_are_the_same(service: Service) -> None:
@@ -229,6 +230,15 @@ def test_gallery_moves_between_packs_by_former_embeddings_and_crops(installation
     assert bound == near(former["other"])
     assert back == near(former["sface"])
     assert by_crops == near(former["other"])
+
+
+def known_fields(found: Any, expected: Any) -> Any:
+    """Returns an answer without the fields that were added since."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        return {name: known_fields(value, expected[name]) for name, value in found.items() if name in expected}
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        return [known_fields(*both) for both in zip(found, expected, strict=True)]
+    return found
 
 
 def near(expected: Any, tolerance: float = 1.01e-4) -> Any:

@@ -32,8 +32,8 @@ DECIMALS = 4
 @json_option
 @with_context
 def gallery_duplicates(context: AppContext, name: str, threshold: float | None, as_json: bool) -> None:
-    """List identities that look alike, most likely one person under two ids, and photos that look more like another
-    identity than like their own."""
+    """List identities that look alike, most likely one person under two ids; photos that look more like another
+    identity than like their own; and outliers, photos unlike all others of their identity."""
     gallery = context.store.galleries.get(name)
     if threshold is None:
         threshold = lookalike_bound(context.pack_of(gallery), context.store.galleries.counts(gallery.id)[1])
@@ -44,6 +44,7 @@ def gallery_duplicates(context: AppContext, name: str, threshold: float | None, 
             context.indexes.get(gallery),
             threshold,
             lambda done, total: show_progress(done, total, ""),
+            context.own_bound(gallery),
         )
     if as_json:
         print_json({"gallery": name} | _rounded(asdict(found)))
@@ -64,7 +65,8 @@ def _print(found: Duplicates, gallery: str) -> None:
     how = "every pair" if found.exact else "the nearest faces of each"
     click.echo(f"{found.faces} faces of gallery {gallery} compared, {how}: threshold {found.threshold:.3f}.")
     more = "" if found.complete else " at least"
-    click.echo(f"Identities that look alike:{more} {len(found.pairs)}. Wrong photos: {len(found.wrong_photos)}.")
+    counts = f"Wrong photos: {len(found.wrong_photos)}. Outliers: {len(found.outliers)}."
+    click.echo(f"Identities that look alike:{more} {len(found.pairs)}. {counts}")
     if found.pairs:
         rows = table("cosine", "identity", "name", "face", "looks like", "name", "face")
         for pair in found.pairs[:SHOWN]:
@@ -78,9 +80,15 @@ def _print(found: Duplicates, gallery: str) -> None:
             own = f"{wrong.own_score:.3f}"
             rows.add_row(f"{wrong.score:.3f}", face, who, named, own, *_cells(wrong.looks_like))
         show(rows)
-    if max(len(found.pairs), len(found.wrong_photos)) > SHOWN:
+    if found.outliers:
+        rows = table("outlier", "of", "name", "its own")
+        for outlier in found.outliers[:SHOWN]:
+            who, named, face = _cells(outlier.face)
+            rows.add_row(face, who, named, f"{outlier.own_score:.3f}")
+        show(rows)
+    if max(len(found.pairs), len(found.wrong_photos), len(found.outliers)) > SHOWN:
         click.echo(f"The first {SHOWN} are shown; --json lists all.")
-    if found.wrong_photos:
+    if found.wrong_photos or found.outliers:
         click.echo(
             f"`whosthere identity delete A --gallery {gallery} --face N` deletes a wrong photo. Do so first: two "
             "identities that look alike only because of it are two people."

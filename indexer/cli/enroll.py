@@ -31,7 +31,9 @@ from indexer.cli.common import (
     with_context,
 )
 from indexer.enrollment.enroller import Result
+from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of
+from indexer.enrollment.sync import MissingFace, missing_faces, remove_faces
 from indexer.types import Outcome, Pick
 
 
@@ -55,6 +57,8 @@ from indexer.types import Outcome, Pick
     show_default=True,
     help="Which face of several counts; `only` rejects a photo with a second face of half the size.",
 )
+@click.option("--sync", is_flag=True, help="List enrolled faces whose photos are not among the given ones.")
+@click.option("--remove", is_flag=True, help="With --sync: delete these faces.")
 @click.option("--model", metavar="PACK", help="Model pack of a gallery that does not exist yet.")
 @device_option
 @json_option
@@ -66,19 +70,25 @@ def enroll(
     manifest: Path | None,
     report: Path | None,
     pick: str,
+    sync: bool,
+    remove: bool,
     model: str | None,
     as_json: bool,
 ) -> None:
     """Enroll photos into a gallery.
 
     A folder of folders has one folder for each identity; loose files are grouped by their stem (ana_1.jpg and
-    ana_2.jpg are both ana). A manifest names image and external_id of each photo. A ZIP file of either works. Run it
-    again to continue an interrupted run.
+    ana_2.jpg are both ana if their faces agree); a folder of camera files is one identity. A manifest names image and
+    external_id of each photo. A ZIP file of these works. Run it again to continue an interrupted run.
+
+    A photo replaced under the same file name is enrolled, and the face of the old one stays until --sync --remove.
 
     Exit code: 0 all enrolled, 3 some rejected, 2 wrong usage, 1 failed.
     """
     if not paths and manifest is None:
         raise click.UsageError("name folders, images, a ZIP, or a --manifest")
+    if remove and not sync:
+        raise click.UsageError("--remove needs --sync")
     if model:
         context.packs.find(model)  # fails before the folders are read
     start = time.monotonic()
@@ -86,9 +96,10 @@ def enroll(
     if not rows:
         raise click.UsageError(f"there are no images in {', '.join(map(str, paths))}")
     target = context.open_gallery(gallery, model)
+    before = context.store.faces.owners(target.id) if sync else {}
     results: list[Result] = []
     outcomes: Counter[Outcome] = Counter()
-    with _report(report) as write, progress_count("Enrolling", "images") as show_progress:
+    with _report(report, rows) as write, progress_count("Enrolling", "images") as show_progress:
         enrolling = context.enroller(target, len(rows)).enroll(rows, Pick(pick))
         try:
             for result in enrolling:
@@ -99,15 +110,39 @@ def enroll(
                 show_progress(len(results), len(rows), f"{rejected} rejected" if rejected else "")
         finally:
             enrolling.close()
+    missing = missing_faces(before, results)
+    removed = remove_faces(context.store, target, missing) if remove else 0
     context.indexes.get(target).update()
     summary = summary_of(context, target, "images", outcomes, time.monotonic() - start)
     if as_json:
-        print_json({**summary, "results": [asdict(result) for result in results]})
+        synced = {"missing": [asdict(face) for face in missing], "removed": removed} if sync else {}
+        print_json({**summary, **synced, "results": [asdict(result) for result in results]})
     else:
         print_counts(summary, "images")
+        _show_updated(results)
         _show_rejected(results, report)
+        if sync:
+            _show_missing(missing, removed)
     if summary["rejected"]:
         sys.exit(SOME_REJECTED)
+
+
+def _show_updated(results: Sequence[Result]) -> None:
+    updated = sum("updated" in result.details for result in results)
+    if updated:
+        click.echo(f"{updated} of them changed the name, dates or metadata of an enrolled identity.")
+
+
+def _show_missing(missing: Sequence[MissingFace], removed: int) -> None:
+    click.echo(f"{len(missing)} enrolled faces are of photos that are not among these; {removed} were deleted.")
+    if not missing:
+        return
+    rows = table("face", "identity", "kept because")
+    for face in missing[:SHOWN_REJECTIONS]:
+        rows.add_row(str(face.face_id), face.external_id, face.kept or "")
+    show(rows)
+    if len(missing) > SHOWN_REJECTIONS:
+        click.echo(f"... and {len(missing) - SHOWN_REJECTIONS} more: --json lists them all")
 
 
 def _show_rejected(results: Sequence[Result], report: Path | None) -> None:
@@ -124,16 +159,19 @@ def _show_rejected(results: Sequence[Result], report: Path | None) -> None:
 
 
 @contextmanager
-def _report(path: Path | None) -> Iterator[Callable[[Result], None]]:
+def _report(path: Path | None, of_rows: Sequence[Row]) -> Iterator[Callable[[Result], None]]:
     """Yields a function that writes a result to the report at once, so that an interrupted run leaves a valid report.
 
-    A full disk ends the report, not the run.
+    A full disk ends the report, not the run. If file names or ids have letters beyond ASCII, it begins with a byte
+    order mark, without which Excel reads them in the encoding of the system.
     """
     if path is None:
         yield lambda result: None
         return
+    is_ascii = all(row.image.isascii() and row.person.external_id.isascii() for row in of_rows)
+    encoding = "utf-8" if is_ascii else "utf-8-sig"
     try:
-        file: IO[str] = path.open("w", buffering=1, newline="", encoding="utf-8")
+        file: IO[str] = path.open("w", buffering=1, newline="", encoding=encoding)
     except OSError as error:
         raise click.UsageError(f"the report {path} cannot be written: {error.strerror}") from error
     writer = csv.writer(file)

@@ -33,6 +33,9 @@ bzip2, LZMA and Zstandard it decompresses a whole block, regardless of the size 
 ZIP_START = b"PK\x03\x04"
 """Signature of the first entry of a ZIP file (APPNOTE 4.3.7)."""
 
+UNLISTED = "*"
+"""Stands for the files of a folder that cannot be read."""
+
 Reader = Callable[[int], bytes]
 """Returns the bytes of a photo, at most the given number. Raises RejectedImage."""
 
@@ -71,10 +74,17 @@ def open_container(path: Path) -> Container:
 def folder_container(root: Path) -> Container:
     return Container(
         str(root),
-        lambda: [(name, file_reader(root / name)) for name in _photo_names(root)],
+        lambda: [
+            (name, _read_unlisted if name.endswith(f"/{UNLISTED}") else file_reader(root / name))
+            for name in _photo_names(root)
+        ],
         _FolderFinder(root).find,
         lambda: [name for name in _listed(str(root)) if os.path.isfile(root / name)],  # noqa: PTH113 (may raise)
     )
+
+
+def _read_unlisted(limit: int) -> bytes:
+    raise RejectedImage("the folder cannot be read", code=Reason.UNREADABLE_IMAGE)
 
 
 class _FolderFinder:
@@ -114,10 +124,20 @@ def _listed(folder: str) -> list[str]:
 
 
 def _photo_names(root: Path) -> list[str]:
-    """Returns the photos below `root`, sorted. Links are followed, except to a folder that contains them."""
+    """Returns the photos below `root`, sorted. Links are followed, except to a folder that contains them.
+
+    A folder that cannot be read is returned with UNLISTED below it. Raises InvalidRequest if that is `root`.
+    """
     names: list[str] = []
+
+    def unlisted(error: OSError) -> None:
+        folder = Path(error.filename)
+        if folder == root:
+            raise InvalidRequest(f"{root} cannot be read: {error.strerror}") from error
+        names.append((folder / UNLISTED).relative_to(root).as_posix())
+
     above: dict[str, frozenset[str]] = {}  # the real paths of each folder's parents
-    for folder, inner, files in os.walk(root, followlinks=True):
+    for folder, inner, files in os.walk(root, onerror=unlisted, followlinks=True):
         here, outer = os.path.realpath(folder), above.pop(folder, frozenset())
         if here in outer:
             inner.clear()
@@ -125,7 +145,7 @@ def _photo_names(root: Path) -> list[str]:
         inner[:] = [name for name in inner if not is_system_path([name])]
         above |= {os.path.join(folder, name): outer | {here} for name in inner}  # noqa: PTH118 (the key of os.walk)
         names += [Path(folder, name).relative_to(root).as_posix() for name in files if not is_system_path([name])]
-    return sorted(name for name in names if _is_photo(root / name))
+    return sorted(name for name in names if name.endswith(f"/{UNLISTED}") or _is_photo(root / name))
 
 
 def _is_photo(path: Path) -> bool:

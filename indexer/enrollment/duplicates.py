@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.gallery.embeddings import FaceVectors
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Identity
 from indexer.vectors.base import VectorIndex
@@ -61,8 +62,16 @@ class WrongPhoto:
 
 
 @dataclass(frozen=True)
+class Outlier:
+    """A face unlike the other faces of its own identity; `own_score` is the highest cosine to one of them."""
+
+    face: Side
+    own_score: float
+
+
+@dataclass(frozen=True)
 class Duplicates:
-    """The identities of a gallery that look alike, the most similar first."""
+    """The identities of a gallery that look alike, the most similar first, and the faces that may be wrong."""
 
     threshold: float
     faces: int
@@ -72,6 +81,8 @@ class Duplicates:
     """Whether `pairs` has all pairs, not only the best MOST_PAIRS."""
     pairs: tuple[Pair, ...]
     wrong_photos: tuple[WrongPhoto, ...]
+    outliers: tuple[Outlier, ...] = ()
+    """The most unlike first."""
 
 
 def find_duplicates(
@@ -80,9 +91,10 @@ def find_duplicates(
     index: SynchronizedIndex,
     threshold: float,
     progress: ProgressListener = lambda done, total: None,
+    own_bound: float = -1.0,
 ) -> Duplicates:
     """Finds the pairs of identities with faces of cosine `threshold` or more, and photos that are likely of another
-    person.
+    person: those that look like one, and those below `own_bound` to every other face of their own identity.
 
     Raises:
         NotFound: The gallery was deleted.
@@ -90,17 +102,26 @@ def find_duplicates(
     """
     current = index.catch_up()
     exact = len(current) <= ALL_PAIRS
-    scan = _all_pairs(current, threshold, progress) if exact else _nearest(store, gallery, current, threshold, progress)
+    if exact:
+        scan = _all_pairs(current, threshold, own_bound, progress)
+    else:
+        scan = _nearest(store, gallery, current, threshold, own_bound, progress)
     best, complete = scan.pairs.best()
     near = [*best, *(suspect.near for suspect in scan.suspects)]
-    people = store.identities.by_id({i for one in near for i in (one.identity_id, one.other_identity)})
+    ids = {i for one in near for i in (one.identity_id, one.other_identity)}
+    people = store.identities.by_id(ids | {odd.identity_id for odd in scan.outliers})
     pairs = [Pair(one.score, sides) for one in best if (sides := _sides(one, people)) is not None]
     wrong_photos = [
         WrongPhoto(sides[0], suspect.own, suspect.near.score, sides[1])
         for suspect in sorted(scan.suspects, key=lambda suspect: _order(suspect.near))
         if (sides := _sides(suspect.near, people)) is not None
     ]
-    return Duplicates(threshold, scan.faces, exact, complete, tuple(pairs), tuple(wrong_photos))
+    outliers = [
+        Outlier(_side(people[odd.identity_id], odd.face_id), odd.own)
+        for odd in sorted(scan.outliers, key=lambda odd: (odd.own, odd.face_id))
+        if odd.identity_id in people
+    ]
+    return Duplicates(threshold, scan.faces, exact, complete, tuple(pairs), tuple(wrong_photos), tuple(outliers))
 
 
 @dataclass(frozen=True)
@@ -126,7 +147,11 @@ def _sides(near: _Near, people: Mapping[int, Identity]) -> tuple[Side, Side] | N
     one, other = people.get(near.identity_id), people.get(near.other_identity)
     if one is None or other is None:
         return None
-    return Side(one.external_id, one.name, near.face_id), Side(other.external_id, other.name, near.other_face)
+    return _side(one, near.face_id), _side(other, near.other_face)
+
+
+def _side(identity: Identity, face_id: int) -> Side:
+    return Side(identity.external_id, identity.name, face_id)
 
 
 @dataclass(frozen=True)
@@ -134,6 +159,13 @@ class _Suspect:
     """A face similar to one of another identity. `own` is the highest score of the other faces of its identity."""
 
     near: _Near
+    own: float
+
+
+@dataclass(frozen=True)
+class _Outlier:
+    identity_id: int
+    face_id: int
     own: float
 
 
@@ -178,9 +210,10 @@ class _Scan:
     pairs: _Pairs
     faces: int = 0
     suspects: list[_Suspect] = field(default_factory=list)
+    outliers: list[_Outlier] = field(default_factory=list)
 
 
-def _all_pairs(index: VectorIndex, threshold: float, progress: ProgressListener) -> _Scan:
+def _all_pairs(index: VectorIndex, threshold: float, own_bound: float, progress: ProgressListener) -> _Scan:
     """Scores every face with every other, one block of the upper triangle at a time."""
     faces = _Faces.of(index)
     count = len(faces.ids)
@@ -203,6 +236,7 @@ def _all_pairs(index: VectorIndex, threshold: float, progress: ProgressListener)
         progress(rows.stop, count)
     for row in np.flatnonzero((best >= threshold) & (own < threshold) & (own > -np.inf)).tolist():
         scan.suspects.append(_Suspect(faces.near(row, int(nearest[row]), float(best[row])), float(own[row])))
+    scan.outliers += _outliers(faces.identities, faces.ids, own, own_bound)
     return scan
 
 
@@ -269,13 +303,22 @@ def _nearer(best: Scores, nearest: Ids, scores: Scores, first: int) -> None:
     best[better], nearest[better] = found[better], first + top[better]
 
 
-def _nearest(store: Store, gallery: Gallery, index: VectorIndex, threshold: float, progress: ProgressListener) -> _Scan:
-    """Compares each face with the nearest other identities that the index returns."""
+def _outliers(identities: Ids, face_ids: Ids, own: Scores, own_bound: float) -> Iterator[_Outlier]:
+    """Yields the faces whose own score (N,) is below the bound. It is -inf where the identity has no other face."""
+    for row in np.flatnonzero((own < own_bound) & (own > -np.inf)).tolist():
+        yield _Outlier(int(identities[row]), int(face_ids[row]), float(own[row]))
+
+
+def _nearest(
+    store: Store, gallery: Gallery, index: VectorIndex, threshold: float, own_bound: float, progress: ProgressListener
+) -> _Scan:
+    """Compares each face with the nearest other identities that the index returns, and with its own."""
     scan = _Scan(_Pairs(threshold))
     for part in store.embeddings.pages(gallery, BLOCK_ROWS):
-        nearest: list[_Near] = []
+        own = _own_scores(store, gallery, part)
         hits = index.nearest_identities(part.vectors, NEAREST + 1)
-        for face_id, identity_id, some in zip(part.face_ids.tolist(), part.identity_ids.tolist(), hits, strict=True):
+        ids = zip(part.face_ids.tolist(), part.identity_ids.tolist(), own.tolist(), hits, strict=True)
+        for face_id, identity_id, own_score, some in ids:
             near = [
                 _Near(hit.score, identity_id, face_id, hit.identity_id, hit.face_id)
                 for hit in some
@@ -283,17 +326,22 @@ def _nearest(store: Store, gallery: Gallery, index: VectorIndex, threshold: floa
             ]
             for one in near:
                 scan.pairs.add(one)
-            nearest += near[:1]
-        scan.suspects += [suspect for suspect in _with_own(store, gallery, nearest) if suspect.own < threshold]
+            if near and -np.inf < own_score < threshold:
+                scan.suspects.append(_Suspect(near[0], own_score))
+        scan.outliers += _outliers(part.identity_ids, part.face_ids, own, own_bound)
         scan.faces += len(part.face_ids)
         progress(scan.faces, max(scan.faces, len(index)))
     return scan
 
 
-def _with_own(store: Store, gallery: Gallery, faces: Sequence[_Near]) -> Iterator[_Suspect]:
-    """Yields the faces whose identity has other faces, with the highest score of these."""
-    for near in faces:
-        own = store.embeddings.of_identities(gallery, [near.identity_id])
-        mine = own.face_ids == near.face_id
-        if mine.any() and not mine.all():
-            yield _Suspect(near, float((own.vectors[~mine] @ own.vectors[mine][0]).max()))
+def _own_scores(store: Store, gallery: Gallery, part: FaceVectors) -> Scores:
+    """Returns (N,) the highest cosine of each face to another face of its identity; -inf if there is none."""
+    own = store.embeddings.of_identities(gallery, np.unique(part.identity_ids).tolist())
+    best = np.full(len(part.face_ids), -np.inf, np.float32)
+    for left in range(0, len(own.face_ids), BLOCK_COLUMNS):
+        columns = slice(left, left + BLOCK_COLUMNS)
+        scores = part.vectors @ own.vectors[columns].T
+        scores[part.identity_ids[:, None] != own.identity_ids[None, columns]] = -np.inf
+        scores[part.face_ids[:, None] == own.face_ids[None, columns]] = -np.inf
+        np.maximum(best, scores.max(axis=1), out=best)
+    return best

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
-from indexer.enrollment.lookalikes import Lookalike, Lookalikes
+from indexer.enrollment.face_checks import FaceChecks, Finding
+from indexer.enrollment.own_faces import Source
 from indexer.enrollment.reading import FaceDescriber, describe_or_reject, process_chunks, read_batches
 from indexer.enrollment.rows import Row
 from indexer.errors import Conflict, RejectedImage
 from indexer.gallery.faces import Enrolled, NewFace
-from indexer.gallery.spelling import is_same_text
 from indexer.gallery.store import Store
 from indexer.models.packs import Pack
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
@@ -26,8 +26,9 @@ from indexer.vision import crops
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one row. `message`, for people, and `details`, for programs, explain a rejection, name the identity
-    that an enrolled face looks like, or report by how many degrees the photo was turned."""
+    """The result of one row. `message`, for people, and `details`, for programs, explain a rejection, or report why an
+    enrolled face may not belong to its identity, which of the identity's fields changed, and by how many degrees the
+    photo was turned."""
 
     image: str
     external_id: str
@@ -49,22 +50,22 @@ Record = Callable[[Any, Sequence[Result]], None]
 class _Prepared:
     """A processed row before the commit: its face, its rejection, or neither if the image is enrolled already.
 
-    `alike` is the identity that the face looks like.
+    `finding` is why the face may not belong to its identity.
     """
 
     row: Row
     new: NewFace | None = None
     rejection: RejectedImage | None = None
     known_face: int | None = None
-    alike: Lookalike | None = None
+    finding: Finding | None = None
 
 
 class Enroller:
     """Enrolls rows into one gallery, `workers` chunks at a time.
 
-    With `keep_crops` the aligned crops are stored with the embeddings, for re-embedding. With `lookalikes`, faces that
-    look like another identity are held or reported. They are compared when chunks are committed, so that the results do
-    not depend on the order in which workers finish.
+    With `keep_crops` the aligned crops are stored with the embeddings, for re-embedding. With `checks`, faces that
+    may not belong to their identity are held or reported. They are compared when chunks are committed, so that the
+    results do not depend on the order in which workers finish.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Enroller:
         max_image_bytes: int,
         workers: int,
         keep_crops: bool = False,
-        lookalikes: Lookalikes | None = None,
+        checks: FaceChecks | None = None,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
@@ -83,7 +84,7 @@ class Enroller:
         self._max_bytes = max_image_bytes
         self._workers = workers
         self._keep_crops = keep_crops
-        self._lookalikes = lookalikes
+        self._checks = checks
 
     def enroll(self, rows: Sequence[Row], pick: Pick = Pick.ONLY, record: Record | None = None) -> Generator[Result]:
         """Enrolls the rows. Close the iterator to stop early.
@@ -123,8 +124,9 @@ class Enroller:
                 answer = next(seen)
                 ready = [new_face(row.person, sha, face, self._keep_crops) for face in answer.faces[:1]]
                 prepared.append(_Prepared(row, next(iter(ready), None), answer.rejection))
-            elif is_same_text(enrolled.external_id, row.person.external_id):
-                prepared.append(_Prepared(row, known_face=enrolled.face_id))
+            elif row.is_enrolled_for(enrolled.external_id):
+                of_owner = replace(row, person=replace(row.person, external_id=enrolled.external_id))
+                prepared.append(_Prepared(of_owner, known_face=enrolled.face_id))
             else:
                 prepared.append(_Prepared(row, rejection=another_identity(enrolled.external_id)))
         return prepared
@@ -150,15 +152,16 @@ class Enroller:
         return results
 
     def _compare(self, prepared: Sequence[_Prepared]) -> Sequence[_Prepared]:
-        """Adds the identity that each new face looks like; rejects faces that are held."""
-        if self._lookalikes is None:
+        """Adds why new faces may not belong to their identities; rejects those that are held."""
+        if self._checks is None:
             return prepared
-        places = [i for i, p in enumerate(prepared) if p.new is not None and p.rejection is None]
-        alike = self._lookalikes.find([new for i in places if (new := prepared[i].new) is not None])
+        new = [(i, p.row, p.new) for i, p in enumerate(prepared) if p.new is not None and p.rejection is None]
+        sources = [Source(row.image, row.stem is not None) for _, row, _ in new]
+        findings = self._checks.find([face for _, _, face in new], sources)
         compared = list(prepared)
-        for i, other in zip(places, alike, strict=True):
-            rejection = looks_like(other) if other is not None and self._lookalikes.hold else None
-            compared[i] = replace(prepared[i], alike=other, rejection=rejection)
+        for (i, _, _), finding in zip(new, findings, strict=True):
+            rejection = held(finding) if finding is not None and self._checks.holds(finding) else None
+            compared[i] = replace(prepared[i], finding=finding, rejection=rejection)
         return compared
 
 
@@ -188,19 +191,14 @@ def another_identity(owner: str) -> RejectedImage:
     )
 
 
-def looks_like(other: Lookalike) -> RejectedImage:
+def held(finding: Finding) -> RejectedImage:
     """Returns the rejection of a face that is held."""
-    return RejectedImage(
-        f"{other.message}; the same person under two ids, or two people who look very similar: "
-        "WHOSTHERE_LOOKALIKES=report enrolls the photo and reports it",
-        code=Reason.LOOKS_LIKE_ANOTHER_IDENTITY,
-        details=other.details,
-    )
+    return RejectedImage(f"{finding.message}; {finding.advice}", code=finding.reason, details=finding.details)
 
 
 def _has_fields(person: Person) -> bool:
     """Returns whether a person has more than an id."""
-    return any((person.name, person.valid_from, person.valid_until, person.metadata))
+    return any((person.name, person.valid_from, person.valid_until, person.metadata, person.cleared))
 
 
 def _result(prepared: _Prepared, enrolled: Iterator[Enrolled]) -> Result:
@@ -208,7 +206,7 @@ def _result(prepared: _Prepared, enrolled: Iterator[Enrolled]) -> Result:
     if prepared.rejection is not None:
         return rejected(image, person, prepared.rejection)
     turn = 0 if prepared.new is None else prepared.new.face.turn
-    return committed(image, person, next(enrolled), prepared.alike, prepared.known_face, turn)
+    return committed(image, person, next(enrolled), prepared.finding, prepared.known_face, turn)
 
 
 def rejected(image: str, external_id: str, rejection: RejectedImage) -> Result:
@@ -221,28 +219,29 @@ def committed(
     image: str,
     external_id: str,
     enrolled: Enrolled,
-    alike: Lookalike | None = None,
+    finding: Finding | None = None,
     known_face: int | None = None,
     turn: int = 0,
 ) -> Result:
-    """Returns the result of an image that was given to the store. `alike` is whom an enrolled face looks like;
-    `known_face` is the face of an image that was enrolled before; `turn` is that of a new face."""
+    """Returns the result of an image that was given to the store. `finding` is why an enrolled face may not belong to
+    its identity; `known_face` is the face of an image that was enrolled before; `turn` is that of a new face."""
     rejection = rejection_of(enrolled)
     if rejection is not None:
         return rejected(image, external_id, rejection)
     result = Result(image, external_id, enrolled.outcome, face_id=known_face or enrolled.face_id)
-    if result.outcome is not Outcome.ENROLLED:
-        return result
-    if alike is not None:
-        result = replace(result, message=alike.message, details=alike.details)
-    return _with_turn(result, turn) if turn else result
-
-
-def _with_turn(result: Result, turn: int) -> Result:
-    """Reports that the photo is not upright."""
-    message = f"the photo is not upright; it was turned clockwise by {turn} degrees"
-    both = message if result.message is None else f"{result.message}; {message}"
-    return replace(result, message=both, details={**result.details, "turn": turn})
+    messages: list[str] = []
+    details: dict[str, object] = {}
+    is_new = result.outcome is Outcome.ENROLLED
+    if is_new and finding is not None:
+        messages.append(finding.message)
+        details |= finding.details
+    if enrolled.updated:
+        messages.append(f"the identity's {', '.join(enrolled.updated)} changed")
+        details["updated"] = list(enrolled.updated)
+    if is_new and turn:
+        messages.append(f"the photo is not upright; it was turned clockwise by {turn} degrees")
+        details["turn"] = turn
+    return replace(result, message="; ".join(messages) or None, details=details)
 
 
 def rejection_of(enrolled: Enrolled) -> RejectedImage | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from indexer.gallery.spelling import is_same_text
 from indexer.gallery.store import Store
 from indexer.models.packs import Pack
 from indexer.rounding import decimals
-from indexer.types import Gallery, Vectors
+from indexer.types import Gallery, Reason, Vectors
 from indexer.vectors.synchronizer import SynchronizedIndex
 
 LOOKALIKE_FMR = 1e-6
@@ -42,10 +42,21 @@ class Lookalike:
     bound: float
 
     @property
+    def reason(self) -> Reason:
+        return Reason.LOOKS_LIKE_ANOTHER_IDENTITY
+
+    @property
     def message(self) -> str:
         places = decimals(self.score, self.bound, 3)
         scores = f"cosine {self.score:.{places}f}, bound {self.bound:.{places}f}"
         return f"the face looks like identity {self.external_id!r}: {scores}"
+
+    @property
+    def advice(self) -> str:
+        return (
+            "the same person under two ids, or two people who look very similar: WHOSTHERE_LOOKALIKES=report enrolls "
+            "the photo and reports it"
+        )
 
     @property
     def details(self) -> dict[str, object]:
@@ -73,8 +84,27 @@ class Lookalikes:
         self._bound = bound
         self.hold = hold
 
-    def find(self, faces: Sequence[NewFace]) -> list[Lookalike | None]:
+    def nearest(self, faces: Sequence[NewFace]) -> list[Lookalike | None]:
+        """Returns for each face the nearest enrolled identity, if its score reaches the bound.
+
+        Raises:
+            NotFound, Conflict: As the index does.
+        """
+        found = self._enrolled(np.stack([new.face.embedding for new in faces])) if faces else []
+        return [hits[0] if hits else None for hits in found]
+
+    def find(
+        self,
+        faces: Sequence[NewFace],
+        nearest: Sequence[Lookalike | None] | None = None,
+        held: Collection[int] = (),
+    ) -> list[Lookalike | None]:
         """Compares each face with everybody enrolled and with those before it that are not held.
+
+        Args:
+            faces: The faces, in order.
+            nearest: What `nearest` returns for them, if that is known.
+            held: Indexes of faces that are held for another reason.
 
         Returns:
             For each face the identity that it looks like. None if it looks like nobody or more like its own identity,
@@ -86,13 +116,14 @@ class Lookalikes:
         if not faces:
             return []
         vectors = np.stack([new.face.embedding for new in faces])
-        enrolled = self._enrolled(vectors)
+        enrolled = nearest if nearest is not None else self.nearest(faces)
         scores = vectors @ vectors.T
         found: list[Lookalike | None] = []
         accepted: list[int] = []
         for i, new in enumerate(faces):
             before = [Lookalike(faces[j].person.external_id, None, float(scores[i, j]), self._bound) for j in accepted]
-            alike = max((*before, *enrolled[i]), key=lambda other: other.score, default=None)
+            one = enrolled[i]
+            alike = max(before if one is None else [*before, one], key=lambda other: other.score, default=None)
             if alike is not None and (
                 alike.score < self._bound
                 or is_same_text(alike.external_id, new.person.external_id)
@@ -100,7 +131,7 @@ class Lookalikes:
             ):
                 alike = None
             found.append(alike)
-            if alike is None or not self.hold:
+            if i not in held and (alike is None or not self.hold):
                 accepted.append(i)
         return found
 

@@ -18,6 +18,10 @@ from indexer.types import Person, Reason
 
 COLUMNS = ("image", "external_id", "name", "valid_from", "valid_until")
 
+CLEAR = "\\N"
+"""A cell that removes the stored value, as in PostgreSQL's COPY. An empty cell keeps it: of several photos of a person,
+often only the first row has the name."""
+
 
 def manifest_rows(manifest: Manifest, containers: Sequence[Container]) -> list[Row]:
     text, label = manifest.text, manifest.label
@@ -97,14 +101,16 @@ def _has_extra_cells(cells: Mapping[str, Any]) -> bool:
 
 def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
     def cell(name: str) -> str | None:
-        return (cells.get(name) or "").strip() or None
+        value = (cells.get(name) or "").strip()
+        return None if value in ("", CLEAR) else value
 
     person = Person(
         external_id,
         cell("name"),
         parse_time("valid_from", cell("valid_from")),
         parse_time("valid_until", cell("valid_until"), end=True),
-        {k: v.strip() for k, v in cells.items() if k and k not in COLUMNS and v and v.strip()},
+        {name: value for name in cells if name and name not in COLUMNS and (value := cell(name)) is not None},
+        frozenset(name for name, value in cells.items() if name and isinstance(value, str) and value.strip() == CLEAR),
     )
     check_person(person)
     return person
@@ -113,7 +119,7 @@ def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
 def _check_same_person(person: Person, line: int, values: dict[tuple[str, str], tuple[int, object]]) -> None:
     """Raises InvalidRequest if an earlier line gave the same external_id another name or date."""
     for column in ("name", "valid_from", "valid_until"):
-        here = getattr(person, column)
+        here = CLEAR if column in person.cleared else getattr(person, column)
         if here is None:
             continue
         first_line, before = values.setdefault((person.external_id, column), (line, here))

@@ -41,14 +41,32 @@ def process_chunks(
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
     waiting: deque[Future[Result]] = deque()
     try:
-        for start in range(0, len(rows), CHUNK):
-            waiting.append(pool.submit(process, rows[start : start + CHUNK]))
+        for chunk in _chunks(rows):
+            waiting.append(pool.submit(process, chunk))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Yields CHUNK rows at a time, or fewer so that photos whose identity is a guess from their numbered names stay
+    together: their faces decide on it."""
+    start = 0
+    while start < len(rows):
+        end = min(start + CHUNK, len(rows))
+        whole = end
+        while start < whole < len(rows) and _is_same_guess(rows[whole - 1], rows[whole]):
+            whole -= 1
+        yield rows[start : whole if whole > start else end]
+        start = whole if whole > start else end
+
+
+def _is_same_guess(one: Row, other: Row) -> bool:
+    same = one.person.external_id == other.person.external_id
+    return same and (one.stem is not None or other.stem is not None)
 
 
 def read_batches(rows: Sequence[Row], max_bytes: int) -> Iterator[list[tuple[Row, bytes | RejectedImage]]]:

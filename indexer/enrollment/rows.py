@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from indexer.enrollment.containers import Reader, printable
 from indexer.errors import InvalidRequest, RejectedImage
+from indexer.gallery.spelling import is_same_text
 from indexer.gallery.validation import check_person
 from indexer.types import Person, Reason
 
@@ -17,15 +18,22 @@ class Row:
     image: str
     person: Person
     read: Reader
+    stem: str | None = None
+    """The whole stem of the file's name, if the identity is only a guess from it: `ana` for `ana_1.jpg`."""
+
+    def is_enrolled_for(self, external_id: str) -> bool:
+        """Returns whether an identity is the one of this row: the person's, or the one of the whole stem, which
+        versions that did not group such photos have enrolled."""
+        return any(is_same_text(one, external_id) for one in (self.person.external_id, self.stem) if one is not None)
 
 
-def checked_row(image: str, person: Person, read: Reader) -> Row:
+def checked_row(image: str, person: Person, read: Reader, stem: str | None = None) -> Row:
     """Returns the row, or an invalid one if the person is invalid."""
     try:
         check_person(person)
     except InvalidRequest as error:
         return invalid_row(image, person.external_id, error.message, Reason.INVALID_ROW)
-    return Row(printable(image), person, read)
+    return Row(printable(image), person, read, stem)
 
 
 def invalid_row(image: str, external_id: str, message: str, reason: Reason) -> Row:

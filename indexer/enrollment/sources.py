@@ -5,19 +5,21 @@ Nothing is decoded here, and photos are read only when they are enrolled.
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from indexer.enrollment.containers import (
     Container,
+    Reader,
     file_reader,
     folder_container,
     is_zip,
     open_container,
     zip_container,
 )
+from indexer.enrollment.file_names import are_photos_of_one, identity_of_stem
 from indexer.enrollment.manifest_files import manifest_of, read_manifest
 from indexer.enrollment.manifests import manifest_rows
 from indexer.enrollment.rows import Row, checked_row, invalid_row
@@ -29,9 +31,9 @@ from indexer.types import Person, Reason
 def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
     """Returns the rows of everything in `paths`.
 
-    A folder of folders has one folder for each identity; loose files are grouped by their stem. A `manifest.csv` at
-    the top of a folder or ZIP file, or the given manifest, replaces both. The images of a given manifest are searched
-    in its folder, then in `paths`.
+    A folder of folders has one folder for each identity; loose files are grouped by their stem. A folder whose photos
+    have names from a camera, or numbers, is one identity. A `manifest.csv` at the top of a folder or ZIP file, or the
+    given manifest, replaces all of them. The images of a given manifest are searched in its folder, then in `paths`.
 
     Raises:
         InvalidRequest: A path does not exist, or a ZIP file or manifest cannot be read.
@@ -47,8 +49,11 @@ def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
         return manifest_rows(read_manifest(manifest), containers)
     rows: list[Row] = []
     for path in paths:
-        rows += _container_rows(open_container(path)) if path.is_dir() or is_zip(path) else [_file_row(path)]
-    return rows
+        if path.is_dir():
+            rows += _container_rows(open_container(path), _person_of_folder(path))
+        else:
+            rows += _container_rows(open_container(path)) if is_zip(path) else [_file_row(path)]
+    return _together(rows)
 
 
 def rows_of_archive(file: IO[bytes]) -> list[Row]:
@@ -57,12 +62,7 @@ def rows_of_archive(file: IO[bytes]) -> list[Row]:
     Raises:
         InvalidRequest: The ZIP file or its manifest cannot be read.
     """
-    return _container_rows(zip_container(file, ""))
-
-
-def identity_of_stem(stem: str) -> str:
-    """Returns the identity of a file stem: `ana` for `ana_1` and `ana_02`; a number alone is an identity."""
-    return re.sub(r"_\d+$", "", normalize_text(stem)) or stem
+    return _together(_container_rows(zip_container(file, "")))
 
 
 def _check_exists(path: Path, label: str, expected: str = "") -> None:
@@ -74,7 +74,8 @@ def _check_exists(path: Path, label: str, expected: str = "") -> None:
         raise InvalidRequest(f"{label} cannot be read: {error.strerror}{expected}") from error
 
 
-def _container_rows(container: Container) -> list[Row]:
+def _container_rows(container: Container, person: str = "") -> list[Row]:
+    """Returns the rows of a container. Its photos show `person` if none of their names tells whom they show."""
     rows = [
         invalid_row(name, "", f"the archive entry {name!r} points out of the archive", Reason.INVALID_ROW)
         for name in container.unsafe
@@ -82,16 +83,35 @@ def _container_rows(container: Container) -> list[Row]:
     manifest = manifest_of(container)
     if manifest is not None:
         return rows + manifest_rows(manifest, [container])
-    return rows + [
-        checked_row(container.display_name(name), Person(_identity_of_name(name)), reader)
-        for name, reader in container.photos()
-    ]
+    photos = container.photos()
+    is_person = are_photos_of_one({PurePosixPath(name).stem for name, _ in photos})
+    if person and is_person and not any("/" in name for name, _ in photos):
+        return rows + [checked_row(container.display_name(name), Person(person), reader) for name, reader in photos]
+    return rows + [_named_row(container.display_name(name), name, reader) for name, reader in photos]
+
+
+def _person_of_folder(path: Path) -> str:
+    """Returns the name of a folder, also of `.`, as an external id."""
+    return normalize_text(Path(os.path.abspath(path)).name)  # noqa: PTH100 (a link keeps its name)
 
 
 def _file_row(path: Path) -> Row:
-    return checked_row(str(path), Person(identity_of_stem(path.stem)), file_reader(path))
+    return _named_row(str(path), path.name, file_reader(path))
 
 
-def _identity_of_name(name: str) -> str:
+def _named_row(image: str, name: str, reader: Reader) -> Row:
+    """Returns the row of a photo whose name, relative to what was given, tells whom it shows."""
     parts = PurePosixPath(name).parts
-    return normalize_text(parts[0]) if len(parts) > 1 else identity_of_stem(PurePosixPath(name).stem)
+    if len(parts) > 1:
+        return checked_row(image, Person(normalize_text(parts[0])), reader)
+    stem = normalize_text(PurePosixPath(name).stem)
+    identity = identity_of_stem(stem)
+    return checked_row(image, Person(identity), reader, None if identity == stem else stem)
+
+
+def _together(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows with those of an identity one after another, so that their faces are compared together."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.person.external_id, []).append(row)
+    return [row for group in groups.values() for row in group]

@@ -52,6 +52,8 @@ class Enrolled:
     identity_id: int | None
     owner: str | None = None
     """External id of the other identity for which the same image is enrolled."""
+    updated: tuple[str, ...] = ()
+    """The fields of an identity that existed which the description of the person changed."""
     problem: str | None = None
     """Why the description of the person cannot be combined with what is stored about them."""
 
@@ -116,19 +118,22 @@ class FaceRepository(Repository):
             rows = identities.find_rows(session, gallery.id, stored.values())
             accepted = _accept(items, images, rows)
             needed = {new.person.external_id for new in accepted.faces}
-            ids, entries = identities.upsert(session, gallery.id, rows, accepted.people, needed)
+            ids, entries, updates = identities.upsert(session, gallery.id, rows, accepted.people, needed)
             created = _insert_faces(session, gallery, accepted.faces, ids)
             entries += [Entry(ChangeKind.FACE_ADDED, image.identity_id, image.face_id) for image in created.values()]
             change_log.record(session, gallery.id, last, entries)
             first, images = {id(new) for new in accepted.faces}, {**images, **created}
+            updated = dict(zip(accepted.places, updates, strict=True))
             results: list[Enrolled] = []
             for i, item in enumerate(items):
                 if i in accepted.problems:
                     results.append(Enrolled(Outcome.REJECTED, None, None, problem=accepted.problems[i]))
-                elif isinstance(item, Person):
-                    results.append(Enrolled(Outcome.UNCHANGED, None, ids.get(item.external_id)))
+                    continue
+                if isinstance(item, Person):
+                    result = Enrolled(Outcome.UNCHANGED, None, ids.get(item.external_id))
                 else:
-                    results.append(_result(item, images[item.image_sha256], id(item) in first))
+                    result = _result(item, images[item.image_sha256], id(item) in first)
+                results.append(replace(result, updated=updated.get(i, ())))
             if on_enrolled is not None:
                 on_enrolled(session, results)
             return results
@@ -137,6 +142,13 @@ class FaceRepository(Repository):
         """Returns the face. Raises NotFound."""
         with self._read() as session:
             return _stored_face(_required_row(session, gallery_id, face_id))
+
+    def owners(self, gallery_id: int) -> dict[int, str]:
+        """Returns the external ids of all faces' identities by the faces' ids, in the order of enrollment."""
+        query = select(FaceRow.id, IdentityRow.external_id).join(IdentityRow, IdentityRow.id == FaceRow.identity_id)
+        with self._read() as session:
+            rows = session.execute(query.where(FaceRow.gallery_id == gallery_id).order_by(FaceRow.id))
+            return {row.id: row.external_id for row in rows}
 
     def delete(self, gallery_id: int, face_id: int) -> None:
         """Deletes the face; its identity stays, even without faces. Raises NotFound."""
@@ -187,6 +199,8 @@ class _Accepted:
     """Faces whose image is new, each image once."""
     people: list[Person] = field(default_factory=list)
     """Descriptions of people, in order."""
+    places: list[int] = field(default_factory=list)
+    """The index of the item of each of `people`."""
     problems: dict[int, str] = field(default_factory=dict)
 
 
@@ -212,6 +226,7 @@ def _accept(
             continue
         joined[person.external_id] = after
         accepted.people.append(person)
+        accepted.places.append(i)
         if isinstance(item, NewFace) and item.image_sha256 not in owners:
             owners[item.image_sha256] = person.external_id
             accepted.faces.append(item)

@@ -33,6 +33,11 @@ VALID_BY_ID = select(IdentityRow.id, IdentityRow.external_id, IdentityRow.name, 
     ID_IN_IDS,
 )
 
+FIELDS = ("name", "valid_from", "valid_until", "metadata")
+
+Updated = tuple[str, ...]
+"""The FIELDS of an identity that changed."""
+
 IdentityCheck = Callable[[Identity | None], None]
 """Receives the current identity, or None if there is none, while it is locked. The change is not made if it raises."""
 
@@ -116,6 +121,14 @@ class IdentityRepository(Repository):
         with self._read() as session:
             row = required_row(session, gallery_id, external_id)
             return _identity(row, _count_faces(session, row.id))
+
+    def ids(self, gallery_id: int, external_ids: Iterable[str]) -> dict[str, int]:
+        """Returns, by external id as given, the ids of the identities that exist."""
+        people = [Person(external_id) for external_id in external_ids]
+        with self._read() as session:
+            stored = stored_ids(session, gallery_id, people)
+            rows = find_rows(session, gallery_id, stored.values())
+            return {given: rows[key].id for given, key in stored.items() if key in rows}
 
     def valid(self, ids: Iterable[int], at: datetime) -> dict[int, NamedIdentity]:
         """Returns, by id, the identities of `ids` that exist and are valid at that time."""
@@ -220,7 +233,7 @@ def upsert(
     rows: Mapping[str, IdentityRow],
     people: Sequence[Person],
     needed: AbstractSet[str],
-) -> tuple[dict[str, int], list[Entry]]:
+) -> tuple[dict[str, int], list[Entry], list[Updated]]:
     """Updates the identities of `people` by what is given about them; what is not given stays.
 
     Args:
@@ -231,7 +244,7 @@ def upsert(
         needed: External ids of the people that are created if they do not exist.
 
     Returns:
-        The identities' ids by external id, and the entries for the change log.
+        The identities' ids by external id, the entries for the change log, and what each of `people` changed.
     """
     missing: dict[str, Person] = {}
     for person in people:
@@ -240,23 +253,26 @@ def upsert(
     new_ids = insert_returning_ids(session, IdentityRow, [_row_values(gallery_id, p) for p in missing.values()])
     ids = {external_id: row.id for external_id, row in rows.items()} | dict(zip(missing, new_ids, strict=True))
     changed = dict.fromkeys(new_ids)
+    updates: list[Updated] = []
     for person in people:
         row = rows.get(person.external_id)
-        if row is not None and _update_row(row, person, replace_all=False):
+        updates.append(_update_row(row, person, replace_all=False) if row is not None else ())
+        if row is not None and updates[-1]:
             changed[row.id] = None
     session.flush()
-    return ids, [Entry(ChangeKind.IDENTITY_CHANGED, identity_id) for identity_id in changed]
+    return ids, [Entry(ChangeKind.IDENTITY_CHANGED, identity_id) for identity_id in changed], updates
 
 
 def join(before: Person, after: Person) -> Person:
     """Returns everything given about one person; the later value counts."""
-    return Person(
-        before.external_id,
-        after.name if after.name is not None else before.name,
-        after.valid_from if after.valid_from is not None else before.valid_from,
-        after.valid_until if after.valid_until is not None else before.valid_until,
-        {**before.metadata, **after.metadata},
-    )
+
+    def kept(field: str) -> Any:
+        given = getattr(after, field)
+        return getattr(before, field) if given is None and field not in after.cleared else given
+
+    metadata = {key: value for key, value in before.metadata.items() if key not in after.cleared}
+    dates = kept("valid_from"), kept("valid_until")
+    return Person(before.external_id, kept("name"), *dates, {**metadata, **after.metadata})
 
 
 def _find_row(session: Session, gallery_id: int, external_id: str) -> IdentityRow | None:
@@ -283,20 +299,19 @@ def _row_values(gallery_id: int, person: Person) -> dict[str, Any]:
     }
 
 
-def _update_row(row: IdentityRow, person: Person, replace_all: bool) -> bool:
-    """Writes a person's description to their row and returns whether that changed anything."""
-    given: dict[str, Any] = {
-        "name": person.name,
-        "valid_from": person.valid_from,
-        "valid_until": person.valid_until,
-        "details": dict(person.metadata) if replace_all else {**row.details, **person.metadata},
-    }
-    new = {k: v for k, v in given.items() if getattr(row, k) != v and (replace_all or v is not None)}
-    for key, value in new.items():
-        setattr(row, key, value)
-    if new:
+def _update_row(row: IdentityRow, person: Person, replace_all: bool) -> Updated:
+    """Writes a person's description to their row and returns the names of the fields that changed."""
+    stored = Person(row.external_id, row.name, row.valid_from, row.valid_until, row.details)
+    after = person if replace_all else join(stored, person)
+    changed = tuple(name for name in FIELDS if getattr(stored, name) != getattr(after, name))
+    for name in changed:
+        if name == "metadata":
+            row.details = dict(after.metadata)
+        else:
+            setattr(row, name, getattr(after, name))
+    if changed:
         row.updated_at = now()
-    return bool(new)
+    return changed
 
 
 def _count_faces(session: Session, identity_id: int) -> int:

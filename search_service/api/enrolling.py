@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from indexer.enrollment.enroller import Result, another_identity, committed, looks_like, new_face, rejected
+from indexer.enrollment.enroller import Result, another_identity, committed, held, new_face, rejected
 from indexer.errors import RejectedImage
 from indexer.gallery.faces import NewFace
 from indexer.gallery.spelling import is_same_text
@@ -58,18 +58,18 @@ def rejection(result: Result) -> RejectedImage:
 
 
 def _commit(service: State, gallery: Gallery, new: Sequence[NewFace]) -> Iterator[Result]:
-    """Yields the result of each face. Faces that look like another identity are rejected where that is configured."""
+    """Yields the result of each face. Those that may not belong to their identity are rejected where that is
+    configured."""
     if not new:
         return
-    lookalikes = service.context.lookalikes(gallery)
-    alike = lookalikes.find(new) if lookalikes is not None else [None] * len(new)
-    held = [other if lookalikes is not None and lookalikes.hold else None for other in alike]
-    accepted = [one for one, other in zip(new, held, strict=True) if other is None]
+    checks = service.context.face_checks(gallery)
+    findings = checks.find(new)
+    accepted = [one for one, finding in zip(new, findings, strict=True) if not checks.holds(finding)]
     enrolled = iter(service.context.store.faces.enroll(gallery, accepted) if accepted else ())
     service.follow(gallery)
-    for one, other, holding in zip(new, alike, held, strict=True):
+    for one, finding in zip(new, findings, strict=True):
         person = one.person.external_id
-        if holding is not None:
-            yield rejected("", person, looks_like(holding))
+        if finding is not None and checks.holds(finding):
+            yield rejected("", person, held(finding))
         else:
-            yield committed("", person, next(enrolled), other, turn=one.face.turn)
+            yield committed("", person, next(enrolled), finding, turn=one.face.turn)

@@ -206,7 +206,7 @@ class JobRunner:
             settings.max_image_bytes,
             workers=1,
             keep_crops=settings.keep_crops,
-            lookalikes=context.lookalikes(gallery, photos),
+            checks=context.face_checks(gallery, photos),
         )
 
 

@@ -137,7 +137,7 @@ def events_export(
     file = io.StringIO()
     write(rows, file)
     if out is not None:
-        write_atomically(out, [file.getvalue().encode()])
+        write_atomically(out, [file.getvalue().encode("utf-8-sig")])  # Excel needs the mark
     if as_json:
         print_json([_row_object(row) for row in rows])
     elif out is None:

@@ -280,6 +280,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Outlier:
+    """A face unlike all other faces of its identity; `own_score` is the highest cosine to one of them."""
+
+    face: Side
+    own_score: float
+
+
+@dataclass(frozen=True)
 class WrongPhoto:
     """A face that looks like another identity, and unlike the other faces of its own."""
 
@@ -300,6 +308,7 @@ class Duplicates:
     complete: bool
     pairs: tuple[Pair, ...]
     wrong_photos: tuple[WrongPhoto, ...]
+    outliers: tuple[Outlier, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     FACE_BADLY_LIT = "face_badly_lit"
     DETECTION_UNSURE = "detection_unsure"
     LOOKS_LIKE_ANOTHER_IDENTITY = "looks_like_another_identity"
+    UNLIKE_OWN_IDENTITY = "unlike_own_identity"
     INVALID_ROW = "invalid_row"
 
 

@@ -197,7 +197,7 @@ class _Run:
             self._gallery,
             context.settings.max_image_bytes,
             workers=context.cores + SPARE_WORKERS,
-            lookalikes=context.lookalikes(self._gallery, len(rows)),
+            checks=context.face_checks(self._gallery, len(rows)),
         )
         results = []
         with closing(enroller.enroll(rows, self._protocol.enrolling)) as enrolling:

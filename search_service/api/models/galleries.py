@@ -70,6 +70,13 @@ class WrongPhotoPayload(Payload):
     looks_like: SidePayload = Field(examples=[SIDES[1]])
 
 
+class OutlierPayload(Payload):
+    """A face unlike all other faces of its identity; `own_score` is the highest cosine to one of them."""
+
+    face: SidePayload = Field(examples=[SIDES[0]])
+    own_score: Score = Field(examples=[0.0612])
+
+
 class DuplicatesPayload(Payload):
     """The output of `whosthere gallery duplicates --json`, most similar first."""
 
@@ -80,6 +87,7 @@ class DuplicatesPayload(Payload):
     complete: bool = Field(description="Whether all pairs and photos are listed.")
     pairs: list[PairPayload]
     wrong_photos: list[WrongPhotoPayload]
+    outliers: list[OutlierPayload]
 
 
 class ThresholdPayload(Payload):
@@ -122,14 +130,15 @@ class CalibrationPayload(Payload):
 
 
 def duplicates_payload(gallery: str, found: Duplicates, limit: int) -> DuplicatesPayload:
-    """Serializes the first `limit` pairs and wrong photos."""
+    """Serializes the first `limit` pairs, wrong photos and outliers."""
     fields: dict[str, Any] = {
         "gallery": gallery,
         "threshold": found.threshold,
         "faces": found.faces,
         "exact": found.exact,
-        "complete": found.complete and max(len(found.pairs), len(found.wrong_photos)) <= limit,
+        "complete": found.complete and max(len(found.pairs), len(found.wrong_photos), len(found.outliers)) <= limit,
         "pairs": found.pairs[:limit],
         "wrong_photos": found.wrong_photos[:limit],
+        "outliers": found.outliers[:limit],
     }
     return DuplicatesPayload.model_validate(fields, from_attributes=True)

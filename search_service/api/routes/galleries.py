@@ -86,8 +86,8 @@ def delete_gallery(service: Service, gallery: str) -> Any:
     dependencies=[requires(Scope.ENROLL)],
 )
 async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine = None, limit: Limit = 100) -> Any:
-    """Lists identities that look alike, most likely one person under two ids, and photos that look like another person
-    than their own."""
+    """Lists identities that look alike, most likely one person under two ids; photos that look like another person
+    than their own; and outliers, photos unlike all others of their identity."""
 
     def find() -> DuplicatesPayload:
         found = service.context.store.galleries.get(gallery)
@@ -100,7 +100,9 @@ async def gallery_duplicates(service: Service, gallery: str, threshold: Cosine =
                 code="gallery_too_large",
             )
         bound = lookalike_bound(service.context.pack_of(found), faces) if threshold is None else threshold
-        return duplicates_payload(gallery, find_duplicates(service.context.store, found, index, bound), limit)
+        own_bound = service.context.own_bound(found)
+        duplicates = find_duplicates(service.context.store, found, index, bound, own_bound=own_bound)
+        return duplicates_payload(gallery, duplicates, limit)
 
     return await _alone(service, find)
 

@@ -44,7 +44,7 @@ def twice(staff: Command) -> Command:
 @pytest.mark.numeric
 def test_duplicates_are_found_and_merged(twice: Command, tmp_path: Path) -> None:
     found = twice.ok("gallery", "duplicates", "staff", "--json").json
-    assert list(found) == ["gallery", "threshold", "faces", "exact", "complete", "pairs", "wrong_photos"]
+    assert list(found) == ["gallery", "threshold", "faces", "exact", "complete", "pairs", "wrong_photos", "outliers"]
     assert (found["gallery"], found["faces"], found["exact"], found["complete"]) == ("staff", 9, True, True)
     assert found["threshold"] == lookalike_bound(SFACE, 9)
     assert found["wrong_photos"] == []
@@ -78,8 +78,10 @@ def test_wrong_photo_is_found_and_deleted(staff: Command) -> None:
     assert list(wrong) == ["face", "own_score", "score", "looks_like"]
     assert (wrong["face"]["external_id"], wrong["looks_like"]["external_id"]) == ("hanks", "collins")
     assert wrong["own_score"] < found["threshold"] <= wrong["score"]
+    assert [list(outlier) for outlier in found["outliers"]] == [["face", "own_score"]] * 2
+    assert {outlier["face"]["external_id"] for outlier in found["outliers"]} == {"hanks"}
     shown = staff.ok("gallery", "duplicates", "staff").out
-    assert "Wrong photos: 1" in shown
+    assert "Wrong photos: 1. Outliers: 2." in shown
     assert "identity delete A --gallery staff --face N" in shown
 
     face = wrong["face"]["face_id"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -95,6 +96,18 @@ def test_report_has_a_row_for_each_photo(empty: Command, demo: Demo, tmp_path: P
     assert "no_face" in ran.out
 
 
+def test_report_with_letters_beyond_ascii_has_the_mark_that_excel_needs(
+    empty: Command, demo: Demo, tmp_path: Path
+) -> None:
+    (tmp_path / "photos" / "Zoë").mkdir(parents=True)
+    (tmp_path / "photos" / "Zoë" / "1.jpg").write_bytes(demo.photo("collins").read_bytes())
+    report = tmp_path / "report.csv"
+    empty.ok("enroll", tmp_path / "photos", "--gallery", "staff", "--report", report)
+    assert report.read_bytes().startswith(codecs.BOM_UTF8)
+    with report.open(newline="", encoding="utf-8-sig") as file:
+        assert [row["external_id"] for row in csv.DictReader(file)] == ["Zoë"]
+
+
 def test_second_run_changes_nothing(staff: Command, demo: Demo) -> None:
     everything = "SELECT * FROM galleries", "SELECT * FROM identities", "SELECT * FROM faces", "SELECT * FROM changes"
     before = [staff.query(sql) for sql in everything]
@@ -128,11 +141,34 @@ def test_manifest_sets_names_and_metadata_and_a_later_one_adds_to_them(
     assert (hanks["name"], hanks["metadata"], len(hanks["faces"])) == ("Tom Hanks", {"Floor": "3"}, 1)
 
 
+def test_manifest_clears_values_and_changes_are_reported(empty: Command, demo: Demo, tmp_path: Path) -> None:
+    manifest, photo = tmp_path / "staff.csv", demo.photo("collins")
+    manifest.write_text(f"image,external_id,name,valid_until,Floor,Room\n{photo},e-1,Ana,2099-12-31,3,12\n")
+    empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
+    for line, updated, stored in (
+        ("Anna,,,", ["name"], ("Anna", "2100-01-01T00:00:00+00:00", {"Floor": "3", "Room": "12"})),
+        ("\\N,\\N,\\N,", ["name", "valid_until", "metadata"], (None, None, {"Room": "12"})),
+        (",,,", None, (None, None, {"Room": "12"})),
+    ):
+        manifest.write_text(f"image,external_id,name,valid_until,Floor,Room\n{photo},e-1,{line}\n")
+        [row] = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff", "--json").json["results"]
+        assert row["outcome"] == "unchanged"
+        assert row["details"] == ({} if updated is None else {"updated": updated})
+        assert row["message"] == (None if updated is None else f"the identity's {', '.join(updated)} changed")
+        shown = empty.ok("identity", "show", "e-1", "--gallery", "staff", "--json").json
+        assert (shown["name"], shown["valid_until"], shown["metadata"]) == stored
+    manifest.write_text(f"image,external_id,name\n{photo},e-1,Ana\n")
+    ran = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
+    assert "1 of them changed the name, dates or metadata of an enrolled identity." in ran.out
+
+
 def test_last_row_of_an_identity_sets_its_metadata(empty: Command, demo: Demo, tmp_path: Path) -> None:
     manifest = tmp_path / "staff.csv"
     manifest.write_text(f"image,external_id,Floor\n{demo.photo('hanks')},e-2,1\n")
     empty.ok("enroll", "--manifest", manifest, "--gallery", "staff")
-    manifest.write_text(f"image,external_id,Floor\n{demo.photo('collins')},e-2,2\n{demo.photo('hanks')},e-2,3\n")
+    with Image.open(demo.photo("hanks")) as picture:
+        (tmp_path / "new.jpg").write_bytes(encode_jpeg(picture.convert("RGB"), 71))
+    manifest.write_text(f"image,external_id,Floor\nnew.jpg,e-2,2\n{demo.photo('hanks')},e-2,3\n")
     summary = empty.ok("enroll", "--manifest", manifest, "--gallery", "staff", "--json").json
     assert [row["outcome"] for row in summary["results"]] == ["enrolled", "unchanged"]
     assert empty.ok("identity", "show", "e-2", "--gallery", "staff", "--json").json["metadata"] == {"Floor": "3"}

@@ -159,6 +159,25 @@ def test_wrong_photo_is_distinguished_from_one_person_under_two_ids(
     }
 
 
+@pytest.mark.parametrize("all_pairs", [100, 0], ids=["every pair", "the nearest"])
+def test_faces_unlike_their_own_identity_are_outliers(
+    store: Store, gallery: Gallery, index: SynchronizedIndex, monkeypatch: pytest.MonkeyPatch, all_pairs: int
+) -> None:
+    """Ana has a photo of somebody who is not enrolled; of the two photos of cem, either may be the wrong one."""
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", all_pairs)
+    monkeypatch.setattr(duplicates, "BLOCK_COLUMNS", 3)
+    people = [("ana", 1), ("ana", 1), ("ana", 2), ("ben", 3), ("cem", 4), ("cem", 5), ("dan", 6), ("dan", 6)]
+    faces = [new(who, near(seen, i), i) for i, (who, seen) in enumerate(people)]
+    enrolled = [one.face_id for one in store.faces.enroll(gallery, faces)]
+    found = find_duplicates(store, gallery, index, BOUND, own_bound=BOUND)
+    assert found.wrong_photos == ()
+    assert {odd.face.face_id for odd in found.outliers} == {enrolled[2], enrolled[4], enrolled[5]}
+    assert {odd.face.external_id for odd in found.outliers} == {"ana", "cem"}
+    scores = [odd.own_score for odd in found.outliers]
+    assert scores == sorted(scores)
+    assert scores[-1] < BOUND
+
+
 def test_empty_gallery_and_single_identity_have_no_duplicates(
     store: Store, gallery: Gallery, index: SynchronizedIndex
 ) -> None:

@@ -9,20 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from indexer.enrollment import reading
 from indexer.enrollment.enroller import Enroller, Result
+from indexer.enrollment.face_checks import FaceChecks
 from indexer.enrollment.lookalikes import Lookalike, Lookalikes, lookalike_bound
+from indexer.enrollment.own_faces import OwnFaces
 from indexer.enrollment.rows import Row
 from indexer.gallery.store import Store
-from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
-from indexer.types import Gallery, Outcome, Person, Pick, Reason, ScoreTail, Tier
+from indexer.types import Gallery, Outcome, Person, Reason, ScoreTail, Tier
 from indexer.vectors.synchronizer import SynchronizedIndex
-from indexer.vision.pipeline import FacePipeline, ImageResult
-from tests.indexer.enrollment.similar_faces import BOUND, MAX_BYTES, PACK, index_of, near, new
-from tests.indexer.gallery.faces import DIM, face, vector
+from tests.indexer.enrollment.similar_faces import BOUND, MAX_BYTES, PACK, DescribedPhotos, index_of, near, new, row
+from tests.indexer.gallery.faces import DIM, vector
 from tests.postgres import opened
 
 
@@ -135,34 +134,11 @@ def test_bound_grows_with_the_gallery_up_to_one() -> None:
     assert lookalike_bound(replace(SFACE, tail=ScoreTail(0.5, 1e-8, 0.2)), 10) == 0.5
 
 
-class DescribedPhotos(FacePipeline):
-    """Finds the face that a photo's bytes describe: `person photo cosine`."""
-
-    def __init__(self) -> None:
-        super().__init__(PACK, ModelFiles(Path("nowhere")))
-
-    def load(self) -> None:
-        pass
-
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        return [ImageResult((face(_embedding_of(image)),)) for image in images]
-
-
-def _embedding_of(image: bytes) -> NDArray[np.float32]:
-    person, photo, cosine = image.split()
-    return near(int(person), int(photo), float(cosine))
-
-
-def row(external_id: str, person: int, photo: int, cosine: float = 0.9) -> Row:
-    image = f"{person} {photo} {cosine}"
-    return Row(f"{external_id}/{photo}.jpg", Person(external_id), lambda _: image.encode())
-
-
 def enroll(
     store: Store, gallery: Gallery, index: SynchronizedIndex, rows: Sequence[Row], hold: bool | None
 ) -> list[Result]:
-    lookalikes = None if hold is None else Lookalikes(store, gallery, index, BOUND, hold)
-    return list(Enroller(store, DescribedPhotos(), gallery, MAX_BYTES, 3, lookalikes=lookalikes).enroll(rows))
+    checks = None if hold is None else FaceChecks(Lookalikes(store, gallery, index, BOUND, hold), None, hold)
+    return list(Enroller(store, DescribedPhotos(), gallery, MAX_BYTES, 3, checks=checks).enroll(rows))
 
 
 @pytest.mark.parametrize("apart", [1, 40], ids=["in one chunk", "in different chunks"])
@@ -238,7 +214,8 @@ def test_results_do_not_depend_on_the_number_of_workers(
         with opened(f"sqlite:///{path}") as store:
             gallery = store.galleries.create("staff", PACK.name, PACK.fingerprint, DIM)
             lookalikes = Lookalikes(store, gallery, index_of(store, gallery, tmp_path / f"{workers}"), BOUND, hold=True)
-            enroller = Enroller(store, DescribedPhotos(), gallery, MAX_BYTES, workers, lookalikes=lookalikes)
+            checks = FaceChecks(lookalikes, OwnFaces(store, gallery, BOUND), hold=True)
+            enroller = Enroller(store, DescribedPhotos(), gallery, MAX_BYTES, workers, checks=checks)
             outcomes.append(list(enroller.enroll(rows)))
     assert outcomes[0] == outcomes[1]
     assert len({result.outcome for result in outcomes[0]}) == 2

@@ -140,6 +140,13 @@ def test_only_the_row_with_too_much_metadata_is_rejected(tmp_path: Path) -> None
     assert message(wrong).startswith("line 3 of the manifest: the metadata of 'ben' would be 18,011 bytes of JSON")
 
 
+def test_cell_with_the_clear_mark_removes_what_an_empty_cell_keeps(tmp_path: Path) -> None:
+    text = "image,external_id,name,valid_until,Floor\nana.jpg,ana,\\N,,\\N\nben.jpg,ana,Ana,,\n"
+    ana, ben = manifest_rows(tmp_path, text)
+    assert ana.person == Person("ana", cleared=frozenset({"name", "Floor"}))
+    assert "its name is Ana here and \\N in line 2" in message(ben)
+
+
 def test_identity_without_a_name_in_its_first_row_still_has_one_name(tmp_path: Path) -> None:
     text = "image,external_id,name\nana.jpg,ana,\nben.jpg,ana,Ana\ncleo.jpg,ana,Bea\n"
     rows = manifest_rows(tmp_path, text)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from indexer.enrollment.sources import identity_of_stem, rows_of
+from indexer.enrollment.file_names import identity_of_stem
+from indexer.enrollment.sources import rows_of
 from indexer.errors import InvalidRequest
 from indexer.types import Reason
 from tests.indexer.cli.command import Command
@@ -24,12 +25,36 @@ from tests.indexer.enrollment.photo_files import LIMIT, content, message, pack, 
         ("ana_lee_3", "ana_lee"),
         ("ana_1_2", "ana_1"),
         ("ana1", "ana1"),
-        ("ana-1", "ana-1"),
+        ("ana-1", "ana"),
+        ("ana 1", "ana"),
+        ("ana (1)", "ana"),
+        ("ana(1)", "ana"),
+        ("ana - 02", "ana"),
+        ("emp_1042", "emp"),
+        ("sam_1", "sam"),
         ("ana_b1", "ana_b1"),
         ("1042", "1042"),
         ("1042_2", "1042"),
         ("_1", "_1"),
         ("Zoë_7", "Zoë"),
+        ("(1)", "(1)"),
+        (f"ana{' ' * 70_000}1", "ana"),
+        ("IMG_2041", "IMG_2041"),
+        ("IMG_2041 (1)", "IMG_2041 (1)"),
+        ("IMG_E2041", "IMG_E2041"),
+        ("IMG-20261124-WA0003", "IMG-20261124-WA0003"),
+        ("_MG_1234", "_MG_1234"),
+        ("dsc_0001", "dsc_0001"),
+        ("100_0001", "100_0001"),
+        ("PXL_20261124_101502123", "PXL_20261124_101502123"),
+        ("20261124_101502", "20261124_101502"),
+        ("20261124_101502 (2)", "20261124_101502 (2)"),
+        ("2026-11-24 10.15.02", "2026-11-24 10.15.02"),
+        ("2026-11-24", "2026-11-24"),
+        ("photo_2026-11-24_10-15-02", "photo_2026-11-24_10-15-02"),
+        ("WhatsApp Image 2026-11-24 at 10.15.02", "WhatsApp Image 2026-11-24 at 10.15.02"),
+        ("Screenshot_20261124-101502", "Screenshot_20261124-101502"),
+        ("image_1", "image_1"),
     ],
 )
 def test_identity_is_taken_from_the_stem(stem: str, identity: str) -> None:
@@ -105,6 +130,54 @@ def test_identity_of_a_name_is_independent_of_its_normalization_form(tmp_path: P
     for rows in (rows_of([root]), rows_of([archive]), rows_of([root / f"{decomposed}_1.jpg"])):
         assert {row.person.external_id for row in rows} == {composed}
     assert len(rows_of([root])) == len(rows_of([archive])) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "is_person"),
+    [
+        (["IMG_2041", "IMG_2042"], True),
+        (["20261124_101502"], True),
+        (["1", "2", "3"], True),
+        (["0001", "IMG_2041"], True),
+        (["front_1", "IMG_2041"], False),
+        (["ana_1", "ana_2"], False),
+        (["1042", "1043"], False),
+        (["ana"], False),
+    ],
+)
+def test_folder_given_by_name_is_a_person_unless_its_photos_have_names(
+    tmp_path: Path, names: list[str], is_person: bool
+) -> None:
+    root = write(tmp_path / "laura", {f"{name}.jpg": name for name in names})
+    identities = {row.person.external_id for row in rows_of([root])}
+    assert identities == ({"laura"} if is_person else {identity_of_stem(name) for name in names})
+
+
+def test_current_folder_is_a_person_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write(tmp_path / "laura", {"IMG_2041.jpg": "1"}))
+    assert [row.person.external_id for row in rows_of([Path()])] == ["laura"]
+
+
+def test_camera_names_beside_folders_are_identities_of_their_own(tmp_path: Path) -> None:
+    files = {"ana/1.jpg": "a", "IMG_2041.jpg": "b", "IMG_2042.jpg": "c"}
+    expected = [
+        ("IMG_2041.jpg", "IMG_2041", b"b"),
+        ("IMG_2042.jpg", "IMG_2042", b"c"),
+        ("ana/1.jpg", "ana", b"a"),
+    ]
+    root, archive = write(tmp_path / "photos", files), pack(tmp_path / "photos.zip", files)
+    assert summarize(rows_of([root]), root) == summarize(rows_of([archive]), archive) == expected
+
+
+def test_photos_of_an_identity_follow_one_another(tmp_path: Path) -> None:
+    root = write(tmp_path / "photos", dict.fromkeys(["ana (1).jpg", "ana-lee.jpg", "ana.jpg", "ana_1.jpg"], "a"))
+    rows = rows_of([root])
+    assert [(row.person.external_id, row.stem) for row in rows] == [
+        ("ana", "ana (1)"),
+        ("ana", None),
+        ("ana", "ana_1"),
+        ("ana-lee", None),
+    ]
 
 
 def test_files_given_by_name_may_have_any_extension(tmp_path: Path) -> None:

@@ -133,10 +133,23 @@ def test_people_without_new_face_are_updated_but_not_created(store: Store, galle
     enroll_one(store, gallery, new_face("ana", 1, name="Ana"))
     answers = store.faces.enroll(gallery, [Person("ana", metadata={"x": 1}), Person("nobody", "Nobody")])
     ana = store.identities.get(gallery.id, "ana").id
-    assert answers == [Enrolled(Outcome.UNCHANGED, None, ana), Enrolled(Outcome.UNCHANGED, None, None)]
+    updated = Enrolled(Outcome.UNCHANGED, None, ana, updated=("metadata",))
+    assert answers == [updated, Enrolled(Outcome.UNCHANGED, None, None)]
     assert [(p.external_id, p.name, p.metadata) for p in store.identities.list(gallery.id)] == [
         ("ana", "Ana", {"x": 1})
     ]
+
+
+def test_cleared_values_are_removed_and_the_others_kept(store: Store, gallery: Gallery) -> None:
+    enroll_one(store, gallery, new_face("ana", 1, name="Ana", valid_until=NOON, metadata={"x": 1, "y": 2}))
+    clear = Person("ana", metadata={"z": 3}, cleared=frozenset({"name", "valid_until", "x"}))
+    [answer] = store.faces.enroll(gallery, [clear])
+    assert answer.updated == ("name", "valid_until", "metadata")
+    ana = store.identities.get(gallery.id, "ana")
+    assert (ana.name, ana.valid_until, ana.metadata) == (None, None, {"y": 2, "z": 3})
+    last = store.changes.last(gallery.id)
+    assert [one.updated for one in store.faces.enroll(gallery, [clear])] == [()]
+    assert store.changes.last(gallery.id) == last
 
 
 def test_invalid_dates_reject_one_item_and_enroll_the_others(store: Store, gallery: Gallery) -> None:

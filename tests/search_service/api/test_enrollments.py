@@ -68,6 +68,20 @@ def test_single_images_are_enrolled_with_and_without_manifest(
     ]
 
 
+def test_images_of_a_job_are_people_as_files_are(client: httpx.Client, gallery: str, many: Mapping[str, bytes]) -> None:
+    """Numbered photos of different people are refused, files of a camera are not joined, those of a bin are skipped."""
+    people = [data for name, data in sorted(many.items())[::6]]
+    names = ["emp_1042.jpg", "emp_1043.jpg", "IMG_2041.jpg", "laura/IMG_2042.jpg", "#recycle/1.jpg", "@eaDir/1.jpg"]
+    files = [("images", one) for one in zip(names, people, strict=False)]
+    job = finished(client, accepted(client.post(f"{gallery}/enrollments", files=files)))
+    assert [(one["image"], one["external_id"], one["reason"]) for one in job["results"]] == [
+        ("IMG_2041.jpg", "IMG_2041", None),
+        ("emp_1042.jpg", "emp", "unlike_own_identity"),
+        ("emp_1043.jpg", "emp", "unlike_own_identity"),
+        ("laura/IMG_2042.jpg", "laura", None),
+    ]
+
+
 def encrypted() -> bytes:
     """Returns a ZIP whose only file is marked as encrypted."""
     data = bytearray(packed({"a.jpg": b"x"}))

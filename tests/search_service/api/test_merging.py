@@ -58,6 +58,7 @@ def test_duplicates_equal_those_of_the_command_line(client: httpx.Client, servic
     )
     (wrong,) = reported["wrong_photos"]
     assert (wrong["face"]["external_id"], wrong["face"]["name"]) == ("ben", "Ben")
+    assert {one["face"]["external_id"] for one in reported["outliers"]} == {"ben"}
     assert (reported["faces"], reported["exact"], reported["complete"]) == (4, True, True)
     code, printed = command(service.context.settings.home, "gallery", "duplicates", doubled.rpartition("/")[2])
     assert (code, printed) == (0, reported)
@@ -66,7 +67,8 @@ def test_duplicates_equal_those_of_the_command_line(client: httpx.Client, servic
 def test_limit_and_threshold_keep_the_best_duplicates(client: httpx.Client, doubled: str) -> None:
     everything = ok(client.get(f"{doubled}/duplicates"))
     first = ok(client.get(f"{doubled}/duplicates", params={"limit": 1}))
-    assert first == {**everything, "pairs": everything["pairs"][:1], "complete": False}
+    cut = {name: everything[name][:1] for name in ("pairs", "outliers")}
+    assert first == {**everything, **cut, "complete": False}
     bound = everything["pairs"][0]["score"] - 0.001
     some = ok(client.get(f"{doubled}/duplicates", params={"threshold": bound}))
     assert some["pairs"] == everything["pairs"][:1]
@@ -95,10 +97,10 @@ def test_duplicates_of_too_large_a_gallery_are_rejected(
 def test_one_gallery_is_compared_at_a_time(service: Running, doubled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(*arguments: Any) -> duplicates.Duplicates:
+    def slow(*arguments: Any, **options: Any) -> duplicates.Duplicates:
         begun.set()
         assert go_on.wait(DEADLINE)
-        return duplicates.find_duplicates(*arguments)
+        return duplicates.find_duplicates(*arguments, **options)
 
     monkeypatch.setattr(galleries, "find_duplicates", slow)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from datetime import UTC, datetime, timedelta
@@ -90,6 +91,7 @@ def test_attendance_is_exported(context: ServiceContext, staff: Gallery, clock: 
     out = tmp_path / "folder" / "attendance.csv"
     november = ["--from", "2026-11-01", "--to", "2026-12-01", "--timezone", "Europe/Berlin", "--out", str(out)]
     assert run(context, *export, *november).output == f"{out}: 1 days of 1 people.\n"
+    assert out.read_bytes().startswith(codecs.BOM_UTF8), "Excel reads other files in the encoding of the system"
     assert out.read_text().splitlines()[1].startswith("2026-11-25,ana,Name of ana,2026-11-25T00:00:00+01:00,")
     (row,) = json.loads(run(context, *export, *DAYS, "--longest-shift", "7", "--json").output)
     assert (row["hours"], row["remarks"]) == (None, ["missing_out"])

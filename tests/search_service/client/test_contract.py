@@ -117,6 +117,7 @@ KINDS: Mapping[str, type] = {
     "SidePayload": answers.Side,
     "ThresholdPayload": answers.Threshold,
     "WrongPhotoPayload": answers.WrongPhoto,
+    "OutlierPayload": answers.Outlier,
 }
 """The client's class for each object of the service's OpenAPI document."""
 
