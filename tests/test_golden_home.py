@@ -160,7 +160,7 @@ def test_searches_have_the_same_answers(service: Service) -> None:
 def test_lists_and_details_are_the_same(service: Service) -> None:
     for path, expected in service.installation.answers["readings"].items():
         found = build.reading(service.client, path)
-        assert (path, without_waiting(found)) == (path, without_waiting(expected))
+        assert (path, known_fields(without_waiting(found), expected)) == (path, without_waiting(expected))
 
 
 def test_keys_open_what_they_opened(service: Service) -> None:
@@ -178,7 +178,7 @@ def test_repeated_enrollment_gets_the_stored_answer(service: Service) -> None:
 def test_repeated_search_returns_the_recorded_events(service: Service) -> None:
     for number, expected in enumerate(service.installation.answers["recorded"]):
         again = build.record(service.client, service.installation.demo, number)
-        assert ok(again) == near(expected)
+        assert known_fields(ok(again), expected) == near(expected)
         assert again.headers["idempotency-replayed"] == "true"
 
 
@@ -227,9 +227,8 @@ def test_gallery_moves_between_packs_by_former_embeddings_and_crops(installation
     ]
     bound, _, back, _, _, by_crops = run_commands(commands, **installation.environment)
     former = installation.answers["moved"]
-    assert bound == near(former["other"])
-    assert back == near(former["sface"])
-    assert by_crops == near(former["other"])
+    for found, expected in ((bound, "other"), (back, "sface"), (by_crops, "other")):
+        assert known_fields(found, former[expected]) == near(former[expected])
 
 
 def known_fields(found: Any, expected: Any) -> Any:

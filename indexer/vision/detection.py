@@ -30,7 +30,8 @@ class SearchScope(Enum):
     LARGEST = "largest"
     """The largest face, and others of about its size."""
     ONLY = "only"
-    """The same, at the scales of ALL: a face of half the area must not depend on the size of the photo."""
+    """The same, and other faces at the scales of ALL: a face of half the area must not depend on the size of the photo.
+    """
     CENTER = "center"
     """The face nearest to the center."""
 
@@ -39,8 +40,8 @@ DETECTION_SIDES: tuple[int, ...] = (160, 320, 1280)
 """Longest sides in pixels to which a photo is scaled, one after the other; YuNet finds faces of 10 to 300 pixels."""
 
 FINE_SIDES = DETECTION_SIDES[1:]
-"""The scales for SearchScope.ALL: the first one finds nothing that these do not. SearchScope.ONLY uses them too: of 237
-photos of LFW with two faces that may be enrolled, a search that starts at 160 pixels sees one only in 18."""
+"""The scales for SearchScope.ALL: the first one finds nothing that these do not. SearchScope.ONLY uses them always: of
+237 photos of LFW with two faces that may be enrolled, a search that ends at 160 pixels sees one only in 18."""
 
 TURNS = (90, 180, 270)
 """Degrees clockwise by which a photo is turned if it shows no face with certainty as it is."""
@@ -116,28 +117,32 @@ def detect_faces(
     """Returns the faces of each photo, highest score first, in pixels of the upright original.
 
     Finer scales are skipped for photos in which a coarser scale shows the wanted face with confidence, except for
-    SearchScope.ALL.
+    SearchScope.ALL. SearchScope.ONLY takes the wanted face from the same scale as SearchScope.LARGEST, so that an
+    enrolled photo and a probe give the same embedding, and other faces from FINE_SIDES.
 
     Args:
         sides: Longest sides to which the photos are scaled, one after the other; by default those of `scope`.
         turn: Degrees clockwise by which the photos are turned first, a multiple of 90.
     """
     found: list[list[Detection]] = [[] for _ in photos]
+    wanted: list[list[Detection]] = [[] for _ in photos]
     remaining = list(range(len(photos)))
+    searches_on = scope is SearchScope.ONLY and sides is None
     if sides is None:
-        sides = FINE_SIDES if scope in (SearchScope.ALL, SearchScope.ONLY) else DETECTION_SIDES
+        sides = FINE_SIDES if scope is SearchScope.ALL else DETECTION_SIDES
     for side in sides:
         _detect(detector, (_whole_canvas(detector.stride, i, photos[i], side, turn) for i in remaining), found)
-        remaining = [
-            i
-            for i in remaining
-            if max(photos[i].pixels.shape[:2]) > side
-            and (
-                scope is SearchScope.ALL
-                or not _has_confident_face(photos[i], found[i], side, scope, detector.confident_score)
-            )
-        ]
-    return [merge(faces) for faces in found]
+        remaining = [i for i in remaining if max(photos[i].pixels.shape[:2]) > side]
+        if scope is SearchScope.ALL:
+            continue
+        certain = {i: _confident_face(photos[i], found[i], side, scope, detector.confident_score) for i in remaining}
+        if searches_on and side == sides[0]:
+            for i, face in certain.items():
+                if face is not None:
+                    wanted[i], found[i] = [face], []
+        else:
+            remaining = [i for i in remaining if certain[i] is None]
+    return [_join(kept, merge(faces)) for kept, faces in zip(wanted, found, strict=True)]
 
 
 def needs_tiles(photo: Photo) -> bool:
@@ -304,21 +309,30 @@ def _turn_back(turn: int, width: int, height: int) -> NDArray[np.float64]:
     )
 
 
-def _has_confident_face(
+def _confident_face(
     photo: Photo, faces: Sequence[Detection], side: int, scope: SearchScope, min_score: float
-) -> bool:
-    """Returns whether one of `faces` is certainly the wanted one. A face that covers the center is nearest to it."""
+) -> Detection | None:
+    """Returns the largest of `faces` that is certainly the wanted one. A face that covers the center is nearest to
+    it."""
     per_pixel = max(photo.width, photo.height) / side
-    return any(
-        face.score >= min_score
+    certain = [
+        face
+        for face in faces
+        if face.score >= min_score
         and face.box.size / per_pixel >= CONFIDENT_FACE_SIZE
         and (scope is not SearchScope.CENTER or face.box.contains(photo.width / 2, photo.height / 2))
-        for face in faces
-    )
+    ]
+    return max(certain, key=lambda face: face.box.area, default=None)
 
 
 def are_same_face(a: Detection, b: Detection) -> bool:
     return iou(a.box, b.box) >= SAME_FACE_IOU
+
+
+def _join(kept: list[Detection], faces: list[Detection]) -> list[Detection]:
+    """Returns the detections of `kept`, and those of other faces, highest score first."""
+    others = [face for face in faces if not any(are_same_face(face, one) for one in kept)]
+    return sorted((*kept, *others), key=lambda face: -face.score)
 
 
 def merge(faces: list[Detection]) -> list[Detection]:
