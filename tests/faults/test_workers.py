@@ -36,8 +36,10 @@ def test_killed_worker_is_replaced(installation: Installation, enroll: SendReque
 
 
 def test_request_of_a_killed_worker_is_completed_by_another(installation: Installation, photo: Photo) -> None:
-    """The client retries with the same key until the lease of the dead worker has ended. The photos show several people,
-    so faces are not compared with their own identity."""
+    """The client retries with the same key until the lease of the dead worker has ended.
+
+    The photos show several people, so faces are not compared with their own identity.
+    """
     photos = [photo(number)[1] for number in range(SEVERAL)]
     context = installation.context()
 
