@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import subprocess
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageEnhance
 
+from indexer.cli.common import interrupts
 from tests import photos
 from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
@@ -137,7 +139,7 @@ def test_interrupted_or_killed_enrollment_is_continued_by_the_next_run(
     first.send_signal(signal.SIGINT)
     report.read_to_end()
     _, err = first.communicate(timeout=DEADLINE)
-    assert first.returncode == 130
+    assert first.returncode == 130, err
     *progress, last = filter(None, err.splitlines())
     assert last == "Interrupted. Everything acknowledged is kept; run the same command again to continue."
     assert all(re.fullmatch(r"\d+ of 300 images(, .*)?", line) for line in progress)
@@ -173,3 +175,20 @@ def test_interrupted_or_killed_enrollment_is_continued_by_the_next_run(
     assert len(rows) == 300
     assert empty.ok("doctor").code == 0
     assert empty.ok("gallery", "show", "staff", "--json").json["index"]["faces"] == 300
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupt_that_python_ignores_is_noticed_at_the_next_step() -> None:
+    class Watched:
+        pass
+
+    watched = Watched()
+    # What the callback of a weak reference raises is ignored.
+    reference = weakref.ref(watched, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with interrupts() as check:
+        check()
+        del watched
+        assert reference() is None
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
