@@ -21,7 +21,6 @@ from indexer.cli.common import (
     device_option,
     examples,
     gallery_option,
-    interrupts,
     json_option,
     print_counts,
     print_json,
@@ -100,15 +99,10 @@ def enroll(
     before = context.store.faces.owners(target.id) if sync else {}
     results: list[Result] = []
     outcomes: Counter[Outcome] = Counter()
-    with (
-        interrupts() as check_interrupts,
-        _report(report, rows) as write,
-        progress_count("Enrolling", "images") as show_progress,
-    ):
+    with _report(report, rows) as write, progress_count("Enrolling", "images") as show_progress:
         enrolling = context.enroller(target, len(rows)).enroll(rows, Pick(pick))
         try:
             for result in enrolling:
-                check_interrupts()
                 results.append(result)
                 write(result)
                 outcomes[result.outcome] += 1
