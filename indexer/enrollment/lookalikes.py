@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from indexer.enrollment.comparison import Comparison
 from indexer.gallery.faces import NewFace
 from indexer.gallery.spelling import is_same_text
 from indexer.gallery.store import Store
 from indexer.models.packs import Pack
-from indexer.rounding import decimals
 from indexer.types import Gallery, Reason, Vectors
 from indexer.vectors.synchronizer import SynchronizedIndex
 
@@ -32,14 +32,8 @@ def lookalike_bound(pack: Pack, faces: int) -> float:
 
 
 @dataclass(frozen=True)
-class Lookalike:
+class Lookalike(Comparison):
     """The identity that a new face looks like, with its most similar face."""
-
-    external_id: str
-    face_id: int | None
-    """None if that face is in the same batch and has no id yet."""
-    score: float
-    bound: float
 
     @property
     def reason(self) -> Reason:
@@ -47,9 +41,7 @@ class Lookalike:
 
     @property
     def message(self) -> str:
-        places = decimals(self.score, self.bound, 3)
-        scores = f"cosine {self.score:.{places}f}, bound {self.bound:.{places}f}"
-        return f"the face looks like identity {self.external_id!r}: {scores}"
+        return f"the face looks like identity {self.external_id!r}: {self.scores}"
 
     @property
     def advice(self) -> str:
@@ -57,16 +49,6 @@ class Lookalike:
             "the same person under two ids, or two people who look very similar: WHOSTHERE_LOOKALIKES=report enrolls "
             "the photo and reports it"
         )
-
-    @property
-    def details(self) -> dict[str, object]:
-        """The same, for programs."""
-        return {
-            "external_id": self.external_id,
-            "face_id": self.face_id,
-            "score": round(self.score, 4),
-            "bound": self.bound,
-        }
 
 
 class Lookalikes:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.enrollment.comparison import Comparison
 from indexer.gallery.faces import NewFace
 from indexer.gallery.spelling import normalize_text
 from indexer.gallery.store import Store
-from indexer.rounding import decimals
 from indexer.types import Gallery, Reason, Vectors
 
 MOST_NAMES = 5
@@ -29,14 +29,9 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Unlike:
+class Unlike(Comparison):
     """The identity whose other faces a new face is unlike, with the most similar of them."""
 
-    external_id: str
-    face_id: int | None
-    """None if that face has no id, as it is new as well."""
-    score: float
-    bound: float
     is_guess: bool = False
     images: tuple[str, ...] = ()
     """Names of the other new photos of the identity."""
@@ -50,9 +45,7 @@ class Unlike:
         others = f"; other photos: {', '.join(self.images[:MOST_NAMES])}" if self.images else ""
         if len(self.images) > MOST_NAMES:
             others += f" and {len(self.images) - MOST_NAMES} more"
-        places = decimals(self.score, self.bound, 3)
-        scores = f"cosine {self.score:.{places}f}, bound {self.bound:.{places}f}"
-        return f"the face is unlike the others of identity {self.external_id!r}: {scores}{others}"
+        return f"the face is unlike the others of identity {self.external_id!r}: {self.scores}{others}"
 
     @property
     def advice(self) -> str:
@@ -65,16 +58,6 @@ class Unlike:
             "a photo of another person, or one that differs much: WHOSTHERE_LOOKALIKES=report enrolls the photo and "
             "reports it"
         )
-
-    @property
-    def details(self) -> dict[str, object]:
-        """The same, for programs."""
-        return {
-            "external_id": self.external_id,
-            "face_id": self.face_id,
-            "score": round(self.score, 4),
-            "bound": self.bound,
-        }
 
 
 @dataclass(frozen=True, eq=False)
