@@ -114,7 +114,7 @@ class Catalogue:
 
     def is_installed(self, pack: Pack) -> bool:
         """Whether all files of the pack are present."""
-        return all(self._files.path(file) for file in pack.files)
+        return self._files.are_present(pack)
 
     def problem(self, pack: Pack, precision: Precision) -> str | None:
         """Returns briefly why the pack cannot be used in this precision; None if it can."""
@@ -139,12 +139,7 @@ class Catalogue:
     def find_installed(self, name: str) -> Pack:
         """Returns the pack. Raises NotFound, or ModelUnavailable if a file is missing."""
         pack = self.find(name)
-        if not self.is_installed(pack):
-            missing = " and ".join(file.name for file in pack.files if not self._files.path(file))
-            raise ModelUnavailable(
-                f"model pack {name} is not installed: {missing} missing in {self._files.folder}; "
-                f"`whosthere models pull {name}` fetches it"
-            )
+        self._files.check_present(pack, "model pack")
         return pack
 
     def best_installed(self) -> Pack:

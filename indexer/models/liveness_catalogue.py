@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from indexer.errors import ModelUnavailable, NotFound
+from indexer.errors import NotFound
 from indexer.models.liveness_packs import BUILT_IN_LIVENESS, LivenessPack
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import describe_file
@@ -27,22 +27,13 @@ class LivenessCatalogue:
 
     def is_installed(self, pack: LivenessPack) -> bool:
         """Whether all files of the pack are present."""
-        return all(self._files.path(file) for file in pack.files)
+        return self._files.are_present(pack)
 
     def find_installed(self, name: str) -> LivenessPack:
         """Returns the pack. Raises NotFound, or ModelUnavailable if a file is missing."""
         pack = self.find(name)
-        missing = " and ".join(file.name for file in pack.files if not self._files.path(file))
-        if missing:
-            raise ModelUnavailable(
-                f"liveness pack {name} is not installed: {missing} missing in {self._files.folder}; "
-                f"`whosthere models pull {name}` fetches it"
-            )
+        self._files.check_present(pack, "liveness pack")
         return pack
-
-    def best_installed(self) -> LivenessPack | None:
-        """Returns the first pack whose files are present; None if there is none."""
-        return next((pack for pack in BUILT_IN_LIVENESS if self.is_installed(pack)), None)
 
     def describe(self, name: str) -> dict[str, object]:
         """Returns the pack as JSON."""

@@ -14,7 +14,7 @@ from typing import Any
 from indexer.errors import PYTORCH_MISSING, ModelUnavailable
 from indexer.files import write_atomically
 from indexer.models import onnx_prepare
-from indexer.models.packs import BUILT_IN, CHECKPOINTS, DETECTORS, ModelFile
+from indexer.models.packs import BUILT_IN, CHECKPOINTS, DETECTORS, FileSet, ModelFile
 from indexer.types import sha256
 
 SHA256 = re.compile(rb"[0-9a-f]{64}")
@@ -40,6 +40,19 @@ class ModelFiles:
     def path(self, file: ModelFile) -> Path | None:
         """Returns where the file is: in the models folder or in an installed package; None if it is missing."""
         return next((path for path in self._candidates(file) if path.is_file()), None)
+
+    def are_present(self, pack: FileSet) -> bool:
+        """Returns whether all files of the pack are present."""
+        return all(self.path(file) for file in pack.files)
+
+    def check_present(self, pack: FileSet, kind: str) -> None:
+        """Raises ModelUnavailable if a file of the pack, a `kind` such as "model pack", is missing."""
+        missing = " and ".join(file.name for file in pack.files if not self.path(file))
+        if missing:
+            raise ModelUnavailable(
+                f"{kind} {pack.name} is not installed: {missing} missing in {self.folder}; "
+                f"`whosthere models pull {pack.name}` fetches it"
+            )
 
     def read(self, file: ModelFile) -> bytes:
         """Returns the content, verified. The first use of a file of unknown hash records its hash."""
