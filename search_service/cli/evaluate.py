@@ -14,7 +14,7 @@ from indexer.files import write_atomically
 from indexer.types import Pick
 from search_service.cli.common import with_context
 from search_service.evaluation.liveness import Share, evaluate_liveness
-from search_service.evaluation.liveness_report import liveness_object, liveness_page, share_interval
+from search_service.evaluation.liveness_report import liveness_object, liveness_page
 from search_service.evaluation.protocol import Protocol
 from search_service.evaluation.report import (
     BASES,
@@ -146,7 +146,7 @@ def _evaluate_liveness(
 
 
 def _share_cells(share: Share) -> tuple[str, str, str, str]:
-    return f"{share.errors:,}", f"{share.total:,}", percent(share.value), share_interval(share)
+    return f"{share.errors:,}", f"{share.total:,}", percent(share.value), interval(share.estimate)
 
 
 def _print(evaluation: Evaluation, seconds: float, out: Path | None) -> None:

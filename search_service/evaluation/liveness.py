@@ -17,8 +17,10 @@ from indexer.models.liveness_packs import LivenessPack
 from indexer.types import Pick
 from indexer.vision.decode import Limits, decode
 from indexer.vision.liveness.base import LivenessModel
+from indexer.vision.liveness.crops import upright
 from indexer.vision.pipeline import FacePipeline
 from indexer.vision.runtime import Threads
+from search_service.evaluation.metrics import Estimate
 from search_service.evaluation.mistakes import SHOWN, portrait
 
 LIVE_FOLDER = "live"
@@ -54,11 +56,11 @@ class Share:
         return self.errors / self.total
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval after Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953."""
+    def estimate(self) -> Estimate:
+        """The share with its interval after Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953."""
         z2, n, p = NORMAL_QUANTILE**2, self.total, self.value
         middle, half = p + z2 / (2 * n), NORMAL_QUANTILE * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-        return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
+        return Estimate(p, max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n)))
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,8 @@ class _Scorer:
             if result.rejection is not None:
                 return Presentation(name, species, None, str(result.rejection.code))
             photo = decode(data, Limits(settings.max_image_bytes, settings.max_image_pixels))
-            (score,) = self._model.score([(photo.pixels, result.faces[0].detection.box)])
+            face = result.faces[0]
+            (score,) = self._model.score([upright(photo.pixels, face.detection.box, face.turn)])
         except RejectedImage as rejection:
             return Presentation(name, species, None, str(rejection.code))
         return Presentation(name, species, float(score))

@@ -9,12 +9,6 @@ from search_service.evaluation.liveness import LivenessEvaluation, Presentation,
 from search_service.evaluation.report import date, render
 
 
-def share_interval(share: Share) -> str:
-    """Returns the 95 % interval in words."""
-    low, high = share.interval
-    return f"{100 * low:.2f} to {100 * high:.2f} %"
-
-
 def liveness_object(evaluation: LivenessEvaluation) -> dict[str, Any]:
     """Returns the evaluation as JSON, without pictures."""
     apcer = evaluation.apcer
@@ -27,16 +21,20 @@ def liveness_object(evaluation: LivenessEvaluation) -> dict[str, Any]:
         "live": evaluation.bpcer.total,
         "attacks": {species: share.total for species, share in apcer.items()},
         "apcer": {species: share.value for species, share in apcer.items()},
-        "apcer_intervals": {species: share.interval for species, share in apcer.items()},
+        "apcer_intervals": {species: _limits(share) for species, share in apcer.items()},
         "apcer_max": apcer[evaluation.worst_species].value,
         "bpcer": evaluation.bpcer.value,
-        "bpcer_interval": evaluation.bpcer.interval,
+        "bpcer_interval": _limits(evaluation.bpcer),
         "without_score": [{"image": one.image, "reason": one.reason} for one in unscored],
         "mistakes": {
             "accepted_attacks": [_mistake(one) for one, _ in evaluation.accepted_attacks if _is_live(one, evaluation)],
             "refused_faces": [_mistake(one) for one, _ in evaluation.refused_faces if not _is_live(one, evaluation)],
         },
     }
+
+
+def _limits(share: Share) -> tuple[float, float]:
+    return share.estimate.low, share.estimate.high
 
 
 def _is_live(presentation: Presentation, evaluation: LivenessEvaluation) -> bool:
@@ -51,7 +49,6 @@ def liveness_page(evaluation: LivenessEvaluation, title: str, at: datetime) -> s
     """Renders the report."""
     return render(
         "liveness.html.j2",
-        {"share_interval": share_interval},
         evaluation=evaluation,
         title=title,
         date=date(at),

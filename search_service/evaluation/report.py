@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import PurePath
@@ -122,7 +122,7 @@ def _refused_object(shot: Shot, reason: str) -> dict[str, Any]:
     return {"image": shot.image, "external_id": shot.external_id, "reason": reason}
 
 
-def render(template: str, more_filters: Mapping[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """Renders a template as one HTML file that contains everything. It loads nothing from a network, and forbids the
     browser to."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -151,7 +151,7 @@ def render(template: str, more_filters: Mapping[str, Callable[..., Any]] | None 
         "file_name": _file_name,
         "breakable": breakable,
     }
-    environment.filters.update(filters | dict(more_filters or {}))
+    environment.filters.update(filters)
     return re.sub(r"\n\s*\n", "\n", environment.get_template(template).render(svg=svg, **values))
 
 

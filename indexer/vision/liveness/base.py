@@ -35,8 +35,8 @@ class LivenessModel:
         """Returns the probability (N,) float32 that each face is live, 0..1.
 
         Args:
-            faces: The whole image, (H, W, 3) RGB uint8, and the face's box in its pixels, for each face. The networks
-                were trained with boxes that end at the forehead and the chin.
+            faces: The whole image, (H, W, 3) RGB uint8, upright, and the face's box in its pixels, for each face. The
+                networks were trained with boxes that end at the forehead and the chin.
 
         Raises ModelUnavailable.
         """

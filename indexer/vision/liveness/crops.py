@@ -29,6 +29,14 @@ def crop(image: Pixels, box: Box, scale: float, size: int, border: Border) -> Pi
     return cv2.resize(region, (size, size), interpolation=interpolation).astype(np.uint8, copy=False)
 
 
+def upright(image: Pixels, box: Box, turn: int) -> tuple[Pixels, Box]:
+    """Returns the image and the face's box after turning both clockwise by `turn` degrees, a multiple of 90."""
+    for _ in range(turn // 90):
+        box = Box(image.shape[0] - box.y - box.h, box.x, box.h, box.w)
+        image = np.rot90(image, -1)
+    return image, box
+
+
 def _cut_shifted(image: Pixels, box: Box, scale: float) -> Pixels:
     """Returns the enlarged box, as much smaller and moved as it needs to be to lie inside the image."""
     height, width = image.shape[:2]

@@ -128,7 +128,7 @@ def test_at_most_the_wanted_share_of_live_faces_is_below_the_threshold(bpcer: fl
 
 
 def test_interval_is_wilsons() -> None:
-    low, high = Share(10, 60).interval  # as R's prop.test(10, 60, correct = FALSE) gives
-    assert (round(low, 4), round(high, 4)) == (0.0931, 0.2803)
-    assert Share(0, 30).interval[0] == 0
-    assert Share(30, 30).interval[1] == 1
+    estimate = Share(10, 60).estimate  # as R's prop.test(10, 60, correct = FALSE) gives
+    assert (round(estimate.low, 4), round(estimate.high, 4)) == (0.0931, 0.2803)
+    assert Share(0, 30).estimate.low == 0
+    assert Share(30, 30).estimate.high == 1

@@ -8,7 +8,7 @@ import pytest
 
 from indexer.models.liveness_packs import Border
 from indexer.types import Box, Pixels
-from indexer.vision.liveness.crops import crop
+from indexer.vision.liveness.crops import crop, upright
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,13 @@ def test_crop_is_reflected_at_the_border_as_opencv_does(image: Pixels, box: Box,
     x, y = int(box.center[0] - length / 2) + margin, int(box.center[1] - length / 2) + margin
     found = crop(image, box, scale, int(length), Border.REFLECT)
     np.testing.assert_array_equal(found, padded[y : y + int(length), x : x + int(length)])
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_box_is_turned_with_the_image(image: Pixels, turn: int) -> None:
+    turned, box = upright(image, Box(30, 20, 40, 10), turn)
+    x, y, w, h = (int(value) for value in (box.x, box.y, box.w, box.h))
+    np.testing.assert_array_equal(turned[y : y + h, x : x + w], np.rot90(image[20:30, 30:70], -turn // 90))
 
 
 @pytest.mark.parametrize("border", Border)
