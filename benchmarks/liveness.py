@@ -5,7 +5,7 @@
 MODELS is a folder with the files of the pack. The first photos of LFW people count as live faces, other people's are
 shown in the attacks of `synthetic_attacks`. LFW has press photos, not captures of a camera at a door, and the attacks
 are drawn: the rates show that most live faces pass and which attacks are seen at all, not the rates at a door. Writes
-benchmarks/results/liveness.csv: the networks alone and together, at the shipped thresholds and at those for some BPCER.
+benchmarks/results/liveness.csv: the networks alone and together, at the shipped threshold and at those for some BPCER.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(context: AppContext, pack: LivenessPack, folder: Path) -> Iterator[d
     found = evaluate_liveness(context, pack, folder, None, lambda *_: None)
     scored = [(one.species, one.score) for one in found.presentations if one.score is not None]
     live = [score for species, score in scored if species is None]
-    wanted: list[tuple[str, float]] = [("shipped", pack.threshold), ("single frame", pack.single_frame_threshold)]
+    wanted: list[tuple[str, float]] = [("shipped", pack.threshold)]
     wanted += [(f"BPCER {100 * bpcer:g} %", threshold_for_bpcer(live, bpcer)) for bpcer in BPCERS]
     for name, threshold in wanted:
         rates = {

@@ -87,7 +87,7 @@ def _decode(data: bytes, label: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise InvalidRequest(
             f"the manifest {label}, line {line}, is not {encoding.removesuffix('-sig').upper()} text: it has the byte "
-            f"0x{data[error.start]:02x} there, as in Windows-1252 and other encodings that cannot be told apart; "
+            f"0x{data[error.start]:02x} there, as in Windows-1252 and other encodings, which look alike; "
             f"{SAVE_AS_CSV}"
         ) from error
     if "\0" in text.partition("\n")[0]:

@@ -75,7 +75,7 @@ def _check_exists(path: Path, label: str, expected: str = "") -> None:
 
 
 def _container_rows(container: Container, person: str = "") -> list[Row]:
-    """Returns the rows of a container. Its photos show `person` if none of their names tells whom they show."""
+    """Returns the rows of a container. If no name of a photo contains an identity, all show `person`."""
     rows = [
         invalid_row(name, "", f"the archive entry {name!r} points out of the archive", Reason.INVALID_ROW)
         for name in container.unsafe
@@ -100,7 +100,7 @@ def _file_row(path: Path) -> Row:
 
 
 def _named_row(image: str, name: str, reader: Reader) -> Row:
-    """Returns the row of a photo whose name, relative to what was given, tells whom it shows."""
+    """Returns the row of a photo, with the identity in its name, which is relative to the given path."""
     parts = PurePosixPath(name).parts
     if len(parts) > 1:
         return checked_row(image, Person(normalize_text(parts[0])), reader)

@@ -1,4 +1,4 @@
-"""Liveness packs as data: networks that tell a live face from a presentation attack, and how each sees a face."""
+"""Liveness packs as data: networks that distinguish live faces from presentation attacks, and their inputs."""
 
 from __future__ import annotations
 
@@ -46,10 +46,8 @@ class LivenessPack:
     networks: tuple[LivenessNetwork, ...]
     threshold: float
     """A face is live from this score on."""
-    single_frame_threshold: float
-    """A single frame is denied below this score; several frames by the median and `threshold`."""
     measured_on: str
-    """The data on which the thresholds were chosen."""
+    """The data on which the threshold was chosen."""
     summary: str
     terms: str = ""
 
@@ -127,7 +125,6 @@ MINIFASNET = LivenessPack(
         ),
     ),
     threshold=0.5,
-    single_frame_threshold=0.2,
     measured_on="400 press photos of LFW as live faces and 400 drawn attacks (`benchmarks/results/liveness.csv`)",
     summary="MiniFASNetV2, MiniFASNetV1SE and MiniFASNetV2-SE at 128 pixels; Apache-2.0, fit for commercial use",
 )

@@ -127,7 +127,7 @@ def detect_faces(
     found: list[list[Detection]] = [[] for _ in photos]
     wanted: list[list[Detection]] = [[] for _ in photos]
     remaining = list(range(len(photos)))
-    searches_on = scope is SearchScope.ONLY and sides is None
+    goes_on = scope is SearchScope.ONLY and sides is None
     if sides is None:
         sides = FINE_SIDES if scope is SearchScope.ALL else DETECTION_SIDES
     for side in sides:
@@ -136,7 +136,7 @@ def detect_faces(
         if scope is SearchScope.ALL:
             continue
         certain = {i: _confident_face(photos[i], found[i], side, scope, detector.confident_score) for i in remaining}
-        if searches_on and side == sides[0]:
+        if goes_on and side == sides[0]:
             for i, face in certain.items():
                 if face is not None:
                     wanted[i], found[i] = [face], []
