@@ -7,8 +7,8 @@
 #   similarity it is the first candidate, before the mate. It passes `> 0.999` too.
 # Cause: PostgreSQL's documentation (8.1.3) treats NaN as equal to itself and greater than every number, so that floats can be
 #   sorted and indexed. pgvector's README gives `1 - (embedding <=> ...)` for cosine similarity.
-# Why it matters: thresholds of face recognition are stated as similarities. One row of zeros matches every probe, whatever
-#   the threshold, and every visitor is let in as that person.
+# Why it matters: thresholds of face recognition are stated as similarities. One row of zeros matches every probe at any
+#   threshold, and every visitor is let in as that person.
 # What to do: compare distances, not similarities (`embedding <=> probe < 1 - threshold ORDER BY embedding <=> probe`), which
 #   an index can serve as well, and refuse zeros on the way in: CHECK (vector_norm(embedding) > 0).
 set -euo pipefail
