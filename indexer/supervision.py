@@ -46,7 +46,7 @@ class SupervisedThread:
             try:
                 self._function()
                 return
-            except BaseException:  # SystemExit, too, would end the thread without a word
+            except BaseException:  # SystemExit would end the thread as well, unlogged
                 log.exception("the thread %s failed; it goes on in %g s", self._thread.name, RESTART_SECONDS)
             if self._joined.wait(RESTART_SECONDS):
                 return

@@ -15,7 +15,7 @@ from indexer.types import Gallery, Outcome
 
 @dataclass(frozen=True)
 class MissingFace:
-    """An enrolled face without a photo. `kept` is why it should not be deleted yet; None if nothing speaks for that."""
+    """An enrolled face without a photo. `kept` is why it must not be deleted yet; None if it may be."""
 
     external_id: str
     face_id: int
@@ -45,7 +45,7 @@ def missing_faces(before: Mapping[int, str], results: Sequence[Result]) -> list[
 
 
 def remove_faces(store: Store, gallery: Gallery, missing: Sequence[MissingFace]) -> int:
-    """Deletes the faces that nothing speaks for and returns how many there were. Their identities stay."""
+    """Deletes the faces that may be deleted and returns their number. Their identities stay."""
     removed = 0
     for face in missing:
         if face.kept is None:

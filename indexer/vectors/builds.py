@@ -71,8 +71,8 @@ class Builds:
 
     def __init__(self) -> None:
         self.is_service = False
-        """Whether callers get IndexBuilding instead of waiting for the end of a build. Other requests wait behind those
-        of a service, and nobody behind a command."""
+        """Whether callers get IndexBuilding instead of waiting for the end of a build: in a service, waiting callers
+        block other requests."""
         self._closed = threading.Event()
         self._places = threading.BoundedSemaphore(MAX_WAITING)
 
@@ -96,7 +96,7 @@ class Builds:
             seconds: How long to wait; None waits to the end in a command, and briefly in a service.
 
         Raises:
-            IndexBuilding: It goes on after that time.
+            IndexBuilding: It has not ended by then.
             Exception: The error with which it ended.
         """
         if not self._has_ended(build, seconds):

@@ -274,8 +274,8 @@ class FacePipeline:
         """Searches an image that shows no face with certainty at all scales, in the other orientations, and a large one
         in tiles.
 
-        What is probably a face is looked for in other orientations at a coarse scale only, which finds it if it is
-        turned. Returns the image with the faces of the best orientation.
+        If a face is likely, the other orientations are searched at a coarse scale only, which finds a turned face.
+        Returns the image with the faces of the best orientation.
         """
         detector, _ = self._load()
         reduced = image.photo

@@ -17,8 +17,8 @@ from search_service.api.security import Guard
 class Access:
     """ASGI middleware. Checks the host name, the origin and the API key of a request; the guard decides about the key.
 
-    What is admitted has `key`, `body_kind` and `parameters` in its state, and a path in which encoded slashes separate
-    nothing.
+    An admitted request has `key`, `body_kind` and `parameters` in its state, and a path in which encoded slashes do not
+    separate.
     """
 
     def __init__(

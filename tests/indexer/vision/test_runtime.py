@@ -57,13 +57,13 @@ def load_and_run(_):
 with ThreadPoolExecutor(2) as pool:
     assert list(pool.map(load_and_run, range(2))) == [(1, 128)] * 2
 """
-"""Two threads load the first two networks of a process at once, as a service's start and a job that goes on do."""
+"""Two threads load the first two networks of a process at once, like a service that starts and continues a job."""
 
 
 @pytest.mark.parametrize("engine", runtime.ENGINES)
 def test_two_threads_may_load_the_first_networks_at_once(engine: str, model: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(model)
-    for _ in range(3):  # without a lock nearly every process stops for ever with OpenVINO 2026.4
+    for _ in range(3):  # without a lock nearly every process deadlocks with OpenVINO 2026.4
         program = [sys.executable, "-c", TWO_LOAD_FIRST, str(tmp_path / "model.onnx"), engine]
         subprocess.run(program, check=True, timeout=DEADLINE)
 
