@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from indexer.models.packs import SFACE
 from search_service.calibration.report import Basis, Report, build_report, calibrate, summary
 from search_service.calibration.thresholds import Calibrated, Thresholds
-from search_service.cli.calibrate import gallery_calibrate
 from search_service.matching.calibration import threshold_for
 from search_service.search import Query, SearchService
 from search_service.service_context import ServiceContext
+from tests.indexer.cli.command import Command
 from tests.search_service.calibration.people import BORROWED, DIM, another_photo, enroll_people, people
 
 
@@ -54,14 +52,13 @@ def test_command_prints_thresholds_lists_duplicates_and_draws(context: ServiceCo
     once = people(80, 0.1)
     enroll_people(context, np.concatenate([once, another_photo(once[:2], 0.9)]), photos=2)
     target = tmp_path / "scores.svg"
-    common = ["staff", "--home", str(context.settings.home)]
-    plain = CliRunner().invoke(gallery_calibrate, [*common, "--picture", str(target)], catch_exceptions=False)
-    assert plain.exit_code == 0
+    command = Command(context.settings.home)
+    plain = command.ok("gallery", "calibrate", "staff", "--picture", target)
     for word in ("0.01 %", "extrapolated", "p0000", "p0080", "support an FPIR"):
-        assert word in plain.output
+        assert word in plain.out
     lines = ElementTree.parse(target).findall(".//{http://www.w3.org/2000/svg}line")
     assert len([line for line in lines if line.get("x1") == line.get("x2")]) == 7
-    report = json.loads(CliRunner().invoke(gallery_calibrate, [*common, "--json"], catch_exceptions=False).output)
+    report = command.ok("gallery", "calibrate", "staff", "--json").json
     assert [row["fpir"] for row in report["thresholds"]] == [0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001]
     duplicates = {tuple(sorted(one["external_ids"])) for one in report["duplicates"]}
     assert duplicates == {("p0000", "p0080"), ("p0001", "p0081")}
@@ -73,8 +70,6 @@ def test_command_prints_thresholds_lists_duplicates_and_draws(context: ServiceCo
 def test_empty_gallery_can_be_calibrated(context: ServiceContext, tmp_path: Path) -> None:
     enroll_people(context, np.empty((0, DIM), np.float32))
     target = tmp_path / "scores.svg"
-    arguments = ["staff", "--home", str(context.settings.home), "--picture", str(target)]
-    result = CliRunner().invoke(gallery_calibrate, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    assert "0 people are too few" in result.output
+    calibrated = Command(context.settings.home).ok("gallery", "calibrate", "staff", "--picture", target)
+    assert "0 people are too few" in calibrated.out
     ElementTree.parse(target)
