@@ -9,7 +9,6 @@ candidate and reaches the threshold of that FPIR; probes of people whose photo w
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from benchmarks.lfw import RESULTS, Cell, Shot, arguments, by_person, enrolled, list_shots, write_results
 from indexer.app_context import AppContext
+from indexer.csv_files import row_writer
 from indexer.settings import read_settings
 from indexer.types import Pick
 from search_service.calibration.thresholds import Thresholds
@@ -82,7 +82,10 @@ def enroll(shots: Sequence[Shot], folder: Path) -> dict[str, Any]:
     """Runs `whosthere enroll --json` and returns its output."""
     manifest = folder / "gallery.csv"
     with manifest.open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "external_id"), *((shot.path, shot.person) for shot in shots)])
+        write_row = row_writer(file)
+        write_row(["image", "external_id"])
+        for shot in shots:
+            write_row([str(shot.path), shot.person])
     whosthere = Path(sys.executable).parent / "whosthere"
     command = f"{whosthere} enroll --gallery lfw --manifest {manifest} --pick center --json --home {folder / 'home'}"
     done = subprocess.run(command.split(), stdout=subprocess.PIPE, text=True, check=False)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.csv_files import row_writer
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import Pack
 from indexer.types import Face, Pick, Vectors
@@ -192,9 +193,10 @@ def write_results(path: Path, rows: Sequence[Mapping[str, Cell]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="") as file:
         file.write(f"# {hardware()}; {today}\n")
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _shown(value) for key, value in row.items()} for row in rows)
+        write_row = row_writer(file, line_end="\n")
+        write_row(columns)
+        for row in rows:
+            write_row(_shown(row.get(column, "")) for column in columns)
     print(path.read_text(), end="")
 
 

@@ -65,6 +65,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("indexer.timing", "indexer.supervision"),
     ("indexer.supervision", ""),
     ("indexer.clock", ""),
+    ("indexer.csv_files", ""),
     ("migrations", "indexer.gallery indexer.settings search_service.store"),
 )
 """Each folder (or module at the top of a package) and what of the project it may import; `-` excludes."""
@@ -72,7 +73,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
 GROUPS = {
     "BASE": (
         "indexer.settings indexer.types indexer.errors indexer.files indexer.timing indexer.supervision indexer.clock "
-        "indexer.rounding"
+        "indexer.rounding indexer.csv_files"
     ),
     "ENROLLMENT": "indexer.enrollment indexer.vision indexer.vectors indexer.models indexer.gallery BASE",
     "INDEXER": "indexer -indexer.cli",

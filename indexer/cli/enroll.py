@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from indexer.cli.common import (
     table,
     with_context,
 )
+from indexer.csv_files import row_writer
 from indexer.enrollment.enroller import Result
 from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of
@@ -174,7 +174,7 @@ def _report(path: Path | None, of_rows: Sequence[Row]) -> Iterator[Callable[[Res
         file: IO[str] = path.open("w", buffering=1, newline="", encoding=encoding)
     except OSError as error:
         raise click.UsageError(f"the report {path} cannot be written: {error.strerror}") from error
-    writer = csv.writer(file)
+    write_row = row_writer(file)
 
     def attempt(write: Callable[..., object], *arguments: object) -> None:
         if file.closed:
@@ -186,10 +186,10 @@ def _report(path: Path | None, of_rows: Sequence[Row]) -> Iterator[Callable[[Res
                 file.close()
             click.echo(f"Warning: the report {path} ends early, enrollment continues: {error.strerror}", err=True)
 
-    attempt(writer.writerow, ["image", "external_id", "outcome", "reason", "face_id", "message"])
+    attempt(write_row, ["image", "external_id", "outcome", "reason", "face_id", "message"])
     try:
         yield lambda r: attempt(
-            writer.writerow,
+            write_row,
             [r.image, r.external_id, r.outcome, r.reason or "", r.face_id or "", r.message or ""],
         )
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from indexer.csv_files import restore
 from indexer.enrollment.containers import Container, Reader
 from indexer.enrollment.manifest_files import Manifest
 from indexer.enrollment.rows import Row, invalid_row
@@ -77,8 +78,8 @@ def _checked_rows(
         if not any(cells.values()):
             continue  # spreadsheets leave lines of commas
         line = reader.line_num
-        image = (cells.get("image") or "").strip()
-        external_id = normalize_text((cells.get("external_id") or "").strip())
+        image = _text(cells.get("image"))
+        external_id = normalize_text(_text(cells.get("external_id")))
         try:
             if _has_extra_cells(cells):
                 raise InvalidRequest("it has more cells than the header has columns")
@@ -99,9 +100,14 @@ def _has_extra_cells(cells: Mapping[str, Any]) -> bool:
     return any(cell.strip() for cell in ([rest] if isinstance(rest, str) else rest))
 
 
+def _text(cell: str | None) -> str:
+    """Returns a cell's text; reports and attendance lists of this program are protected from spreadsheets."""
+    return restore((cell or "").strip())
+
+
 def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
     def cell(name: str) -> str | None:
-        value = (cells.get(name) or "").strip()
+        value = _text(cells.get(name))
         return None if value in ("", CLEAR) else value
 
     person = Person(

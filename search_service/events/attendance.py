@@ -20,11 +20,12 @@ Days begin at midnight in a time zone. Hours are elapsed time, also in nights wi
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import TextIO
+
+from indexer.csv_files import row_writer
 
 LONGEST_SHIFT = timedelta(hours=16)
 """Longer than a shift with overtime, shorter than the time from a morning to the next evening."""
@@ -36,9 +37,6 @@ otherwise count as work without a remark."""
 MISSING_IN, MISSING_OUT, UNDIRECTED_LEFT_OUT = "missing_in", "missing_out", "undirected_left_out"
 
 COLUMNS = ("day", "external_id", "name", "first_in", "last_out", "hours", "remarks")
-
-FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""Spreadsheets evaluate cells that begin with one of these (OWASP, CSV injection)."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +150,15 @@ def span(
 
 
 def write(rows: Iterable[Row], file: TextIO) -> None:
-    """Writes CSV: times with their offset, hours with two decimals. A `'` protects cells from being evaluated."""
-    writer = csv.writer(file)
-    writer.writerow(COLUMNS)
+    """Writes CSV: times with their offset, hours with two decimals."""
+    write_row = row_writer(file)
+    write_row(COLUMNS)
     for row in rows:
-        writer.writerow(
+        write_row(
             (
                 row.day.isoformat(),
-                _escape_formula(row.external_id),
-                _escape_formula(row.name or ""),
+                row.external_id,
+                row.name or "",
                 row.first_in.isoformat(timespec="seconds") if row.first_in else "",
                 row.last_out.isoformat(timespec="seconds") if row.last_out else "",
                 "" if row.worked is None else f"{hours_of(row):.2f}",
@@ -233,7 +231,3 @@ def _elapsed(begin: datetime, end: datetime) -> timedelta:
 
 def _midnight(day: date, zone: tzinfo) -> datetime:
     return datetime.combine(day, datetime.min.time(), zone).astimezone(UTC)
-
-
-def _escape_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULAS) else text

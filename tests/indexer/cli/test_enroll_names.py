@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,25 @@ def test_photo_of_another_person_is_held(staff: Command, demo: Demo, tmp_path: P
     in_lights(tmp_path / "right" / "collins", "2.png", "3.png")
     staff.ok("enroll", tmp_path / "right", "--gallery", "staff")
     assert identities(staff)["collins"] == 3
+
+
+def test_report_with_formulas_is_protected_and_is_read_as_a_manifest(
+    empty: Command, demo: Demo, tmp_path: Path
+) -> None:
+    photo = "=1+1;@A1.jpg"
+    (tmp_path / photo).write_bytes(demo.photo("collins").read_bytes())
+    (tmp_path / "staff.csv").write_text(f'image,external_id,name\n"{photo}",-7,+1\n=no.jpg,@ben,\n')
+    report = tmp_path / "report.csv"
+    ran = empty("enroll", "--manifest", tmp_path / "staff.csv", "--gallery", "staff", "--report", report)
+    assert ran.code == 3
+    with report.open(newline="", encoding="utf-8") as file:
+        (_, *rows) = list(csv.reader(file))
+    assert [row[:4] for row in rows] == [
+        ["'=1+1;'@A1.jpg", "'-7", "enrolled", ""],
+        ["'=no.jpg", "'@ben", "rejected", "unreadable_image"],
+    ]
+    again = empty("enroll", "--manifest", report, "--gallery", "staff", "--json")
+    assert [(row["image"], row["external_id"], row["outcome"]) for row in again.json["results"]] == [
+        (photo, "-7", "unchanged"),
+        ("=no.jpg", "@ben", "rejected"),
+    ]
