@@ -21,9 +21,10 @@ from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors import mapped_file, self_check
 from indexer.vectors.base import DamagedIndex, VectorIndex, inner_products
+from indexer.vectors.faiss_threads import single_thread
 from indexer.vectors.locks import ReadWriteLock
 from indexer.vectors.mapped_file import Float16Vectors, MappedFile
-from indexer.vectors.product_codes import BATCH_ROWS, ProductCodeScan, encode, single_thread
+from indexer.vectors.product_codes import BATCH_ROWS, ProductCodeScan, encode
 from indexer.vectors.self_check import SelfCheckReport
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
-from indexer.vectors.base import VectorIndex, best_hit_per_identity, ranking_key
+from indexer.vectors.base import VectorIndex
+from indexer.vectors.faiss_threads import single_thread
 from indexer.vectors.locks import ReadWriteLock
 
 FACES_PER_IDENTITY = 8
@@ -55,7 +56,7 @@ class FlatIndex(VectorIndex):
 
     def nearest_faces(self, queries: Vectors, k: int) -> list[list[Hit]]:
         with self._lock.reading():
-            return self._nearest_faces(queries, k)
+            return [self._hits(rows, scores) for rows, scores in self._best_rows(queries, k)]
 
     def nearest_identities(self, queries: Vectors, k: int) -> list[list[Hit]]:
         with self._lock.reading():
@@ -63,9 +64,11 @@ class FlatIndex(VectorIndex):
             pending = list(range(len(queries)))
             fetched = k * FACES_PER_IDENTITY
             while pending:
-                found = self._nearest_faces(queries[pending], fetched)
-                for i, hits in zip(pending, found, strict=True):
-                    answers[i] = best_hit_per_identity(hits)[:k]
+                found = self._best_rows(queries[pending], fetched)
+                for i, (rows, scores) in zip(pending, found, strict=True):
+                    _, firsts = np.unique(self._identities[rows], return_index=True)
+                    best = np.sort(firsts)[:k]
+                    answers[i] = self._hits(rows[best], scores[best])
                 pending = [i for i in pending if len(answers[i]) < k] if fetched < len(self._faces) else []
                 fetched *= 2
             return answers
@@ -96,27 +99,31 @@ class FlatIndex(VectorIndex):
         self._faces, self._identities = self._faces[~is_removed], self._identities[~is_removed]
         self._known.difference_update(known)
 
-    def _nearest_faces(self, queries: Vectors, k: int) -> list[list[Hit]]:
+    def _best_rows(self, queries: Vectors, k: int) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Returns for each query the best `k` rows, best first, and their scores; none for a query that is not finite.
+
+        Rows with equal scores are ordered by face id.
+        """
         k = min(k, len(self._faces))
         if k == 0:
-            return [[] for _ in queries]
+            return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
         contiguous = np.ascontiguousarray(queries, dtype=np.float32)
         fetched = min(k + 1, len(self._faces))
-        scores, rows = self._flat.search(contiguous, fetched)
-        while fetched < len(self._faces) and (scores[:, k - 1] == scores[:, -1]).any():  # more faces may tie with it
-            fetched = min(2 * fetched, len(self._faces))
+        with single_thread():
             scores, rows = self._flat.search(contiguous, fetched)
-        return [
-            sorted(
-                (
-                    Hit(int(self._identities[r]), int(self._faces[r]), float(s))
-                    for s, r in zip(score, row, strict=True)
-                    if r >= 0  # -1 for a query that is not a number
-                ),
-                key=ranking_key,
-            )[:k]
-            for score, row in zip(scores, rows, strict=True)
-        ]
+            while fetched < len(self._faces) and (scores[:, k - 1] == scores[:, -1]).any():  # more may tie with it
+                fetched = min(2 * fetched, len(self._faces))
+                scores, rows = self._flat.search(contiguous, fetched)
+        best = []
+        for row, score in zip(rows, scores, strict=True):
+            row, score = row[row >= 0], score[row >= 0]
+            order = np.lexsort((self._faces[row], -score))[:k]
+            best.append((row[order], score[order]))
+        return best
+
+    def _hits(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> list[Hit]:
+        found = zip(self._identities[rows].tolist(), self._faces[rows].tolist(), scores.tolist(), strict=True)
+        return [Hit(*hit) for hit in found]
 
 
 def build_flat_index(dim: int, pages: Iterable[FaceVectors], max_faces: int | None) -> FlatIndex:

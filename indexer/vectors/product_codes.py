@@ -5,14 +5,13 @@ See Jégou et al. 2011 (product quantization) and André et al. 2017, https://ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.vectors.faiss_threads import single_thread
 from indexer.vectors.mapped_file import Codes, Float16Vectors, MappedFile
 
 SUBQUANTIZERS = 64
@@ -44,7 +43,8 @@ class ProductCodeScan:
             self._codes.add(_padded(vectors))
 
     def search(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        _, rows = self._codes.search(_padded(queries), count)
+        with single_thread():
+            _, rows = self._codes.search(_padded(queries), count)
         return np.asarray(rows, dtype=np.int64)
 
 
@@ -68,21 +68,6 @@ def encode(vectors: Float16Vectors) -> tuple[Codes, NDArray[np.float32]]:
         for start in range(0, len(vectors), BATCH_ROWS)
     ]
     return np.concatenate(codes), faiss.vector_to_array(quantizer.centroids).reshape(shape)
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Makes FAISS use one thread in the calling thread.
-
-    Leaves the other cores to searches. FAISS's threads synchronize very often while it trains or adds single rows,
-    which then takes many times as long when other threads need the cores.
-    """
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
 
 
 def _padded(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

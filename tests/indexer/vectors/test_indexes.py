@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,23 @@ def test_unit_vectors_of_realistic_size_are_ranked_exactly(empty: Callable[[int]
         expected = sorted(best, key=lambda owner: -best[owner])[:10]
         assert [hit.identity_id for hit in hits] == expected
         assert [hit.score for hit in hits] == pytest.approx([best[owner] for owner in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["exact", "compressed"])
+def test_search_starts_no_threads(kind: str, tmp_path: Path) -> None:
+    """FAISS's threads wait actively for each other, which takes long while other processes need the cores."""
+    rng = np.random.default_rng(6)
+    index = LOCAL[kind](tmp_path, 64, rng.standard_normal((3000, 64)).astype(np.float32))
+
+    tasks = Path("/proc/self/task")
+
+    def search() -> set[Path]:
+        before = set(tasks.iterdir())
+        index.nearest_identities(rng.standard_normal((32, 64)).astype(np.float32), 5)
+        return set(tasks.iterdir()) - before
+
+    with ThreadPoolExecutor(1) as thread:  # where nothing has limited FAISS's threads before
+        assert thread.submit(search).result() == set()
 
 
 def test_identity_with_very_many_faces_hides_no_other(empty: Callable[[int], VectorIndex]) -> None:
