@@ -26,15 +26,12 @@ from indexer.settings import Settings
 from search_service.api.errors import Forbidden, RateLimited, Unauthorized
 from search_service.api.hosts import is_loopback
 from search_service.api.permissions import DeclaredRoutes, Permission, RouteMatch
+from search_service.api.proxies import came_through_proxy
 from search_service.service_context import ServiceContext
 from search_service.store import api_keys
 from search_service.store.api_keys import ApiKey
 
 log = logging.getLogger(__name__)
-
-
-PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-prefix", "x-real-ip")
-"""Headers that proxies add: the caller behind a proxy on this machine may be anywhere."""
 
 DOCUMENTATION = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/static-offline-docs"})
 """Paths of FastAPI's own routes, which need no key: they are the same for every service and reveal no data."""
@@ -146,9 +143,8 @@ class Guard:
         """Returns whether the caller is answered while there are no keys: it is on this machine and not a proxy."""
         if self._context.settings.open:
             return True
-        headers = Headers(scope=scope)
         client = scope.get("client")
-        return client is not None and is_loopback(client[0]) and not any(name in headers for name in PROXY_HEADERS)
+        return client is not None and is_loopback(client[0]) and not came_through_proxy(scope)
 
 
 class Buckets:

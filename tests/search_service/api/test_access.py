@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 from pathlib import Path
 
@@ -90,10 +91,33 @@ def test_without_keys_other_machines_are_refused(tmp_path: Path, address: str) -
 def test_without_keys_proxies_on_this_machine_are_refused(tmp_path: Path) -> None:
     context = ServiceContext(read_settings(SETTINGS, home=tmp_path))
     for address in ("127.0.0.1", "127.8.8.8", "::1"):
-        assert Caller(context, address)("/v1/galleries").status_code == 200
-        for header in ("x_forwarded_for", "forwarded", "x_real_ip"):
-            refused(Caller(context, address)("/v1/galleries", **{header: "127.0.0.1"}), 401, "unauthorized")
+        ask = Caller(context, address)
+        assert ask("/v1/galleries").status_code == 200
+        for header in SHOWN_BY_PROXIES:
+            refused(ask("/v1/galleries", **{header: "/a"}), 401, "unauthorized")
+    _, admin = context.keys.create("admin", [Scope.ADMIN])
+    for header in SHOWN_BY_PROXIES:
+        assert ask("/v1/galleries", x_api_key=admin, **{header: "/a"}).status_code == 200
     context.close()
+
+
+SHOWN_BY_PROXIES = (
+    *("Via", "Forwarded", "X-Real-IP", "X-Client-IP", "CDN-Loop"),
+    *(f"X-Forwarded-{end}" for end in ("For", "Host", "Proto", "Port", "Prefix", "Scheme", "Server", "Client-Cert")),
+    *("CF-Connecting-IP", "CF-Ray", "True-Client-IP", "Fastly-Client-IP", "Fastly-FF", "Akamai-Origin-Hop"),
+    *("X-Azure-ClientIP", "X-Azure-FDID", "X-Amz-Cf-Id", "CloudFront-Viewer-Address", "X-Envoy-External-Address"),
+    *("Fly-Client-IP", "X-Vercel-Forwarded-For", "X-Original-Forwarded-For", "Tailscale-User-Login"),
+)
+
+
+def test_without_keys_http_1_0_does_not_count_as_local(tmp_path: Path) -> None:
+    """nginx's `proxy_pass` forwards with it by default, and adds no header."""
+    with serving(tmp_path, tmp_path / "log") as server:
+        port = server.client.base_url.port
+        for version, status in ((b"1.1", b" 200 "), (b"1.0", b" 401 ")):
+            with socket.create_connection(("127.0.0.1", port), DEADLINE) as connection:
+                connection.sendall(b"GET /v1/galleries HTTP/%s\r\nHost: localhost\r\n\r\n" % version)
+                assert status in connection.recv(100)
 
 
 def test_an_open_service_answers_everybody_until_there_is_a_key(tmp_path: Path) -> None:
