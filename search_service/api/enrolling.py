@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
 from indexer.enrollment.enroller import Result, another_identity, committed, held, new_face, rejected
@@ -15,10 +15,10 @@ from search_service.api.state import State
 from search_service.inference_queue import Kind
 
 
-async def enroll(service: State, request: EnrollRequest) -> list[Result]:
+async def enroll(service: State, request: EnrollRequest, before_commit: Callable[[], Awaitable[None]]) -> list[Result]:
     """Returns one result for each photo, in order; a rejected photo does not affect the others.
 
-    Creates the identity if it is missing and a photo is enrolled.
+    Creates the identity if it is missing and a photo is enrolled. Nothing is stored if `before_commit` raises an error.
     """
     gallery, external_id, photos = request.gallery, request.external_id, request.photos
     hashes = await service.off_loop(lambda: [sha256(photo.data) for photo in photos])
@@ -49,6 +49,7 @@ async def enroll(service: State, request: EnrollRequest) -> list[Result]:
             for name, one in zip(names, prepared, strict=True)
         ]
 
+    await before_commit()
     return await service.off_loop(commit)
 
 

@@ -35,6 +35,12 @@ class BodyTooSlow(WhosthereError):
     code = "body_too_slow"
 
 
+class CallerGone(WhosthereError):
+    """The connection was closed before the request was complete. The answer is only counted and logged."""
+
+    code = "caller_gone"
+
+
 class Forbidden(WhosthereError):
     """The caller may not do this, or not under this host name."""
 
@@ -78,6 +84,7 @@ class RequestInProgress(WhosthereError):
 STATUS: tuple[tuple[type[WhosthereError], int], ...] = (
     (BodyTooLarge, 413),
     (BodyTooSlow, 408),
+    (CallerGone, 499),  # as nginx logs it
     (Unauthorized, 401),
     (Forbidden, 403),
     (PreconditionFailed, 412),

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from indexer.clock import now
-from indexer.errors import InvalidSetting, StorageUnavailable, WhosthereError
+from indexer.errors import InvalidSetting, NotFound, StorageUnavailable, WhosthereError
 from indexer.settings import Settings
 from search_service.api.errors import Forbidden, RateLimited, Unauthorized
 from search_service.api.hosts import is_loopback
@@ -47,6 +47,16 @@ def key_of(request: Request) -> ApiKey | None:
     """Returns the API key that the request was sent with, or None where the service has no keys."""
     key: ApiKey | None = getattr(request.state, "key", None)
     return key
+
+
+async def check_key_again(scope: Scope) -> None:
+    """Raises Unauthorized if the key of a request was revoked, or has expired, since the request was admitted.
+
+    For before a change, after something that takes long, such as a body that arrives slowly.
+    """
+    check = scope.get("state", {}).get("check_key_again")
+    if check is not None:
+        await check()
 
 
 def check_gallery(request: Request, name: str) -> None:
@@ -100,6 +110,17 @@ class Guard:
             _check(key, permission, params)
         return key
 
+    async def check_again(self, key: ApiKey | None) -> None:
+        """Raises Unauthorized if a key that `admit` returned is not valid any more; where it returned None, if there is
+        a key by now."""
+        if key is not None:
+            try:
+                _check_valid(await run_in_threadpool(lambda: self._context.keys.get(key.id)))
+            except NotFound as error:  # the database was replaced
+                raise Unauthorized("the API key is not known here") from error
+        elif await self._any_key():
+            raise Unauthorized("the first API key was created meanwhile; every request needs one now")
+
     async def trusts(self, request: Request) -> bool:
         """Returns whether a public route may show this caller details of the galleries: the caller has an admin's key
         for all of them, or no keys exist and the caller is answered without."""
@@ -126,10 +147,7 @@ class Guard:
         key = await run_in_threadpool(lambda: self._context.keys.authenticate(sent))
         if key is None:
             raise Unauthorized("the API key is not known here")
-        if key.revoked_at is not None:
-            raise Unauthorized(f"the API key {key.name!r} was revoked")
-        if key.is_expired(now()):
-            raise Unauthorized(f"the API key {key.name!r} has expired")
+        _check_valid(key)
         if wait := self._buckets.take(key):
             raise RateLimited(f"the API key {key.name!r} may make {key.per_minute} requests a minute", wait)
         return key
@@ -173,6 +191,14 @@ def _sent_key(headers: Headers) -> str | None:
     """Returns the key that was sent, valid or not. `X-API-Key` comes first: `Authorization` may be for a gateway."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     return headers.get("x-api-key") or (bearer.strip() if scheme.lower() == "bearer" else None)
+
+
+def _check_valid(key: ApiKey) -> None:
+    """Raises Unauthorized."""
+    if key.revoked_at is not None:
+        raise Unauthorized(f"the API key {key.name!r} was revoked")
+    if key.is_expired(now()):
+        raise Unauthorized(f"the API key {key.name!r} has expired")
 
 
 def _check(key: ApiKey | None, needed: Permission, params: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from typing import IO, Any
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect
 
 from indexer.enrollment.archives import MAX_ENTRIES
 from indexer.enrollment.containers import MANIFEST
@@ -54,8 +53,6 @@ async def receive(service: State, request: Request, file: IO[bytes]) -> Mapping[
         await service.off_loop(write)
         await service.off_loop(body.end)
         await service.off_loop(file.flush)
-    except ClientDisconnect as error:
-        raise InvalidRequest("the connection was closed before the body was complete") from error
     except FormParserError as error:
         raise InvalidRequest(f"the body is not multipart/form-data: {error}") from error
     except OSError as error:

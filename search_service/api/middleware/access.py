@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,8 +19,8 @@ from search_service.api.security import Guard
 class Access:
     """ASGI middleware. Checks the host name, the origin and the API key of a request; the guard decides about the key.
 
-    An admitted request has `key`, `body_kind` and `parameters` in its state, and a path in which encoded slashes do not
-    separate.
+    An admitted request has `key`, `body_kind` and `parameters` in its state, `check_key_again` unless its route is
+    public, and a path in which encoded slashes do not separate.
     """
 
     def __init__(
@@ -45,5 +47,7 @@ class Access:
             except HTTPException as error:
                 await http_error(request, error)(scope, receive, send)
                 return
+            if not match.is_public:
+                request.state.check_key_again = partial(self.guard.check_again, request.state.key)
             request.state.body_kind, request.state.parameters = match.body, match.parameters
         await self.app(scope, receive, send)

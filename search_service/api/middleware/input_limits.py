@@ -11,9 +11,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.errors import Overloaded, WhosthereError
-from search_service.api.errors import BodyTooLarge, BodyTooSlow, send_error
+from search_service.api.errors import BodyTooLarge, BodyTooSlow, CallerGone, send_error
 from search_service.api.paths import check_text
 from search_service.api.permissions import BodyKind
+from search_service.api.security import check_key_again
 
 MAX_JSON_BYTES = 2**20
 """The largest body without photos, which is parsed on the event loop: nginx's default limit. Metadata of more would be
@@ -37,7 +38,8 @@ class BodyLimit:
 
 class InputLimits:
     """ASGI middleware. Answers 400 where path or query are not text, 413 once a body is known to be too large, 429
-    while bodies of that kind together are too large, and 408 when a body arrives too slowly.
+    while bodies of that kind together are too large, 408 when a body arrives too slowly, and 401 if the key was revoked
+    meanwhile. Ends a request whose caller hangs up before it is complete.
 
     The kind of a body is in the request's state (`body_kind`).
     """
@@ -85,25 +87,35 @@ class _Exchange:
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """Raises BodyTooLarge, BodyTooSlow, Overloaded."""
+        """Raises BodyTooLarge, BodyTooSlow, CallerGone, Overloaded, Unauthorized."""
         waiting_since = time.monotonic()
         try:
             async with asyncio.timeout(None if self._is_complete else self._seconds_left):
                 message = await self._receive()
         except TimeoutError:
-            problem = f"{self.received:,} bytes of the request's body arrived, and then next to nothing"
-            self._refusal = BodyTooSlow(problem)
-            raise self._refusal from None
+            slow = BodyTooSlow(f"{self.received:,} bytes of the request's body arrived, and then next to nothing")
+            raise self._refuse(slow) from None
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            raise self._refuse(CallerGone("the connection was closed before the body was complete"))
         size = len(message.get("body", b""))
-        self._is_complete = not message.get("more_body", False)
+        was_complete, self._is_complete = self._is_complete, not message.get("more_body", False)
         gained = size / LEAST_RATE - (time.monotonic() - waiting_since)
         self._seconds_left = min(self._grace, self._seconds_left + gained)
         self.received += size
         self._limit.held += size
-        self._refusal = self._check_size(size)
-        if self._refusal is not None:
-            raise self._refusal
+        problem = self._check_size(size)
+        if problem is not None:
+            raise self._refuse(problem)
+        if self._is_complete and not was_complete and self.received > size:  # a body in one piece was just admitted
+            try:
+                await check_key_again(self._scope)
+            except WhosthereError as error:
+                raise self._refuse(error) from None
         return message
+
+    def _refuse(self, error: WhosthereError) -> WhosthereError:
+        self._refusal = error
+        return error
 
     def _check_size(self, added: int) -> WhosthereError | None:
         held = self._limit.held

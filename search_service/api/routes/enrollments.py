@@ -15,6 +15,7 @@ from search_service.api.models.jobs import JobPayload, job_fields
 from search_service.api.permissions import BodyKind, accepts, requires
 from search_service.api.requests import ENROLL_FIELDS
 from search_service.api.routes.openapi import Responses, failures
+from search_service.api.security import check_key_again
 from search_service.api.state import Service, State
 from search_service.api.uploads import receive
 from search_service.background.jobs import spool
@@ -78,6 +79,7 @@ async def enroll(
         async with service.listing:
             await service.off_loop(_check_possible, service, target)  # the last free place may be taken by now
             images = await service.off_loop(_count_images, file)
+        await check_key_again(request.scope)
         job = await service.off_loop(_create, service, target, images, chosen, file)
     response.headers["Location"] = f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"
     return job_fields(job)

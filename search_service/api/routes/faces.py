@@ -38,6 +38,7 @@ from search_service.api.requests import (
     SearchRequest,
 )
 from search_service.api.routes.openapi import failures, image_body
+from search_service.api.security import check_key_again
 from search_service.api.state import Service, State
 from search_service.events.recording import record, restore_events, serialize_events
 from search_service.inference_queue import Kind
@@ -75,6 +76,8 @@ async def search(service: Service, body: Search, request: Request, response: Res
         answers = await _answers(service, body)
     if not body.is_list and answers[0].error is not None:
         raise answers[0].error
+    if body.recording is not None:
+        await check_key_again(request.scope)
     answers = await _recorded(service, body, answers, memory_of(request))
     if not body.is_list:
         return answer_payload(answers[0], body.names)

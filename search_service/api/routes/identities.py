@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from indexer.errors import Conflict, NotFound
 from indexer.serializers import face_object, identity_object
@@ -31,6 +32,7 @@ from search_service.api.paths import ExternalId
 from search_service.api.permissions import BodyKind, accepts, requires
 from search_service.api.requests import ENROLL_FIELDS, Enroll
 from search_service.api.routes.openapi import failures, image_body, tagged
+from search_service.api.security import check_key_again
 from search_service.api.state import Service
 from search_service.store.api_keys import Scope
 
@@ -148,13 +150,13 @@ def list_faces(service: Service, gallery: str, external_id: ExternalId, page: Pa
     responses=failures(409, 413, 429) | {200: {"model": EnrolledPayload | ResultsPayload}},
     openapi_extra=image_body(ENROLL_FIELDS, several=True),
 )
-async def enroll_face(service: Service, body: Enroll, response: Response) -> Any:
+async def enroll_face(service: Service, body: Enroll, request: Request, response: Response) -> Any:
     """Enrolls photos of a person, creating the identity if needed.
 
     One `image`: 201 enrolled, 200 unchanged (the same bytes are already enrolled), 422 rejected: the code says why.
     `images`, or `image` several times: 200 with one result for each, also if some are rejected.
     """
-    results = await enrolling.enroll(service, body)
+    results = await enrolling.enroll(service, body, partial(check_key_again, request.scope))
     if body.is_list:
         response.status_code = 200
         return {"results": results}
