@@ -97,17 +97,23 @@ def enroll(
         raise click.UsageError(f"there are no images in {', '.join(map(str, paths))}")
     target = context.open_gallery(gallery, model)
     before = context.store.faces.owners(target.id) if sync else {}
-    results: list[Result] = []
+    results: list[Result] = []  # of all photos only where they are needed
+    rejections: list[Result] = []
+    updated = 0
     outcomes: Counter[Outcome] = Counter()
     with _report(report, rows) as write, progress_count("Enrolling", "images") as show_progress:
         enrolling = context.enroller(target, len(rows)).enroll(rows, Pick(pick))
         try:
             for result in enrolling:
-                results.append(result)
                 write(result)
                 outcomes[result.outcome] += 1
+                updated += "updated" in result.details
+                if as_json or sync:
+                    results.append(result)
+                if result.outcome is Outcome.REJECTED and len(rejections) < SHOWN_REJECTIONS:
+                    rejections.append(result)
                 rejected = outcomes[Outcome.REJECTED]
-                show_progress(len(results), len(rows), f"{rejected} rejected" if rejected else "")
+                show_progress(outcomes.total(), len(rows), f"{rejected} rejected" if rejected else "")
         finally:
             enrolling.close()
     missing = missing_faces(before, results)
@@ -119,18 +125,13 @@ def enroll(
         print_json({**summary, **synced, "results": [asdict(result) for result in results]})
     else:
         print_counts(summary, "images")
-        _show_updated(results)
-        _show_rejected(results, report)
+        if updated:
+            click.echo(f"{updated} of them changed the name, dates or metadata of an enrolled identity.")
+        _show_rejected(rejections, outcomes[Outcome.REJECTED], report)
         if sync:
             _show_missing(missing, removed)
     if summary["rejected"]:
         sys.exit(SOME_REJECTED)
-
-
-def _show_updated(results: Sequence[Result]) -> None:
-    updated = sum("updated" in result.details for result in results)
-    if updated:
-        click.echo(f"{updated} of them changed the name, dates or metadata of an enrolled identity.")
 
 
 def _show_missing(missing: Sequence[MissingFace], removed: int) -> None:
@@ -145,17 +146,17 @@ def _show_missing(missing: Sequence[MissingFace], removed: int) -> None:
         click.echo(f"... and {len(missing) - SHOWN_REJECTIONS} more: --json lists them all")
 
 
-def _show_rejected(results: Sequence[Result], report: Path | None) -> None:
-    rejected = [result for result in results if result.outcome is Outcome.REJECTED]
-    if not rejected:
+def _show_rejected(rejections: Sequence[Result], count: int, report: Path | None) -> None:
+    """Shows the first rejections of so many."""
+    if not rejections:
         return
     rows = table("rejected", "identity", "reason", "why")
-    for result in rejected[:SHOWN_REJECTIONS]:
+    for result in rejections:
         rows.add_row(result.image, result.external_id, str(result.reason), result.message)
     show(rows)
-    if len(rejected) > SHOWN_REJECTIONS:
+    if count > len(rejections):
         where = str(report) if report else "--report FILE.csv lists them all"
-        click.echo(f"... and {len(rejected) - SHOWN_REJECTIONS} more: {where}")
+        click.echo(f"... and {count - len(rejections)} more: {where}")
 
 
 @contextmanager

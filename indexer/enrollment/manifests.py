@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from indexer.csv_files import restore
-from indexer.enrollment.containers import Container, Reader
-from indexer.enrollment.manifest_files import Manifest
-from indexer.enrollment.rows import Row, invalid_row
+from indexer.enrollment.containers import Container, Reader, printable
+from indexer.enrollment.manifest_files import Manifest, Record
+from indexer.enrollment.rows import LazyRow, Row, invalid_row
 from indexer.errors import InvalidRequest, RejectedImage, WhosthereError
 from indexer.gallery.spelling import normalize_text
 from indexer.gallery.validation import check_person
@@ -24,74 +23,89 @@ CLEAR = "\\N"
 often only the first row has the name."""
 
 
-def manifest_rows(manifest: Manifest, containers: Sequence[Container]) -> list[Row]:
-    text, label = manifest.text, manifest.label
-    reader = csv.DictReader(io.StringIO(text), dialect=_dialect(text), restkey="")
-    header = [
-        name.strip().lower() if name.strip().lower() in COLUMNS else name.strip() for name in _header(reader, label)
-    ]
+def manifest_rows(manifest: Manifest, containers: Sequence[Container]) -> list[LazyRow]:
+    """Returns the rows of a manifest, whose images are in the containers. Raises InvalidRequest."""
+    records = manifest.records()
+    table = _Table(manifest, containers, _header(next(records, None), manifest.label))
+    values: dict[tuple[str, str], tuple[int, object]] = {}
+    ids: dict[str, str] = {}
+    rows: list[LazyRow] = []
+    for record in records:
+        external_id, contradiction = table.check(record, values)
+        shared_id = ids.setdefault(external_id, external_id)
+        rows.append(_ManifestRow(table, record.start, record.line, shared_id, contradiction))
+    return rows
+
+
+def _header(record: Record | None, label: str) -> list[str]:
+    """Returns the names of the columns."""
+    names = record.cells if record is not None else []
+    if not names:
+        raise InvalidRequest(f"the manifest {label} is empty; expected a header line")
+    header = [name.strip().lower() if name.strip().lower() in COLUMNS else name.strip() for name in names]
     for column in COLUMNS[:2]:
         if column not in header:
             raise InvalidRequest(f"the manifest {label} has no column {column!r}; it has {', '.join(header)}")
     named = [name for name in header if name]  # spreadsheets leave unnamed columns
     if len(set(named)) != len(named):
         raise InvalidRequest(f"the manifest {label} has duplicate columns: {', '.join(header)}")
-    reader.fieldnames = header
-    values: dict[tuple[str, str], tuple[int, object]] = {}
-    return list(_checked_rows(reader, containers, values, label))
+    return header
 
 
-def _header(reader: csv.DictReader[str], label: str) -> Sequence[str]:
-    try:
-        names = reader.fieldnames
-    except csv.Error as error:
-        raise InvalidRequest(f"the manifest {label} is not CSV: {error}") from error
-    if not names:
-        raise InvalidRequest(f"the manifest {label} is empty; expected a header line")
-    return names
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """A manifest with its header, and where its images are."""
 
+    manifest: Manifest
+    containers: Sequence[Container]
+    header: Sequence[str]
 
-def _dialect(text: str) -> type[csv.Dialect]:
-    """Detects the delimiter: a comma, or the semicolon or tab that spreadsheets use in many countries."""
-    first = text.splitlines()[0] if text else ""
-
-    class Dialect(csv.excel):
-        delimiter = max(",;\t", key=first.count)
-        strict = True
-
-    return Dialect
-
-
-def _checked_rows(
-    reader: csv.DictReader[str],
-    containers: Sequence[Container],
-    values: dict[tuple[str, str], tuple[int, object]],
-    label: str,
-) -> Iterator[Row]:
-    while True:
+    def check(self, record: Record, values: dict[tuple[str, str], tuple[int, object]]) -> tuple[str, str | None]:
+        """Returns the identity of a row, and how it contradicts an earlier one. `values` are those of earlier rows."""
+        cells = self.cells(record.cells)
+        external_id = _external_id(cells)
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InvalidRequest(f"the manifest {label}, line {reader.reader.line_num}, is not CSV: {error}") from error
-        if not any(cells.values()):
-            continue  # spreadsheets leave lines of commas
-        line = reader.line_num
-        image = _text(cells.get("image"))
-        external_id = normalize_text(_text(cells.get("external_id")))
+            return external_id, _contradiction(_checked_person(external_id, cells), record.line, values)
+        except WhosthereError:  # raised again when the row is read
+            return printable(external_id), None
+
+    def row(self, place: _ManifestRow) -> Row:
+        """Parses a row."""
+        cells = self.cells(self.manifest.cells_at(place.start))
+        image, external_id = _text(cells.get("image")), _external_id(cells)
         try:
-            if _has_extra_cells(cells):
-                raise InvalidRequest("it has more cells than the header has columns")
-            person = _person(external_id, cells)
-            _check_same_person(person, line, values)
+            person = _checked_person(external_id, cells)
+            if place.contradiction is not None:
+                raise InvalidRequest(place.contradiction)
             if not image:
                 raise InvalidRequest("it names no image")
-            yield Row(image, person, _find_image(image, containers))
+            return Row(image, person, _find_image(image, self.containers))
         except RejectedImage as error:
-            yield invalid_row(image, external_id, error.message, Reason(error.code))
+            return invalid_row(image, external_id, error.message, Reason(error.code))
         except WhosthereError as error:
-            yield invalid_row(image, external_id, f"line {line} of the manifest: {error.message}", Reason.INVALID_ROW)
+            message = f"line {place.line} of the manifest: {error.message}"
+            return invalid_row(image, external_id, message, Reason.INVALID_ROW)
+
+    def cells(self, values: Sequence[str]) -> dict[str, Any]:
+        """Returns the cells by column; those without a column are a list, under the empty name."""
+        cells: dict[str, Any] = dict(zip(self.header, values, strict=False))
+        if len(values) > len(self.header):
+            cells[""] = values[len(self.header) :]
+        return cells
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _ManifestRow:
+    """Where a row of a manifest is; it is parsed when it is read."""
+
+    table: _Table
+    start: int
+    line: int
+    external_id: str
+    contradiction: str | None
+
+    def read(self) -> Row:
+        return self.table.row(self)
 
 
 def _has_extra_cells(cells: Mapping[str, Any]) -> bool:
@@ -103,6 +117,17 @@ def _has_extra_cells(cells: Mapping[str, Any]) -> bool:
 def _text(cell: str | None) -> str:
     """Returns a cell's text; reports and attendance lists of this program are protected from spreadsheets."""
     return restore((cell or "").strip())
+
+
+def _external_id(cells: Mapping[str, Any]) -> str:
+    return normalize_text(_text(cells.get("external_id")))
+
+
+def _checked_person(external_id: str, cells: Mapping[str, Any]) -> Person:
+    """Raises InvalidRequest."""
+    if _has_extra_cells(cells):
+        raise InvalidRequest("it has more cells than the header has columns")
+    return _person(external_id, cells)
 
 
 def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
@@ -122,18 +147,19 @@ def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
     return person
 
 
-def _check_same_person(person: Person, line: int, values: dict[tuple[str, str], tuple[int, object]]) -> None:
-    """Raises InvalidRequest if an earlier line gave the same external_id another name or date."""
+def _contradiction(person: Person, line: int, values: dict[tuple[str, str], tuple[int, object]]) -> str | None:
+    """Returns a message if an earlier line gave the same external_id another name or date."""
     for column in ("name", "valid_from", "valid_until"):
         here = CLEAR if column in person.cleared else getattr(person, column)
         if here is None:
             continue
         first_line, before = values.setdefault((person.external_id, column), (line, here))
         if before != here:
-            raise InvalidRequest(
+            return (
                 f"duplicate external_id {person.external_id!r}: its {column} is {here} here "
                 f"and {before} in line {first_line}"
             )
+    return None
 
 
 def _find_image(image: str, containers: Sequence[Container]) -> Reader:

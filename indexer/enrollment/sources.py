@@ -22,13 +22,13 @@ from indexer.enrollment.containers import (
 from indexer.enrollment.file_names import are_photos_of_one, identity_of_stem
 from indexer.enrollment.manifest_files import manifest_of, read_manifest
 from indexer.enrollment.manifests import manifest_rows
-from indexer.enrollment.rows import Row, checked_row, invalid_row
+from indexer.enrollment.rows import LazyRow, Row, Rows, checked_row, invalid_row, together
 from indexer.errors import InvalidRequest
 from indexer.gallery.spelling import normalize_text
 from indexer.types import Person, Reason
 
 
-def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
+def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> Rows:
     """Returns the rows of everything in `paths`.
 
     A folder of folders has one folder for each identity; loose files are grouped by their stem. A folder whose photos
@@ -46,23 +46,23 @@ def rows_of(paths: Sequence[Path], manifest: Path | None = None) -> list[Row]:
             if not (path.is_dir() or is_zip(path)):
                 raise InvalidRequest(f"with a manifest, paths must be folders or ZIP files with its images; got {path}")
         containers = [folder_container(manifest.parent), *(open_container(path) for path in paths)]
-        return manifest_rows(read_manifest(manifest), containers)
-    rows: list[Row] = []
+        return Rows(manifest_rows(read_manifest(manifest), containers))
+    rows: list[Row | LazyRow] = []
     for path in paths:
         if path.is_dir():
             rows += _container_rows(open_container(path), _person_of_folder(path))
         else:
             rows += _container_rows(open_container(path)) if is_zip(path) else [_file_row(path)]
-    return _together(rows)
+    return together(rows)
 
 
-def rows_of_archive(file: IO[bytes]) -> list[Row]:
+def rows_of_archive(file: IO[bytes]) -> Rows:
     """Returns the rows of an open ZIP file, which must stay open while they are read. Images have their names in it.
 
     Raises:
         InvalidRequest: The ZIP file or its manifest cannot be read.
     """
-    return _together(_container_rows(zip_container(file, "")))
+    return together(_container_rows(zip_container(file, "")))
 
 
 def _check_exists(path: Path, label: str, expected: str = "") -> None:
@@ -74,7 +74,7 @@ def _check_exists(path: Path, label: str, expected: str = "") -> None:
         raise InvalidRequest(f"{label} cannot be read: {error.strerror}{expected}") from error
 
 
-def _container_rows(container: Container, person: str = "") -> list[Row]:
+def _container_rows(container: Container, person: str = "") -> Sequence[Row | LazyRow]:
     """Returns the rows of a container. If no name of a photo contains an identity, all show `person`."""
     rows = [
         invalid_row(name, "", f"the archive entry {name!r} points out of the archive", Reason.INVALID_ROW)
@@ -82,7 +82,7 @@ def _container_rows(container: Container, person: str = "") -> list[Row]:
     ]
     manifest = manifest_of(container)
     if manifest is not None:
-        return rows + manifest_rows(manifest, [container])
+        return [*rows, *manifest_rows(manifest, [container])]
     photos = container.photos()
     is_person = are_photos_of_one({PurePosixPath(name).stem for name, _ in photos})
     if person and is_person and not any("/" in name for name, _ in photos):
@@ -107,11 +107,3 @@ def _named_row(image: str, name: str, reader: Reader) -> Row:
     stem = normalize_text(PurePosixPath(name).stem)
     identity = identity_of_stem(stem)
     return checked_row(image, Person(identity), reader, None if identity == stem else stem)
-
-
-def _together(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows with those of an identity one after another, so that their faces are compared together."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.person.external_id, []).append(row)
-    return [row for group in groups.values() for row in group]

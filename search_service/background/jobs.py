@@ -19,7 +19,7 @@ from typing import IO, Any
 from indexer.clock import now
 from indexer.enrollment.enroller import Enroller, Result
 from indexer.enrollment.reading import FaceDescriber
-from indexer.enrollment.rows import Row
+from indexer.enrollment.rows import Rows
 from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import (
     Conflict,
@@ -172,11 +172,11 @@ class JobRunner:
                     if error.code != "model_mismatch" or self._gallery(held).fingerprint == gallery.fingerprint:
                         raise
 
-    def _enroll_rows(self, held: ClaimedJob, lease: _Lease, gallery: Gallery, rows: Sequence[Row]) -> None:
+    def _enroll_rows(self, held: ClaimedJob, lease: _Lease, gallery: Gallery, rows: Rows) -> None:
         """Enrolls the rows that have no result yet."""
         done = self._jobs.finished_places(held)
-        remaining = [(place, row) for place, row in enumerate(rows, 1) if place not in done]
-        places = iter([place for place, _ in remaining])
+        remaining = [place for place in range(1, len(rows) + 1) if place not in done]
+        places = iter(remaining)
 
         def record(transaction: Any, results: Sequence[Result]) -> None:
             finished = [_job_result(next(places), result) for result in results]
@@ -184,7 +184,7 @@ class JobRunner:
 
         pick = Pick(held.options["pick"])
         enroller = self._enroller(gallery, len(remaining), lease)
-        with closing(enroller.enroll([row for _, row in remaining], pick, record)) as enrolling:
+        with closing(enroller.enroll(rows.at(place - 1 for place in remaining), pick, record)) as enrolling:
             for _ in enrolling:
                 lease.check()
 

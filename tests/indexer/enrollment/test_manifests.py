@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import tracemalloc
 import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from indexer.enrollment import manifest_files
 from indexer.enrollment.manifests import parse_time
 from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of
@@ -18,7 +21,7 @@ from tests.indexer.cli.command import Command
 from tests.indexer.enrollment.photo_files import content, message, pack, write
 
 
-def manifest_rows(folder: Path, text: str | bytes, images: str = "ana.jpg ben.jpg cleo.jpg") -> list[Row]:
+def manifest_rows(folder: Path, text: str | bytes, images: str = "ana.jpg ben.jpg cleo.jpg") -> Sequence[Row]:
     write(folder, {name: name for name in images.split()} | {"m.csv": text})
     return rows_of([], folder / "m.csv")
 
@@ -217,3 +220,47 @@ def test_manifest_next_to_a_zip_may_name_its_top_folder(tmp_path: Path, named: s
     archive = pack(tmp_path / "staff.zip", {"staff/ana/1.jpg": "a", "staff/ben/1.jpg": "b"})
     (row,) = rows_of([archive], tmp_path / "m.csv")
     assert content(row) == b"a"
+
+
+@pytest.mark.parametrize(
+    ("bound", "text", "message_part"),
+    [
+        ("MAX_ROWS", "a.jpg,ana\n\n,\nb.jpg,ben\nc.jpg,cleo\n", None),
+        ("MAX_ROWS", "a.jpg,ana\n" * 4, "has more than the 3 rows allowed; split it into several"),
+        ("MAX_LINES", "a.jpg,ana\n\n", None),
+        ("MAX_LINES", "\n\n\n", "has more than the 3 lines allowed"),
+        ("MAX_RECORD_BYTES", "a.jpg,ana\n" * 9, None),
+        ("MAX_RECORD_BYTES", 'a.jpg,"ana\nlee\nis long"\n', "line 4: the row has more than the 20 bytes allowed"),
+    ],
+)
+def test_manifest_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, text: str, message_part: str | None
+) -> None:
+    monkeypatch.setattr(manifest_files, bound, 20 if bound == "MAX_RECORD_BYTES" else 3)
+    write(tmp_path, {"m.csv": f"image,external_id\n{text}"})
+    if message_part is None:
+        assert len(rows_of([], tmp_path / "m.csv")) == text.count(".jpg")
+    else:
+        with pytest.raises(InvalidRequest, match=f"m.csv,? {message_part}"):
+            rows_of([], tmp_path / "m.csv")
+
+
+def test_many_rows_need_little_memory(tmp_path: Path) -> None:
+    rows, first_name = 5_000, "x" * 150
+    lines = "".join(f"{i}.jpg,e-{i // 2},{first_name} {i // 2},{i}\n" for i in range(rows))
+    write(tmp_path, {"m.csv": f"image,external_id,name,desk\n{lines}", f"{rows - 1}.jpg": "last"})
+    tracemalloc.start()
+    try:
+        found = rows_of([], tmp_path / "m.csv")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < (tmp_path / "m.csv").stat().st_size + 200 * rows
+    assert found[rows - 1].person.metadata == {"desk": str(rows - 1)}
+    assert [row.person.external_id for row in found[2:5]] == ["e-1", "e-1", "e-2"]
+
+
+def test_rows_of_an_identity_are_together_in_an_archive(tmp_path: Path) -> None:
+    manifest = "image,external_id\na.jpg,ana\nb.jpg,ben\nc.jpg,ana\n"
+    rows = rows_of([pack(tmp_path / "p.zip", {"manifest.csv": manifest, "a.jpg": "a", "b.jpg": "b", "c.jpg": "c"})])
+    assert [content(row) for row in rows] == [b"a", b"c", b"b"]

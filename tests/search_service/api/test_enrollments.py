@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from indexer.enrollment import manifest_files
 from tests import photos as sources
 from tests.search_service.api.bulk import JOB_FIELDS, accepted, archive, enroll, finished, jobs_of, packed
 from tests.search_service.api.conftest import MAX_BODY_BYTES
@@ -126,6 +127,17 @@ def test_unusable_forms_are_rejected_and_create_no_job(
 ) -> None:
     error = refused(client.post(f"{gallery}/enrollments", files=files, data=data), 400, code)
     assert message in error["message"]
+    assert jobs_of(client, gallery) == []
+
+
+def test_manifest_with_too_many_rows_is_rejected(
+    client: httpx.Client, gallery: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_files, "MAX_ROWS", 2)
+    manifest = b"image,external_id\n" + b"a.jpg,ana\n" * 3
+    files = archive(packed({"manifest.csv": manifest, "a.jpg": b"x"}))
+    error = refused(client.post(f"{gallery}/enrollments", files=files), 400, "invalid_request")
+    assert error["message"] == "the manifest manifest.csv has more than the 2 rows allowed; split it into several"
     assert jobs_of(client, gallery) == []
 
 
