@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -48,19 +49,11 @@ INCOMPLETE = "the file is incomplete, its end is missing; copy or send it again"
 ORIENTATION_TAG = 0x0112
 """EXIF 2.32."""
 
-TRANSPOSES: dict[object, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""The operation that makes an image of each EXIF orientation upright."""
-
 SIDEWAYS = (5, 6, 7, 8)
 """Orientations with width and height swapped."""
+
+RIGHT_FIRST, BOTTOM_FIRST = (2, 3, 7, 8), (3, 4, 6, 7)
+"""Orientations in which the file's first column or row is turned round in the upright image."""
 
 RIGHT_TO_LEFT, BOTTOM_TO_TOP = (2, 3, 6, 7), (3, 4, 7, 8)
 """Orientations in which the upright image's left or upper side is stored last: at the right or at the bottom."""
@@ -70,6 +63,9 @@ END_OF_IMAGE = b"\xff\xd9"
 
 ANY_DATA = bytes(range(254, -1, -1))
 """Bytes that libjpeg reads as data of a scan. They begin with ones, because it reads zeros where data is missing."""
+
+STRIP_PIXELS = 2**20
+"""Pixels converted at a time, so that conversions of a large image need no copies of it."""
 
 JPEG_REDUCTIONS = (8, 4, 2)
 """libjpeg decodes at 1/2, 1/4 or 1/8 of the size at a fraction of the cost (jpeglib.h, `scale_denom`)."""
@@ -82,7 +78,9 @@ class Limits:
     max_bytes: int = 32 * 2**20
     """A 12 MP JPEG has 3 to 6 MB, a 48 MP HEIC from a phone up to 10, a lossless 10 MP PNG about 25."""
     max_pixels: int = 100_000_000
-    """Twice the 48 to 50 MP of current phones; 300 MB as RGB."""
+    """Twice the 48 to 50 MP of current phones; 300 MB as RGB. While it is decoded, an image takes up to 9 bytes of
+    memory for each pixel: 4 of Pillow's image, 3 of the result, and some of the decoder. AVIF takes 13 and WebP 17,
+    because of copies that their decoders make (measured in tests)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +156,7 @@ def _decode(data: bytes, limits: Limits, longest_side: int | None) -> Photo:
         orientation = _orientation(image)
         if orientation in SIDEWAYS:
             width, height = height, width
-        upright = image.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else image
-        pixels = _to_rgb(upright, tiff.read(data))
+        pixels = _upright_rgb(image, tiff.read(data), orientation)
         return Photo(pixels, width, height, scale, _origin(pixels, width, height, scale, orientation))
 
 
@@ -203,6 +200,8 @@ def _open(data: bytes) -> Image.Image:
     for start, name in UNSUPPORTED.items():
         if data.startswith(start):
             raise _unreadable(f"{name} is not supported; {EXPECTED}")
+    if image_headers.is_run_length_coded(data):  # which Pillow decodes in Python
+        raise _unreadable("run-length coded BMPs are not supported; save it as JPEG or PNG")
     layout = tiff.read(data)
     if layout is not None and layout.problem is not None:
         raise _unreadable(layout.problem)
@@ -307,17 +306,49 @@ def _scale_transparency(image: Image.Image, bits: int) -> None:
         image.info["transparency"] = tuple(value >> (bits - 8) for value in color)
 
 
-def _to_rgb(image: Image.Image, layout: Layout | None) -> Pixels:
+def _upright_rgb(image: Image.Image, layout: Layout | None, orientation: object) -> Pixels:
+    """Returns the pixels of a loaded image, upright and in RGB, on white where it is transparent."""
+    width, height = image.size
+    pixels = np.empty((width, height, 3) if orientation in SIDEWAYS else (height, width, 3), np.uint8)
+    stored = _as_stored(pixels, orientation)
+    is_visible = False
+    for rows, strip in _strips(image):
+        stored[rows], has_color = _to_rgb(strip, layout)
+        is_visible |= has_color
+    if not is_visible:  # some programs leave the alpha channel of a BMP at zero
+        for rows, strip in _strips(image):
+            stored[rows] = np.asarray(strip.convert("RGBA").convert("RGB"))
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _as_stored(upright: Pixels, orientation: object) -> Pixels:
+    """Returns a view of an upright image whose rows and columns are those of the file (EXIF 2.32)."""
+    view = upright.transpose(1, 0, 2) if orientation in SIDEWAYS else upright
+    rows = slice(None, None, -1 if orientation in BOTTOM_FIRST else 1)
+    columns = slice(None, None, -1 if orientation in RIGHT_FIRST else 1)
+    return view[rows, columns]
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Yields an image in strips of about STRIP_PIXELS, each with its rows."""
+    width, height = image.size
+    step = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
+        yield slice(top, bottom), image.crop((0, top, width, bottom))
+
+
+def _to_rgb(image: Image.Image, layout: Layout | None) -> tuple[Pixels, bool]:
+    """Returns the pixels, and whether some of them are not transparent."""
     if image.mode.startswith("I;16"):
-        return np.repeat(_gray_to_8_bits(image, layout)[:, :, None], 3, axis=2)
+        return np.repeat(_gray_to_8_bits(image, layout)[:, :, None], 3, axis=2), True
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         # Pillow converts premultiplied gray to LA only.
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        if rgba.getbbox() is None:  # some programs leave the alpha channel of a BMP at zero
-            return np.asarray(rgba.convert("RGB"))
         white = Image.new("RGBA", rgba.size, "white")
-        image = Image.alpha_composite(white, rgba)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB")), rgba.getbbox() is not None
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), True
 
 
 def _gray_to_8_bits(image: Image.Image, layout: Layout | None) -> Pixels:

@@ -18,7 +18,7 @@ the 8 kB that libpng writes."""
 PADDING = 16
 """Zero bytes at the end of a file that are not data of a scan, except in rare, uniform pictures."""
 
-JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+JPEG, PNG, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers of frame headers, which contain the size (ITU T.81, table B.1)."""
@@ -64,6 +64,12 @@ def count_scans(data: bytes) -> int:
     """Returns the number of scans of a JPEG, including those of embedded pictures such as thumbnails; 0 for other
     formats. Decoding visits all pixels once for each scan."""
     return data.count(b"\xff\xda") if data.startswith(JPEG) else 0
+
+
+def is_run_length_coded(data: bytes) -> bool:
+    """Returns whether a BMP is compressed by runs of pixels (`biCompression` BI_RLE8 or BI_RLE4)."""
+    header_bytes, compression = (int.from_bytes(data[at : at + 4], "little") for at in (14, 30))
+    return data.startswith(BMP) and header_bytes >= 40 and compression in (1, 2)
 
 
 def is_incomplete(data: bytes) -> bool:

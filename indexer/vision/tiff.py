@@ -19,8 +19,8 @@ ADVICE = "save it as RGB or gray of 8 bits"
 MAX_TAGS = 1_000
 """Tags read of a file; a camera's TIFF has some tens."""
 
-MAX_VALUES = 100_000
-"""Values read of a tag; a photo of 100 million pixels has up to some 10,000 strips or tiles."""
+MAX_PARTS = 100_000
+"""Strips or tiles. A photo of 100 million pixels has up to 37,000, of 8 kB; libtiff takes microseconds for each."""
 
 _SUBFILE_TYPE, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 258, 259, 262
 _SAMPLES, _PLANAR, _SAMPLE_FORMAT = 277, 284, 339
@@ -67,6 +67,8 @@ COMPRESSION_NAMES = {34712: "JPEG 2000", 34887: "LERC", 34933: "PNG", 34934: "JP
 class Layout:
     """How the first picture of a TIFF is stored."""
 
+    parts: int
+    """Strips or tiles, counted up to MAX_PARTS + 1."""
     bits: int
     """Bits of the first sample of a pixel."""
     sample_format: int
@@ -88,6 +90,8 @@ class Layout:
         """Returns why the picture cannot be read; None if that is left to Pillow."""
         if self.is_reduced_copy:
             return "its first picture is a reduced copy of another one, as in raw files of cameras; expected a photo"
+        if self.parts > MAX_PARTS:
+            return f"it has more than {MAX_PARTS:,} strips or tiles; save it as JPEG or PNG"
         is_misread = (
             self.sample_format != 1
             or self.bits > 16
@@ -144,6 +148,7 @@ def _read(data: bytes) -> Layout:
     ]
     first = {tag: int(values[0]) for tag, values in tags.items() if values.size}
     return Layout(
+        parts=max((tags[tag].size for tag in (*_OFFSETS, *_BYTE_COUNTS) if tag in tags), default=0),
         bits=first.get(_BITS, 1),
         sample_format=first.get(_SAMPLE_FORMAT, 1),
         photometric=first.get(_PHOTOMETRIC, WHITE_IS_ZERO),
@@ -157,10 +162,10 @@ def _read(data: bytes) -> Layout:
 
 
 def _values(data: bytes, at: int, order: str, kind: int, is_big: bool) -> NDArray[np.unsignedinteger]:
-    """Returns up to MAX_VALUES values of a tag; those that do not fit into its entry are elsewhere in the file."""
+    """Returns up to MAX_PARTS + 1 values of a tag; those that do not fit into its entry are elsewhere in the file."""
     (count,) = struct.unpack_from(order + ("Q" if is_big else "L"), data, at)
     dtype = np.dtype(order + _INTEGERS[kind])
     at += 8 if is_big else 4
     if count * dtype.itemsize > (8 if is_big else 4):
         (at,) = struct.unpack_from(order + ("Q" if is_big else "L"), data, at)
-    return np.frombuffer(data, dtype, min(count, MAX_VALUES), at)
+    return np.frombuffer(data, dtype, min(count, MAX_PARTS + 1), at)
