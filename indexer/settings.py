@@ -156,6 +156,14 @@ class Settings(BaseSettings):
         le=36_500,
         description="Days for which reports of bulk enrollments are kept.",
     )
+    max_connections: int = Field(
+        default=512,
+        ge=1,
+        description="Connections of each worker. Beyond, new ones take the place of those without a request.",
+    )
+    max_connections_per_address: int = Field(
+        default=256, ge=1, description="Those of one address, except `WHOSTHERE_TRUSTED_PROXIES`."
+    )
     allowed_hosts: str = Field(
         default="",
         description="Comma-separated host names of `serve`, such as `faces.example.com` behind a reverse proxy. "
@@ -174,7 +182,8 @@ class Settings(BaseSettings):
     )
     trusted_proxies: str = Field(
         default="127.0.0.1,::1",
-        description="Addresses and networks of proxies whose `X-Forwarded-Prefix` replaces `WHOSTHERE_ROOT_PATH`.",
+        description="Addresses and networks of proxies whose `X-Forwarded-Prefix` replaces `WHOSTHERE_ROOT_PATH`, and "
+        "whose connections are those of many callers.",
     )
 
     @classmethod

@@ -43,6 +43,7 @@ def run(settings: Settings) -> None:
     import uvicorn
 
     from search_service.api.app import create_app
+    from search_service.api.connections import protocol_of
     from search_service.api.metrics_files import shared_folder
     from search_service.api.security import check_address
 
@@ -52,6 +53,7 @@ def run(settings: Settings) -> None:
     options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
+        "http": protocol_of(settings),
         "log_config": None,
         "access_log": False,
         "proxy_headers": False,  # else the caller's address would be what a proxy names, and no proxy could be trusted

@@ -18,6 +18,7 @@ import httpx
 import uvicorn
 
 from search_service.api.app import create_app
+from search_service.api.connections import protocol_of
 from search_service.api.middleware.input_limits import InputLimits
 from search_service.api.permissions import BodyKind
 from search_service.inference_queue import InferenceQueue
@@ -38,7 +39,15 @@ class Running:
     def __init__(self, context: ServiceContext) -> None:
         self.context = context
         self.app = create_app(context)
-        config = uvicorn.Config(self.app, host="127.0.0.1", port=0, log_config=None, lifespan="on", proxy_headers=False)
+        config = uvicorn.Config(
+            self.app,
+            host="127.0.0.1",
+            port=0,
+            http=protocol_of(context.settings),
+            log_config=None,
+            lifespan="on",
+            proxy_headers=False,
+        )
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run, name="server")
 
