@@ -25,6 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+LONGEST_QUOTED = 200
+"""Characters of a wrong value that a message quotes: longer than any valid name."""
+
 
 class WhosthereError(Exception):
     """The base class of all errors that the project raises on purpose."""
@@ -36,6 +39,11 @@ class WhosthereError(Exception):
         self.message = message
         self.code = code or type(self).code
         self.details = dict(details or {})
+
+
+def quoted(text: str) -> str:
+    """Returns the beginning of a text that may be very long, in quotes, for an error message."""
+    return repr(text) if len(text) <= LONGEST_QUOTED else f"{text[:LONGEST_QUOTED]!r}..."
 
 
 class InvalidRequest(WhosthereError):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
 
-from indexer.errors import InvalidRequest
+from indexer.errors import InvalidRequest, quoted
 from indexer.gallery.schema import MAX_NAME_LENGTH
 from indexer.types import Person
 
@@ -24,7 +24,7 @@ def check_name(what: str, value: str) -> None:
     """Raises InvalidRequest unless `value` is 1 to MAX_NAME_LENGTH printable characters without surrounding space."""
     if not value or value != value.strip() or not value.isprintable() or len(value) > MAX_NAME_LENGTH:
         raise InvalidRequest(
-            f"{what} must be 1 to {MAX_NAME_LENGTH} printable characters without space around them; got {value!r}"
+            f"{what} must be 1 to {MAX_NAME_LENGTH} printable characters without space around them; got {quoted(value)}"
         )
 
 

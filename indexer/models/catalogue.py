@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from indexer.errors import InvalidRequest, ModelUnavailable, NotFound, WhosthereError
+from indexer.errors import InvalidRequest, ModelUnavailable, NotFound, WhosthereError, quoted
 from indexer.files import write_atomically
 from indexer.models import onnx_prepare, packs
 from indexer.models.model_files import ModelFiles
@@ -102,7 +102,9 @@ class Catalogue:
         if found is None:
             if not NAME.fullmatch(name) or not self._description_path(name).is_file():
                 names = ", ".join(self.names())
-                raise NotFound(f"there is no model pack {name!r}; expected one of {names}", code="model_not_found")
+                raise NotFound(
+                    f"there is no model pack {quoted(name)}; expected one of {names}", code="model_not_found"
+                )
             found = self._to_pack(name, self._read_description(name))
         return replace(found, detector=self._known(found.detector), embedder=self._known(found.embedder))
 

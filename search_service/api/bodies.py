@@ -9,7 +9,6 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from reprlib import Repr
 from typing import Any
 
 from fastapi import Request
@@ -20,6 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from indexer.errors import InvalidRequest
 from indexer.types import Pick
 from search_service.api.parameters import BODY, Parameters
+from search_service.api.shortening import LONGEST_DETAIL, short, short_text
 
 IMAGE, IMAGES = "image", "images"
 """The fields of one image and of several."""
@@ -35,18 +35,10 @@ MOST_VALUES = 100_000
 """Values in a JSON body. An embedding has a few thousand numbers; parsing the millions that fit into 64 MiB would block
 other requests for seconds."""
 
-LONGEST_SHOWN = 100
-"""Characters of a wrong value that an error message quotes."""
-
-SHORTENED = Repr()
-"""Formats only the beginning of a value, as a body may hold millions."""
-SHORTENED.maxlist = SHORTENED.maxdict = SHORTENED.maxlevel = LONGEST_SHOWN
-SHORTENED.maxstring = SHORTENED.maxlong = SHORTENED.maxother = 2 * LONGEST_SHOWN
-
 
 @dataclass(frozen=True)
 class Upload:
-    """One image as it was sent. `name` is the file's name, if there was one."""
+    """One image as it was sent. `name` is the file's name, if there was one, shortened as answers repeat it."""
 
     data: bytes
     name: str | None
@@ -157,11 +149,14 @@ async def _read_form(request: Request, image_fields: Sequence[str]) -> Body:
             for name, value in form.multi_items():
                 again = name in images and isinstance(value, UploadFile) and name in (IMAGE, IMAGES)
                 if (name in images or name in values) and not again:
-                    raise InvalidRequest(f"the field {name!r} was sent twice")
+                    raise InvalidRequest(f"the field {short(name)} was sent twice")
                 if isinstance(value, UploadFile):
                     if name not in image_fields:
-                        raise InvalidRequest(f"there is no file field {name!r}; expected {', '.join(image_fields)}")
-                    images.setdefault(name, []).append(Upload(await value.read(), value.filename or None))
+                        raise InvalidRequest(
+                            f"there is no file field {short(name)}; expected {', '.join(image_fields)}"
+                        )
+                    file_name = short_text(value.filename or "", LONGEST_DETAIL) or None
+                    images.setdefault(name, []).append(Upload(await value.read(), file_name))
                 else:
                     values[name] = value
     except MultiPartException as error:
@@ -213,9 +208,3 @@ def _from_base64(name: str, value: object) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)  # many encoders break lines
     except (binascii.Error, ValueError) as error:
         raise InvalidRequest(f"{name} is not base64: {error}") from error
-
-
-def short(value: object) -> str:
-    """Formats a wrong value for an error message."""
-    text = SHORTENED.repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

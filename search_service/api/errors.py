@@ -17,8 +17,9 @@ from starlette.types import Receive, Scope, Send
 from indexer import errors
 from indexer.errors import WhosthereError
 from indexer.types import Reason
-from search_service.api.models.base import ErrorAnswer, ErrorBody
-from search_service.api.parameters import BODY, MOST_NAMES, shortened
+from search_service.api.models.base import ErrorAnswer, ErrorBody, error_body
+from search_service.api.parameters import BODY, MOST_NAMES
+from search_service.api.shortening import short_name
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +138,7 @@ def answer(request: Request, status: int, body: ErrorBody) -> JSONResponse:
 
 def domain_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, WhosthereError)  # noqa: S101 (how it is registered)
-    return answer(
-        request, status_of(error), ErrorBody(code=str(error.code), message=error.message, details=error.details)
-    )
+    return answer(request, status_of(error), error_body(error))
 
 
 async def send_error(error: WhosthereError, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,7 +160,7 @@ def _problem(request: Request, found: Mapping[str, Any]) -> dict[str, str]:
     if found["type"] == "json_invalid":
         where, problem = ("body",), f"is not JSON: {found['ctx']['error']} at character {found['loc'][-1]}"
     elif found["type"] == "extra_forbidden" and len(where) == 2:
-        where = BODY, shortened(str(where[1]))
+        where = BODY, short_name(str(where[1]))
         problem = request.state.parameters.problem(*where)
     elif where == ("body",) and kind != "application/json" and not kind.endswith("+json"):
         problem = f"the content type is {kind or 'missing'}; expected application/json"

@@ -15,6 +15,7 @@ from indexer.errors import InvalidRequest
 from indexer.serializers import identity_object
 from indexer.types import Identity
 from search_service.api.errors import PreconditionFailed
+from search_service.api.shortening import short
 
 ONE_TAG = re.compile(r'\s*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
 
@@ -73,7 +74,7 @@ def _tags(header: str, values: Sequence[str] | None) -> list[str] | None:
     while at < len(given):
         found = ONE_TAG.match(given, at)
         if found is None:
-            raise InvalidRequest(f'{header} is {given[:100]!r}; expected "..." from an ETag header, or *')
+            raise InvalidRequest(f'{header} is {short(given)}; expected "..." from an ETag header, or *')
         tags.append(found[1])
         at = found.end()
     return tags

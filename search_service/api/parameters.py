@@ -21,14 +21,15 @@ from pydantic import BaseModel
 from starlette.routing import BaseRoute
 
 from indexer.errors import InvalidRequest
+from search_service.api.shortening import short_name
 
 QUERY, PATH, BODY = "query", "path", "body"
 
 HEADERS = ("Authorization", "X-API-Key", "X-Request-ID", "Idempotency-Key")
 """Headers that no route declares: the middlewares read them."""
 
-LONGEST_NAME, MOST_NAMES = 50, 10
-"""Characters of an unknown name that an error message quotes, and how many names."""
+MOST_NAMES = 10
+"""Unknown names that an error message quotes."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Parameters:
     def refuse(self, place: str, names: Iterable[str]) -> None:
         """Raises InvalidRequest for names that were sent in that place, with the same details as FastAPI's validation;
         not if there are none."""
-        shown = [shortened(name) for name in islice(names, MOST_NAMES)]
+        shown = [short_name(name) for name in islice(names, MOST_NAMES)]
         found = [{"field": f"{place}.{name}", "problem": self.problem(place, name)} for name in shown]
         if found:
             message = "; ".join(f"{one['field']}: {one['problem']}" for one in found)
@@ -118,11 +119,6 @@ def _properties(body: Mapping[str, Any]) -> Iterator[str]:
     """Yields the fields of a body that only OpenAPI describes."""
     for content in body.get("content", {}).values():
         yield from content["schema"].get("properties", ())
-
-
-def shortened(name: str) -> str:
-    """Returns a name of the caller as an error message quotes it: its beginning, without half surrogate pairs."""
-    return name[:LONGEST_NAME].encode("utf-8", "replace").decode()
 
 
 def _key(name: str) -> str:

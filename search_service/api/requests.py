@@ -15,9 +15,10 @@ from fastapi import Depends, Request
 from indexer.errors import InvalidRequest, InvalidVector
 from indexer.models.packs import Pack
 from indexer.types import Gallery, Pick
-from search_service.api.bodies import IMAGE, IMAGES, Body, Upload, read_body, short
+from search_service.api.bodies import IMAGE, IMAGES, Body, Upload, read_body
 from search_service.api.errors import request_id
 from search_service.api.paths import ExternalId
+from search_service.api.shortening import short
 from search_service.api.state import Service
 from search_service.events.recording import LONGEST_COOLDOWN_SECONDS, Recording
 from search_service.search import MAX_TOP_K, MIN_FPIR, Query

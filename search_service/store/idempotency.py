@@ -8,11 +8,13 @@ answer is then kept.
 from __future__ import annotations
 
 import secrets
+import threading
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, and_, delete, insert, null, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Engine, and_, delete, func, insert, null, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from indexer.clock import now
@@ -25,6 +27,19 @@ RETENTION = timedelta(hours=24)
 LEASE_SECONDS = 15.0
 """Lease of a claim, renewed several times before it ends. Clients retry for more than twice that time, which a lease
 can take if the clock was set back."""
+
+MAX_ANSWER_BYTES = 256 * 2**10
+"""The largest answer that is stored: 16 images of 100 faces each, with their events, have less."""
+
+MAX_OWNER_BYTES = 64 * 2**20
+"""Of all answers of one API key, ROW_BYTES for each included: 130,000 recorded searches of one face. Beyond, its oldest
+ones are deleted, as a request is repeated within a minute or never."""
+
+ROW_BYTES = 500
+"""Of an answer besides its body: a key of up to 200 bytes, two hashes, headers, and entries of two indexes."""
+
+TRIM_SHARE = 8
+"""An owner's answers are counted after each eighth of MAX_OWNER_BYTES that this process stored."""
 
 SWEEP_BATCH = 400
 """Answers deleted in one transaction, two parameters each. SQLite before version 3.32 allows 999 parameters."""
@@ -60,6 +75,13 @@ class StoredAnswer:
 class IdempotencyStore(Repository):
     """The stored answers of one database. Thread-safe."""
 
+    def __init__(self, engine: Engine, max_owner_bytes: int = MAX_OWNER_BYTES) -> None:
+        super().__init__(engine)
+        self._max_owner_bytes = max_owner_bytes
+        self._lock = threading.Lock()
+        self._added: Counter[str] = Counter()
+        """Bytes that were stored for each owner since its answers were counted."""
+
     def claim(self, owner: str, key: str) -> Claim | Pending | StoredAnswer:
         """Returns the right to answer, which one of several callers gets, or the state of the other one's answer."""
         claim = Claim(owner, key, secrets.token_hex(16))
@@ -88,7 +110,32 @@ class IdempotencyStore(Repository):
         values = {"request_sha256": answer.request_sha256, "status": answer.status, "headers": headers}
         answered = update(AnswerRow).where(_is_claimed_by(claim)).values(**values, body=answer.body)
         with self._write() as session:
-            return change_rows(session, answered) > 0
+            is_stored = change_rows(session, answered) > 0
+        with self._lock:
+            self._added[claim.owner] += ROW_BYTES + len(answer.body)
+            is_due = self._added[claim.owner] * TRIM_SHARE >= self._max_owner_bytes
+            if is_due:
+                del self._added[claim.owner]
+        if is_due:
+            self._trim(claim.owner)
+        return is_stored
+
+    def _trim(self, owner: str) -> None:
+        """Deletes the oldest answers of a key beyond its bytes."""
+        own = and_(AnswerRow.owner == owner, AnswerRow.status.is_not(None))
+        size = ROW_BYTES + func.coalesce(func.length(AnswerRow.body), 0)
+        total, oldest = 0, None
+        with self._read() as session:
+            for expires_at, size_of_one in session.execute(
+                select(AnswerRow.expires_at, size).where(own).order_by(AnswerRow.expires_at.desc())
+            ):
+                total += size_of_one
+                if total > self._max_owner_bytes:
+                    oldest = expires_at
+                    break
+        if oldest is not None:
+            with self._write() as session:
+                session.execute(delete(AnswerRow).where(own, AnswerRow.expires_at <= oldest))
 
     def release(self, claim: Claim) -> None:
         """Gives the claim up: the next request with the key is the first one again."""

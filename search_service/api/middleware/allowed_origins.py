@@ -7,9 +7,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from search_service.api.errors import METHODS
-from search_service.api.middleware.idempotency import REPLAYED
+from search_service.api.middleware.idempotency import REPLAYED, STORED
 
-READABLE = ("ETag", "Location", "Retry-After", "X-Request-ID", REPLAYED)
+READABLE = ("ETag", "Location", "Retry-After", "X-Request-ID", REPLAYED, STORED)
 """Headers of answers that scripts may read besides those that they always may."""
 
 

@@ -28,14 +28,24 @@ from indexer.supervision import SupervisedThread
 from search_service.api.errors import KeyReused, RequestInProgress, send_error
 from search_service.api.paths import route_path
 from search_service.service_context import ServiceContext
-from search_service.store.idempotency import LEASE_SECONDS, Claim, IdempotencyStore, Pending, StoredAnswer
+from search_service.store.idempotency import (
+    LEASE_SECONDS,
+    MAX_ANSWER_BYTES,
+    Claim,
+    IdempotencyStore,
+    Pending,
+    StoredAnswer,
+)
 
 log = logging.getLogger(__name__)
 
-HEADER, REPLAYED = "Idempotency-Key", "Idempotency-Replayed"
+HEADER, REPLAYED, STORED = "Idempotency-Key", "Idempotency-Replayed", "Idempotency-Stored"
 
 CHANGES_NOTHING = frozenset({"/v1/detect", "/v1/compare", "/v1/embed"})
 """POST routes whose answers are not stored: a repeated request is simply executed again."""
+
+SEARCH = re.compile(r"/v1/galleries/[^/]+/search")
+"""The route whose refusals are not stored: they change nothing, and any key can cause as many as it likes."""
 
 NOT_STORED = frozenset({401, 403, 408, 413, 429})
 """Statuses, besides 500 and above, that depend on the moment rather than on the request."""
@@ -102,7 +112,11 @@ class Idempotency:
         with self._renewer.holding(claim):
             try:
                 messages = await self._run_app(scope, body, memory)
-                answer = await _to_store(messages, body, memory)
+                if not (_is_failure(messages) and SEARCH.fullmatch(route_path(scope))):
+                    answer = await _to_store(messages, body, memory)
+                if answer is not None and len(answer.body) > MAX_ANSWER_BYTES:
+                    answer = None
+                    messages[0]["headers"] = [*messages[0]["headers"], (STORED.lower().encode(), b"false")]
             finally:
                 still_ours = await run_in_threadpool(self._finish, claim, answer)
         if not still_ours:
@@ -248,6 +262,10 @@ class _HashedBody:
         at = max(len(rest) - len(self._boundary) + 1, 0)
         self._hash.update(rest[:at])
         self._tail = rest[at:]
+
+
+def _is_failure(messages: list[Message]) -> bool:
+    return bool(messages) and messages[0]["status"] >= 400
 
 
 async def _to_store(messages: list[Message], body: _HashedBody, memory: Memory) -> StoredAnswer | None:

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from indexer.errors import InvalidRequest
 from indexer.settings import PATH_PREFIX
 from search_service.api.errors import send_error
+from search_service.api.shortening import short
 
 HEADER = "X-Forwarded-Prefix"
 
@@ -48,7 +49,7 @@ class PathPrefix:
             return self._root_path
         prefix = "".join(part.strip().removesuffix("/") for value in sent for part in value.split(","))
         if not re.fullmatch(PATH_PREFIX, prefix):
-            raise InvalidRequest(f"{HEADER} is {', '.join(sent)[:100]!r}; expected a path such as /faces")
+            raise InvalidRequest(f"{HEADER} is {short(', '.join(sent))}; expected a path such as /faces")
         return prefix
 
     def _trusts(self, scope: Scope) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from indexer.errors import WhosthereError
 from indexer.gallery.schema import MAX_NAME_LENGTH
 from indexer.gallery.validation import MAX_METADATA_BYTES, check_storable
 from indexer.rounding import SCORE_DECIMALS
+from search_service.api.shortening import short_error
 
 TIME = "2026-03-02T07:58:12.041000Z"
 """The time in every example."""
@@ -54,9 +55,16 @@ class Payload(BaseModel):
 
 
 class ErrorBody(Payload):
+    """An error. Message and details are shortened here, for every answer."""
+
     code: str = Field(examples=["no_face"])
     message: str = Field(examples=["no face was found"])
     details: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _shorten(self) -> Self:
+        self.message, self.details = short_error(self.message, self.details)
+        return self
 
 
 def error_body(error: WhosthereError) -> ErrorBody:

@@ -52,9 +52,11 @@ def scripted() -> Scripted:
     return Scripted()
 
 
-async def post_to(app: Any, content: Any = b"", headers: Mapping[str, str] = MappingProxyType({})) -> httpx.Response:
+async def post_to(
+    app: Any, content: Any = b"", headers: Mapping[str, str] = MappingProxyType({}), path: str = "/x"
+) -> httpx.Response:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
-        return await client.post("/x", content=content, headers={"Idempotency-Key": "k", **headers})
+        return await client.post(path, content=content, headers={"Idempotency-Key": "k", **headers})
 
 
 @pytest.fixture
@@ -62,13 +64,13 @@ def post(scripted: Scripted, context: ServiceContext) -> Post:
     """Posts to the scripted application through the middleware."""
     app = Idempotency(scripted, context)
 
-    def post(content: Any = b"body", owner: str | None = None, **headers: str) -> httpx.Response:
+    def post(content: Any = b"body", owner: str | None = None, path: str = "/x", **headers: str) -> httpx.Response:
         async def as_owner(scope: Scope, receive: Receive, send: Send) -> None:
             state = {} if owner is None else {"key": SimpleNamespace(id=owner)}
             await app({**scope, "state": state}, receive, send)
 
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return asyncio.run(post_to(as_owner, content, named))
+        return asyncio.run(post_to(as_owner, content, named, path))
 
     return post
 
@@ -89,6 +91,30 @@ def test_answers_that_depend_on_the_moment_are_not_stored(scripted: Scripted, po
     scripted.script = [(status, {}), (201, {})]
     assert [post().status_code for _ in range(3)] == [status, 201, 201]
     assert scripted.asked == 2
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 422])
+def test_refused_searches_are_not_stored(scripted: Scripted, post: Post, status: int) -> None:
+    scripted.script = [(status, {}), (200, {})]
+    search = "/v1/galleries/staff/search"
+    assert [post(path=search).status_code for _ in range(3)] == [status, 200, 200]
+    scripted.script = [(status, {})]
+    other = "/v1/galleries/staff/identities/search/faces"
+    assert [post(path=other, owner="key").status_code for _ in range(2)] == [status, status]
+
+
+def test_a_large_answer_is_not_stored_and_tells_it(
+    scripted: Scripted, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "MAX_ANSWER_BYTES", len(b"one, 1") - 1)
+    scripted.script = [(201, {}), (200, {})]
+    answers = [post(), post()]
+    assert [answer.status_code for answer in answers] == [201, 200]
+    assert [answer.headers["idempotency-stored"] for answer in answers] == ["false", "false"]
+    monkeypatch.undo()
+    scripted.script = [(201, {})]
+    assert "idempotency-stored" not in post().headers
+    assert post().headers["idempotency-replayed"] == "true"
 
 
 def test_an_exception_releases_the_key(scripted: Scripted, post: Post) -> None:

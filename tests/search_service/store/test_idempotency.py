@@ -127,6 +127,20 @@ def test_answer_is_kept_for_its_retention(answers: IdempotencyStore, monkeypatch
     claimed(answers)
 
 
+def test_beyond_the_bytes_of_an_owner_its_oldest_answers_are_deleted(engine: Engine) -> None:
+    answers = IdempotencyStore(engine, max_owner_bytes=50_000)
+    answers.put(claimed(answers, "other", "other"), ANSWER)
+    waiting = claimed(answers, "waiting", "owner")
+    for number in range(100):
+        answers.put(claimed(answers, str(number), "owner"), replace(ANSWER, body=bytes(1000)))
+    found = [answers.claim("owner", str(number)) for number in range(100)]
+    kept = [number for number, answer in enumerate(found) if isinstance(answer, StoredAnswer)]
+    assert kept == list(range(min(kept), 100))
+    assert 30 <= len(kept) <= 40
+    assert answers.claim("other", "other") == ANSWER
+    assert answers.put(waiting, ANSWER)
+
+
 def test_expired_answers_are_swept(answers: IdempotencyStore, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SWEEP_BATCH", 3)
     for number in range(7):
