@@ -15,20 +15,31 @@ from search_service.api.middleware.input_limits import MAX_JSON_BYTES, BodyLimit
 from search_service.api.middleware.known_parameters import KnownParameters
 from search_service.api.middleware.path_prefix import PathPrefix
 from search_service.api.middleware.request_context import RequestContext
+from search_service.api.middleware.unexpected_errors import UnexpectedErrors
 from search_service.api.permissions import BodyKind
 from search_service.api.security import Guard
 from search_service.service_context import ServiceContext
 
-ORDER = (RequestContext, AllowedOrigins, PathPrefix, Access, InputLimits, KnownParameters, Idempotency)
+ORDER = (
+    RequestContext,
+    AllowedOrigins,
+    UnexpectedErrors,
+    PathPrefix,
+    Access,
+    InputLimits,
+    KnownParameters,
+    Idempotency,
+)
 """Outermost first.
 
 1. RequestContext: every answer has a request id, is counted and logged, also those of the other middlewares.
 2. AllowedOrigins: preflight requests carry no API key, and pages of allowed origins can read every refusal.
-3. PathPrefix: what follows finds routes and parameters by the path behind the prefix.
-4. Access: a caller without permission gets nothing else to know, and none of the body is read.
-5. InputLimits: everything that reads a body reads a limited one, the next middleware included.
-6. KnownParameters: a request that is refused for what its route would ignore is not stored.
-7. Idempotency: each API key has Idempotency-Keys of its own, so the key is known here; it hashes the body it receives.
+3. UnexpectedErrors: pages of allowed origins can read that a request failed, too.
+4. PathPrefix: what follows finds routes and parameters by the path behind the prefix.
+5. Access: a caller without permission gets nothing else to know, and none of the body is read.
+6. InputLimits: everything that reads a body reads a limited one, the next middleware included.
+7. KnownParameters: a request that is refused for what its route would ignore is not stored.
+8. Idempotency: each API key has Idempotency-Keys of its own, so the key is known here; it hashes the body it receives.
 """
 
 ARCHIVES_AT_ONCE = 4
@@ -52,5 +63,6 @@ def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics
     proxies = tuple(ip_network(network) for network in settings.trusted_proxies.split(",") if network)
     app.add_middleware(Access, guard=guard, allowed_hosts=hosts, allowed_origins=origins)
     app.add_middleware(PathPrefix, root_path=settings.root_path, trusted=proxies)
+    app.add_middleware(UnexpectedErrors)
     app.add_middleware(AllowedOrigins, origins=origins)
     app.add_middleware(RequestContext, metrics=metrics)

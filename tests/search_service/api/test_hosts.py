@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from indexer.gallery.galleries import GalleryRepository
 from indexer.settings import read_settings
 from search_service.api.hosts import allowed_hosts
 from search_service.service_context import ServiceContext
@@ -124,6 +125,19 @@ def test_an_allowed_origin_may_read_answers_and_refusals(shared_with_a_page: htt
         assert answer.headers["access-control-allow-origin"] == ALLOWED
         readable = answer.headers["access-control-expose-headers"].lower().split(", ")
         assert {"etag", "location", "retry-after", "x-request-id"} <= set(readable)
+
+
+def test_an_allowed_origin_may_read_that_a_request_failed(
+    shared_with_a_page: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(GalleryRepository, "counts", fail)
+    answer = shared_with_a_page.get("/v1/galleries/staff", headers={"Origin": ALLOWED})
+    assert refused(answer, 500, "failed")
+    assert answer.headers["access-control-allow-origin"] == ALLOWED
+    assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
 
 
 @pytest.mark.parametrize(
