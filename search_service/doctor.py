@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from indexer.clock import now
 from indexer.errors import Conflict, ModelUnavailable, NotFound, WhosthereError
 from indexer.gallery.database import current_version, newest_version, storage_errors
+from indexer.models.packs import Pack
 from indexer.vision import networks, runtime
 from search_service.service_context import ServiceContext
 
@@ -48,11 +49,13 @@ def _runtime(context: ServiceContext) -> Iterator[Finding]:
 
 def _models(context: ServiceContext) -> Iterator[Finding]:
     pack, settings = context.pack, context.settings
+    is_whole = True
     for file in pack.files:
         try:
             yield Finding(f"model file {file.name}", True, context.files.location(file))
         except WhosthereError as error:
             advice = f"whosthere models pull {pack.name}"
+            is_whole = False
             yield Finding(f"model file {file.name}", False, error.message, advice)
     problem = context.packs.problem(pack, settings.precision)
     if problem is not None:
@@ -61,6 +64,18 @@ def _models(context: ServiceContext) -> Iterator[Finding]:
         networks.uses_cuda(pack, settings.device)
     except ModelUnavailable as error:
         yield Finding("device", False, error.message, "follow the message, or change WHOSTHERE_DEVICE")
+        return
+    if is_whole and problem is None:
+        yield _networks(context, pack)
+
+
+def _networks(context: ServiceContext, pack: Pack) -> Finding:
+    """Runs the networks once: a driver may fail although the device is there."""
+    try:
+        context.pipeline(pack).check()
+    except WhosthereError as error:
+        return Finding("networks", False, error.message, "repair the driver or runtime, or change WHOSTHERE_DEVICE")
+    return Finding("networks", True, f"{pack.name} runs")
 
 
 def _disk(context: ServiceContext) -> Iterator[Finding]:

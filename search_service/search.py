@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.app_context import AppContext
+from indexer.enrollment.reading import describe_or_reject
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.packs import Pack
 from indexer.rounding import reaches
@@ -128,7 +129,7 @@ class SearchService:
 
     def search(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[Answer]:
         """Returns one answer for each image; problems with one image are reported in its own answer."""
-        return self.search_described(self._context.pipeline_of(gallery).describe(images, query.pick), gallery, query)
+        return self.search_described(self._describe(gallery, images, query.pick), gallery, query)
 
     def search_described(self, results: Sequence[ImageResult], gallery: Gallery, query: Query) -> list[Answer]:
         """Returns one answer for each image whose faces are described already."""
@@ -151,7 +152,7 @@ class SearchService:
         Images without a usable face are skipped while another one has a face. Box and quality are the best frame's.
         """
         read = [image for image in images if isinstance(image, bytes)]
-        described = iter(self._context.pipeline_of(gallery).describe(read, query.pick or Pick.LARGEST))
+        described = iter(self._describe(gallery, read, query.pick or Pick.LARGEST))
         every = [
             ImageResult(rejection=image) if isinstance(image, RejectedImage) else next(described) for image in images
         ]
@@ -182,11 +183,14 @@ class SearchService:
     def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:
         """Compares the largest faces of two images. Raises RejectedImage, which names the image."""
         pack = self._context.usable(model)
-        return compare_described(self._context.pipeline(pack).describe([a, b], Pick.LARGEST), pack)
+        return compare_described(describe_or_reject(self._context.pipeline(pack), [a, b], Pick.LARGEST), pack)
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Waits at most `seconds` for background work that searches have started. Called before a process ends."""
         self._thresholds.settle(seconds)
+
+    def _describe(self, gallery: Gallery, images: Sequence[bytes], pick: Pick | None) -> list[ImageResult]:
+        return describe_or_reject(self._context.pipeline_of(gallery), images, pick)
 
     def _match(
         self, vectors: Vectors, gallery: Gallery, query: Query, are_poor: Sequence[bool], frames_disagree: bool = False

@@ -22,6 +22,7 @@ from indexer.cli.common import (
     table,
     with_context,
 )
+from indexer.enrollment.reading import detect_or_reject
 from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of
 from indexer.errors import PYTORCH_MISSING, ModelUnavailable, RejectedImage, WhosthereError
@@ -306,7 +307,7 @@ def _crops(
         for row in rows[start : start + PHOTOS_AT_ONCE]:
             with suppress(RejectedImage):
                 images.append(row.read(settings.max_image_bytes))
-        for seen in pipeline.detect(images, Pick.LARGEST):
+        for seen in detect_or_reject(pipeline, images, Pick.LARGEST):
             faces += [face.crop for face in seen.faces if face.crop is not None]
         looked = min(start + PHOTOS_AT_ONCE, len(rows))
         show_progress(min(len(faces), quantize.MAX_FACES), min(len(rows), quantize.MAX_FACES), f"in {looked} photos")

@@ -11,7 +11,7 @@ from indexer.enrollment.rows import Row
 from indexer.errors import RejectedImage, WhosthereError
 from indexer.types import Pick
 from indexer.vision.batch_errors import as_rejection, describe_error, isolate_failures, may_be_of_item
-from indexer.vision.pipeline import ImageResult
+from indexer.vision.pipeline import FacePipeline, ImageResult
 
 CHUNK = 16
 """Photos that one thread processes at a time, and that enrollment commits together."""
@@ -24,12 +24,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class FaceDescriber(Protocol):
+class Networks(Protocol):
     """A FacePipeline, or an object that uses one."""
 
-    def load(self) -> None: ...
-
     def check(self) -> None: ...
+
+
+class FaceDescriber(Networks, Protocol):
+    """Networks that describe faces."""
+
+    def load(self) -> None: ...
 
     def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]: ...
 
@@ -89,17 +93,25 @@ def read_batches(rows: Sequence[Row], max_bytes: int) -> Iterator[list[tuple[Row
 
 
 def describe_or_reject(
-    pipeline: FaceDescriber, images: Sequence[bytes], pick: Pick | None, gate: bool
+    pipeline: FaceDescriber, images: Sequence[bytes], pick: Pick | None, gate: bool = False
 ) -> list[ImageResult]:
     """Describes images. One that the pipeline fails on is rejected. Raises as `process_each` does."""
-    results = process_each(pipeline, images, lambda some: pipeline.describe(some, pick, gate))
+    return _or_reject(process_each(pipeline, images, lambda some: pipeline.describe(some, pick, gate)))
+
+
+def detect_or_reject(pipeline: FacePipeline, images: Sequence[bytes], pick: Pick | None) -> list[ImageResult]:
+    """Detects the faces of images in the same way, without embedding them."""
+    return _or_reject(process_each(pipeline, images, lambda some: pipeline.detect(some, pick)))
+
+
+def _or_reject(results: Sequence[ImageResult | Exception]) -> list[ImageResult]:
     return [one if isinstance(one, ImageResult) else ImageResult(rejection=as_rejection(one)) for one in results]
 
 
 def process_each(
-    pipeline: FaceDescriber, items: Sequence[Item], process: Callable[[Sequence[Item]], Iterable[Result]]
+    networks: Networks, items: Sequence[Item], process: Callable[[Sequence[Item]], Iterable[Result]]
 ) -> list[Result | Exception]:
-    """Returns the result of `process`, which uses the pipeline, for each item, or the error that this item causes.
+    """Returns the result of `process`, which uses the networks, for each item, or the error that this item causes.
 
     Raises:
         ModelUnavailable: The networks fail on every image.
@@ -110,12 +122,18 @@ def process_each(
     except Exception as error:
         if not may_be_of_item(error):
             raise
-        pipeline.check()
-        raise WhosthereError(f"all {len(items)} photos fail with the same error: {describe_error(error)}") from error
+        results = [error] * len(items)
+    failed = [place for place, result in enumerate(results) if isinstance(result, Exception)]
+    if failed:
+        networks.check()
+    for place in failed:  # again, as the networks may have failed for a moment only
+        (results[place],) = isolate_failures([items[place]], process)
     errors = [result for result in results if isinstance(result, Exception)]
-    if errors:
-        pipeline.check()
     for one in errors:
         if not may_be_of_item(one):
             raise one
+    if len(errors) == len(items) > 1 and len({describe_error(one) for one in errors}) == 1:
+        raise WhosthereError(
+            f"all {len(items)} photos fail with the same error: {describe_error(errors[0])}"
+        ) from errors[0]
     return results

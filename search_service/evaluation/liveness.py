@@ -12,6 +12,7 @@ import numpy as np
 
 from indexer.app_context import AppContext
 from indexer.enrollment.containers import Reader, folder_container
+from indexer.enrollment.reading import detect_or_reject
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.liveness_packs import LivenessPack
 from indexer.types import Pick
@@ -189,7 +190,7 @@ class _Scorer:
         settings, name, species = self._settings, labeled.image, labeled.species
         try:
             data = labeled.read(settings.max_image_bytes)
-            (result,) = self._pipeline.detect([data], Pick.LARGEST)
+            (result,) = detect_or_reject(self._pipeline, [data], Pick.LARGEST)
             if result.rejection is not None:
                 return Presentation(name, species, None, str(result.rejection.code))
             photo = decode(data, Limits(settings.max_image_bytes, settings.max_image_pixels))

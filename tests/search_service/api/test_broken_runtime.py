@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from indexer.errors import Overloaded
 from indexer.settings import read_settings
 from indexer.types import Pick
 from indexer.vision import runtime
-from indexer.vision.pipeline import ImageResult
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.background import jobs
 from search_service.background.jobs import CourteousPipeline
 from search_service.cli.app import main
@@ -111,14 +112,64 @@ def test_searches_fail_without_blaming_the_photo(client: httpx.Client, broken: B
     refused(client.post(f"{STAFF}/search", files=image(sources.astronaut())), 500, "failed")
 
 
-def test_command_ends_with_the_error(
-    home: Path, broken: Broken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+COMMANDS = (
+    ["enroll", "ana.png", "--gallery", "staff"],
+    ["search", "ana.png", "--gallery", "staff"],
+    ["search", "ana.png", "ana.png", "--gallery", "staff", "--same-person"],
+    ["compare", "ana.png", "ana.png"],
+)
+
+
+@pytest.fixture
+def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The photo ana.png in the current folder."""
+    (tmp_path / "ana.png").write_bytes(sources.astronaut())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.usefixtures("photo")
+def test_command_ends_with_one_line_about_the_error(
+    home: Path, broken: Broken, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photo = tmp_path / "ana.png"
-    photo.write_bytes(sources.astronaut())
+    main(["--home", str(home), "gallery", "create", "staff"])
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
-        main(["enroll", str(photo), "--gallery", "staff", "--home", str(home)])
+        main(["--home", str(home), *command])
     assert ended.value.code == 1
     printed = capsys.readouterr()
-    assert "fail on every image: RuntimeError: CUDA error: the device was lost" in printed.err
+    assert "fail on every image: RuntimeError: CUDA error: the device was lost" in printed.err.splitlines()[-1]
     assert "unreadable" not in printed.out
+
+
+@pytest.mark.usefixtures("photo")
+def test_search_names_the_photo_on_which_working_networks_fail(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--home", str(home), "enroll", "ana.png", "--gallery", "staff"])
+    Path("odd.png").write_bytes(sources.six_people())
+    describe = FacePipeline.describe
+
+    def fail(self: FacePipeline, images: list[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+        if sources.six_people() in images:
+            raise ValueError("a bug")
+        return describe(self, images, pick, gate)
+
+    monkeypatch.setattr(FacePipeline, "describe", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["--home", str(home), "search", "ana.png", "odd.png", "--gallery", "staff"])
+    assert ended.value.code == 3
+    found, failed = capsys.readouterr().out.splitlines()[-2:]
+    assert "match" in found
+    assert "odd.png" in failed
+    assert "unreadable_image: the image cannot be processed: ValueError: a bug" in failed
+
+
+def test_doctor_reports_networks_that_do_not_run(
+    home: Path, broken: Broken, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--home", str(home), "doctor", "--json"])
+    assert ended.value.code == 1
+    (problem,) = [finding for finding in json.loads(capsys.readouterr().out) if not finding["ok"]]
+    assert (problem["check"], "the device was lost" in problem["found"]) == ("networks", True)
