@@ -94,7 +94,8 @@ def enroll(
     start = time.monotonic()
     rows = rows_of(paths, manifest)
     if not rows:
-        raise click.UsageError(f"there are no images in {', '.join(map(str, paths))}")
+        named = [*paths, manifest] if manifest is not None else paths
+        raise click.UsageError(f"there are no images in {', '.join(map(str, named))}")
     target = context.open_gallery(gallery, model)
     before = context.store.faces.owners(target.id) if sync else {}
     results: list[Result] = []  # of all photos only where they are needed

@@ -182,20 +182,21 @@ def _decode(data: bytes, label: str) -> bytes:
         if data.startswith(start):
             raise InvalidRequest(f"the manifest {label} is {what}; {SAVE_AS_CSV}")
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and 0 <= data.find(b"\0") < (data.find(b"\n") + 1 or len(data)):
+        raise InvalidRequest(
+            f"the manifest {label} has NUL bytes, as in UTF-16 without a byte order mark; {SAVE_AS_CSV}"
+        )
     try:
         text = _to_utf8(data, encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InvalidRequest(
-            f"the manifest {label}, line {line}, is not {encoding.removesuffix('-sig').upper()} text: it has the byte "
-            f"0x{data[error.start]:02x} there, as in Windows-1252 and other encodings, which look alike; "
-            f"{SAVE_AS_CSV}"
-        ) from error
-    if 0 <= text.find(b"\0") < (text.find(b"\n") + 1 or len(text)):
-        raise InvalidRequest(
-            f"the manifest {label} has NUL bytes, as in UTF-16 without a byte order mark; {SAVE_AS_CSV}"
-        )
-    return text
+        why = "its byte order mark announces that, but some of it is something else"
+        if encoding == "utf-8":
+            byte = data[error.start]
+            why = f"it has the byte 0x{byte:02x} there, as in Windows-1252 and other encodings, which look alike"
+        kind = encoding.removesuffix("-sig").upper()
+        raise InvalidRequest(f"the manifest {label}, line {line}, is not {kind} text: {why}; {SAVE_AS_CSV}") from error
+    return text if b"\n" in text else text.replace(b"\r", b"\n")  # 'CSV (Macintosh)' ends lines with CR alone
 
 
 def _to_utf8(data: bytes, encoding: str) -> bytes:

@@ -115,8 +115,10 @@ def _has_extra_cells(cells: Mapping[str, Any]) -> bool:
 
 
 def _text(cell: str | None) -> str:
-    """Returns a cell's text; reports and attendance lists of this program are protected from spreadsheets."""
-    return restore((cell or "").strip())
+    """Returns a cell's text, none if it is CLEAR; reports and attendance lists of this program are protected from
+    spreadsheets."""
+    text = restore((cell or "").strip())
+    return "" if text == CLEAR else text
 
 
 def _external_id(cells: Mapping[str, Any]) -> str:
@@ -132,8 +134,7 @@ def _checked_person(external_id: str, cells: Mapping[str, Any]) -> Person:
 
 def _person(external_id: str, cells: Mapping[str, str | None]) -> Person:
     def cell(name: str) -> str | None:
-        value = _text(cells.get(name))
-        return None if value in ("", CLEAR) else value
+        return _text(cells.get(name)) or None
 
     person = Person(
         external_id,

@@ -46,6 +46,11 @@ def test_manifest_may_use_any_spreadsheet_dialect(tmp_path: Path, delimiter: str
     assert (cleo.person.name, content(cleo)) == ("Zoë", b"sub")
 
 
+def test_manifest_may_end_lines_with_carriage_returns_alone(tmp_path: Path) -> None:
+    ana, ben = manifest_rows(tmp_path, b"image,external_id,name\rana.jpg,ana,Ana\rben.jpg,ben,Ben\r")
+    assert [(content(row), row.person.name) for row in (ana, ben)] == [(b"ana.jpg", "Ana"), (b"ben.jpg", "Ben")]
+
+
 @pytest.mark.parametrize(
     ("value", "end", "time"),
     [
@@ -89,8 +94,9 @@ def test_error_of_an_invalid_date_shows_an_example(value: str) -> None:
         (b"image,external_id,Team,Team\n", "has duplicate columns"),
         (b"image,external_id\nana.jpg,Zo\xeb\n", "line 2, is not UTF-8 text: it has the byte 0xeb there"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "line 1, is not UTF-8 text"),
-        (codecs.BOM_UTF16_LE + b"x", "line 1, is not UTF-16 text"),
+        (codecs.BOM_UTF16_LE + b"x", "line 1, is not UTF-16 text: its byte order mark announces that"),
         ("image,external_id\n".encode("utf-16-le"), "has NUL bytes, as in UTF-16 without a byte order mark; save it"),
+        ("image,external_id\na.jpg,Zoë\n".encode("utf-16-be"), "has NUL bytes, as in UTF-16 without a byte order mark"),
         (b"PK\x03\x04\x14\0", "is a workbook (XLSX or ODS); save it in the spreadsheet program as 'CSV UTF-8"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is a workbook of an old Excel (XLS); save it"),
         (b'image,external_id\nana.jpg,"ana\n', "is not CSV"),
@@ -108,6 +114,13 @@ def test_invalid_manifest_is_wrong_usage(tmp_path: Path, text: bytes, message_pa
     assert not (tmp_path / "home").exists(), "invalid usage creates nothing"
 
 
+def test_manifest_without_rows_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "staff.csv").write_text("image,external_id\n", encoding="utf-8")
+    ran = Command(tmp_path / "home")("enroll", "--manifest", tmp_path / "staff.csv", "--gallery", "staff")
+    assert ran.code == 2
+    assert f"there are no images in {tmp_path / 'staff.csv'}" in ran.err
+
+
 def test_missing_manifest_is_wrong_usage(tmp_path: Path) -> None:
     ran = Command(tmp_path / "home")("enroll", "--manifest", tmp_path / "no.csv", "--gallery", "staff")
     assert (ran.code, ran.err) == (2, f"Error: there is no manifest {tmp_path / 'no.csv'}\n")
@@ -119,7 +132,9 @@ def test_missing_manifest_is_wrong_usage(tmp_path: Path) -> None:
         ("gone.jpg,x,,", "unreadable_image", "the manifest names 'gone.jpg'"),
         (f"{'n' * 300}.jpg,x,,", "unreadable_image", "there is no such file"),
         (",x,,", "invalid_row", "line 3 of the manifest: it names no image"),
+        ("\\N,x,,", "invalid_row", "line 3 of the manifest: it names no image"),
         ("ben.jpg,,,", "invalid_row", "line 3 of the manifest: an external_id must be"),
+        ("ben.jpg,\\N,,", "invalid_row", "line 3 of the manifest: an external_id must be"),
         (f"ben.jpg,{'x' * 201},,", "invalid_row", "line 3 of the manifest: an external_id must be"),
         ('ben.jpg,"x\ny",,', "invalid_row", "of the manifest: an external_id must be"),
         ("ben.jpg,x,,31.12.2026", "invalid_row", "line 3 of the manifest: valid_until is '31.12.2026'"),
