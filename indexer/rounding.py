@@ -9,6 +9,9 @@ MOST_DECIMALS = 17
 SCORE_DECIMALS = 4
 """Decimals of the scores and thresholds that are reported. The fifth depends on the CPU."""
 
+NARROW_DECIMALS = 2
+"""Decimals of the scores that a caller gets who may see decisions only. Finer ones show the enrolled embeddings."""
+
 
 def reaches(score: float, threshold: float) -> bool:
     """Returns whether a score reaches a threshold, both as they are reported, so that no report contradicts itself."""

@@ -103,6 +103,12 @@ class Settings(BaseSettings):
         description="FPIR of searches that set neither `fpir` nor `threshold`: the share of non-mated probes that "
         "may match.",
     )
+    daily_probes: int = Field(
+        default=20_000,
+        ge=0,
+        le=1_000_000_000,
+        description="Different probes a day of new keys with the scope `search` or `investigate`; 0: any number.",
+    )
     cooldown_seconds: float = Field(
         default=60.0,
         ge=0,

@@ -12,6 +12,7 @@ from indexer.gallery.database import current_version, newest_version, storage_er
 from indexer.models.packs import Pack
 from indexer.vision import networks, runtime
 from search_service.service_context import ServiceContext
+from search_service.store.api_keys import Scope
 
 MIN_FREE_BYTES = 1 * 2**30
 """Space for the change log, snapshots and the maintenance of the database."""
@@ -113,6 +114,15 @@ def _keys(context: ServiceContext) -> Iterator[Finding]:
         found if keys else "none: serve answers requests of this machine only",
         "all requests are refused: whosthere keys create --name NAME --scope admin",
     )
+    investigating = [key.name for key in usable if max(key.scopes, key=list(Scope).index) is Scope.INVESTIGATE]
+    if investigating:
+        yield Finding(
+            "scope investigate",
+            True,
+            f"{len(investigating)} keys, such as {investigating[0]!r}: they see candidates below the threshold and can "
+            "compute embeddings of everybody enrolled. Keys that were created with the scope search before it was "
+            "narrowed have it; the new scope search is enough for doors",
+        )
 
 
 def _jobs(context: ServiceContext) -> Iterator[Finding]:

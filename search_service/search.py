@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,7 +14,7 @@ from indexer.app_context import AppContext
 from indexer.enrollment.reading import describe_or_reject
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.packs import Pack
-from indexer.rounding import reaches
+from indexer.rounding import NARROW_DECIMALS, SCORE_DECIMALS, reaches
 from indexer.supervision import notify
 from indexer.types import Detection, Face, Gallery, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
@@ -44,6 +45,9 @@ class Query:
     fpir: float | None = None
     threshold: float | None = None
     pick: Pick | None = Pick.LARGEST
+    may_lower: bool = True
+    """Whether the threshold may be lower than that of the service's default FPIR. If not, a wished one is rounded up to
+    NARROW_DECIMALS, so that searching one probe at many thresholds does not show its score in more detail."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= MAX_TOP_K:
@@ -196,11 +200,7 @@ class SearchService:
         self, vectors: Vectors, gallery: Gallery, query: Query, are_poor: Sequence[bool], frames_disagree: bool = False
     ) -> list[FaceAnswer]:
         index = self._context.indexes.get(gallery).catch_up()
-        fpir = self._context.settings.fpir if query.fpir is None and query.threshold is None else query.fpir
-        threshold = query.threshold
-        if threshold is None and fpir is not None:
-            threshold = round(self._thresholds.threshold(gallery, index, fpir), 4)
-        assert threshold is not None  # noqa: S101 (one of the two is always set)
+        threshold, fpir = self._threshold(gallery, index, query)
         answers = []
         ranked = self._finder.find(gallery, index, vectors, query.top_k + 1, threshold)
         for (candidates, better), is_poor in zip(ranked, are_poor, strict=True):
@@ -211,6 +211,22 @@ class SearchService:
             for answer in answers:
                 notify(self._listener, gallery, answer)
         return answers
+
+    def _threshold(self, gallery: Gallery, index: VectorIndex, query: Query) -> tuple[float, float | None]:
+        """Returns the threshold of a search, and the FPIR that it was chosen for; None for a threshold of its own."""
+
+        def for_fpir(fpir: float) -> float:
+            return round(self._thresholds.threshold(gallery, index, fpir), SCORE_DECIMALS)
+
+        default = self._context.settings.fpir
+        wished = query.threshold if query.fpir is None else for_fpir(query.fpir)
+        if wished is None:
+            return for_fpir(default), default
+        if query.may_lower:
+            return wished, query.fpir
+        least, step = for_fpir(default), 10**NARROW_DECIMALS
+        wished = math.ceil(round(wished * step, SCORE_DECIMALS)) / step
+        return (wished, query.fpir) if wished > least else (least, default)
 
 
 def _frame_answers(

@@ -7,6 +7,7 @@ from search_service.store.api_keys import ApiKeyRepository
 from search_service.store.events import EventRepository
 from search_service.store.idempotency import IdempotencyStore
 from search_service.store.jobs import JobRepository
+from search_service.store.probe_counts import ProbeCountRepository
 from search_service.store.webhooks import WebhookRepository
 
 
@@ -16,6 +17,10 @@ class ServiceContext(AppContext):
     @locked_property
     def keys(self) -> ApiKeyRepository:
         return ApiKeyRepository(self.migrated_engine)
+
+    @locked_property
+    def probe_counts(self) -> ProbeCountRepository:
+        return ProbeCountRepository(self.migrated_engine)
 
     @locked_property
     def events(self) -> EventRepository:

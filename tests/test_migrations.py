@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from indexer.gallery.database import current_version, migrate, newest_version
 from indexer.gallery.schema import Base
 from indexer.gallery.store import Store
 from indexer.types import vector_to_bytes
+from search_service.store.api_keys import ApiKeyRepository
 from search_service.store.schema import EventRow
 from tests.indexer.gallery.faces import enroll_one, image_hash, make_gallery, new_face, vector
 from tests.indexer.gallery.together import in_processes, in_threads
@@ -157,6 +159,29 @@ def test_embeddings_move_to_their_own_table(engine: Engine) -> None:
     assert [bytes(one) for one in back] == [vector_to_bytes(vector(i, 32 if i < 4 else 8)) for i in (1, 2, 3, 4)]
     migrate(engine)
     assert len(store.embeddings.of_faces(store.galleries.get("staff"), [1, 2, 3]).face_ids) == 3
+
+
+def test_former_search_keys_keep_what_they_opened(engine: Engine) -> None:
+    to(engine, "0004")
+    key = "INSERT INTO keys VALUES (:id, :id, '', :scopes, NULL, NULL, :at, NULL, NULL)"
+    former = {"door": '["search"]', "both": '["search", "enroll"]', "root": '["admin"]'}
+    for name, scopes in former.items():
+        execute(engine, key, {"id": name, "scopes": scopes, "at": "2026-01-01 00:00:00"})
+    migrate(engine)
+    keys = {key.name: (sorted(key.scopes), key.daily_probes) for key in ApiKeyRepository(engine).list()}
+    assert keys == {
+        "door": (["investigate"], None),
+        "both": (["enroll", "investigate"], None),
+        "root": (["admin"], None),
+    }
+    to(engine, "0004", command.downgrade)
+    with engine.connect() as connection:
+        back = connection.execute(text("SELECT id, CAST(scopes AS TEXT) FROM keys")).all()
+    assert {name: sorted(json.loads(scopes)) for name, scopes in back} == {
+        "door": ["search"],
+        "both": ["enroll", "search"],
+        "root": ["admin"],
+    }
 
 
 def migrate_url(url: str) -> str | None:

@@ -17,6 +17,7 @@ from indexer.supervision import SupervisedThread
 from search_service.api import errors, security
 from search_service.api.metrics import Metrics
 from search_service.api.middleware.stack import add_middlewares
+from search_service.api.probe_budget import ProbeBudget
 from search_service.api.routes import enrollments, events, faces, galleries, identities, jobs, keys, webhooks
 from search_service.api.routes.health import Readiness, health_router
 from search_service.api.routes.openapi import document, failures
@@ -52,7 +53,7 @@ def create_app(context: ServiceContext, on_stop: Callable[[], object] = lambda: 
     service = SearchService(context, Thresholds(context), metrics.decided)
     limits = settings.max_batch, settings.max_waiting, settings.max_waiting_bytes
     queue = InferenceQueue(service.search_described, *limits, metrics)
-    deliverer = Deliverer(context)
+    deliverer, budget = Deliverer(context), ProbeBudget(context)
     guard = security.Guard(context)
     readiness = Readiness(context, guard)
     runner = JobRunner(context, queue)
@@ -64,13 +65,15 @@ def create_app(context: ServiceContext, on_stop: Callable[[], object] = lambda: 
         await guard.start()
         queue.start()
         deliverer.start()
+        await run_in_threadpool(budget.start)
         loading = SupervisedThread("loading", readiness.load)
         loading.start()
         runner.start()
         yield
         on_stop()
         readiness.stop()
-        stops = runner.stop, queue.stop, deliverer.stop, loading.join, lambda: service.settle(STOP_SECONDS)
+        parts = runner.stop, queue.stop, deliverer.stop, budget.stop, loading.join
+        stops = *parts, lambda: service.settle(STOP_SECONDS)
         # Not on the threads of the requests, all of which may be taken.
         await asyncio.to_thread(stop_together, stops, STOP_SECONDS)
         await asyncio.to_thread(stop_together, [context.close], CLOSE_SECONDS)
@@ -83,7 +86,7 @@ def create_app(context: ServiceContext, on_stop: Callable[[], object] = lambda: 
         generate_unique_id_function=lambda route: route.name,
         responses=failures(400, 401, 403, 404, 422, 429),
     )
-    app.state.service = State(context, service, queue, metrics, deliverer)
+    app.state.service = State(context, service, queue, metrics, deliverer, budget)
     errors.register(app)
     document(app)
     add_middlewares(app, context, guard, metrics)

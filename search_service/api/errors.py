@@ -64,6 +64,12 @@ class RateLimited(errors.Overloaded):
         super().__init__(f"{message}; try again in {wait} s", details={"retry_after_seconds": wait})
 
 
+class ProbeBudgetUsed(RateLimited):
+    """The key has searched as many different probes as it may on one day."""
+
+    code = "probe_budget_used"
+
+
 class PreconditionFailed(WhosthereError):
     """The object is not in the state that the request expects."""
 

@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from indexer.clock import now
 from indexer.errors import Conflict, NotFound, WhosthereError
 from indexer.types import Gallery
 from search_service.api.metrics_files import FOLDER_VARIABLE, LABEL_BYTES
@@ -124,7 +125,7 @@ class _StateCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("whosthere_database_up", "Whether the database answers.")
         try:
-            families = [*self._galleries(), *self._waiting()]
+            families = [*self._galleries(), *self._waiting(), *self._probes()]
             up.add_metric([], 1)
         except WhosthereError:
             families = []
@@ -168,3 +169,15 @@ class _StateCollector(Collector):
             for webhook, count in zip(webhooks, counts, strict=True):
                 deliveries.add_metric([webhook.id], count)
             yield deliveries
+
+    def _probes(self) -> Iterator[Metric]:
+        """Yields how much of the daily budgets is used, of keys with which something was searched."""
+        probes = GaugeMetricFamily("whosthere_key_probes", "Different probes of a key today.", labels=["key"])
+        budgets = GaugeMetricFamily("whosthere_key_probe_budget", "Probes that a key may search a day.", labels=["key"])
+        counts = self._context.probe_counts.of_day(now().date())
+        for key in self._context.keys.list() if counts else ():
+            if key.id in counts:
+                probes.add_metric([key.id], counts[key.id])
+                if key.daily_probes is not None:
+                    budgets.add_metric([key.id], key.daily_probes)
+        yield from (probes, budgets)

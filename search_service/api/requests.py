@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import Depends, Request
 
 from indexer.errors import InvalidRequest, InvalidVector
@@ -46,15 +47,22 @@ SEARCH_FIELDS: Fields = {
         "type": "integer",
         "minimum": 1,
         "maximum": MAX_TOP_K,
-        "description": "How many identities to return (5).",
+        "description": "How many identities to return (5); 10 at most with the scope `search`.",
     },
     "fpir": {
         "type": "number",
         "minimum": MIN_FPIR,
         "exclusiveMaximum": 1,
-        "description": "Share of non-mated probes that may be answered with a match (0.01).",
+        "description": "Share of non-mated probes that may be answered with a match (0.01). With the scope "
+        "`search`, not more than the service's own share.",
     },
-    "threshold": {"type": "number", "minimum": -1, "maximum": 1, "description": "A cosine, instead of `fpir`."},
+    "threshold": {
+        "type": "number",
+        "minimum": -1,
+        "maximum": 1,
+        "description": "A cosine, instead of `fpir`. With the scope `search` it is rounded up to two decimals, and "
+        "raised to the gallery's threshold.",
+    },
     "pick": pick_field(PROBE_PICKS, Pick.LARGEST),
     **ALL_FACES_FIELD,
     "same_person": {
@@ -89,6 +97,11 @@ class SearchRequest:
     """Whether each image is answered separately."""
     recording: Recording | None
     """How faces are recorded as events; None where they are not."""
+
+    @property
+    def probes(self) -> list[bytes]:
+        """What is searched, for counting."""
+        return [image.data for image in self.images] or [np.asarray(self.embedding).tobytes()]
 
     @property
     def names(self) -> list[str | None]:

@@ -59,6 +59,11 @@ async def check_key_again(scope: Scope) -> None:
         await check()
 
 
+def check_scope(request: Request, scope: api_keys.Scope) -> None:
+    """Raises Forbidden unless the request's key opens the scope. For what only the body shows."""
+    _check(key_of(request), Permission(scope), {})
+
+
 def check_gallery(request: Request, name: str) -> None:
     """Raises Forbidden unless the request's key opens the gallery. For galleries that are named outside of the path."""
     _check_gallery(key_of(request), name)

@@ -14,6 +14,7 @@ from indexer.errors import Conflict, IndexBuilding
 from indexer.models.packs import Pack
 from indexer.types import Gallery
 from search_service.api.metrics import Metrics
+from search_service.api.probe_budget import ProbeBudget
 from search_service.background.webhooks import Deliverer
 from search_service.inference_queue import InferenceQueue
 from search_service.search import SearchService
@@ -31,6 +32,7 @@ class State:
     queue: InferenceQueue
     metrics: Metrics
     deliverer: Deliverer
+    budget: ProbeBudget
     comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while all faces of a gallery are compared, which takes every core for seconds."""
     listing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -14,7 +14,7 @@ from indexer.errors import InvalidRequest
 from search_service.cli.common import with_context
 from search_service.serializers import key_object
 from search_service.service_context import ServiceContext
-from search_service.store.api_keys import ApiKey, Scope
+from search_service.store.api_keys import ApiKey, Scope, daily_budget
 
 
 @click.group("keys")
@@ -37,13 +37,16 @@ def keys_group() -> None:
     required=True,
     multiple=True,
     type=click.Choice([str(scope) for scope in Scope]),
-    help="What it allows: `admin` includes `enroll`, which includes `search`.",
+    help="What it allows; each scope includes those before it.",
 )
 @click.option(
     "--gallery", "-g", "galleries", multiple=True, metavar="G", help="Only for this gallery; may be repeated."
 )
 @click.option("--expires", metavar="WHEN", help="When it expires: 2027-01-01, a time, or 90d from now.")
 @click.option("--per-minute", type=int, metavar="N", help="Requests a minute that each worker accepts with it.")
+@click.option(
+    "--daily-probes", type=int, metavar="N", help="Different probes a day; 0 for any number (WHOSTHERE_DAILY_PROBES)."
+)
 @json_option
 @with_context
 def keys_create(
@@ -53,12 +56,13 @@ def keys_create(
     galleries: tuple[str, ...],
     expires: str | None,
     per_minute: int | None,
+    daily_probes: int | None,
     as_json: bool,
 ) -> None:
     """Create an API key and print it, only once. As soon as one key exists, `serve` requires keys."""
-    key, text = context.keys.create(
-        name, [Scope(scope) for scope in scopes], galleries or None, _expiry(expires), per_minute
-    )
+    opened = [Scope(scope) for scope in scopes]
+    budget = daily_budget(opened, daily_probes, context.settings.daily_probes)
+    key, text = context.keys.create(name, opened, galleries or None, _expiry(expires), per_minute, budget)
     there = {gallery.name for gallery in context.store.galleries.list()}
     for gallery in sorted(set(galleries) - there):
         click.echo(f"There is no gallery {gallery} yet; the key will be valid for it once it is created.", err=True)
@@ -80,11 +84,11 @@ def keys_list(context: ServiceContext, as_json: bool) -> None:
     if as_json:
         print_json([key_object(key) for key in keys])
         return
-    rows = table("id", "name", "scopes", "galleries", "a minute", "state")
+    rows = table("id", "name", "scopes", "galleries", "a minute", "probes a day", "state")
     for key in keys:
         galleries = "all" if key.galleries is None else ", ".join(sorted(key.galleries))
-        limit = "" if key.per_minute is None else str(key.per_minute)
-        rows.add_row(key.id, key.name, ", ".join(sorted(key.scopes)), galleries, limit, _state(key))
+        limits = ["" if limit is None else str(limit) for limit in (key.per_minute, key.daily_probes)]
+        rows.add_row(key.id, key.name, ", ".join(sorted(key.scopes)), galleries, *limits, _state(key))
     show(rows if keys else "There are no keys: `serve` only answers this machine. `keys create` creates one.")
 
 

@@ -74,6 +74,7 @@ class Scope(StrEnum):
     """What a key is for. Each contains those before it."""
 
     SEARCH = "search"
+    INVESTIGATE = "investigate"
     ENROLL = "enroll"
     ADMIN = "admin"
 

@@ -116,6 +116,7 @@ BY_CODE: Mapping[str, type[ApiError]] = {
     "image_too_large": Rejected,
     "idempotency_key_reused": Conflict,
     "rate_limited": RateLimited,
+    "probe_budget_used": RateLimited,
 }
 """Codes more specific than their status."""
 

@@ -40,6 +40,7 @@ class Key:
     scopes: tuple[Scope | str, ...]
     galleries: tuple[str, ...] | None
     per_minute: int | None
+    daily_probes: int | None
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None

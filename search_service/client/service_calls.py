@@ -106,6 +106,7 @@ class KeyCalls:
         galleries: Sequence[str] | None = None,
         expires_at: datetime | None = None,
         per_minute: int | None = None,
+        daily_probes: int | None = None,
     ) -> Steps[MadeKey]:
         """Creates a key. As soon as one exists, every request needs a key. The secret is returned only once.
 
@@ -115,6 +116,7 @@ class KeyCalls:
             "galleries": galleries and list(galleries),
             "expires_at": iso_time(expires_at),
             "per_minute": per_minute,
+            "daily_probes": daily_probes,
         }
         body = json_body(without_none({"name": name, "scopes": list(scopes), **optional}))
         return self.api.send(Request("POST", address("keys"), body=body, unrepeatable=True), parser_of(MadeKey))

@@ -41,12 +41,17 @@ MAX_GALLERIES = MAX_QUERY_VALUES
 MAX_PER_MINUTE = 1_000_000
 """Largest rate limit, far more than a machine can answer; the column's type allows a little more."""
 
+MAX_DAILY_PROBES = 1_000_000_000
+"""Largest daily budget of probes, more than a service can search in a day; the column's type allows a little more."""
+
 
 class Scope(StrEnum):
     """A permission of a key; each scope includes those before it."""
 
     SEARCH = "search"
-    """Search, detect, compare, embed, and list galleries and models."""
+    """Detect, compare, list galleries and models, and search: the decision and the candidates above the threshold."""
+    INVESTIGATE = "investigate"
+    """Candidates below the threshold, any threshold, exact scores, embeddings and searching by them."""
     ENROLL = "enroll"
     """Identities, faces and enrollment jobs."""
     ADMIN = "admin"
@@ -64,6 +69,8 @@ class ApiKey:
     """Names of the galleries it is limited to; None for all."""
     per_minute: int | None
     """Rate limit in requests a minute; None for no limit."""
+    daily_probes: int | None
+    """Budget of different probes a day (UTC); None for no limit."""
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -89,6 +96,7 @@ class ApiKeyRepository(Repository):
         galleries: Collection[str] | None = None,
         expires_at: datetime | None = None,
         per_minute: int | None = None,
+        daily_probes: int | None = None,
     ) -> tuple[ApiKey, str]:
         """Creates a key and returns it with its text, which cannot be read again.
 
@@ -98,12 +106,13 @@ class ApiKeyRepository(Repository):
             galleries: Names of the galleries it is limited to, which need not exist yet; None for all.
             expires_at: When it stops working; None for never.
             per_minute: Rate limit; None for no limit.
+            daily_probes: Budget of probes a day; None for no limit.
 
         Raises:
             Conflict: There is a key of that name, possibly a revoked one.
             InvalidRequest: An argument is not valid.
         """
-        _check(name, scopes, galleries, expires_at, per_minute)
+        _check(name, scopes, galleries, expires_at, per_minute, daily_probes)
         key_id, secret = secrets.token_hex(ID_BYTES), secrets.token_urlsafe(SECRET_BYTES)
         row = ApiKeyRow(
             id=key_id,
@@ -112,6 +121,7 @@ class ApiKeyRepository(Repository):
             scopes=sorted(set(scopes)),
             galleries=None if galleries is None else sorted(set(galleries)),
             per_minute=per_minute,
+            daily_probes=daily_probes,
             created_at=now(),
             expires_at=expires_at,
             revoked_at=None,
@@ -164,12 +174,24 @@ class ApiKeyRepository(Repository):
             return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
 
 
+def daily_budget(scopes: Collection[Scope], given: int | None, default: int) -> int | None:
+    """Returns the budget of probes of a new key, None for no limit.
+
+    `given` is None without a wish, and 0 in it and in `default` means no limit. Keys that may change galleries have no
+    budget by default, because they learn as much without a search.
+    """
+    if given is None:
+        given = 0 if {Scope.ENROLL, Scope.ADMIN} & set(scopes) else default
+    return given or None
+
+
 def _check(
     name: str,
     scopes: Collection[Scope],
     galleries: Collection[str] | None,
     expires_at: datetime | None,
     per_minute: int | None,
+    daily_probes: int | None,
 ) -> None:
     """Raises InvalidRequest."""
     check_name("a key's name", name)
@@ -188,6 +210,8 @@ def _check(
         raise InvalidRequest(f"expires_at is {expires_at.isoformat()}; expected a time in the future")
     if per_minute is not None and not 1 <= per_minute <= MAX_PER_MINUTE:
         raise InvalidRequest(f"per_minute is {per_minute}; expected 1 to {MAX_PER_MINUTE}")
+    if daily_probes is not None and not 1 <= daily_probes <= MAX_DAILY_PROBES:
+        raise InvalidRequest(f"daily_probes is {daily_probes}; expected 1 to {MAX_DAILY_PROBES}")
 
 
 def _hashed(secret: str) -> str:
@@ -208,6 +232,7 @@ def _key(row: ApiKeyRow) -> ApiKey:
         scopes=frozenset(map(Scope, row.scopes)),
         galleries=None if row.galleries is None else frozenset(row.galleries),
         per_minute=row.per_minute,
+        daily_probes=row.daily_probes,
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,

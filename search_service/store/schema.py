@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Float, ForeignKey, Index, Integer, LargeBinary, String
+from sqlalchemy import JSON, BigInteger, Boolean, Date, Float, ForeignKey, Index, Integer, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from indexer.gallery.schema import MAX_NAME_LENGTH, Base, Id, UtcDateTime
@@ -25,9 +25,22 @@ class ApiKeyRow(Base):
     """Names of the galleries it is limited to; NULL for all."""
     per_minute: Mapped[int | None] = mapped_column(Integer)
     """Rate limit in requests a minute; NULL for no limit."""
+    daily_probes: Mapped[int | None] = mapped_column(Integer)
+    """Budget of different probes a day (UTC); NULL for no limit."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ProbeCountRow(Base):
+    """How many different probes were searched with a key on one day."""
+
+    __tablename__ = "probe_counts"
+
+    key_id: Mapped[str] = mapped_column(String(16), ForeignKey("keys.id", ondelete="CASCADE"), primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    """In UTC."""
+    probes: Mapped[int] = mapped_column(BigInteger)
 
 
 class AnswerRow(Base):

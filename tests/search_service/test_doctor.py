@@ -35,6 +35,16 @@ def test_service_without_usable_keys_is_reported(context: ServiceContext) -> Non
     assert "whosthere keys create" in finding.advice
 
 
+def test_keys_that_investigate_are_reported(context: ServiceContext) -> None:
+    context.keys.create("door", [Scope.SEARCH])
+    context.keys.create("personnel", [Scope.INVESTIGATE, Scope.ENROLL])
+    assert "scope investigate" not in [finding.check for finding in examine(context)]
+    context.keys.create("police", [Scope.SEARCH, Scope.INVESTIGATE])
+    finding = found(context, "scope investigate")
+    assert finding.ok
+    assert finding.found.startswith("1 keys, such as 'police'")
+
+
 def test_job_that_cannot_continue_is_reported(context: ServiceContext) -> None:
     gallery = context.store.galleries.get("staff")
     job = context.jobs.create(gallery.id, 1, {"pick": "only"}, [b"PK"])

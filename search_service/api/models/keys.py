@@ -7,13 +7,15 @@ from datetime import datetime
 from pydantic import Field
 
 from search_service.api.models.base import Cursor, Payload, Time, Utc
-from search_service.store.api_keys import MAX_GALLERIES, MAX_PER_MINUTE, Scope
+from search_service.store.api_keys import MAX_DAILY_PROBES, MAX_GALLERIES, MAX_PER_MINUTE, Scope
 
 
 class NewKey(Payload):
     name: str = Field(examples=["north-door"])
     scopes: list[Scope] = Field(
-        min_length=1, description="`admin` includes `enroll`, which includes `search`.", examples=[["search"]]
+        min_length=1,
+        description="Each of `search`, `investigate`, `enroll` and `admin` includes those before it.",
+        examples=[["search"]],
     )
     galleries: list[str] | None = Field(
         default=None,
@@ -26,6 +28,13 @@ class NewKey(Payload):
     per_minute: int | None = Field(
         default=None, ge=1, le=MAX_PER_MINUTE, description="Requests a minute to each worker; null for no limit."
     )
+    daily_probes: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_DAILY_PROBES,
+        description="Different probes a day (UTC); 0 for no limit. null: the service's default for keys of the scopes "
+        "`search` and `investigate`, no limit for others.",
+    )
 
 
 class KeyPayload(Payload):
@@ -36,6 +45,9 @@ class KeyPayload(Payload):
     scopes: list[Scope] = Field(examples=[["search"]])
     galleries: list[str] | None = Field(examples=[["staff"]])
     per_minute: int | None = Field(examples=[None])
+    daily_probes: int | None = Field(
+        default=None, description="Different probes a day (UTC); null for no limit.", examples=[20_000]
+    )
     created_at: Time
     expires_at: datetime | None = Field(examples=[None])
     revoked_at: datetime | None = Field(examples=[None])

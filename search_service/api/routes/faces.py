@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from indexer.errors import Conflict
 from indexer.types import Reason
 from indexer.vision.pipeline import ImageResult
+from search_service.api.disclosure import restricted_answer, restricted_comparison, restricted_query
 from search_service.api.middleware.idempotency import Memory, memory_of
 from search_service.api.models.probes import (
     AnswerPayload,
@@ -38,21 +39,21 @@ from search_service.api.requests import (
     SearchRequest,
 )
 from search_service.api.routes.openapi import failures, image_body
-from search_service.api.security import check_key_again
+from search_service.api.security import check_key_again, check_scope, key_of
 from search_service.api.state import Service, State
 from search_service.events.recording import record, restore_events, serialize_events
 from search_service.inference_queue import Kind
 from search_service.search import Answer, compare_described
 from search_service.store.api_keys import Scope
 
-router = APIRouter(prefix="/v1", tags=["faces"], dependencies=[requires(Scope.SEARCH)])
+router = APIRouter(prefix="/v1", tags=["faces"])
 
 IMAGE_FAILURES = failures(413, 429)
 
 
 @router.post(
     "/galleries/{gallery}/search",
-    dependencies=[accepts(BodyKind.IMAGES)],
+    dependencies=[requires(Scope.SEARCH), accepts(BodyKind.IMAGES)],
     response_model=AnswerPayload | AnswersPayload,
     responses=failures(409, 413, 429),
     openapi_extra=image_body(SEARCH_FIELDS, several=True, embedding=True),
@@ -64,9 +65,17 @@ async def search(service: Service, body: Search, request: Request, response: Res
     `images`, or `image` several times: one answer each, with its own `error` where there is no face; or one answer
     from all of them, with `same_person`. With `record`, an event of each face is recorded, once for each person and
     device during the cooldown.
+
+    A key with the scope `search` gets candidates above the threshold only, at most 10, with scores of two decimals,
+    while decisions use exact ones. It cannot lower the threshold, and `embedding` needs the scope `investigate`.
     """
+    key = key_of(request)
+    if body.embedding is not None:
+        check_scope(request, Scope.INVESTIGATE)
+    body = replace(body, query=restricted_query(body.query, key))
     if body.recording is None:  # it changes nothing: a repeated request is searched again, as people may be deleted
         response.headers["Cache-Control"] = "no-store"
+    counted = await service.off_loop(service.budget.spend, key, body.probes)
     try:
         answers = await _answers(service, body)
     except Conflict as error:  # re-embedded after the gallery was looked up
@@ -74,11 +83,14 @@ async def search(service: Service, body: Search, request: Request, response: Res
             raise
         body = replace(body, gallery=await service.gallery(body.gallery.name))
         answers = await _answers(service, body)
+    if counted:
+        service.budget.add(key, sum(len(answer.faces[1:]) for answer in answers))
     if not body.is_list and answers[0].error is not None:
         raise answers[0].error
     if body.recording is not None:
         await check_key_again(request.scope)
-    answers = await _recorded(service, body, answers, memory_of(request))
+    recorded = await _recorded(service, body, answers, memory_of(request))
+    answers = [restricted_answer(answer, key) for answer in recorded]
     if not body.is_list:
         return answer_payload(answers[0], body.names)
     named = zip(answers, body.names, strict=True)
@@ -113,7 +125,7 @@ async def _recorded(service: State, body: SearchRequest, answers: Sequence[Answe
 
 @router.post(
     "/detect",
-    dependencies=[accepts(BodyKind.IMAGES)],
+    dependencies=[requires(Scope.SEARCH), accepts(BodyKind.IMAGES)],
     response_model=DetectPayload,
     responses=IMAGE_FAILURES,
     openapi_extra=image_body({}),
@@ -128,7 +140,7 @@ async def detect(service: Service, body: Detect) -> Any:
 
 @router.post(
     "/embed",
-    dependencies=[accepts(BodyKind.IMAGES)],
+    dependencies=[requires(Scope.INVESTIGATE), accepts(BodyKind.IMAGES)],
     response_model=EmbedPayload,
     responses=IMAGE_FAILURES,
     openapi_extra=image_body(EMBED_FIELDS),
@@ -143,17 +155,19 @@ async def embed(service: Service, body: Embed) -> Any:
 
 @router.post(
     "/compare",
-    dependencies=[accepts(BodyKind.IMAGES)],
+    dependencies=[requires(Scope.SEARCH), accepts(BodyKind.IMAGES)],
     response_model=ComparePayload,
     responses=IMAGE_FAILURES,
     openapi_extra=image_body(MODEL_FIELD, COMPARE_IMAGES),
 )
-async def compare(service: Service, body: Compare) -> Any:
-    """Returns whether the largest faces of two images show one person, at a false match rate of 1 in 1,000."""
-    return compare_payload(compare_described(await _described(service, body), body.pack))
+async def compare(service: Service, body: Compare, request: Request) -> Any:
+    """Returns whether the largest faces of two images show one person, at a false match rate of 1 in 1,000. Keys with
+    the scope `search` get a score of two decimals."""
+    compared = compare_described(await _described(service, body), body.pack)
+    return compare_payload(restricted_comparison(compared, key_of(request)))
 
 
-@router.get("/models", response_model=ModelsPayload)
+@router.get("/models", response_model=ModelsPayload, dependencies=[requires(Scope.SEARCH)])
 def models(service: Service) -> Any:
     """Lists the model packs and their licences. `default` is the pack that new galleries use."""
     packs = service.context.packs

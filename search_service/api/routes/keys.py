@@ -12,7 +12,7 @@ from search_service.api.permissions import requires
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service
 from search_service.serializers import key_object
-from search_service.store.api_keys import Scope
+from search_service.store.api_keys import Scope, daily_budget
 
 # A key that creates keys could create one that opens more than it does itself.
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[requires(Scope.ADMIN, every_gallery=True)])
@@ -28,7 +28,8 @@ def list_keys(service: Service, page: Paged) -> Any:
 @router.post("", status_code=201, response_model=MadeKey, responses=failures(409, 413))
 def create_key(service: Service, new: NewKey, response: Response) -> Any:
     """Creates a key. From the first key on, every request needs one."""
-    key, text = service.context.keys.create(new.name, new.scopes, new.galleries, new.expires_at, new.per_minute)
+    budget = daily_budget(new.scopes, new.daily_probes, service.context.settings.daily_probes)
+    key, text = service.context.keys.create(new.name, new.scopes, new.galleries, new.expires_at, new.per_minute, budget)
     response.headers["Cache-Control"] = "no-store"  # also keeps it out of the answers stored for an Idempotency-Key
     return key_object(key) | {"key": text}
 

@@ -170,7 +170,7 @@ def test_a_key_over_its_rate_limit_gets_429_with_the_time_to_wait(guarded: Guard
 def test_a_rate_limited_key_works_again_exactly_after_the_wait(per_minute: int) -> None:
     clock = [1000.0]
     buckets = Buckets(lambda: clock[0])
-    key = ApiKey("a", "a", frozenset(), None, per_minute, now(), None, None)
+    key = ApiKey("a", "a", frozenset(), None, per_minute, None, now(), None, None)
     assert [buckets.take(key) for _ in range(per_minute)] == [0] * per_minute
     wait = buckets.take(key)
     assert wait == max(1, -(-60 // per_minute))
@@ -186,7 +186,7 @@ def test_a_rate_limited_key_works_again_exactly_after_the_wait(per_minute: int) 
 def test_each_key_has_its_own_rate_limit() -> None:
     buckets = Buckets(lambda: 0.0)
     one, other, free = (
-        ApiKey(name, name, frozenset(), None, limit, now(), None, None)
+        ApiKey(name, name, frozenset(), None, limit, None, now(), None, None)
         for name, limit in (("a", 1), ("b", 1), ("c", None))
     )
     assert [buckets.take(key) for key in (one, other, one, free, free, free)] == [0, 0, 60, 0, 0, 0]
@@ -213,7 +213,7 @@ def test_a_revoked_key_is_refused_by_every_process(tmp_path: Path, models_folder
 def test_check_gallery_refuses_keys_of_other_galleries() -> None:
     request = Request({"type": "http", "headers": []})
     security.check_gallery(request, "any")
-    request.state.key = ApiKey("a", "a", frozenset({Scope.ENROLL}), frozenset({"staff"}), None, now(), None, None)
+    request.state.key = ApiKey("a", "a", frozenset({Scope.ENROLL}), frozenset({"staff"}), None, None, now(), None, None)
     security.check_gallery(request, "staff")
     with pytest.raises(Forbidden) as caught:
         security.check_gallery(request, "other")

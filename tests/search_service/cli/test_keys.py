@@ -46,7 +46,8 @@ def test_standard_output_contains_only_the_key(command: Command) -> None:
 
 def test_every_option_is_stored(command: Command) -> None:
     arguments = ["--scope", "search", "--scope", "enroll", "--gallery", "b", "-g", "a", "--expires", "2101-01-01"]
-    ran = command.ok("keys", "create", "--name", "door", *arguments, "--per-minute", "60", "--json")
+    arguments += ["--per-minute", "60", "--daily-probes", "500"]
+    ran = command.ok("keys", "create", "--name", "door", *arguments, "--json")
     (row,) = command.ok("keys", "list", "--json").json
     created = datetime.fromisoformat(row.pop("created_at"))
     assert timedelta() <= datetime.now(UTC) - created < timedelta(minutes=1)
@@ -56,6 +57,7 @@ def test_every_option_is_stored(command: Command) -> None:
         "scopes": ["enroll", "search"],
         "galleries": ["a", "b"],
         "per_minute": 60,
+        "daily_probes": 500,
         "expires_at": "2101-01-01T00:00:00+00:00",
         "revoked_at": None,
     }

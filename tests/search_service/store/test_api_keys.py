@@ -99,10 +99,12 @@ def test_unknown_id_is_compared_in_constant_time(keys: ApiKeyRepository, monkeyp
 
 def test_scopes_include_lower_scopes(keys: ApiKeyRepository) -> None:
     created = [keys.create(str(scope), [scope])[0] for scope in Scope]
-    assert [[key.allows(scope) for scope in (Scope.SEARCH, Scope.ENROLL, Scope.ADMIN)] for key in created] == [
-        [True, False, False],
-        [True, True, False],
-        [True, True, True],
+    assert list(Scope) == ["search", "investigate", "enroll", "admin"]
+    assert [[key.allows(scope) for scope in Scope] for key in created] == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, True, True, False],
+        [True, True, True, True],
     ]
 
 
@@ -175,7 +177,7 @@ def test_keys_are_listed_by_name(keys: ApiKeyRepository) -> None:
         ({"name": ""}, "name"),
         ({"name": "a\nb"}, "name"),
         ({"name": "x" * 201}, "name"),
-        ({"scopes": []}, "search, enroll, admin"),
+        ({"scopes": []}, "search, investigate, enroll, admin"),
         ({"galleries": []}, "galleries"),
         ({"galleries": ["ok", "a\0"]}, "gallery"),
         ({"galleries": [str(n) for n in range(MAX_GALLERIES + 1)]}, str(MAX_GALLERIES)),
@@ -183,6 +185,7 @@ def test_keys_are_listed_by_name(keys: ApiKeyRepository) -> None:
         ({"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, "in the future"),
         ({"per_minute": 0}, "per_minute is 0"),
         ({"per_minute": MAX_PER_MINUTE + 1}, "per_minute"),
+        ({"daily_probes": 0}, "daily_probes is 0"),
     ],
 )
 def test_invalid_key_settings_are_rejected(keys: ApiKeyRepository, wrong: dict[str, Any], message: str) -> None:
