@@ -26,7 +26,7 @@ from indexer.vectors.base import VectorEngine
 from indexer.vectors.engines import FaissEngine
 from indexer.vectors.index_registry import IndexRegistry
 from indexer.vision import pack_check
-from indexer.vision.decode import Limits
+from indexer.vision.decode import Limits, end_processes
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads, usable_cores
 
@@ -214,11 +214,12 @@ class AppContext:
         )
 
     def close(self) -> None:
-        """Saves the indexes and closes the connections to the database."""
+        """Saves the indexes, closes the connections to the database, and ends idle processes that decode."""
         try:
             if "indexes" in self.__dict__:
                 self.indexes.close()
         finally:
+            end_processes()
             self._vectors.close()
             if "engine" in self.__dict__:
                 self.engine.dispose()

@@ -17,6 +17,7 @@ from indexer.models.liveness_packs import MINIFASNET
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Precision
+from indexer.vision.decode import end_processes
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.quantize import quantize_embedder
 from tests import photos
@@ -46,6 +47,7 @@ settings.load_profile("tests")
 def _no_process_is_left() -> Iterator[None]:
     """Checks at the end that every process that the tests started has ended, also those whose parents were killed."""
     yield
+    end_processes()
     _, left = psutil.wait_procs(_started_processes(), timeout=PROCESS_SECONDS)
     found = [f"{process.pid}: {' '.join(process.cmdline())}" for process in left]
     for process in left:
