@@ -206,8 +206,8 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _TooLarge
 
     def _refuse_size(self) -> None:
-        problem = f"has more than {MAX_HEAD_BYTES:,} bytes of headers, or more than {MAX_HEADERS} of them"
-        self._refuse(431, "headers_too_large", f"the request {problem}")
+        message = f"request line and headers may have {MAX_HEAD_BYTES:,} bytes, and the request {MAX_HEADERS} headers"
+        self._refuse(431, "headers_too_large", message)
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answers an error in place of the request that is received, and ends the connection."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,19 +21,56 @@ MAX_JSON_BYTES = 2**20
 returned with every search."""
 
 GRACE_SECONDS, LEAST_RATE = 20.0, 500
-"""How long a body may take: the first number of seconds, and a second more for each LEAST_RATE bytes received, but
-never more than the first number ahead. It closes connections that send next to nothing, also after the first 60 MB. The
-numbers are those of Apache's mod_reqtimeout, `body=20,MinRate=500`, which would keep such a connection for a day."""
+"""How long a body may take: the first number of seconds, and a second more for each LEAST_RATE bytes received (more
+while much is held), but never more than the first number ahead. It closes connections that send next to nothing, also
+after the first 60 MB. The numbers are those of Apache's mod_reqtimeout, `body=20,MinRate=500`, which would keep such a
+connection for a day."""
 
 
-@dataclass
+SHARE = 3
+"""A caller may hold three times as many bytes as are still free: alone three quarters of all, and however many callers
+do the same, something is left for the next one. (Dynamic thresholds of Choudhury and Hahne, IEEE/ACM Transactions on
+Networking 6(2), 1998.)"""
+
+
 class BodyLimit:
     """How large a body of one kind may be, alone and together with others that are not answered yet."""
 
-    max_bytes: int
-    max_bytes_together: int
-    held: int = 0
-    """Bytes of the requests that are being answered."""
+    def __init__(self, max_bytes: int, max_bytes_together: int, hold_seconds: float = 60.0) -> None:
+        """Takes how long a body may take that arrives while more than half of `max_bytes_together` are held, as
+        `hold_seconds`."""
+        self.max_bytes = max_bytes
+        self._max_bytes_together = max_bytes_together
+        self._hold_seconds = hold_seconds
+        self._held_by: Counter[str] = Counter()
+
+    @property
+    def held(self) -> int:
+        """Bytes of the requests that are being answered."""
+        return self._held_by.total()
+
+    def hold(self, caller: str, size: int) -> None:
+        self._held_by[caller] += size
+
+    def release(self, caller: str, size: int) -> None:
+        self._held_by[caller] -= size
+        if not self._held_by[caller]:
+            del self._held_by[caller]
+
+    def check_room(self, caller: str, received: int) -> None:
+        """Raises Overloaded where a request of which so many bytes are held is too much together with others. A
+        request alone is always taken."""
+        held, own = self.held, self._held_by[caller]
+        if received < held > self._max_bytes_together:
+            raise Overloaded(f"requests of {held:,} bytes are being answered already; try again soon")
+        if received < own > SHARE * (self._max_bytes_together - held):
+            raise Overloaded(f"requests of yours of {own:,} bytes are being answered already; try again soon")
+
+    def least_rate(self, received: int) -> float:
+        """Returns how many bytes a second a body must send of which so many are held already. While much is held, it
+        grows with them, or slow bodies would hold the bytes that others need."""
+        is_crowded = 2 * self.held > self._max_bytes_together
+        return max(LEAST_RATE, received / self._hold_seconds) if is_crowded else LEAST_RATE
 
 
 class InputLimits:
@@ -64,13 +101,14 @@ class InputLimits:
                 raise
             await send_error(error, scope, receive, send)
         finally:
-            limit.held -= exchange.received
+            limit.release(exchange.caller, exchange.received)
 
 
 class _Exchange:
     """One request's body, counted while it arrives, and the answer, which a refusal of the body replaces."""
 
     def __init__(self, limit: BodyLimit, grace: float, scope: Scope, receive: Receive, send: Send) -> None:
+        self.caller = _caller(scope)
         self.received = 0
         self.started = False
         """Whether an answer was started."""
@@ -99,31 +137,24 @@ class _Exchange:
             raise self._refuse(CallerGone("the connection was closed before the body was complete"))
         size = len(message.get("body", b""))
         was_complete, self._is_complete = self._is_complete, not message.get("more_body", False)
-        gained = size / LEAST_RATE - (time.monotonic() - waiting_since)
-        self._seconds_left = min(self._grace, self._seconds_left + gained)
         self.received += size
-        self._limit.held += size
-        problem = self._check_size(size)
-        if problem is not None:
-            raise self._refuse(problem)
-        if self._is_complete and not was_complete and self.received > size:  # a body in one piece was just admitted
-            try:
+        self._limit.hold(self.caller, size)
+        gained = size / self._limit.least_rate(self.received) - (time.monotonic() - waiting_since)
+        self._seconds_left = min(self._grace, self._seconds_left + gained)
+        try:
+            if self.received > self._limit.max_bytes:
+                raise self._too_large()
+            if size:
+                self._limit.check_room(self.caller, self.received)
+            if self._is_complete and not was_complete and self.received > size:  # in one piece, it was just admitted
                 await check_key_again(self._scope)
-            except WhosthereError as error:
-                raise self._refuse(error) from None
+        except WhosthereError as error:
+            raise self._refuse(error) from None
         return message
 
     def _refuse(self, error: WhosthereError) -> WhosthereError:
         self._refusal = error
         return error
-
-    def _check_size(self, added: int) -> WhosthereError | None:
-        held = self._limit.held
-        if self.received > self._limit.max_bytes:
-            return self._too_large()
-        if added and self.received < held > self._limit.max_bytes_together:  # a request alone is always taken
-            return Overloaded(f"requests of {held:,} bytes are being answered already; try again soon")
-        return None
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the request's body has more than the {self._limit.max_bytes:,} bytes allowed")
@@ -135,3 +166,10 @@ class _Exchange:
         if not self._is_replaced:
             self.started = self.started or message["type"] == "http.response.start"
             await self._send(message)
+
+
+def _caller(scope: Scope) -> str:
+    """Returns who sends a request: its API key's id, or its address where no key is needed."""
+    key = scope.get("state", {}).get("key")
+    client = scope.get("client") or ("",)
+    return str(client[0]) if key is None else str(key.id)

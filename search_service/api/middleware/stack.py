@@ -46,12 +46,16 @@ ARCHIVES_AT_ONCE = 4
 """Archives of the largest size that one process receives at the same time, on its disk."""
 
 
+ARCHIVE_SECONDS = 3600.0
+"""How long one archive may take while more than half of those bytes are held: 600 kB a second for the largest."""
+
+
 def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics: Metrics) -> None:
     """Adds the middlewares of ORDER. Starlette calls the one that was added last first."""
     settings = context.settings
     max_archive, max_body = settings.max_archive_bytes, settings.max_body_bytes
     limits = {
-        BodyKind.ARCHIVE: BodyLimit(max_archive, ARCHIVES_AT_ONCE * max_archive),
+        BodyKind.ARCHIVE: BodyLimit(max_archive, ARCHIVES_AT_ONCE * max_archive, ARCHIVE_SECONDS),
         BodyKind.IMAGES: BodyLimit(max_body, settings.max_waiting_bytes),
         BodyKind.JSON: BodyLimit(min(MAX_JSON_BYTES, max_body), settings.max_waiting_bytes),
     }

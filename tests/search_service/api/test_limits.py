@@ -6,8 +6,9 @@ import asyncio
 import re
 import selectors
 from collections import Counter
-from collections.abc import Iterable
-from itertools import product
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import count, product
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from indexer.errors import Overloaded
 from search_service.api.middleware import input_limits
 from search_service.api.middleware.access import Access
 from search_service.api.middleware.input_limits import LEAST_RATE, BodyLimit, InputLimits
@@ -52,11 +54,17 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> JumpingLoop:
 
 
 def send_body(
-    loop: JumpingLoop, steps: Iterable[Step], grace: float, kind: BodyKind = BodyKind.IMAGES, late: float = 0
+    loop: JumpingLoop,
+    steps: Iterable[Step],
+    grace: float,
+    kind: BodyKind = BodyKind.IMAGES,
+    late: float = 0,
+    held: int = 0,
 ) -> tuple[list[Message], list[bytes]]:
     """Returns what is answered to a body that arrives in these steps, and what of it the application received.
 
-    The application asks for each piece `late` seconds after the one before.
+    The application asks for each piece `late` seconds after the one before. Of the 1,000,000 bytes that bodies may have
+    together, another caller has `held`.
     """
     got: list[bytes] = []
     sent: list[Message] = []
@@ -82,8 +90,11 @@ def send_body(
         sent.append(message)
 
     scope: Any = {"type": "http", "method": "POST", "headers": [], "state": {"body_kind": kind}, "query_string": b""}
+    limit = BodyLimit(10**6, 10**6, hold_seconds=10)
+    limit.hold("other", held)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(InputLimits(app, {kind: BodyLimit(10**6, 10**6)}, grace)(scope, receive, send))
+        runner.run(InputLimits(app, {kind: limit}, grace)(scope, receive, send))
+    assert limit.held == held
     return sent, got
 
 
@@ -110,6 +121,33 @@ def test_a_body_that_trickles_after_a_fast_start_is_refused(loop: JumpingLoop) -
     sent, got = send_body(loop, [(0, fast, True), *[(0.2, b"y", True)] * 100], 0.5)
     assert sent[0]["status"] == 408
     assert len(got) == 3
+
+
+@pytest.mark.parametrize(
+    ("held", "rate", "status"),
+    [(0, 2 * LEAST_RATE, 200), (600_000, 2 * LEAST_RATE, 408), (600_000, 20_000, 200)],
+)
+def test_a_body_must_arrive_faster_the_more_it_holds_while_much_is_held(
+    loop: JumpingLoop, held: int, rate: int, status: int
+) -> None:
+    steps = [(0, b"x" * 100_000, True), *[(1, b"y" * rate, i < 4) for i in range(5)]]
+    sent, _ = send_body(loop, steps, 2, held=held)
+    assert sent[0]["status"] == status
+
+
+def test_what_callers_may_hold_leaves_something_for_the_next_one() -> None:
+    limit = BodyLimit(1000, 10_000)
+
+    def hold_all() -> Iterator[int]:
+        for caller in "abcde":
+            with suppress(Overloaded):
+                for taken in count():  # noqa: B007
+                    limit.hold(caller, 1)
+                    limit.check_room(caller, received=1)
+            limit.release(caller, 1)
+            yield taken
+
+    assert list(hold_all()) == [7500, 1875, 468, 117, 30]
 
 
 def test_bytes_that_have_arrived_are_taken_however_late_the_application_reads_them(loop: JumpingLoop) -> None:

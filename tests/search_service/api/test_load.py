@@ -182,7 +182,7 @@ def test_too_many_waiting_images_are_refused_with_429(tmp_path: Path, pipeline: 
 def test_too_many_waiting_bytes_are_refused_with_429(tmp_path: Path, pipeline: FacePipeline) -> None:
     """Bodies that are still being received count as well."""
     data = sources.astronaut()
-    with holding(tmp_path, pipeline, max_waiting_bytes=5 * len(data) // 2) as (service, held):
+    with holding(tmp_path, pipeline, max_waiting_bytes=3 * len(data)) as (service, held):
 
         async def test(client: httpx.AsyncClient) -> None:
             sent = asyncio.Event()
