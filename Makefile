@@ -11,7 +11,7 @@ help:  ## lists the targets
 
 install: .venv/.installed  ## creates .venv with the locked dependencies and the `whosthere` command
 
-install-dev: .venv/.tests .venv/.torch .venv/.photos  ## adds everything that the tests need to .venv
+install-dev: .venv/.tests .venv/.torch .venv/.photos .venv/.chromium  ## adds everything that the tests need to .venv
 
 demo: .venv/.installed .venv/.photos  ## enrolls real faces and searches them
 	@$(BIN)/whosthere demo
@@ -68,6 +68,18 @@ clean:
 .venv/.torch: .venv/.tests
 	@echo "Installing PyTorch ..."
 	@$(BIN)/python -m pip --disable-pip-version-check -qq install torch==$(TORCH)
+	@touch $@
+
+# The tests of the web page are skipped where there is no Chromium.
+.venv/.chromium: .venv/bin/python
+	@if ! command -v chromium >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing Chromium for the tests of the web page ..."; \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null || true; \
+		else \
+			echo "Chromium is not installed: the tests of the web page are skipped."; \
+		fi; \
+	fi
 	@touch $@
 
 TORCH := 2.13.0

@@ -54,6 +54,7 @@ def face_object(face: StoredFace) -> dict[str, Any]:
         "detection_score": face.detection.score,
         "quality": asdict(face.quality),
         "created_at": face.created_at.isoformat(),
+        "has_crop": face.has_crop,
     }
 
 

@@ -264,6 +264,8 @@ class StoredFace:
     detection: Detection
     quality: Quality
     created_at: datetime
+    has_crop: bool
+    """Whether the aligned crop is kept."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from indexer.clock import now
@@ -16,7 +16,7 @@ from indexer.gallery import change_log, identities
 from indexer.gallery.change_log import ChangeKind, Entry
 from indexer.gallery.database import Repository, insert_returning_ids
 from indexer.gallery.embeddings import insert_crops, insert_embeddings
-from indexer.gallery.schema import FaceRow, IdentityRow, batches
+from indexer.gallery.schema import CropRow, FaceRow, IdentityRow, batches
 from indexer.gallery.validation import check_metadata, check_person
 from indexer.types import (
     Box,
@@ -141,7 +141,17 @@ class FaceRepository(Repository):
     def get(self, gallery_id: int, face_id: int) -> StoredFace:
         """Returns the face. Raises NotFound."""
         with self._read() as session:
-            return _stored_face(_required_row(session, gallery_id, face_id))
+            return _stored_face(_required_row(session, gallery_id, face_id), _crop(session, face_id) is not None)
+
+    def crop(self, gallery_id: int, face_id: int) -> bytes:
+        """Returns the kept crop, encoded by `vision.crops`. Raises NotFound, also where crops were not kept."""
+        with self._read() as session:
+            _required_row(session, gallery_id, face_id)
+            found = _crop(session, face_id)
+        if found is None:
+            message = f"no crop of face {face_id} is kept; WHOSTHERE_KEEP_CROPS keeps those of later faces"
+            raise NotFound(message, code="crop_not_kept")
+        return found
 
     def owners(self, gallery_id: int) -> dict[int, str]:
         """Returns the external ids of all faces' identities by the faces' ids, in the order of enrollment."""
@@ -162,8 +172,9 @@ class FaceRepository(Repository):
         """Returns an identity's faces with an id above `after`, in the order of enrollment. Raises NotFound."""
         with self._read() as session:
             person = identities.required_row(session, gallery_id, external_id)
-            query = select(FaceRow).where(FaceRow.identity_id == person.id, FaceRow.id > after)
-            return [_stored_face(row) for row in session.scalars(query.order_by(FaceRow.id).limit(limit))]
+            has_crop = exists().where(CropRow.face_id == FaceRow.id)
+            query = select(FaceRow, has_crop).where(FaceRow.identity_id == person.id, FaceRow.id > after)
+            return [_stored_face(*row) for row in session.execute(query.order_by(FaceRow.id).limit(limit))]
 
 
 def _person(item: NewFace | Person) -> Person:
@@ -277,6 +288,10 @@ def _required_row(session: Session, gallery_id: int, face_id: int) -> FaceRow:
     return row
 
 
+def _crop(session: Session, face_id: int) -> bytes | None:
+    return session.scalar(select(CropRow.image).where(CropRow.face_id == face_id))
+
+
 def _face_values(gallery_id: int, identity_id: int, new: NewFace) -> Mapping[str, Any]:
     detection, quality = new.face.detection, new.face.quality
     box = detection.box
@@ -292,7 +307,7 @@ def _face_values(gallery_id: int, identity_id: int, new: NewFace) -> Mapping[str
     }
 
 
-def _stored_face(row: FaceRow) -> StoredFace:
+def _stored_face(row: FaceRow, has_crop: bool) -> StoredFace:
     quality = {**row.quality, "reasons": tuple(Reason(r) for r in row.quality.get("reasons", ()))}
     return StoredFace(
         row.id,
@@ -301,4 +316,5 @@ def _stored_face(row: FaceRow) -> StoredFace:
         Detection(Box(*row.box), np.asarray(row.landmarks, dtype=np.float32), row.detection_score),
         Quality(**quality),
         row.created_at,
+        has_crop,
     )

@@ -18,7 +18,18 @@ from search_service.api import errors, security
 from search_service.api.metrics import Metrics
 from search_service.api.middleware.stack import add_middlewares
 from search_service.api.probe_budget import ProbeBudget
-from search_service.api.routes import enrollments, events, faces, galleries, identities, jobs, keys, webhooks
+from search_service.api.routes import (
+    access,
+    console,
+    enrollments,
+    events,
+    faces,
+    galleries,
+    identities,
+    jobs,
+    keys,
+    webhooks,
+)
 from search_service.api.routes.health import Readiness, health_router
 from search_service.api.routes.openapi import document, failures
 from search_service.api.state import State
@@ -94,9 +105,9 @@ def create_app(context: ServiceContext, on_stop: Callable[[], object] = lambda: 
     for routes in (galleries, identities, faces, keys, enrollments, jobs, events, webhooks):
         app.include_router(routes.router, dependencies=security.KEY_HEADERS, responses=failures(503))
         guard.routes.add(routes.router.routes)
-    health = health_router(readiness)
-    app.include_router(health)
-    guard.routes.add(health.routes)
+    for router in (access.access_router(guard), health_router(readiness), console.router):
+        app.include_router(router)
+        guard.routes.add(router.routes)
     return app
 
 

@@ -137,6 +137,10 @@ class Guard:
             return False
         return key is None or (key.allows(api_keys.Scope.ADMIN) and key.galleries is None)
 
+    async def needs_key(self, request: Request) -> bool:
+        """Returns whether the caller is answered only with a key."""
+        return await self._any_key() or not self._is_local(request.scope)
+
     async def _key(self, scope: Scope) -> ApiKey | None:
         """Returns the valid key that was sent and counts one use of it; None where there are no keys and the caller is
         answered without. Raises Unauthorized, RateLimited."""

@@ -66,7 +66,7 @@ from search_service.client.errors import (
 )
 from search_service.client.request_bodies import Photo
 from search_service.client.retry import Retries
-from search_service.client.service_answers import Delivery, Job, Key, MadeKey, MadeWebhook, Ready, Webhook
+from search_service.client.service_answers import Delivery, Job, Key, MadeKey, MadeWebhook, OwnKey, Ready, Webhook
 from search_service.client.sync_client import Client, GalleryHandle, IdentityHandle, JobHandle
 
 __all__ = [
@@ -120,6 +120,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "Overloaded",
+    "OwnKey",
     "Photo",
     "Pick",
     "PreconditionFailed",

@@ -229,6 +229,7 @@ class StoredFace(Face):
     external_id: str
     image_sha256: str
     created_at: datetime
+    has_crop: bool
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,7 @@ class AsyncGalleryHandle(Handle[GalleryCalls]):
     enroll = _answered(GalleryCalls.enroll)
     enroll_each = _answered(GalleryCalls.enroll_each)
     face = _answered(GalleryCalls.face)
+    face_crop = _answered(GalleryCalls.face_crop)
     delete_face = _answered(GalleryCalls.delete_face)
     duplicates = _answered(GalleryCalls.duplicates)
     calibrate = _answered(GalleryCalls.calibrate)
@@ -204,6 +205,7 @@ class AsyncKeys(Handle[KeyCalls]):
     """The API keys."""
 
     list = _listed(KeyCalls.list)
+    own = _answered(KeyCalls.own)
     create = _answered(KeyCalls.create)
     revoke = _answered(KeyCalls.revoke)
 
@@ -226,6 +228,7 @@ class AsyncClient(Handle[ServiceCalls]):
         self._owns = http is None
 
     ready = _answered(ServiceCalls.ready)
+    key_needed = _answered(ServiceCalls.key_needed)
     models = _answered(ServiceCalls.models)
     detect = _answered(ServiceCalls.detect)
     embed = _answered(ServiceCalls.embed)

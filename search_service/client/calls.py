@@ -78,6 +78,10 @@ class ServiceCalls:
             Request("GET", "/readyz", accepted_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,)), parser_of(Ready)
         )
 
+    def key_needed(self) -> Steps[bool]:
+        """Returns whether the service answers this client only with a key."""
+        return self.api.send(Request("GET", address("access")), parser_of(bool, "key_needed"))
+
     def models(self) -> Steps[Models]:
         """Returns the model packs and the default of new galleries."""
         return self.api.get(address("models"), Models)
@@ -231,6 +235,10 @@ class GalleryCalls:
     def face(self, face_id: int) -> Steps[StoredFace]:
         """Returns an enrolled face with its identity."""
         return self.api.get(self._at("faces", str(face_id)), StoredFace)
+
+    def face_crop(self, face_id: int) -> Steps[bytes]:
+        """Returns the kept crop of an enrolled face, a WebP image. Raises NotFound where crops were not kept."""
+        return self.api.send(Request("GET", self._at("faces", str(face_id), "crop")), lambda reply: reply.body)
 
     def delete_face(self, face_id: int) -> Steps[Deleted]:
         """Deletes a face; its identity stays."""

@@ -53,6 +53,16 @@ class MadeKey(Key):
 
 
 @dataclass(frozen=True)
+class OwnKey:
+    """What the client's key opens. `name` is None where the service has no keys yet."""
+
+    name: str | None
+    scopes: tuple[Scope | str, ...]
+    galleries: tuple[str, ...] | None
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True)
 class Webhook:
     """A webhook, without its secret."""
 

@@ -17,6 +17,7 @@ from search_service.client.service_answers import (
     Key,
     MadeKey,
     MadeWebhook,
+    OwnKey,
     Webhook,
     WebhookDeleted,
 )
@@ -97,6 +98,10 @@ class KeyCalls:
     def list(self) -> Pages[Key]:
         """Yields all keys by name, including revoked ones."""
         return self.api.pages(address("keys"), "keys", Key)
+
+    def own(self) -> Steps[OwnKey]:
+        """Returns what this client's key opens."""
+        return self.api.get(address("keys", "self"), OwnKey)
 
     def create(
         self,

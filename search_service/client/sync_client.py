@@ -158,6 +158,7 @@ class GalleryHandle(Handle[GalleryCalls]):
     enroll = _answered(GalleryCalls.enroll)
     enroll_each = _answered(GalleryCalls.enroll_each)
     face = _answered(GalleryCalls.face)
+    face_crop = _answered(GalleryCalls.face_crop)
     delete_face = _answered(GalleryCalls.delete_face)
     duplicates = _answered(GalleryCalls.duplicates)
     calibrate = _answered(GalleryCalls.calibrate)
@@ -203,6 +204,7 @@ class Keys(Handle[KeyCalls]):
     """The API keys."""
 
     list = _listed(KeyCalls.list)
+    own = _answered(KeyCalls.own)
     create = _answered(KeyCalls.create)
     revoke = _answered(KeyCalls.revoke)
 
@@ -225,6 +227,7 @@ class Client(Handle[ServiceCalls]):
         self._owns = http is None
 
     ready = _answered(ServiceCalls.ready)
+    key_needed = _answered(ServiceCalls.key_needed)
     models = _answered(ServiceCalls.models)
     detect = _answered(ServiceCalls.detect)
     embed = _answered(ServiceCalls.embed)

@@ -54,6 +54,7 @@ class StoredFacePayload(FacePayload):
     external_id: str = Field(examples=EXTERNAL_ID)
     image_sha256: str = Field(examples=["9f86d081" * 8])
     created_at: Time
+    has_crop: bool = Field(description="Whether its crop is kept (WHOSTHERE_KEEP_CROPS).", examples=[True])
 
 
 class StoredFaceList(Payload):

@@ -57,6 +57,19 @@ class MadeKey(KeyPayload):
     key: str = Field(description="The secret. Shown only once and not stored.", examples=["wt_5f2c81d09a3e_..."])
 
 
+class AccessPayload(Payload):
+    key_needed: bool = Field(description="false while the service has no keys and the caller is answered without.")
+
+
+class OwnKey(Payload):
+    """What the key of the request opens."""
+
+    name: str | None = Field(description="Null where the service has no keys yet.", examples=["north-door"])
+    scopes: list[Scope] = Field(description="With those that a scope includes, lowest first.", examples=[["search"]])
+    galleries: list[str] | None = Field(description="Null for all.", examples=[["staff"]])
+    expires_at: datetime | None = Field(examples=[None])
+
+
 class KeyList(Payload):
     keys: list[KeyPayload]
     cursor: Cursor

@@ -31,12 +31,16 @@ from search_service.api.pages import BY_ID, LARGEST_ID, Paged
 from search_service.api.paths import ExternalId
 from search_service.api.permissions import BodyKind, accepts, requires
 from search_service.api.requests import ENROLL_FIELDS, Enroll
-from search_service.api.routes.openapi import failures, image_body, tagged
+from search_service.api.routes.openapi import Responses, failures, image_body, tagged
 from search_service.api.security import check_key_again
 from search_service.api.state import Service
 from search_service.store.api_keys import Scope
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["identities"], dependencies=[requires(Scope.ENROLL)])
+
+CROP_TYPE = "image/webp"
+
+CROP: Responses = {200: {"content": {CROP_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
 
 FaceId = Annotated[int, Path(ge=1, le=LARGEST_ID)]
 
@@ -177,6 +181,14 @@ def show_face(service: Service, gallery: str, face_id: FaceId) -> Any:
     if owner is None:  # deleted just now
         raise NotFound(f"there is no face {face_id} in this gallery", code="face_not_found")
     return _face(face, owner.external_id)
+
+
+@router.get("/faces/{face_id}/crop", response_class=Response, responses=CROP)
+def show_crop(service: Service, gallery: str, face_id: FaceId) -> Response:
+    """Returns the kept crop of an enrolled face, 112 x 112 pixels; 404 where crops were not kept."""
+    store = service.context.store
+    crop = store.faces.crop(store.galleries.get(gallery).id, face_id)
+    return Response(crop, media_type=CROP_TYPE, headers={"Cache-Control": "no-store"})
 
 
 @router.delete("/faces/{face_id}", response_model=Deleted)

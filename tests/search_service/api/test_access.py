@@ -57,6 +57,18 @@ def test_the_first_key_closes_a_running_service_for_good(tmp_path: Path) -> None
     other.close()
 
 
+def test_a_caller_sees_whether_a_key_is_needed(tmp_path: Path) -> None:
+    context = ServiceContext(read_settings(SETTINGS, home=tmp_path))
+    local, remote = Caller(context), Caller(context, "192.0.2.7")
+    assert local("/v1/access").json() == {"key_needed": False}
+    assert remote("/v1/access").json() == {"key_needed": True}
+    everything = {"name": None, "scopes": list(Scope), "galleries": None, "expires_at": None}
+    assert local("/v1/keys/self").json() == everything
+    context.keys.create("door", [Scope.SEARCH])
+    assert local("/v1/access").json() == {"key_needed": True}
+    context.close()
+
+
 class Caller:
     """Asks the application of a context as a client at that address, without a server between."""
 

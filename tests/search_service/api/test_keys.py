@@ -94,6 +94,13 @@ def test_a_limited_admin_sees_only_events_and_webhooks_of_its_own_galleries(guar
     ok(guarded.request("GET", f"/v1/webhooks/{hooks['staff']}", "admin staff"))
 
 
+@pytest.mark.parametrize("scope", list(Scope))
+def test_a_key_shows_what_it_opens(guarded: Guarded, scope: Scope) -> None:
+    own = ok(guarded.request("GET", "/v1/keys/self", f"{scope} staff"))
+    included = list(Scope)[: list(Scope).index(scope) + 1]
+    assert own == {"name": f"{scope} staff", "scopes": included, "galleries": ["staff"], "expires_at": None}
+
+
 def test_keys_are_created_listed_and_revoked(tmp_path: Path, models_folder: Path) -> None:
     context = ServiceContext(read_settings(SETTINGS, home=new_home(tmp_path, models_folder)))
     with running(context) as service, service.client() as client:

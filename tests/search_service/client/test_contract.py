@@ -36,6 +36,7 @@ JOB, WEBHOOKS, KEYS = JobCalls(API, "1"), WebhookCalls(API), KeyCalls(API)
 
 CALLS: Mapping[str, Callable[[], Any]] = {
     "GET /readyz": SERVICE.ready,
+    "GET /v1/access": SERVICE.key_needed,
     "GET /v1/galleries": SERVICE.galleries,
     "POST /v1/galleries": GALLERY.create,
     "GET /v1/galleries/{gallery}": GALLERY.show,
@@ -51,6 +52,7 @@ CALLS: Mapping[str, Callable[[], Any]] = {
     "GET /v1/galleries/{gallery}/identities/{id}/faces": ANA.faces,
     "POST /v1/galleries/{gallery}/identities/{id}/faces": lambda: GALLERY.enroll("ana", b""),
     "GET /v1/galleries/{gallery}/faces/{id}": lambda: GALLERY.face(1),
+    "GET /v1/galleries/{gallery}/faces/{id}/crop": lambda: GALLERY.face_crop(1),
     "DELETE /v1/galleries/{gallery}/faces/{id}": lambda: GALLERY.delete_face(1),
     "GET /v1/galleries/{gallery}/duplicates": GALLERY.duplicates,
     "POST /v1/galleries/{gallery}/calibration": GALLERY.calibrate,
@@ -72,6 +74,7 @@ CALLS: Mapping[str, Callable[[], Any]] = {
     "GET /v1/webhooks/{id}/deliveries": lambda: WEBHOOKS.deliveries("1"),
     "POST /v1/webhooks/{id}/replay": lambda: WEBHOOKS.replay("1"),
     "GET /v1/keys": KEYS.list,
+    "GET /v1/keys/self": KEYS.own,
     "POST /v1/keys": lambda: KEYS.create("door", scopes=["search"]),
     "DELETE /v1/keys/{id}": lambda: KEYS.revoke("1"),
 }
@@ -97,6 +100,7 @@ KINDS: Mapping[str, type] = {
     "MadeWebhook": service_answers.MadeWebhook,
     "MergedPayload": answers.Merged,
     "ModelsPayload": answers.Models,
+    "OwnKey": service_answers.OwnKey,
     "ReadyPayload": service_answers.Ready,
     "StoredFacePayload": answers.StoredFace,
     "WebhookDeleted": service_answers.WebhookDeleted,
@@ -126,7 +130,7 @@ SENT = {"IdentityBody", "IdentityPatch", "MergeBody", "NewGallery", "NewIdentity
 UNWRAPPED = {
     *("DeliveryList", "EventList", "GalleryList", "IdentityList", "JobDetailPayload", "JobList", "KeyList"),
     *("StoredFaceList", "AlivePayload", "AnswersPayload", "ErrorAnswer", "Forgotten", "ModelPayload", "Replayed"),
-    *("ResultsPayload", "WebhookList"),
+    *("AccessPayload", "ResultsPayload", "WebhookList"),
 }
 """Objects without a class in the client: pages, errors, objects with one field, and model packs with any fields."""
 
