@@ -35,18 +35,13 @@ function livenessOf(liveness) {
   return h("p", { class: `chip ${liveness.live ? "good" : "bad"}` }, text);
 }
 
-/** Whether the key shows candidates below the threshold, too. Scopes above `investigate` include it. */
-function seesAll() {
-  return can("investigate") || can("enroll");
-}
-
 /** Returns the candidates of a face, best first. */
 export function candidatesOf(face) {
   if (face.candidates.length === 0) {
-    return h("p", { class: "muted" }, t(seesAll() ? "candidates.none" : "candidates.none_above"));
+    return h("p", { class: "muted" }, t(can("investigate") ? "candidates.none" : "candidates.none_above"));
   }
   const list = h("ol", { class: "candidates" }, ...face.candidates.map((one) => candidateOf(one, face.threshold)));
-  const note = seesAll() ? null : h("p", { class: "muted small" }, t("candidates.limited"));
+  const note = can("investigate") ? null : h("p", { class: "muted small" }, t("candidates.limited"));
   return h("div", {}, list, note);
 }
 
@@ -75,11 +70,14 @@ function position(cosine) {
 export const RATES = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 export const USUAL_RATE = RATES.indexOf(0.01);
 
-/** Returns the slider for the false positive identification rate, with what the choice means in words. */
+/**
+ * Returns the slider for the false positive identification rate, with what the choice means in words. Only keys that
+ * may investigate can be more lenient than the service.
+ */
 export function rateSlider(index, onchange) {
   const meaning = h("output", { class: "meaning", for: "rate" });
   const slider = h("input", {
-    type: "range", id: "rate", "data-testid": "fpir", min: 0, max: RATES.length - 1, step: 1, value: index,
+    type: "range", id: "rate", "data-testid": "fpir", min: 0, max: can("investigate") ? RATES.length - 1 : USUAL_RATE, step: 1, value: index,
   });
   const describe = () => {
     const rate = RATES[slider.valueAsNumber];

@@ -30,6 +30,16 @@ def test_a_photo_is_answered_with_decision_and_candidates(site: Site, tab: Tab, 
     expect(page.get_by_test_id("candidate")).to_have_count(5)
 
 
+def test_a_search_key_shows_candidates_above_the_threshold_only(site: Site, tab: Tab, photos: Path) -> None:
+    page = tab.sign_in(site.keys[Scope.SEARCH])
+    page.get_by_test_id("probe-file").set_input_files(photos / "probes" / "left-1-small.jpg")
+    expect(page.get_by_test_id("decision")).to_have_attribute("data-decision", "match")
+    expect(page.get_by_test_id("candidate")).to_have_count(1)
+    page.get_by_test_id("probe-file").set_input_files(photos / "probes" / "stranger.jpg")
+    expect(page.get_by_test_id("decision")).to_have_attribute("data-decision", "no_match")
+    expect(page.get_by_test_id("candidate")).to_have_count(0)
+
+
 def test_the_rate_moves_threshold_and_decision(site: Site, tab: Tab, photos: Path) -> None:
     page = tab.sign_in(site.keys[Scope.SEARCH])
     page.get_by_test_id("probe-file").set_input_files(photos / "probes" / "collins-close.jpg")
