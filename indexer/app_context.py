@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
@@ -13,7 +16,8 @@ from indexer.enrollment.face_checks import FaceChecks
 from indexer.enrollment.lookalikes import Lookalikes, lookalike_bound
 from indexer.enrollment.own_faces import OwnFaces
 from indexer.errors import Conflict, InvalidSetting, NotFound
-from indexer.gallery.database import migrate, open_database
+from indexer.files import exposed_paths, make_private
+from indexer.gallery.database import database_files, migrate, open_database
 from indexer.gallery.store import Store
 from indexer.models.catalogue import Catalogue
 from indexer.models.liveness_catalogue import LivenessCatalogue
@@ -29,6 +33,8 @@ from indexer.vision import pack_check
 from indexer.vision.decode import Limits, end_processes
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads, usable_cores
+
+log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
@@ -60,6 +66,7 @@ class AppContext:
         self.settings = settings
         self.lock = threading.RLock()
         self.stopwatch = Stopwatch()
+        self._is_home_private = False
         self._vectors = _vectors(settings.vectors)
         self._pipelines: dict[tuple[str, str, int], FacePipeline] = {}
         if settings.model:
@@ -74,9 +81,28 @@ class AppContext:
 
     @property
     def migrated_engine(self) -> Engine:
-        """The database, after migrating its tables to the current version."""
+        """The database, after migrating its tables to the current version, in a home folder that is private."""
+        if not self._is_home_private:
+            self._make_home_private()
         migrate(self.engine)
         return self.engine
+
+    def exposed_paths(self) -> Iterator[Path]:
+        """Yields the data that others than the owner can open. The model files are no personal data."""
+        yield from exposed_paths(self.settings.home, without=self.settings.models_folder)
+        for path in database_files(self.engine):
+            if self.settings.home not in path.parents:
+                yield from exposed_paths(path, without=self.settings.models_folder)
+
+    def _make_home_private(self) -> None:
+        """Removes the permissions of others, which earlier versions left to the umask. Failures are logged."""
+        self._is_home_private = True
+        for path in list(self.exposed_paths()):
+            try:
+                make_private(path)
+                log.warning("others could open %s; now only its owner can", path)
+            except OSError as error:
+                log.warning("others can open %s, and that cannot be changed: %s", path, error.strerror)
 
     @locked_property
     def store(self) -> Store:

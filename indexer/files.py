@@ -1,9 +1,10 @@
-"""Atomic replacement of files, which also holds after a crash, and file locks."""
+"""Atomic replacement of files, which also holds after a crash, file locks, and files that only their owner can read."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,7 +40,7 @@ def atomic_file(path: Path, shared: bool = False) -> Iterator[tuple[BinaryIO, Pa
     Raises:
         OSError: The file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     lock, temporary = _new_file(path, 0o666 if shared else 0o600)
     file = os.fdopen(lock, "w+b")
     try:
@@ -75,6 +76,40 @@ def _new_file(path: Path, mode: int) -> tuple[int, Path]:
             return lock, temporary
 
 
+def make_private_folder(folder: Path) -> None:
+    """Creates a folder with its missing parents, which only their owner can read. Raises OSError."""
+    if not folder.is_dir():
+        make_private_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def make_private_file(path: Path) -> None:
+    """Creates an empty file that only its owner can read, unless the file is there. Raises OSError."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
+
+
+def exposed_paths(folder: Path, without: Path) -> Iterator[Path]:
+    """Yields the folder and what is in it, except `without`, as far as others than its owner can open it. Links are not
+    followed."""
+    if folder != without and not folder.is_symlink():
+        with suppress(FileNotFoundError, PermissionError):
+            if is_exposed(folder.stat(), os.geteuid()):
+                yield folder
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                yield from exposed_paths(path, without)
+
+
+def is_exposed(status: os.stat_result, user: int) -> bool:
+    """Returns whether others can open the file. Of another owner's file, such as a volume of a container, the group may
+    be how this user reaches it."""
+    return bool(status.st_mode & (0o077 if status.st_uid == user else 0o007))
+
+
+def make_private(path: Path) -> None:
+    """Removes all permissions of others. Raises OSError."""
+    path.chmod(stat.S_IMODE(path.stat().st_mode) & 0o700)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renamed files survive a power failure, on systems that support it."""
     if os.name != "posix":
@@ -92,7 +127,7 @@ def exclusive_lock(path: Path) -> Iterator[bool]:
 
     Creates the file's folder if needed. Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     lock = try_lock(path)
     try:
         yield lock is not None
@@ -101,7 +136,7 @@ def exclusive_lock(path: Path) -> Iterator[bool]:
             unlock(path, lock)
 
 
-def try_lock(path: Path, mode: int = 0o666) -> int | None:
+def try_lock(path: Path, mode: int = 0o600) -> int | None:
     """Locks the file, creating it with `mode` if needed. The system releases the lock when the process ends.
 
     Returns:

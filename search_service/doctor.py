@@ -32,7 +32,7 @@ def examine(context: ServiceContext) -> list[Finding]:
     """Runs all checks, even after one has failed."""
     findings: list[Finding] = []
     of_tables = (_keys, _jobs, _webhooks, _galleries)
-    for check in (_runtime, _models, _disk, _database, *of_tables):
+    for check in (_runtime, _models, _disk, _permissions, _database, *of_tables):
         try:
             with storage_errors():
                 if check not in of_tables or current_version(context.engine) == newest_version():
@@ -90,6 +90,15 @@ def _disk(context: ServiceContext) -> Iterator[Finding]:
         f"{free / 2**30:.1f} GiB at {folder}",
         "free space, or move WHOSTHERE_HOME",
     )
+
+
+def _permissions(context: ServiceContext) -> Iterator[Finding]:
+    exposed = list(context.exposed_paths())
+    for path in exposed:
+        advice = f"opening the database repairs that; if it stays, chmod go= {path}"
+        yield Finding(f"permissions of {path}", False, "others than its owner can open it", advice)
+    if not exposed:
+        yield Finding("permissions", True, "only the owner can open the data folder and the database")
 
 
 def _database(context: ServiceContext) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
@@ -39,6 +39,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from indexer.errors import InvalidRequest, InvalidSetting, StorageUnavailable
+from indexer.files import make_private_file, make_private_folder
 
 BUSY_SECONDS = 30
 """Time for which a writer waits for another one in SQLite."""
@@ -114,14 +115,24 @@ def open_database(url: str) -> Engine:
         if parsed.database and parsed.database != ":memory:":
             folder = Path(parsed.database).parent
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_private_folder(folder)
             except OSError as error:
                 raise StorageUnavailable(f"the folder of the database cannot be created: {error}") from error
         engine = _create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+        if parsed.database and parsed.database != ":memory:":
+            event.listen(engine, "do_connect", _create_privately)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     raise InvalidSetting(f"databases of kind {backend!r} are not supported; expected sqlite:///... or postgresql://...")
+
+
+def database_files(engine: Engine) -> list[Path]:
+    """Returns the files of an SQLite database that exist, none for another one."""
+    name = engine.url.database
+    if engine.dialect.name != "sqlite" or not name or name == ":memory:":
+        return []
+    return [path for path in (Path(name + ending) for ending in ("", "-wal", "-shm", "-journal")) if path.is_file()]
 
 
 def _create_engine(url: URL, **options: Any) -> Engine:
@@ -167,6 +178,13 @@ def _check_alive(engine: Engine, connection: Any, record: ConnectionPoolEntry) -
             connection.rollback()
         except engine.dialect.loaded_dbapi.Error as error:
             raise InvalidatePoolError from error  # the pool opens another one
+
+
+def _create_privately(_: Any, __: Any, arguments: list[str], ___: Any) -> None:
+    """Creates an SQLite file, if needed, that only its owner can read. SQLite gives its other files the same
+    permissions."""
+    with suppress(OSError):  # which connecting reports
+        make_private_file(Path(arguments[0]))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from indexer.errors import InvalidRequest, ModelUnavailable, NotFound, WhosthereError, quoted
-from indexer.files import write_atomically
+from indexer.files import make_private_folder, write_atomically
 from indexer.models import onnx_prepare, packs
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import (
@@ -206,7 +206,7 @@ class Catalogue:
         """
         folder = self._files.folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(folder)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as temporary:
                 staging = _StagingCatalogue(ModelFiles(Path(temporary), fallback=folder), self._check)
                 yield staging

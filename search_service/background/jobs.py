@@ -30,6 +30,7 @@ from indexer.errors import (
     StorageUnavailable,
     WhosthereError,
 )
+from indexer.files import make_private_folder
 from indexer.settings import Settings
 from indexer.supervision import SupervisedThread
 from indexer.types import Gallery, Pick
@@ -72,7 +73,7 @@ def spool(settings: Settings) -> IO[bytes]:
     Raises StorageUnavailable.
     """
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.home)
         return _Spool(tempfile.TemporaryFile(dir=settings.home, buffering=0))
     except OSError as error:
         raise StorageUnavailable(f"{settings.home} cannot be written to: {error.strerror or error}") from error

@@ -13,6 +13,7 @@ from indexer.app_context import SPARE_WORKERS, AppContext
 from indexer.enrollment.enroller import Enroller, Result
 from indexer.enrollment.rows import Row
 from indexer.errors import InvalidRequest
+from indexer.files import make_private_folder
 from indexer.models.packs import Pack
 from indexer.settings import Settings, read_settings
 from indexer.types import Outcome, Reason
@@ -117,7 +118,7 @@ def isolated_context(settings: Settings) -> Iterator[AppContext]:
     own = ("home", "database_url", "vectors", "keep_crops")
     shared = {name: getattr(settings, name) for name in Settings.model_fields if name not in own}
     vectors = settings.vectors if "://" not in settings.vectors else "auto"
-    settings.models_folder.mkdir(parents=True, exist_ok=True)
+    make_private_folder(settings.models_folder)
     with tempfile.TemporaryDirectory(prefix="whosthere-evaluate-") as folder:
         (Path(folder) / "models").symlink_to(settings.models_folder.resolve())
         context = AppContext(read_settings({}, home=Path(folder), vectors=vectors, **shared))

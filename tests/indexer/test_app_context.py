@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,9 @@ from sqlalchemy import Engine
 from indexer import app_context as module
 from indexer.app_context import AppContext
 from indexer.errors import NotFound
+from indexer.files import write_atomically
 from indexer.gallery.database import open_database
+from indexer.models.packs import SFACE
 from indexer.settings import read_settings
 from tests.indexer.gallery.together import in_threads
 from tests.variants import SETTINGS
@@ -24,6 +29,48 @@ def test_usable_returns_named_pack_or_default_pack(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         context.usable("arcface")
     context.close()
+
+
+@pytest.fixture
+def permissive_umask() -> Iterator[None]:
+    former = os.umask(0)
+    yield
+    os.umask(former)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    """Returns the permissions of everything in a folder, and its own as `.`."""
+    return {str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+
+
+@pytest.mark.usefixtures("permissive_umask")
+@pytest.mark.parametrize("database", ["home", "elsewhere"])
+def test_data_is_private_whatever_the_umask_and_made_private_when_opened(tmp_path: Path, database: str) -> None:
+    home, place = tmp_path / "new" / "home", tmp_path / "new" / database
+    settings = read_settings(SETTINGS, home=home, database_url=f"sqlite:///{place / 'whosthere.db'}")
+
+    def use(name: str) -> dict[str, int]:
+        with closing(AppContext(settings)) as context:
+            context.store.galleries.create(name, "sface", SFACE.fingerprint, SFACE.dim)
+            write_atomically(settings.indexes_folder / name, [b"a snapshot"])
+            (home / "models").mkdir(exist_ok=True)
+            (home / "models" / "shared").touch()
+            found = {f"{folder.name}/{path}": mode for folder in {home, place} for path, mode in modes(folder).items()}
+        return {path: mode for path, mode in found.items() if "/models" not in path}
+
+    created = use("staff")
+    assert {mode for path, mode in created.items() if path.endswith(("/.", "indexes"))} == {0o700}
+    assert {f"{database}/whosthere.db{ending}" for ending in ("", "-wal", "-shm")} <= set(created)
+    assert all(mode & 0o077 == 0 for mode in created.values())
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    for folder in (home, place):
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    repaired = use("guests")
+    assert {path: mode for path, mode in repaired.items() if mode & 0o077} == (
+        {} if database == "home" else {"elsewhere/.": 0o755}
+    )
+    assert (home / "models" / "shared").stat().st_mode & 0o777 == 0o644
 
 
 class RecordingLock:

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from indexer.files import atomic_file, exclusive_lock, remove_leftovers, try_lock, write_atomically
+from indexer.files import (
+    atomic_file,
+    exclusive_lock,
+    exposed_paths,
+    is_exposed,
+    make_private,
+    make_private_folder,
+    remove_leftovers,
+    try_lock,
+    write_atomically,
+)
 from tests.indexer.vectors.disks import limited_file_size
 from tests.waiting import DEADLINE, wait_for
 
@@ -184,3 +194,34 @@ def test_lock_file_removed_by_its_holder_does_not_lock(tmp_path: Path, monkeypat
     assert lock is not None
     assert try_lock(path) is None
     os.close(lock)
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_own", "exposed"),
+    [
+        (0o600, True, False),
+        (0o700, True, False),
+        (0o640, True, True),
+        (0o604, True, True),
+        (0o750, True, True),
+        (0o770, False, False),
+        (0o771, False, True),
+    ],
+    ids=str,
+)
+def test_permissions_of_others_expose_a_file(mode: int, is_own: bool, exposed: bool) -> None:
+    status = os.stat_result([mode, 0, 0, 1, 1000, 1000, 0, 0, 0, 0])
+    assert is_exposed(status, 1000 if is_own else 1001) == exposed
+
+
+def test_links_to_exposed_folders_are_not_followed(tmp_path: Path) -> None:
+    outside, home = tmp_path / "outside", tmp_path / "home"
+    make_private_folder(home / "indexes")
+    outside.mkdir()
+    outside.chmod(0o755)
+    (home / "models").symlink_to(outside)
+    (home / "indexes" / "old").touch()
+    (home / "indexes" / "old").chmod(0o644)
+    assert list(exposed_paths(home, home / "cache")) == [home / "indexes" / "old"]
+    make_private(home / "indexes" / "old")
+    assert list(exposed_paths(home, home / "cache")) == []

@@ -35,6 +35,15 @@ def test_service_without_usable_keys_is_reported(context: ServiceContext) -> Non
     assert "whosthere keys create" in finding.advice
 
 
+def test_data_that_others_can_open_is_reported(context: ServiceContext) -> None:
+    assert found(context, "permissions").ok
+    database = context.settings.home / "whosthere.db"
+    database.chmod(0o640)
+    finding = found(context, f"permissions of {database}")
+    assert (finding.ok, finding.found) == (False, "others than its owner can open it")
+    assert f"chmod go= {database}" in finding.advice
+
+
 def test_keys_that_investigate_are_reported(context: ServiceContext) -> None:
     context.keys.create("door", [Scope.SEARCH])
     context.keys.create("personnel", [Scope.INVESTIGATE, Scope.ENROLL])
