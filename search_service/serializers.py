@@ -7,7 +7,7 @@ from typing import Any
 from indexer.rounding import SCORE_DECIMALS
 from indexer.serializers import fields_of, utc
 from search_service.store.api_keys import ApiKey
-from search_service.store.events import Event
+from search_service.store.event_pages import Event
 from search_service.store.webhooks import Delivery, Webhook
 
 

@@ -24,7 +24,9 @@ from sqlalchemy import Engine, inspect, text
 from indexer.errors import StorageUnavailable
 from indexer.gallery import database
 from indexer.gallery.database import current_version, migrate, newest_version
+from indexer.gallery.identity_search import IdentityFilter
 from indexer.gallery.schema import Base
+from indexer.gallery.spelling import search_text
 from indexer.gallery.store import Store
 from indexer.types import vector_to_bytes
 from search_service.store.api_keys import ApiKeyRepository
@@ -182,6 +184,23 @@ def test_former_search_keys_keep_what_they_opened(engine: Engine) -> None:
         "both": ["enroll", "search"],
         "root": ["admin"],
     }
+
+
+def test_names_stored_before_are_found(engine: Engine) -> None:
+    to(engine, "0004")
+    at = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+    execute(engine, "INSERT INTO galleries VALUES (1, 'staff', 'sface', '0123456789abcdef', 32, 7, :at)", {"at": at})
+    people = {"EMP-1": "Ana Ruiz", "emp-2": None, "Zoë": "Łukasz", "e3": "STRAẞE"}
+    for number, (external_id, name) in enumerate(people.items(), 1):
+        person = "INSERT INTO identities VALUES (:id, 1, :external_id, :name, '{}', NULL, NULL, :at, :at)"
+        execute(engine, person, {"id": number, "external_id": external_id, "name": name, "at": at})
+    migrate(engine)
+    with engine.connect() as connection:
+        stored = connection.execute(text("SELECT external_id, search_text FROM identities")).all()
+    assert {row.external_id: row.search_text for row in stored} == {
+        external_id: search_text(external_id, name) for external_id, name in people.items()
+    }
+    assert [person.name for person in Store(engine).identities.list(1, wanted=IdentityFilter("ana"))] == ["Ana Ruiz"]
 
 
 def migrate_url(url: str) -> str | None:

@@ -9,6 +9,7 @@ import click
 from indexer.app_context import AppContext
 from indexer.cli.common import examples, gallery_option, json_option, print_json, show, table, with_context
 from indexer.errors import NotFound
+from indexer.gallery.identity_search import EVERYBODY, IdentityFilter, parse_metadata
 from indexer.serializers import face_object, identity_object
 
 
@@ -17,21 +18,32 @@ def identity_group() -> None:
     """List, show, delete and merge the identities of a gallery."""
 
 
-@identity_group.command("list", epilog=examples("whosthere identity list --gallery staff --limit 20"))
+@identity_group.command(
+    "list",
+    epilog=examples(
+        "whosthere identity list --gallery staff --limit 20",
+        "whosthere identity list --gallery staff --query 'ana ruiz' --metadata department=sales",
+    ),
+)
 @gallery_option
+@click.option("--query", default="", metavar="TEXT", help="Only with these words in id or name, in any case.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only with this value; can be repeated.")
 @click.option("--limit", type=click.IntRange(min=1), help="Show at most this many.")
 @json_option
 @with_context
-def identity_list(context: AppContext, gallery: str, limit: int | None, as_json: bool) -> None:
-    """List the identities of a gallery."""
-    people = context.store.identities.list(context.store.galleries.get(gallery).id, limit=limit)
+def identity_list(
+    context: AppContext, gallery: str, query: str, metadata: tuple[str, ...], limit: int | None, as_json: bool
+) -> None:
+    """List the identities of a gallery, or search them."""
+    wanted = IdentityFilter(query, parse_metadata(metadata))
+    people = context.store.identities.list(context.store.galleries.get(gallery).id, limit=limit, wanted=wanted)
     if as_json:
         print_json([identity_object(person) for person in people])
         return
     rows = table("identity", "name", "faces", "valid from", "valid until")
     for p in people:
         rows.add_row(p.external_id, p.name or "", str(p.faces), _day(p.valid_from), _day(p.valid_until))
-    show(rows if people else f"Gallery {gallery} is empty.")
+    show(rows if people else f"Gallery {gallery} is empty." if wanted == EVERYBODY else "There are no such identities.")
 
 
 @identity_group.command("show", epilog=examples("whosthere identity show ana --gallery staff --json"))

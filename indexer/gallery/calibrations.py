@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, exists, func, select
 
 from indexer.gallery import change_log
 from indexer.gallery.database import Repository
-from indexer.gallery.schema import CalibrationRow, FaceRow
+from indexer.gallery.schema import CalibrationRow, FaceRow, IdentityRow
 from indexer.types import Gallery
 
 
@@ -85,6 +85,7 @@ class CalibrationRepository(Repository):
 
     def count_people(self, gallery: Gallery, limit: int | None = None) -> int:
         """Returns how many identities of the gallery have faces, counting up to `limit`."""
-        people = select(FaceRow.identity_id).where(FaceRow.gallery_id == gallery.id).distinct().limit(limit)
+        has_faces = exists().where(FaceRow.identity_id == IdentityRow.id)
+        people = select(IdentityRow.id).where(IdentityRow.gallery_id == gallery.id, has_faces).limit(limit)
         with self._read() as session:
             return session.scalar(select(func.count()).select_from(people.subquery())) or 0

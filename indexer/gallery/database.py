@@ -270,6 +270,10 @@ class Repository:
             yield session
 
 
+def is_sqlite(database: Engine | Connection) -> bool:
+    return database.dialect.name == "sqlite"
+
+
 def insert_returning_ids(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """Inserts rows into a table with an `id` column and returns the new ids in the order of `rows`."""
     if not rows:

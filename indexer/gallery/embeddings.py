@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Engine,
     Executable,
     Row,
     ScalarSelect,
@@ -103,26 +102,13 @@ def by_pack(column: Any, face_id: Any, fingerprint: Any) -> ScalarSelect[Any]:
     return found.scalar_subquery()
 
 
-def gallery_of_face(sqlite: bool) -> ColumnElement[int]:
-    """Returns the expression for a face's gallery in queries that page by the faces' ids.
-
-    The sum keeps SQLite from using the index of the images' hashes, for which it would sort the whole gallery for each
-    page. An index of both columns would lead PostgreSQL away from the index of the hashes.
-    """
-    return FaceRow.gallery_id + 0 if sqlite else cast(ColumnElement[int], FaceRow.gallery_id)
-
-
-def is_sqlite(database: Engine | Connection) -> bool:
-    return database.dialect.name == "sqlite"
-
-
 def _read(connection: Connection, gallery: Gallery, selection: Selection, **values: Any) -> list[Row[Any]]:
     """Returns rows of `id`, `identity_id` and `embedding` in the order of the ids.
 
     One statement reads the pack and the embeddings, so that they belong together even if the gallery is switched to
     another pack meanwhile.
     """
-    query = _query(selection, is_sqlite(connection))
+    query = _query(selection)
     rows = connection.execute(query, {"gallery_id": gallery.id, **values}).all()
     for fingerprint in {row.fingerprint for row in rows}:
         change_log.check_pack_unchanged(gallery, fingerprint)
@@ -130,13 +116,16 @@ def _read(connection: Connection, gallery: Gallery, selection: Selection, **valu
 
 
 @cache
-def _query(selection: Selection, sqlite: bool) -> Executable:
-    faces = select(FaceRow.id, FaceRow.identity_id).where(gallery_of_face(sqlite) == bindparam("gallery_id"))
+def _query(selection: Selection) -> Executable:
+    faces = select(FaceRow.id, FaceRow.identity_id)
+    gallery_id: ColumnElement[int] = bindparam("gallery_id")
     if selection == "after":
-        faces = faces.where(FaceRow.id > bindparam("after")).limit(bindparam("limit"))
+        faces = faces.where(FaceRow.gallery_id == gallery_id, FaceRow.id > bindparam("after"))
+        faces = faces.limit(bindparam("limit"))
     else:
         column = FaceRow.id if selection == "faces" else FaceRow.identity_id
-        faces = faces.where(column.in_(bindparam("ids", expanding=True)))
+        # The sum keeps SQLite from reading the whole gallery in the order of the ids.
+        faces = faces.where(FaceRow.gallery_id + 0 == gallery_id, column.in_(bindparam("ids", expanding=True)))
     page = faces.order_by(FaceRow.id).subquery()
     embedding = by_pack(EmbeddingRow.embedding, page.c.id, GalleryRow.fingerprint).correlate(page, GalleryRow)
     return (

@@ -16,8 +16,9 @@ from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery import change_log
 from indexer.gallery.change_log import ChangeKind, Entry
 from indexer.gallery.database import Repository, change_rows, insert_returning_ids
+from indexer.gallery.identity_search import EVERYBODY, IdentityFilter, conditions
 from indexer.gallery.schema import FaceRow, IdentityRow, batches
-from indexer.gallery.spelling import normalize_text, spellings
+from indexer.gallery.spelling import normalize_text, search_text, spellings
 from indexer.gallery.validation import check_metadata, check_person
 from indexer.types import Gallery, Identity, NamedIdentity, Person
 
@@ -195,10 +196,13 @@ class IdentityRepository(Repository):
             session.delete(row)
             return len(face_ids)
 
-    def list(self, gallery_id: int, after: int = 0, limit: int | None = None) -> Sequence[Identity]:
+    def list(
+        self, gallery_id: int, after: int = 0, limit: int | None = None, wanted: IdentityFilter = EVERYBODY
+    ) -> Sequence[Identity]:
         """Returns the identities with an id above `after`, oldest first."""
         query = WITH_FACE_COUNT.where(IdentityRow.gallery_id == gallery_id, IdentityRow.id > after)
         with self._read() as session:
+            query = query.where(*conditions(wanted, session))
             rows = session.execute(query.order_by(IdentityRow.id).limit(limit))
             return [_identity(row, count) for row, count in rows]
 
@@ -291,6 +295,7 @@ def _row_values(gallery_id: int, person: Person) -> dict[str, Any]:
         "gallery_id": gallery_id,
         "external_id": person.external_id,
         "name": person.name,
+        "search_text": search_text(person.external_id, person.name),
         "details": dict(person.metadata),
         "valid_from": person.valid_from,
         "valid_until": person.valid_until,
@@ -310,6 +315,7 @@ def _update_row(row: IdentityRow, person: Person, replace_all: bool) -> Updated:
         else:
             setattr(row, name, getattr(after, name))
     if changed:
+        row.search_text = search_text(row.external_id, row.name)
         row.updated_at = now()
     return changed
 

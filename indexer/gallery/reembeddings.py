@@ -23,9 +23,7 @@ from indexer.gallery.embeddings import (
     FaceVectors,
     by_pack,
     face_vectors,
-    gallery_of_face,
     insert_embeddings,
-    is_sqlite,
 )
 from indexer.gallery.schema import (
     MAX_QUERY_VALUES,
@@ -119,7 +117,7 @@ class ReembeddingRepository(Repository):
             .limit(limit)
         )
         with self._read() as session:
-            rows = session.execute(query.where(*_is_missing(session, gallery_id, fingerprint)))
+            rows = session.execute(query.where(*_is_missing(gallery_id, fingerprint)))
             return [UnembeddedFace(row.id, row.external_id, row.image_sha256, Box(*row.box), row.image) for row in rows]
 
     def pages(self, gallery: Gallery, size: int = 10_000) -> Iterator[FaceVectors]:
@@ -132,7 +130,7 @@ class ReembeddingRepository(Repository):
         query, after = faces.where(_face_by_pack(gallery.fingerprint).is_not(None)).order_by(FaceRow.id).limit(size), 0
         while True:
             with self._read() as session:
-                rows = session.execute(query.where(_in_gallery(session, gallery.id), FaceRow.id > after)).all()
+                rows = session.execute(query.where(FaceRow.gallery_id == gallery.id, FaceRow.id > after)).all()
             if not rows:
                 return
             after = rows[-1].id
@@ -150,7 +148,7 @@ class ReembeddingRepository(Repository):
             row = _required_row(session, gallery, fingerprint)
             check_vectors(vectors, row.dim)
             given = dict(zip(face_ids, vectors, strict=True))
-            is_missing = _is_missing(session, gallery.id, fingerprint)
+            is_missing = _is_missing(gallery.id, fingerprint)
             for batch in batches(list(given)):
                 wanted = session.scalars(select(FaceRow.id).where(*is_missing, FaceRow.id.in_(batch))).all()
                 insert_embeddings(session, fingerprint, wanted, [given[face_id] for face_id in wanted])
@@ -175,7 +173,7 @@ class ReembeddingRepository(Repository):
             last = change_log.lock_with_pack(session, gallery)
             gallery = replace(gallery, seq=last)
             row = _required_row(session, gallery, fingerprint)
-            is_missing = _is_missing(session, gallery.id, fingerprint)
+            is_missing = _is_missing(gallery.id, fingerprint)
             missing, after = 0, 0
             while batch := _next_faces(session, is_missing, after):
                 if any(face.id not in failed for face in batch):
@@ -211,7 +209,7 @@ class ReembeddingRepository(Repository):
                 _lock_other(session, gallery_id, fingerprint)
                 if session.get(ReembeddingRow, (gallery_id, fingerprint)) is not None:
                     raise Conflict(f"re-embedding of the gallery by {fingerprint} was started again meanwhile")
-                batch = [face.id for face in _next_faces(session, [_in_gallery(session, gallery_id)], after)]
+                batch = [face.id for face in _next_faces(session, [FaceRow.gallery_id == gallery_id], after)]
                 if not batch:
                     return deleted
                 by_other_pack = EmbeddingRow.face_id.in_(batch), EmbeddingRow.fingerprint == fingerprint
@@ -219,18 +217,14 @@ class ReembeddingRepository(Repository):
             after = batch[-1]
 
 
-def _in_gallery(session: Session, gallery_id: int) -> ColumnElement[bool]:
-    return gallery_of_face(is_sqlite(session.get_bind())) == gallery_id
-
-
 def _face_by_pack(fingerprint: str) -> Any:
     """Returns the subquery for the id of a face that has an embedding by that pack, else NULL."""
     return by_pack(EmbeddingRow.face_id, FaceRow.id, fingerprint).correlate(FaceRow)
 
 
-def _is_missing(session: Session, gallery_id: int, fingerprint: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _is_missing(gallery_id: int, fingerprint: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """Returns the conditions for a face of the gallery that has no embedding by that pack."""
-    return _in_gallery(session, gallery_id), _face_by_pack(fingerprint).is_(None)
+    return FaceRow.gallery_id == gallery_id, _face_by_pack(fingerprint).is_(None)
 
 
 def _next_faces(session: Session, conditions: Sequence[ColumnElement[bool]], after: int) -> Sequence[Any]:

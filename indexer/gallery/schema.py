@@ -90,12 +90,18 @@ class GalleryRow(Base):
 
 class IdentityRow(Base):
     __tablename__ = "identities"
-    __table_args__ = (UniqueConstraint("gallery_id", "external_id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        UniqueConstraint("gallery_id", "external_id"),
+        Index(None, "gallery_id", "id", "search_text"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"))
     external_id: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH))
     name: Mapped[str | None] = mapped_column(String(MAX_NAME_LENGTH))
+    search_text: Mapped[str] = mapped_column(String)
+    """External id and name, folded by `spelling.search_text`."""
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     valid_from: Mapped[datetime | None] = mapped_column(UtcDateTime)
     valid_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -107,6 +113,7 @@ class FaceRow(Base):
     __tablename__ = "faces"
     __table_args__ = (
         UniqueConstraint("gallery_id", "image_sha256"),
+        Index(None, "gallery_id", "id"),
         Index(None, "identity_id"),
         {"sqlite_autoincrement": True},
     )

@@ -23,7 +23,7 @@ from search_service.api.shortening import short
 from search_service.api.state import Service
 from search_service.events.recording import LONGEST_COOLDOWN_SECONDS, Recording
 from search_service.search import MAX_TOP_K, MIN_FPIR, Query
-from search_service.store.events import Direction
+from search_service.store.event_pages import Direction
 
 Fields = Mapping[str, Mapping[str, Any]]
 

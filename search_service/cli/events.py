@@ -14,15 +14,14 @@ from indexer.cli.common import examples, gallery_option, json_option, print_json
 from indexer.enrollment.manifests import parse_time
 from indexer.errors import InvalidRequest
 from indexer.files import write_atomically
+from indexer.types import Gallery
 from search_service.cli.common import with_context
 from search_service.events.attendance import LONGEST_PAUSE, LONGEST_SHIFT, Mark, Row, days_of, hours_of, span, write
 from search_service.matching.decision import Decision
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
-from search_service.store.events import Direction, EventFilter, EventRepository
-
-PAGE = 1000
-"""Events read from the database at a time."""
+from search_service.store.event_pages import Direction, EventFilter
+from search_service.store.events import EventRepository
 
 
 @click.group("events")
@@ -131,9 +130,9 @@ def events_export(
     days = _day("--from", first), _day("--to", until)
     if days[0] >= days[1]:
         raise InvalidRequest(f"--to is {until}; expected a day after --from, {first}")
-    name = context.store.galleries.get(gallery).name
+    found = context.store.galleries.get(gallery)
     limits = timedelta(hours=longest_shift), timedelta(minutes=longest_pause)
-    rows = attendance(context.events, name, days, _zone(zone), *limits)
+    rows = attendance(context.events, found, days, _zone(zone), *limits)
     file = io.StringIO()
     write(rows, file)
     if out is not None:
@@ -180,7 +179,7 @@ def events_forget(
 
 def attendance(
     events: EventRepository,
-    gallery: str,
+    gallery: Gallery,
     days: tuple[date, date],
     zone: ZoneInfo,
     longest: timedelta = LONGEST_SHIFT,
@@ -188,14 +187,11 @@ def attendance(
 ) -> list[Row]:
     """Returns the rows from the first day up to the second, exclusive, by day and person (`external_id`)."""
     since, until = span(*days, zone, longest, pause)
-    wanted = EventFilter([gallery], since, until, decision=Decision.MATCH)
     marks: dict[str, list[Mark]] = {}
-    after = 0
-    while page := events.find(wanted, after, PAGE):
+    for page in events.between(gallery, since, until, Decision.MATCH):
         for event in page:
-            entering = None if event.direction is None else event.direction is Direction.IN
+            entering = None if event.direction is None else event.direction == Direction.IN
             marks.setdefault(event.external_id or "", []).append(Mark(event.at, entering, event.name))
-        after = page[-1].id
     rows = [row for who, seen in marks.items() for row in days_of(who, seen, zone, longest, pause)]
     within = [row for row in rows if days[0] <= row.day < days[1]]
     return sorted(within, key=lambda row: (row.day, row.external_id))

@@ -183,9 +183,16 @@ class GalleryCalls:
         body = json_body({"embedding": [float(number) for number in embedding], **without_none(query)})
         return self._search(body, query, parser_of(Answer))
 
-    def identities(self) -> Pages[Identity]:
-        """Yields the identities, in the order of their creation."""
-        return self.api.pages(self._at("identities"), "identities", Identity)
+    def identities(self, query: str | None = None, *, metadata: Mapping[str, str] | None = None) -> Pages[Identity]:
+        """Yields the identities, in the order of their creation.
+
+        Args:
+            query: Only those in whose external id or name each of these words occurs, whatever its case and accents.
+            metadata: Only those with these values, as text, of top-level keys of their metadata.
+        """
+        pairs = None if metadata is None else [f"{key}={value}" for key, value in metadata.items()]
+        wanted = without_none({"q": query, "metadata": pairs})
+        return self.api.pages(self._at("identities"), "identities", Identity, wanted)
 
     def create_identity(
         self,

@@ -13,7 +13,8 @@ from indexer.gallery.validation import check_name
 from indexer.types import Gallery
 from search_service.matching.decision import Decision
 from search_service.search import Answer, FaceAnswer
-from search_service.store.events import Direction, EventRepository, Recorded, Sighting
+from search_service.store.event_pages import Direction
+from search_service.store.events import EventRepository, Recorded, Sighting
 
 LONGEST_COOLDOWN_SECONDS = 86_400
 """One day, so that a person who comes every day has an event every day."""

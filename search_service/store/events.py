@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, and_, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -21,6 +20,16 @@ from indexer.gallery.schema import GalleryRow
 from indexer.gallery.spelling import spellings
 from indexer.gallery.validation import check_name
 from indexer.types import Gallery, NamedIdentity
+from search_service.store.event_pages import (
+    BriefEvent,
+    Direction,
+    Event,
+    EventFilter,
+    event_of,
+    read_events,
+    select_between,
+    text_of,
+)
 from search_service.store.schema import DeliveryRow, EventRow, SightingRow, WebhookRow
 
 WAITING, DEAD = "waiting", "dead"
@@ -31,11 +40,6 @@ ORDER_LOCK = 0x77686F75
 
 NOBODY = ""
 """External id in the sightings of people who were not recognized."""
-
-
-class Direction(StrEnum):
-    IN = "in"
-    OUT = "out"
 
 
 @dataclass(frozen=True)
@@ -56,44 +60,11 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Event:
-    """A recorded sighting. The identity's data is that of the time of recording."""
-
-    id: int
-    gallery: str
-    at: datetime
-    identity_id: int | None
-    external_id: str | None
-    name: str | None
-    device: str
-    direction: Direction | None
-    decision: str
-    score: float | None
-    threshold: float
-    request_id: str | None
-
-
-@dataclass(frozen=True)
 class Recorded:
     """The event of a sighting: a new one, or the earlier one that it repeats within the cooldown."""
 
     event: Event
     recorded: bool
-
-
-@dataclass(frozen=True)
-class EventFilter:
-    """Selects events that match every given criterion."""
-
-    galleries: Sequence[str] | None = None
-    """Names; None for all."""
-    since: datetime | None = None
-    until: datetime | None = None
-    """The time is at or after `since` and before `until`."""
-    external_id: str | None = None
-    device: str | None = None
-    decision: str | None = None
-    direction: Direction | None = None
 
 
 class EventRepository(Repository):
@@ -143,15 +114,27 @@ class EventRepository(Repository):
     def find(self, wanted: EventFilter, after: int = 0, limit: int | None = None) -> list[Event]:
         """Returns events with an id above `after`, in the order of recording: all events with lower ids are visible
         when an event is."""
-        query = _events().where(EventRow.id > after, *_conditions(wanted)).order_by(EventRow.id).limit(limit)
         with self._read() as session:
-            return [_event(*row) for row in session.execute(query)]
+            return read_events(session, wanted, after, limit)
 
     def latest(self, wanted: EventFilter, limit: int) -> list[Event]:
         """Returns the last `limit` events, in the order of recording."""
-        query = _events().where(*_conditions(wanted)).order_by(EventRow.id.desc()).limit(limit)
         with self._read() as session:
-            return [_event(*row) for row in session.execute(query)][::-1]
+            return read_events(session, wanted, 0, limit, newest=True)[::-1]
+
+    def between(
+        self, gallery: Gallery, since: datetime, until: datetime, decision: str
+    ) -> Iterator[Sequence[BriefEvent]]:
+        """Yields the events at or after `since` and before `until` with that decision, by time, a page at a time."""
+        query = select_between(gallery.id, until, decision)
+        after = since, 0
+        while True:
+            with self._read_rows() as connection:
+                page = [BriefEvent(*row) for row in connection.execute(query, {"at": after[0], "id": after[1]})]
+            if not page:
+                return
+            yield page
+            after = page[-1].at, page[-1].id
 
     def get(self, event_id: int) -> Event:
         """Returns the event. Raises NotFound."""
@@ -195,24 +178,13 @@ class EventRepository(Repository):
         return session.execute(taken.returning(SightingRow.event_id)).one_or_none() is not None
 
 
-def event_of(session: Session, event_id: int | None) -> Event | None:
-    """Returns the event; None if there is none."""
-    found = session.execute(_events().where(EventRow.id == event_id)).one_or_none()
-    return None if found is None else _event(*found)
-
-
 def _external_id(seen: Sighting) -> str:
     return NOBODY if seen.identity is None else seen.identity.external_id
 
 
 def _sighting_values(seen: Sighting, at: datetime) -> dict[str, Any]:
     """Returns the columns of a sighting's row that are not part of its key."""
-    return {"at": at, "direction": _text(seen.direction), "sure": seen.sure}
-
-
-def _text(value: str | None) -> str | None:
-    """Returns an enumeration's value as a plain string: PostgreSQL's driver would write the member's name."""
-    return None if value is None else str(value)
+    return {"at": at, "direction": text_of(seen.direction), "sure": seen.sure}
 
 
 def _sighted(gallery: Gallery, seen: Sighting, statement: Any) -> Any:
@@ -233,7 +205,7 @@ def _repeats(seen: Sighting, at: datetime, cooldown: timedelta) -> ColumnElement
     same = and_(
         SightingRow.at > at - cooldown,
         SightingRow.at < at + cooldown,
-        SightingRow.direction.is_not_distinct_from(_text(seen.direction)),
+        SightingRow.direction.is_not_distinct_from(text_of(seen.direction)),
     )
     return and_(same, SightingRow.sure) if seen.sure else same
 
@@ -272,7 +244,7 @@ def _insert_event(session: Session, gallery: Gallery, seen: Sighting, at: dateti
         external_id=person.external_id if person else None,
         name=person.name if person else None,
         device=seen.device,
-        direction=_text(seen.direction),
+        direction=text_of(seen.direction),
         decision=str(seen.decision),
         score=seen.score,
         threshold=seen.threshold,
@@ -292,47 +264,8 @@ def _insert_deliveries(session: Session, webhook_ids: Sequence[str], event_id: i
         session.execute(insert(DeliveryRow), rows)
 
 
-def _events() -> Select[EventRow, str]:
-    return select(EventRow, GalleryRow.name).join(GalleryRow, GalleryRow.id == EventRow.gallery_id)
-
-
-def _conditions(wanted: EventFilter) -> Iterator[ColumnElement[bool]]:
-    if wanted.galleries is not None:
-        yield GalleryRow.name.in_(wanted.galleries)
-    if wanted.since is not None:
-        yield EventRow.at >= wanted.since
-    if wanted.until is not None:
-        yield EventRow.at < wanted.until
-    if wanted.external_id is not None:
-        yield EventRow.external_id.in_(spellings(wanted.external_id))
-    for column, value in (
-        (EventRow.device, wanted.device),
-        (EventRow.decision, wanted.decision),
-        (EventRow.direction, wanted.direction),
-    ):
-        if value is not None:
-            yield column == _text(value)
-
-
 def _required(session: Session, event_id: int) -> Event:
     found = event_of(session, event_id)
     if found is None:
         raise NotFound(f"there is no event {event_id}", code="event_not_found")
     return found
-
-
-def _event(row: EventRow, gallery: str) -> Event:
-    return Event(
-        row.id,
-        gallery,
-        row.at,
-        row.identity_id,
-        row.external_id,
-        row.name,
-        row.device,
-        Direction(row.direction) if row.direction is not None else None,
-        row.decision,
-        row.score,
-        row.threshold,
-        row.request_id,
-    )

@@ -117,8 +117,11 @@ class EventRow(Base):
 
     __tablename__ = "events"
     __table_args__ = (
-        Index(None, "gallery_id", "at"),
-        Index(None, "gallery_id", "external_id", "at"),
+        Index(None, "gallery_id", "id"),
+        Index(None, "gallery_id", "at", "id"),
+        Index(None, "gallery_id", "external_id", "id"),
+        Index(None, "gallery_id", "device", "id"),
+        Index(None, "gallery_id", "decision", "id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -180,6 +183,7 @@ class DeliveryRow(Base):
     __table_args__ = (
         Index(None, "webhook_id", "state", "next_at", "id"),
         Index(None, "webhook_id", "state", "since"),
+        Index(None, "webhook_id", "state", "id"),
         {"sqlite_autoincrement": True},
     )
 

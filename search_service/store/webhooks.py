@@ -17,7 +17,8 @@ from indexer.errors import Conflict, InvalidRequest, NotFound
 from indexer.gallery.database import Repository, change_rows
 from indexer.gallery.schema import GalleryRow
 from indexer.types import Gallery
-from search_service.store.events import DEAD, WAITING, Event, event_of
+from search_service.store.event_pages import Event, event_of
+from search_service.store.events import DEAD, WAITING
 from search_service.store.schema import DeliveryRow, WebhookRow
 
 MAX_WEBHOOKS = 100

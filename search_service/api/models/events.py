@@ -8,7 +8,7 @@ from pydantic import Field
 
 from search_service.api.models.base import Cursor, Payload, Time
 from search_service.matching.decision import Decision
-from search_service.store.events import Direction
+from search_service.store.event_pages import Direction
 
 WEBHOOK_ID = ["3f0c9a5e7b1d4c28"]
 

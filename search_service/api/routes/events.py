@@ -17,7 +17,7 @@ from search_service.api.state import Service
 from search_service.matching.decision import Decision
 from search_service.serializers import event_object
 from search_service.store.api_keys import Scope
-from search_service.store.events import Direction, EventFilter
+from search_service.store.event_pages import Direction, EventFilter
 
 # Who was where, and when, is not for keys that only open a door or enroll.
 router = APIRouter(prefix="/v1/events", tags=["events"], dependencies=[requires(Scope.ADMIN)])

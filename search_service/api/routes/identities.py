@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from indexer.errors import Conflict, NotFound
+from indexer.gallery.identity_search import MAX_METADATA_FILTERS, IdentityFilter, parse_metadata
+from indexer.gallery.schema import MAX_NAME_LENGTH
 from indexer.serializers import face_object, identity_object
 from indexer.types import Identity, Outcome, Person, StoredFace
 from search_service.api import enrolling
@@ -46,10 +48,28 @@ FaceId = Annotated[int, Path(ge=1, le=LARGEST_ID)]
 
 
 @router.get("/identities", response_model=IdentityList)
-def list_identities(service: Service, gallery: str, page: Paged) -> Any:
-    """Lists the identities of a gallery, oldest first."""
-    store = service.context.store
-    found = store.identities.list(store.galleries.get(gallery).id, BY_ID.decode(page.cursor), page.wanted)
+def list_identities(
+    service: Service,
+    gallery: str,
+    page: Paged,
+    q: Annotated[
+        str,
+        Query(
+            max_length=MAX_NAME_LENGTH,
+            description="Words that occur anywhere in `external_id` or `name`; case and accents do not matter.",
+        ),
+    ] = "",
+    metadata: Annotated[
+        list[str],
+        Query(
+            max_length=MAX_METADATA_FILTERS,
+            description="`KEY=VALUE`: this key of the metadata has this value, written as text. May be repeated.",
+        ),
+    ] = [],  # noqa: B006 (FastAPI copies it)
+) -> Any:
+    """Lists the identities of a gallery that match all given parameters, oldest first."""
+    store, wanted = service.context.store, IdentityFilter(q, parse_metadata(metadata))
+    found = store.identities.list(store.galleries.get(gallery).id, BY_ID.decode(page.cursor), page.wanted, wanted)
     return page.answer("identities", found, identity_object)
 
 

@@ -22,7 +22,8 @@ from indexer.gallery.database import CONNECTIONS, Repository, current_version, m
 from indexer.gallery.schema import EmbeddingRow
 from indexer.gallery.store import Store
 from indexer.types import Gallery, Person
-from search_service.store.events import DEAD, EventFilter, EventRepository
+from search_service.store.event_pages import EventFilter
+from search_service.store.events import DEAD, EventRepository
 from search_service.store.jobs import JobRepository
 from search_service.store.webhooks import WebhookRepository
 from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face

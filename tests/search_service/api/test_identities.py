@@ -288,6 +288,27 @@ def test_pages_list_every_identity_once_while_some_are_deleted(client: httpx.Cli
     assert second["cursor"] is None
 
 
+def test_list_is_searched_by_words_and_metadata(client: httpx.Client, gallery: str) -> None:
+    for number, name in enumerate(("Ana Kovač", "Ben Kovač", "Ana Ruiz", "Anton Kovacs")):
+        properties = {"external_id": f"e-{number}", "name": name, "metadata": {"floor": number % 2}}
+        ok(client.post(f"{gallery}/identities", json=properties), 201)
+
+    def found(**params: Any) -> list[str]:
+        first = ok(client.get(f"{gallery}/identities", params={"limit": 2, **params}))
+        people = first["identities"]
+        if first["cursor"]:
+            people += ok(client.get(f"{gallery}/identities", params={**params, "cursor": first["cursor"]}))[
+                "identities"
+            ]
+        return [person["external_id"] for person in people]
+
+    assert found(q="KOVAC") == ["e-0", "e-1", "e-3"]
+    assert found(q="an kovac", metadata="floor=0") == ["e-0"]
+    assert found(metadata=["floor=1"]) == ["e-1", "e-3"]
+    refused(client.get(f"{gallery}/identities", params={"metadata": "floor"}), 400, "invalid_request")
+    refused(client.get(f"{gallery}/identities", params={"q": "x" * 201}), 400, "invalid_request")
+
+
 def test_full_last_page_has_no_cursor(client: httpx.Client, gallery: str) -> None:
     for n in range(4):
         ok(client.post(f"{gallery}/identities", json={"external_id": f"person-{n}"}), 201)

@@ -21,7 +21,7 @@ from standardwebhooks import WebhookVerificationError
 
 from search_service.background.webhooks import body_of, open_client, send, signed_headers
 from search_service.serializers import event_object
-from search_service.store.events import Direction, Event
+from search_service.store.event_pages import Direction, Event
 from search_service.store.webhooks import ClaimedDelivery
 from tests.search_service.background.receiver import DRIP, HANG, REDIRECT, genuine, receiving
 from tests.waiting import DEADLINE, wait_for

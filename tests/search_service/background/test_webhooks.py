@@ -18,7 +18,8 @@ from indexer.types import Gallery, NamedIdentity
 from search_service.background import webhooks
 from search_service.background.webhooks import AT_ONCE, Deliverer, Schedule, open_client
 from search_service.service_context import ServiceContext
-from search_service.store.events import DEAD, WAITING, Direction, Sighting
+from search_service.store.event_pages import Direction
+from search_service.store.events import DEAD, WAITING, Sighting
 from search_service.store.webhooks import MAX_DELAY
 from tests.indexer.gallery.faces import make_gallery
 from tests.search_service.background.receiver import HANG, genuine, receiving

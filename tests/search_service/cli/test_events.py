@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from indexer.errors import InvalidRequest, NotFound
 from indexer.types import Gallery, NamedIdentity
 from search_service.cli.app import whosthere
-from search_service.cli.events import PAGE
 from search_service.service_context import ServiceContext
 from search_service.store import events as module
-from search_service.store.events import Direction, Sighting
+from search_service.store.event_pages import PAGE, Direction
+from search_service.store.events import Sighting
 from tests.indexer.gallery.faces import make_gallery
 
 DAYS = ["--from", "2026-11-24", "--to", "2026-11-25"]

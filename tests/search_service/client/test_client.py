@@ -176,6 +176,9 @@ def test_lists_request_further_pages(faces: Client, gallery: GalleryHandle) -> N
     small = faces.with_options(page_size=3).gallery(gallery.name)
     assert [person.external_id for person in small.identities()] == names
     assert next(small.identities()).external_id == names[0]
+    gallery.create_identity("Zoë", metadata={"floor": 3})
+    assert [person.external_id for person in small.identities("PERSON")] == names
+    assert [person.external_id for person in small.identities("zoe", metadata={"floor": "3"})] == ["Zoë"]
 
 
 def test_identities_are_compared_and_merged(gallery: GalleryHandle, photos: Path) -> None:

@@ -24,9 +24,9 @@ from search_service.client.retry import Api, Options, Pages, Retries, Send
 from search_service.client.service_calls import JobCalls, KeyCalls, WebhookCalls
 from search_service.matching import decision
 from search_service.store import api_keys as stored_keys
-from search_service.store import events as stored_events
 from search_service.store import idempotency as stored_answers
 from search_service.store import jobs as stored_jobs
+from search_service.store.event_pages import Direction
 from tests.search_service.api.endpoints import application
 from tests.search_service.api.serving import Running
 
@@ -140,7 +140,7 @@ ENUMS = [
     (enums.Reason, types.Reason),
     (enums.Outcome, types.Outcome),
     (enums.Pick, types.Pick),
-    (enums.Direction, stored_events.Direction),
+    (enums.Direction, Direction),
     (enums.JobState, stored_jobs.JobState),
     (enums.Scope, stored_keys.Scope),
     (enums.Basis, report.Basis),

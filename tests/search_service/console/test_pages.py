@@ -16,7 +16,7 @@ from search_service.api.routes.console import FOLDER
 from search_service.calibration.report import Basis
 from search_service.matching.decision import Decision, DecisionReason
 from search_service.store.api_keys import Scope
-from search_service.store.events import Direction
+from search_service.store.event_pages import Direction
 from search_service.store.jobs import JobState
 from tests.search_service.console.conftest import Site, Tab
 

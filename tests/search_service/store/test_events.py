@@ -19,7 +19,8 @@ from indexer.gallery.database import open_database
 from indexer.gallery.store import Store
 from indexer.types import Gallery, NamedIdentity, Person
 from search_service.store import events as module
-from search_service.store.events import WAITING, Direction, EventFilter, EventRepository, Recorded, Sighting
+from search_service.store.event_pages import Direction, EventFilter
+from search_service.store.events import WAITING, EventRepository, Recorded, Sighting
 from search_service.store.webhooks import WebhookRepository
 from tests.indexer.gallery.clock import NOON, Clock
 from tests.indexer.gallery.faces import make_gallery
