@@ -14,7 +14,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from indexer.enrollment.archives import MAX_ENTRIES
+from indexer.enrollment.archives import MAX_DIRECTORY_BYTES, MAX_ENTRIES
 from indexer.enrollment.containers import MANIFEST
 from indexer.errors import InvalidRequest, StorageUnavailable
 from search_service.api.parameters import BODY, Parameters
@@ -104,6 +104,7 @@ class _FormBody(_ZipBody):
         self._has_archive = self._is_complete = False
         self._zip: zipfile.ZipFile | None = None
         self._names: set[str] = set()
+        self._name_bytes = 0
         self._header = self._header_value = self._disposition = b""
         self._field = ""
         self._text: bytearray | None = None
@@ -179,6 +180,9 @@ class _FormBody(_ZipBody):
             raise InvalidRequest(f"two files of the body are named {name!r}" if name else "an image has no file name")
         if len(self._names) == MAX_ENTRIES:
             raise InvalidRequest(f"the body has more than the {MAX_ENTRIES:,} files allowed")
+        self._name_bytes += len(name.encode())
+        if self._name_bytes > MAX_DIRECTORY_BYTES:  # the archive would be refused, with all its names in memory
+            raise InvalidRequest(f"the names of the files have more than the {MAX_DIRECTORY_BYTES:,} bytes allowed")
         self._names.add(name)
         if self._zip is None:
             self._zip = zipfile.ZipFile(self._file, "w")

@@ -11,7 +11,7 @@ from search_service.api.metrics import Metrics
 from search_service.api.middleware.access import Access
 from search_service.api.middleware.allowed_origins import AllowedOrigins
 from search_service.api.middleware.idempotency import Idempotency
-from search_service.api.middleware.input_limits import MAX_JSON_BYTES, BodyLimit, InputLimits
+from search_service.api.middleware.input_limits import MAX_JSON_BYTES, MAX_JSON_VALUES, BodyLimit, InputLimits
 from search_service.api.middleware.known_parameters import KnownParameters
 from search_service.api.middleware.path_prefix import PathPrefix
 from search_service.api.middleware.request_context import RequestContext
@@ -57,7 +57,7 @@ def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics
     limits = {
         BodyKind.ARCHIVE: BodyLimit(max_archive, ARCHIVES_AT_ONCE * max_archive, ARCHIVE_SECONDS),
         BodyKind.IMAGES: BodyLimit(max_body, settings.max_waiting_bytes),
-        BodyKind.JSON: BodyLimit(min(MAX_JSON_BYTES, max_body), settings.max_waiting_bytes),
+        BodyKind.JSON: BodyLimit(min(MAX_JSON_BYTES, max_body), settings.max_waiting_bytes, max_values=MAX_JSON_VALUES),
     }
     app.add_middleware(Idempotency, context=context)
     app.add_middleware(KnownParameters)

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from search_service.api import uploads
+from search_service.api.middleware.input_limits import MAX_JSON_VALUES
 from search_service.api.models.base import ErrorBody
 from tests.search_service.api.serving import refused
 
@@ -97,6 +99,23 @@ def test_shortened_errors_keep_beginning_end_and_small_details(text: str) -> Non
     assert body.details.get("seconds", 5) == 5
     small = {"fields": [{"field": "body.name", "problem": "is unknown"}], "seconds": 5}
     assert ErrorBody(code="failed", message="short", details=small).details == small
+
+
+def test_json_of_many_values_is_refused_before_it_is_parsed(client: httpx.Client) -> None:
+    for content in (b'{"a": [' + b"1," * (MAX_JSON_VALUES + 1) + b"1]}", b"," * (MAX_JSON_VALUES + 1)):
+        answer = client.post("/v1/galleries", content=content, headers=JSON)
+        assert "more than the 20,000 values" in refused(answer, 400, "invalid_request")["message"]
+    fewer = client.post("/v1/galleries", content=b'{"a": [' + b"1," * MAX_JSON_VALUES + b"1]}", headers=JSON)
+    assert "body.a" in refused(fewer, 400, "invalid_request")["message"]
+
+
+def test_names_of_files_of_a_bulk_enrollment_are_bounded(
+    client: httpx.Client, gallery: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "MAX_DIRECTORY_BYTES", 100)
+    files = [("images", (f"{number:060}.jpg", b"x")) for number in range(2)]
+    answer = client.post(f"{gallery}/enrollments", files=files)
+    assert "more than the 100 bytes" in refused(answer, 400, "invalid_request")["message"]
 
 
 def test_names_of_files_are_shortened_in_answers(client: httpx.Client, people: str) -> None:
