@@ -160,6 +160,7 @@ class AppContext:
                     self.settings.device,
                     self.settings.precision,
                     self.settings.thorough,
+                    self.settings.max_faces,
                     self.stopwatch.stage,
                 )
                 self._pipelines[key] = FacePipeline(pack, self.files, options)

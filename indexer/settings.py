@@ -91,6 +91,13 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         default=100_000_000, ge=10_000, description="Images with more pixels are rejected before they are decoded."
     )
+    max_faces: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Faces of an image that are searched: the largest ones. The others are counted in "
+        "`faces_not_searched`.",
+    )
     lookalikes: Literal["hold", "report", "off"] = Field(
         default="hold",
         description="What happens to a face that looks like another identity, or unlike its own: `hold` rejects the "

@@ -2,7 +2,8 @@
 
 One thread runs the networks. Images that arrive meanwhile wait, and are its next batch. Nothing waits for a batch to
 fill: a single image is computed at once. Requests take turns, one image each, and a batch has few large images, so a
-request with many images delays the others by one batch at most.
+request with many images delays the others by one batch at most. A batch gives way to small images between its slices:
+decoding a large image, some tiles or faces of it.
 
 Described images that are to be searched go on to other threads. Those with the same gallery and query are searched
 together, with one look at the index and the database; those that arrive during such a search are the next one.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -24,10 +26,11 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from indexer.errors import Overloaded
+from indexer.slices import between_slices
 from indexer.supervision import SupervisedThread, notify
 from indexer.types import Gallery, Pick
 from indexer.vision.batch_errors import isolate_failures
-from indexer.vision.decode import count_pixels
+from indexer.vision.decode import LARGE_PIXELS, count_pixels
 from indexer.vision.pipeline import MAX_BATCH_PIXELS, FacePipeline, ImageResult
 from search_service.search import Answer, Query
 
@@ -172,28 +175,39 @@ class InferenceQueue:
                 if not self._waiting:
                     return
                 batch = self._next_batch()
-                self._count -= len(batch)
-                left = self._count
-            size = sum(len(job.image) for job in batch)
-            with _answering(batch):
-                self._observe(batch, left)
-                self._describe(batch)
-            batch.clear()  # no image is kept until the next batch
-            with self._changed:
-                self._bytes -= size
-                self._changed.notify_all()
+            with between_slices(self._give_way):
+                self._compute(batch)
 
-    def _next_batch(self) -> list[_Job]:
+    def _give_way(self) -> None:
+        """Computes a batch of small images that wait, between the slices of another batch."""
+        with self._changed:
+            batch = self._next_batch(LARGE_PIXELS)
+        if batch:
+            self._compute(batch)
+
+    def _compute(self, batch: list[_Job]) -> None:
+        """Describes images, which are then answered or searched, and forgets them."""
+        size = sum(len(job.image) for job in batch)
+        with _answering(batch):
+            self._observe(batch)
+            self._describe(batch)
+        batch.clear()  # no image is kept until the next batch
+        with self._changed:
+            self._bytes -= size
+            self._changed.notify_all()
+
+    def _next_batch(self, most_pixels: float = math.inf) -> list[_Job]:
         """Takes an image of each request in turn, as many as `max_batch` and MAX_BATCH_PIXELS allow, or a larger one.
 
-        A request whose next image does not fit is first next time.
+        A request whose next image does not fit is first next time. Images of more than `most_pixels` wait.
         """
         batch: list[_Job] = []
         pixels = 0
         skipped: deque[deque[_Job]] = deque()
         while self._waiting and len(batch) < self._max_batch:
             request = self._waiting.popleft()
-            if batch and pixels + request[0].pixels > MAX_BATCH_PIXELS:
+            size = request[0].pixels
+            if size > most_pixels or (batch and pixels + size > MAX_BATCH_PIXELS):
                 skipped.append(request)
                 continue
             batch.append(request.popleft())
@@ -201,14 +215,15 @@ class InferenceQueue:
             if request:
                 self._waiting.append(request)
         self._waiting.extendleft(reversed(skipped))
+        self._count -= len(batch)
         return batch
 
-    def _observe(self, batch: Sequence[_Job], left: int) -> None:
+    def _observe(self, batch: Sequence[_Job]) -> None:
         if self._observer is None:
             return
         began = time.perf_counter()
         notify(self._observer.batch, len(batch))
-        notify(self._observer.waiting, left)
+        notify(self._observer.waiting, self._count)
         for job in batch:
             notify(self._observer.stage, "queue", began - job.since)
 

@@ -98,6 +98,8 @@ class Answer:
     faces: tuple[FaceAnswer, ...]
     error: RejectedImage | None = None
     frames: tuple[FrameAnswer, ...] | None = None
+    faces_not_searched: int = 0
+    """See `ImageResult.faces_not_searched`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +148,7 @@ class SearchService:
                 gallery.model,
                 tuple(_with_face(next(answers), face) for face in one.faces),
                 one.rejection,
+                faces_not_searched=one.faces_not_searched,
             )
             for one in results
         ]

@@ -66,6 +66,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
     ("indexer.supervision", ""),
     ("indexer.clock", ""),
     ("indexer.csv_files", ""),
+    ("indexer.slices", ""),
     ("migrations", "indexer.gallery indexer.settings search_service.store"),
 )
 """Each folder (or module at the top of a package) and what of the project it may import; `-` excludes."""
@@ -73,7 +74,7 @@ LAYERS: tuple[tuple[str, str], ...] = (
 GROUPS = {
     "BASE": (
         "indexer.settings indexer.types indexer.errors indexer.files indexer.timing indexer.supervision indexer.clock "
-        "indexer.rounding indexer.csv_files"
+        "indexer.rounding indexer.csv_files indexer.slices"
     ),
     "ENROLLMENT": "indexer.enrollment indexer.vision indexer.vectors indexer.models indexer.gallery BASE",
     "INDEXER": "indexer -indexer.cli",

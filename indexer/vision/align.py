@@ -57,6 +57,13 @@ def align(pixels: Pixels, landmarks: NDArray[np.floating]) -> Pixels:
     return np.asarray(crop, dtype=np.uint8)
 
 
+def zoom_landmarks(landmarks: NDArray[np.floating], zoom: float) -> NDArray[np.float64]:
+    """Returns the landmarks (5, 2) with which `align` makes the same crop, magnified by `zoom` about its center."""
+    inverse = cv2.invertAffineTransform(estimate_similarity(landmarks))
+    center = inverse @ ((CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2, 1)
+    return np.asarray(center + (landmarks - center) / zoom, np.float64)
+
+
 def crop_and_downscale(
     pixels: Pixels, matrix: NDArray[np.float64], factor: int, side: int
 ) -> tuple[Pixels, NDArray[np.float64]] | None:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from indexer.errors import ModelUnavailable, RejectedImage
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import Pack
+from indexer.slices import end_slice
 from indexer.timing import Stage, untimed
 from indexer.types import CROP_SIZE, Detection, Device, Face, Pick, Precision, Vectors
 from indexer.vision import detection, networks, quality
-from indexer.vision.align import align, estimate_similarity
+from indexer.vision.align import align, zoom_landmarks
 from indexer.vision.batch_errors import describe_error, may_be_of_item
-from indexer.vision.decode import Limits, Photo, decode
+from indexer.vision.decode import Limits, Photo, decode_aside
 from indexer.vision.detection import SearchScope
 from indexer.vision.detectors.base import Detector
 from indexer.vision.embedders.base import Embedder
@@ -44,6 +45,9 @@ TURN_MARGIN = 0.02
 """The second detection pass must score a turned photo higher by this much than the photo as it is. On LFW the upright
 photo is ahead by 0.023 at least and by 0.066 in the median."""
 
+EMBEDDED_AT_ONCE = 32
+"""Faces embedded between two ends of slices."""
+
 Item = TypeVar("Item")
 
 
@@ -60,6 +64,8 @@ class Options:
     thorough: bool = True
     """Whether to embed a crop for each of the pack's `zooms`, or only the aligned crop in the time of one crop. The
     embeddings of both are comparable."""
+    max_faces: int = 100
+    """Faces of an image that the second detection pass looks at, which takes 5 ms for each: the largest ones."""
     stage: Stage = untimed
     """Measures the time of `decode`, `detect`, `look` (second detection pass, alignment, quality) and `embed`, each for
     all images of a batch."""
@@ -67,12 +73,16 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """The faces of one image, or the reason why it was rejected. Width and height are those of the upright original."""
+    """The faces of one image, or the reason why it was rejected. Width and height are those of the upright original.
+
+    `faces_not_searched` is the number of further faces, which are smaller (`Options.max_faces`).
+    """
 
     faces: tuple[Face, ...] = ()
     rejection: RejectedImage | None = None
     width: int = 0
     height: int = 0
+    faces_not_searched: int = 0
 
 
 @dataclass(eq=False)
@@ -88,6 +98,8 @@ class _Image:
     """The faces that `Pick` selects."""
     turn: int = 0
     """Degrees clockwise by which the photo was turned to find its faces."""
+    skipped: int = 0
+    """Faces that are too many for the second pass."""
     rejection: RejectedImage | None = None
 
     @property
@@ -172,7 +184,7 @@ class FacePipeline:
         side = None if scope is SearchScope.ALL else REDUCED_SIDE
         try:
             with self._options.stage("decode"):
-                return _Image(data, decode(data, self._options.limits, side))
+                return _Image(data, decode_aside(data, self._options.limits, side))
         except RejectedImage as rejection:
             return rejection.without_traceback()
 
@@ -190,12 +202,14 @@ class FacePipeline:
         images = [item for item in batch if isinstance(item, _Image)]
         for image in images:
             if gate and image.rejection is None:
-                image.rejection = _check_quality(image, detector.enrollment_score)
+                face = image.chosen[0]
+                image.rejection = quality.rejection(face.detection, face.quality, detector.enrollment_score)
         views = [face.views for image in images if image.rejection is None for face in image.chosen]
         with self._options.stage("embed"):
-            vectors = embedder.embed_views(
-                np.stack(views) if views else np.empty((0, 1, CROP_SIZE, CROP_SIZE, 3), np.uint8)
-            )
+            vectors: list[NDArray[np.float32]] = []
+            for start in range(0, len(views), EMBEDDED_AT_ONCE):
+                vectors.extend(embedder.embed_views(np.stack(views[start : start + EMBEDDED_AT_ONCE])))
+                end_slice()
         return _results(batch, iter(vectors))
 
     def _select(self, batch: list[_Image | RejectedImage], pick: Pick | None) -> None:
@@ -212,6 +226,7 @@ class FacePipeline:
             if image.rejection is None and not (is_complete and image.score >= detector.upright_score):
                 batch[place] = image = self._search_further(image, pick)
             try:
+                image.skipped = image.skipped if pick is None else 0  # otherwise one face is wanted
                 if image.rejection is None:
                     image.chosen = select_faces(image.seen, pick, image.photo)
             except RejectedImage as rejection:
@@ -233,7 +248,7 @@ class FacePipeline:
         """Yields each image with faces to look at, and the photo to crop them from, which is decoded at full size if
         the reduced one shows the faces too small."""
         for image in images:
-            faces = next_faces(image.found, image.seen, pick, image.photo)
+            faces = self._largest(image, next_faces(image.found, image.seen, pick, image.photo))
             if not faces or image.rejection is not None:
                 continue
             photo = image.photo
@@ -245,9 +260,20 @@ class FacePipeline:
                     continue
             yield image, photo, faces
 
+    def _largest(self, image: _Image, faces: list[Detection]) -> list[Detection]:
+        """Returns those of an image's faces that are not too many, and forgets the others."""
+        room = max(0, self._options.max_faces - len(image.seen))
+        if len(faces) <= room:
+            return faces
+        ranked = sorted(faces, key=lambda face: -face.box.area)
+        forgotten = {id(face) for face in ranked[room:]}
+        image.found = [face for face in image.found if id(face) not in forgotten]
+        image.skipped += len(forgotten)
+        return ranked[:room]
+
     def _full_size(self, image: _Image) -> Photo:
         """Raises RejectedImage."""
-        return decode(image.data, self._options.limits) if image.photo.is_reduced else image.photo
+        return decode_aside(image.data, self._options.limits) if image.photo.is_reduced else image.photo
 
     def _align(self, part: Sequence[tuple[_Image, Photo, list[Detection]]]) -> None:
         """Detects the faces of some images again, aligns them and measures their quality."""
@@ -337,13 +363,6 @@ def _gray_image() -> bytes:
     return png.tobytes()
 
 
-def zoom_landmarks(landmarks: NDArray[np.floating], zoom: float) -> NDArray[np.float64]:
-    """Returns the landmarks (5, 2) with which `align` makes the same crop, magnified by `zoom` about its center."""
-    inverse = cv2.invertAffineTransform(estimate_similarity(landmarks))
-    center = inverse @ ((CROP_SIZE - 1) / 2, (CROP_SIZE - 1) / 2, 1)
-    return np.asarray(center + (landmarks - center) / zoom, np.float64)
-
-
 def _pixels(photo: Photo) -> int:
     return photo.pixels.size // 3
 
@@ -363,19 +382,6 @@ def _batch_by_pixels(items: Iterable[Item], pixels: Callable[[Item], int]) -> It
         yield batch
 
 
-def _check_quality(image: _Image, min_score: float) -> RejectedImage | None:
-    """Returns the rejection of an image whose face is below the limits of `quality`."""
-    face = image.chosen[0]
-    reasons = face.quality.reasons
-    if not reasons:
-        return None
-    return RejectedImage(
-        quality.rejection_message(reasons[0], face.detection, face.quality, min_score),
-        code=reasons[0],
-        details={"reasons": [str(reason) for reason in reasons]},
-    )
-
-
 def _results(batch: Sequence[_Image | RejectedImage], vectors: Iterator[NDArray[np.float32]]) -> list[ImageResult]:
     """Returns one result per item; the faces of accepted images take their embeddings from `vectors`, in order."""
     results = []
@@ -386,5 +392,5 @@ def _results(batch: Sequence[_Image | RejectedImage], vectors: Iterator[NDArray[
         faces: tuple[Face, ...] = ()
         if item.rejection is None:
             faces = tuple(Face(f.detection, f.quality, next(vectors), f.crop, item.turn) for f in item.chosen)
-        results.append(ImageResult(faces, item.rejection, item.photo.width, item.photo.height))
+        results.append(ImageResult(faces, item.rejection, item.photo.width, item.photo.height, item.skipped))
     return results

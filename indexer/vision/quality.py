@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.errors import RejectedImage
 from indexer.rounding import decimals
 from indexer.types import Detection, Pixels, Quality, Reason
 
@@ -69,6 +70,15 @@ def measure(detection: Detection, crop: Pixels, min_score: float) -> Quality:
         contrast=round(float(face.std()), 1),
     )
     return replace(quality, reasons=_reasons(detection, quality, min_score))
+
+
+def rejection(detection: Detection, quality: Quality, min_score: float) -> RejectedImage | None:
+    """Returns the rejection of a face that is not to be enrolled."""
+    reasons = quality.reasons
+    if not reasons:
+        return None
+    message = rejection_message(reasons[0], detection, quality, min_score)
+    return RejectedImage(message, code=reasons[0], details={"reasons": [str(reason) for reason in reasons]})
 
 
 def rejection_message(reason: Reason, detection: Detection, quality: Quality, min_score: float) -> str:

@@ -143,6 +143,8 @@ class Answer:
     faces: tuple[FaceAnswer, ...]
     error: Problem | None
     frames: tuple[Frame, ...] | None
+    faces_not_searched: int = 0
+    """Further faces, smaller than those of `faces` and too many to be searched."""
 
     @property
     def match(self) -> Candidate | None:
@@ -158,6 +160,7 @@ class Detected:
     width: int
     height: int
     faces: tuple[Face, ...]
+    faces_not_searched: int = 0
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ class Embedded:
     model: str
     dim: int
     faces: tuple[EmbeddedFace, ...]
+    faces_not_searched: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,14 @@ from search_service.matching.ranking import Candidate
 from search_service.search import Answer, Comparison, FaceAnswer
 from search_service.serializers import event_object
 
+NotSearched = Annotated[
+    int,
+    Field(
+        description="Further faces, smaller than those of `faces` and too many to be searched (WHOSTHERE_MAX_FACES).",
+        examples=[0],
+    ),
+]
+
 ImageName = Annotated[str | None, AfterValidator(lambda name: name or None), Field(examples=["ana.jpg"])]
 """The file's name as it was sent; null where there is none."""
 
@@ -94,6 +102,7 @@ class AnswerPayload(Payload):
     frames: list[FramePayload] | None = Field(
         default=None, description="With `same_person`, one for each image in the order sent; null without."
     )
+    faces_not_searched: NotSearched = 0
 
 
 class AnswersPayload(Payload):
@@ -107,6 +116,7 @@ class DetectPayload(Payload):
     width: int = Field(examples=[1280])
     height: int = Field(examples=[960])
     faces: list[FacePayload]
+    faces_not_searched: NotSearched
 
 
 class EmbeddedFacePayload(FacePayload):
@@ -118,6 +128,7 @@ class EmbedPayload(Payload):
     model: str = Field(examples=["sface"])
     dim: int = Field(examples=[128])
     faces: list[EmbeddedFacePayload]
+    faces_not_searched: NotSearched
 
 
 class ComparePayload(Payload):
@@ -161,19 +172,22 @@ def answer_payload(answer: Answer, images: Sequence[str | None]) -> AnswerPayloa
             )
             for frame, image in zip(frames, images, strict=True)
         ],
+        faces_not_searched=answer.faces_not_searched,
     )
 
 
 def detect_payload(seen: ImageResult, image: str | None) -> DetectPayload:
     """Serializes the detected faces."""
     faces = [FacePayload(**_face_fields(face)) for face in seen.faces]
-    return DetectPayload(image=image, width=seen.width, height=seen.height, faces=faces)
+    return DetectPayload(
+        image=image, width=seen.width, height=seen.height, faces=faces, faces_not_searched=seen.faces_not_searched
+    )
 
 
 def embed_payload(seen: ImageResult, image: str | None, model: str, dim: int) -> EmbedPayload:
     """Serializes the faces with their embeddings."""
     faces = [EmbeddedFacePayload(**_face_fields(face), embedding=face.embedding.tolist()) for face in seen.faces]
-    return EmbedPayload(image=image, model=model, dim=dim, faces=faces)
+    return EmbedPayload(image=image, model=model, dim=dim, faces=faces, faces_not_searched=seen.faces_not_searched)
 
 
 def compare_payload(comparison: Comparison) -> ComparePayload:

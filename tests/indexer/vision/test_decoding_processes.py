@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import psutil
 import pytest
 
@@ -21,9 +23,11 @@ def processes() -> list[psutil.Process]:
 
 
 @pytest.fixture(autouse=True)
-def _no_processes() -> None:
+def _no_processes() -> Iterator[None]:
     end_processes()
     assert not processes()
+    yield
+    end_processes()
 
 
 @pytest.mark.parametrize("form", RARE)

@@ -17,7 +17,7 @@ from indexer.errors import ModelUnavailable
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, ModelFile
 from indexer.types import CROP_SIZE, Face, Pick, Pixels, Reason
-from indexer.vision.align import estimate_similarity
+from indexer.vision.align import estimate_similarity, zoom_landmarks
 from indexer.vision.decode import Limits, Photo
 from indexer.vision.detectors.base import iou
 from indexer.vision.pipeline import (
@@ -25,7 +25,6 @@ from indexer.vision.pipeline import (
     FacePipeline,
     ImageResult,
     Options,
-    zoom_landmarks,
 )
 from indexer.vision.runtime import Threads
 from indexer.vision.selection import RIVAL_AREA_RATIO

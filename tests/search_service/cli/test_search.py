@@ -45,7 +45,7 @@ def ids(face: dict[str, Any]) -> list[str]:
 def test_json_answer_has_every_field(staff: Command, demo: Demo) -> None:
     probe = demo.probes / "left-2-large.png"
     (answer,) = search(staff, probe, "--top-k", "3")
-    assert list(answer) == ["image", "gallery", "model", "faces", "error", "frames"]
+    assert list(answer) == ["image", "gallery", "model", "faces", "error", "frames", "faces_not_searched"]
     assert answer["frames"] is None
     assert (answer["image"], answer["gallery"]) == (str(probe), "staff")
     assert (answer["model"], answer["error"]) == ("sface", None)
