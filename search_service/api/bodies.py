@@ -18,6 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from indexer.errors import InvalidRequest
 from indexer.types import Pick
+from indexer.vision.decode import count_pixels
 from search_service.api.parameters import BODY, Parameters
 from search_service.api.shortening import LONGEST_DETAIL, short, short_text
 
@@ -124,6 +125,8 @@ class Body:
 async def read_body(request: Request, images: Sequence[str], fields: Iterable[str] = ()) -> Body:
     """Reads multipart/form-data, or JSON in which the fields `images` are base64.
 
+    The key's rate counts the pixels of the images.
+
     Raises InvalidRequest, also on a field that is neither in `images` nor in `fields`, as it may be misspelled.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -138,6 +141,7 @@ async def read_body(request: Request, images: Sequence[str], fields: Iterable[st
     known = [*images, *fields]
     parameters: Parameters = request.state.parameters
     parameters.refuse(BODY, [name for name in (*body.images, *body.values) if name not in known])
+    request.state.charge(sum(count_pixels(upload.data) for uploads in body.images.values() for upload in uploads))
     return body
 
 

@@ -33,6 +33,9 @@ from search_service.store.api_keys import ApiKey
 
 log = logging.getLogger(__name__)
 
+PIXELS_OF_REQUEST = 16_000_000
+"""Pixels of images that count as one more request of a key: a phone's photo of 12 million costs one in all."""
+
 DOCUMENTATION = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/static-offline-docs"})
 """Paths of FastAPI's own routes, which need no key: they are the same for every service and reveal no data."""
 
@@ -115,6 +118,11 @@ class Guard:
             _check(key, permission, params)
         return key
 
+    def charge(self, key: ApiKey | None, pixels: int) -> None:
+        """Counts a request with images of many pixels as several of its key."""
+        if key is not None:
+            self._buckets.charge(key, pixels // PIXELS_OF_REQUEST)
+
     async def check_again(self, key: ApiKey | None) -> None:
         """Raises Unauthorized if a key that `admit` returned is not valid any more; where it returned None, if there is
         a key by now."""
@@ -158,7 +166,11 @@ class Guard:
             raise Unauthorized("the API key is not known here")
         _check_valid(key)
         if wait := self._buckets.take(key):
-            raise RateLimited(f"the API key {key.name!r} may make {key.per_minute} requests a minute", wait)
+            raise RateLimited(
+                f"the API key {key.name!r} may make {key.per_minute} requests a minute (images of "
+                f"{PIXELS_OF_REQUEST / 1e6:.0f} megapixels count as one more)",
+                wait,
+            )
         return key
 
     async def _any_key(self) -> bool:
@@ -187,13 +199,21 @@ class Buckets:
         """Counts one use and returns 0; or returns the whole seconds until the key may be used again."""
         if key.per_minute is None:
             return 0
-        time = self._clock()
-        left, then = self._left.get(key.id, (float(key.per_minute), time))
-        left = min(float(key.per_minute), left + (time - then) * key.per_minute / 60)
+        left = self._now_left(key, key.per_minute)
         if left < 1:
             return math.ceil((1 - left) * 60 / key.per_minute)
-        self._left[key.id] = (left - 1, time)
+        self._left[key.id] = (left - 1, self._clock())
         return 0
+
+    def charge(self, key: ApiKey, uses: int) -> None:
+        """Counts more uses of a request that was taken, also if fewer are left: later requests wait for them."""
+        if key.per_minute is not None and uses:
+            self._left[key.id] = (self._now_left(key, key.per_minute) - uses, self._clock())
+
+    def _now_left(self, key: ApiKey, per_minute: int) -> float:
+        time = self._clock()
+        left, then = self._left.get(key.id, (float(per_minute), time))
+        return min(float(per_minute), left + (time - then) * per_minute / 60)
 
 
 def _sent_key(headers: Headers) -> str | None:

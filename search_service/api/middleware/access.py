@@ -19,8 +19,8 @@ from search_service.api.security import Guard
 class Access:
     """ASGI middleware. Checks the host name, the origin and the API key of a request; the guard decides about the key.
 
-    An admitted request has `key`, `body_kind` and `parameters` in its state, `check_key_again` unless its route is
-    public, and a path in which encoded slashes do not separate.
+    An admitted request has `key`, `charge`, `body_kind` and `parameters` in its state, `check_key_again` unless its
+    route is public, and a path in which encoded slashes do not separate.
     """
 
     def __init__(
@@ -49,5 +49,6 @@ class Access:
                 return
             if not match.is_public:
                 request.state.check_key_again = partial(self.guard.check_again, request.state.key)
+            request.state.charge = partial(self.guard.charge, request.state.key)
             request.state.body_kind, request.state.parameters = match.body, match.parameters
         await self.app(scope, receive, send)

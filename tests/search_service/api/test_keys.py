@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 from starlette.requests import Request
@@ -19,6 +20,7 @@ from search_service.service_context import ServiceContext
 from search_service.store.api_keys import ApiKey, Scope
 from search_service.store.events import Sighting
 from search_service.store.jobs import JobRepository
+from tests import photos
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.guarded import Guarded
 from tests.search_service.api.guarded import guarded as guarded
@@ -188,6 +190,27 @@ def test_a_rate_limited_key_works_again_exactly_after_the_wait(per_minute: int) 
     clock[0] += 10_000  # nothing is saved up beyond a minute's
     assert [buckets.take(key) for _ in range(per_minute)] == [0] * per_minute
     assert buckets.take(key) > 0
+
+
+def test_large_images_count_as_several_requests(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "PIXELS_OF_REQUEST", 100_000)
+    _, slow = guarded.service.context.keys.create("photos", [Scope.SEARCH], per_minute=4)
+    files = {"image": photos.encode(np.zeros((500, 500, 3), np.uint8), "PNG")}
+    ok(guarded.client.post("/v1/detect", files=files, headers={"X-API-Key": slow}))
+    ok(guarded.request("GET", "/v1/galleries", slow))
+    refused(guarded.request("GET", "/v1/galleries", slow), 429, "rate_limited")
+    ok(guarded.client.post("/v1/detect", files=files, headers={"X-API-Key": guarded.keys["search"]}))
+
+
+def test_more_uses_than_are_left_delay_later_ones() -> None:
+    clock = [0.0]
+    buckets = Buckets(lambda: clock[0])
+    key = ApiKey("a", "a", frozenset(), None, 60, None, now(), None, None)
+    assert buckets.take(key) == 0
+    buckets.charge(key, 100)
+    assert buckets.take(key) == 42
+    clock[0] = 42.0
+    assert [buckets.take(key), buckets.take(key)] == [0, 1]
 
 
 def test_each_key_has_its_own_rate_limit() -> None:
