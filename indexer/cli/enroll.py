@@ -99,8 +99,8 @@ def enroll(
     target = context.open_gallery(gallery, model)
     before = context.store.faces.owners(target.id) if sync else {}
     results: list[Result] = []  # of all photos only where they are needed
-    rejections: list[Result] = []
-    updated = 0
+    shown: dict[Outcome, list[Result]] = {Outcome.ENROLLED: [], Outcome.REJECTED: []}
+    updated = remarks = 0
     outcomes: Counter[Outcome] = Counter()
     with _report(report, rows) as write, progress_count("Enrolling", "images") as show_progress:
         enrolling = context.enroller(target, len(rows)).enroll(rows, Pick(pick))
@@ -111,8 +111,10 @@ def enroll(
                 updated += "updated" in result.details
                 if as_json or sync:
                     results.append(result)
-                if result.outcome is Outcome.REJECTED and len(rejections) < SHOWN_REJECTIONS:
-                    rejections.append(result)
+                has_remark = result.outcome is Outcome.ENROLLED and bool(result.details.keys() - {"updated"})
+                remarks += has_remark
+                if has_remark or result.outcome is Outcome.REJECTED:
+                    shown[result.outcome] += [result][: SHOWN_REJECTIONS - len(shown[result.outcome])]
                 rejected = outcomes[Outcome.REJECTED]
                 show_progress(outcomes.total(), len(rows), f"{rejected} rejected" if rejected else "")
         finally:
@@ -128,7 +130,9 @@ def enroll(
         print_counts(summary, "images")
         if updated:
             click.echo(f"{updated} of them changed the name, dates or metadata of an enrolled identity.")
-        _show_rejected(rejections, outcomes[Outcome.REJECTED], report)
+        _show(shown[Outcome.ENROLLED], remarks, ("enrolled", "identity", "remark"), report)
+        rejected = outcomes[Outcome.REJECTED]
+        _show(shown[Outcome.REJECTED], rejected, ("rejected", "identity", "reason", "why"), report)
         if sync:
             _show_missing(missing, removed)
     if summary["rejected"]:
@@ -147,17 +151,18 @@ def _show_missing(missing: Sequence[MissingFace], removed: int) -> None:
         click.echo(f"... and {len(missing) - SHOWN_REJECTIONS} more: --json lists them all")
 
 
-def _show_rejected(rejections: Sequence[Result], count: int, report: Path | None) -> None:
-    """Shows the first rejections of so many."""
-    if not rejections:
+def _show(results: Sequence[Result], count: int, columns: Sequence[str], report: Path | None) -> None:
+    """Shows the first results of so many with their messages."""
+    if not results:
         return
-    rows = table("rejected", "identity", "reason", "why")
-    for result in rejections:
-        rows.add_row(result.image, result.external_id, str(result.reason), result.message)
+    rows = table(*columns)
+    for result in results:
+        reason = [str(result.reason)] if result.reason is not None else []
+        rows.add_row(result.image, result.external_id, *reason, result.message)
     show(rows)
-    if count > len(rejections):
+    if count > len(results):
         where = str(report) if report else "--report FILE.csv lists them all"
-        click.echo(f"... and {count - len(rejections)} more: {where}")
+        click.echo(f"... and {count - len(results)} more: {where}")
 
 
 @contextmanager

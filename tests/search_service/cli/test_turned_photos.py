@@ -45,6 +45,8 @@ def test_turned_photo_is_enrolled_and_its_turn_reported(empty: Command, demo: De
     message = "the photo is not upright; it was turned clockwise by 90 degrees"
     assert enrolled["results"][0]["message"] == message
     assert message in (tmp_path / "report.csv").read_text()
+    shown = empty.ok("enroll", people / "collins", "--gallery", "others").out
+    assert message in " ".join(shown.split())
     for person in ("collins", "hanks"):
         (face,) = empty.ok("search", demo.photo(person), "--gallery", "staff", "--json").json[0]["faces"]
         assert (face["turn"], face["decision"], face["candidates"][0]["external_id"]) == (0, "match", person)
