@@ -36,9 +36,15 @@ class Outranked:
 
 
 def rank(hits: Iterable[Hit], identities: Mapping[int, NamedIdentity], top_k: int) -> tuple[Candidate, ...]:
-    """Returns the `top_k` best of `hits`, which are best first, that are among `identities`, by id."""
+    """Returns the `top_k` best of `hits`, which are best first, that are among `identities`, by id.
+
+    Scores are cosines, -1 to 1: those of embeddings in half precision may be off by 5e-4 to either side.
+    """
     known = [(hit, identities[hit.identity_id]) for hit in hits if hit.identity_id in identities]
-    return tuple(Candidate(i, identity, hit.score, hit.face_id) for i, (hit, identity) in enumerate(known[:top_k], 1))
+    return tuple(
+        Candidate(i, identity, max(-1.0, min(hit.score, 1.0)), hit.face_id)
+        for i, (hit, identity) in enumerate(known[:top_k], 1)
+    )
 
 
 def outranked(

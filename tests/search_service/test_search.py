@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from indexer.models.packs import SFACE
+from indexer.settings import read_settings
 from indexer.types import Gallery, Person, Vectors
 from search_service.calibration.thresholds import Thresholds
 from search_service.matching.calibration import threshold_for
@@ -47,6 +49,17 @@ def test_search_scores_people_by_all_their_photos(context: ServiceContext) -> No
     expected = [score(probe, of_each[int(c.identity.external_id[1:])]) for c in face.candidates]
     assert [c.score for c in face.candidates] == pytest.approx(expected, abs=1e-5)
     assert expected == sorted(expected, reverse=True)
+
+
+@pytest.mark.parametrize("vectors", ["exact", "compressed"])
+def test_enrolled_face_does_not_score_above_1(tmp_path: Path, vectors: str) -> None:
+    context = ServiceContext(read_settings({"WHOSTHERE_VECTORS": vectors}, home=tmp_path))
+    crowd = people(40, 0.0)
+    gallery = enroll_photos(context, [person[None] for person in crowd])
+    scores = [search(context, gallery, person).candidates[0].score for person in crowd]
+    context.close()
+    assert max(scores) <= 1.0
+    assert min(scores) > 0.999
 
 
 def test_photo_enrolled_under_the_wrong_identity_admits_nobody(context: ServiceContext) -> None:
