@@ -28,6 +28,9 @@ MAX_SPREAD_ERROR, MAX_LENGTH_ERROR = 0.05, 1e-3
 share of their mean length. Rounding gives less than 1e-4 of either; quantization scales along a wrong axis 0.4 or more
 of the first."""
 
+LEAST_SPREAD = 1e-4
+"""Share of an embedding's length by which those of different images differ at least. Rounding alone gives less."""
+
 REFERENCE_IMAGES = 1
 """Images for ONNX's reference implementation, which takes seconds for each."""
 
@@ -60,6 +63,7 @@ def check_pack(pack: Pack, files: ModelFiles) -> Pack:
 def _count_dimensions(session: Session, crops: NDArray[np.uint8], file: ModelFile) -> int:
     """Returns the length of an embedding. Raises ModelUnavailable unless the network returns one for each crop."""
     dims = set()
+    firsts = []
     for count in BATCHES:
         outputs = session.run(crops[:count])
         shapes = " and ".join(" x ".join(map(str, output.shape)) for output in outputs)
@@ -71,8 +75,16 @@ def _count_dimensions(session: Session, crops: NDArray[np.uint8], file: ModelFil
         if not np.isfinite(outputs[0]).all():
             raise ModelUnavailable(f"{file.name} returns infinite numbers or NaN")
         dims.add(outputs[0].shape[1])
+        firsts.append(outputs[0][0])
     if len(dims) > 1:
         raise ModelUnavailable(f"{file.name} returns embeddings of different lengths: {', '.join(map(str, dims))}")
+    length = np.linalg.norm(firsts[0])
+    if not length > 0:
+        raise ModelUnavailable(f"{file.name} returns zeros only, which are no embedding")
+    if max(np.linalg.norm(first - firsts[0]) for first in firsts) > MAX_SPREAD_ERROR * length:
+        raise ModelUnavailable(f"{file.name} returns another embedding of a crop where other crops are in its batch")
+    if max(np.linalg.norm(row - firsts[-1]) for row in outputs[0]) < LEAST_SPREAD * length:
+        raise ModelUnavailable(f"{file.name} returns the same embedding for different images")
     return int(dims.pop())
 
 

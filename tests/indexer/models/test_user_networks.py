@@ -194,6 +194,28 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: _ending(helper.make_node("Div", ["pooled", "nothing"], ["y"]), nothing=np.zeros(1, np.float32)),
         r"returns infinite numbers or NaN",
     ),
+    "zeros only": (
+        lambda: _ending(helper.make_node("Sub", ["pooled", "pooled"], ["y"])),
+        r"returns zeros only, which are no embedding",
+    ),
+    "centered in each batch": (
+        lambda: _ending(
+            helper.make_node("ReduceMean", ["pooled", "axes"], ["mean"], keepdims=1),
+            helper.make_node("Sub", ["pooled", "mean"], ["centered"]),
+            helper.make_node("Add", ["centered", "one"], ["y"]),
+            axes=np.array([0]),
+            one=np.ones(1, np.float32),
+        ),
+        r"returns another embedding of a crop where other crops are in its batch",
+    ),
+    "one embedding for all": (
+        lambda: _ending(
+            helper.make_node("Sub", ["pooled", "pooled"], ["nothing"]),
+            helper.make_node("Add", ["nothing", "one"], ["y"]),
+            one=np.ones(1, np.float32),
+        ),
+        r"returns the same embedding for different images",
+    ),
     "no network": (lambda: b"text", r"is not an ONNX model that can be prepared"),
 }
 
