@@ -38,6 +38,7 @@ SYSTEM_NAMES = frozenset(
         "recycler",
         "recycled",
         "system volume information",
+        "found.000",
         "thumbs.db",
         "ehthumbs.db",
         "desktop.ini",
@@ -50,6 +51,9 @@ SYSTEM_NAMES = frozenset(
         "@recycle",  # QNAP
         "@recently-snapshot",
         "@transcode",
+        "network recycle bin",
+        "~snapshot",  # NetApp
+        "trashbox",  # Buffalo
     ]
 )
 """Folders and files of operating systems and network storage that hold no photos to enroll: bins, thumbnails and
