@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,16 +22,19 @@ from indexer.gallery.database import database_files, migrate, open_database
 from indexer.gallery.store import Store
 from indexer.models.catalogue import Catalogue
 from indexer.models.liveness_catalogue import LivenessCatalogue
+from indexer.models.liveness_packs import LivenessPack
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import Pack
 from indexer.settings import Settings
 from indexer.timing import Stopwatch
-from indexer.types import Gallery, Tier
+from indexer.types import Gallery, LivenessMode, Tier
 from indexer.vectors.base import VectorEngine
 from indexer.vectors.engines import FaissEngine
 from indexer.vectors.index_registry import IndexRegistry
 from indexer.vision import pack_check
 from indexer.vision.decode import Limits, end_processes
+from indexer.vision.liveness.base import LivenessCheck, LivenessModel
+from indexer.vision.liveness.base import check_pack as check_liveness_pack
 from indexer.vision.pipeline import FacePipeline, Options
 from indexer.vision.runtime import Threads, usable_cores
 
@@ -69,11 +73,17 @@ class AppContext:
         self._is_home_private = False
         self._vectors = _vectors(settings.vectors)
         self._pipelines: dict[tuple[str, str, int], FacePipeline] = {}
+        self._liveness_models: dict[tuple[LivenessPack, int], LivenessModel] = {}
         if settings.model:
             try:
                 self.packs.find(settings.model)
             except NotFound as error:
                 raise InvalidSetting(f"WHOSTHERE_MODEL: {error.message}") from error
+        if settings.liveness_model:
+            try:
+                self.liveness_packs.find(settings.liveness_model)
+            except NotFound as error:
+                raise InvalidSetting(f"WHOSTHERE_LIVENESS_MODEL: {error.message}") from error
 
     @locked_property
     def engine(self) -> Engine:
@@ -123,7 +133,7 @@ class AppContext:
 
     @locked_property
     def liveness_packs(self) -> LivenessCatalogue:
-        return LivenessCatalogue(self.files)
+        return LivenessCatalogue(self.files, check_liveness_pack)
 
     @property
     def pack(self) -> Pack:
@@ -153,10 +163,9 @@ class AppContext:
         with self.lock:
             if key not in self._pipelines:
                 limits = Limits(self.settings.max_image_bytes, self.settings.max_image_pixels)
-                threads = Threads(streams, max(1, self.cores // streams))
                 options = Options(
                     limits,
-                    threads,
+                    self._threads(streams),
                     self.settings.device,
                     self.settings.precision,
                     self.settings.thorough,
@@ -169,6 +178,54 @@ class AppContext:
     def pipeline_of(self, gallery: Gallery) -> FacePipeline:
         """Returns the pipeline of the gallery's pack for single images. Raises as `pack_of` does."""
         return self.pipeline(self.pack_of(gallery))
+
+    def _threads(self, streams: int) -> Threads:
+        return Threads(streams, max(1, self.cores // streams))
+
+    @property
+    def liveness_pack(self) -> LivenessPack:
+        """The liveness pack of the settings, otherwise the first installed one, with the threshold of the settings.
+
+        Raises:
+            ModelUnavailable: It is not installed, or none is.
+            NotFound: There is no liveness pack of the name in the settings.
+        """
+        pack = self.liveness_packs.find_installed(self.settings.liveness_model)
+        threshold = self.settings.liveness_threshold
+        return pack if threshold is None else replace(pack, threshold=threshold)
+
+    def search_liveness(self, wanted: LivenessMode | None = None) -> LivenessMode:
+        """Returns what is done about presentation attacks in a search: what the setting demands, or more if it is
+        `wanted`.
+
+        Without the setting and without a wish, liveness is reported if a liveness pack can be used.
+        """
+        demanded = self.settings.liveness
+        if demanded is None and wanted is None:
+            return LivenessMode.REPORT if self._has_liveness_pack() else LivenessMode.OFF
+        return max((mode for mode in (demanded, wanted) if mode is not None), key=list(LivenessMode).index)
+
+    def enrollment_liveness(self, wanted: LivenessMode | None = None) -> LivenessMode:
+        """Returns the same for an enrollment, which may also demand less than the setting: photos of an archive are
+        often not live, and whoever may enroll is trusted to choose."""
+        return wanted or self.settings.liveness or LivenessMode.OFF
+
+    def _has_liveness_pack(self) -> bool:
+        name, packs = self.settings.liveness_model, self.liveness_packs
+        return packs.problem(name) is None if name else packs.first_usable() is not None
+
+    def liveness_check(self, mode: LivenessMode, streams: int = 1) -> LivenessCheck | None:
+        """Returns the check that the mode needs, for `streams` concurrent callers; None if it needs none.
+
+        Raises ModelUnavailable or NotFound as `liveness_pack` does.
+        """
+        if mode is LivenessMode.OFF:
+            return None
+        key = self.liveness_pack, streams
+        with self.lock:
+            if key not in self._liveness_models:
+                self._liveness_models[key] = LivenessModel(key[0], self.files, self._threads(streams))
+            return LivenessCheck(self._liveness_models[key], mode is LivenessMode.REQUIRE)
 
     def open_gallery(self, name: str, model: str | None = None) -> Gallery:
         """Returns the gallery of that name, after creating it with the pack `model` (or the default one) if needed.
@@ -227,7 +284,7 @@ class AppContext:
         bound = lookalike_bound(pack, max(len(index.catch_up()), photos))
         return FaceChecks(Lookalikes(self.store, gallery, index, bound, hold), own, hold)
 
-    def enroller(self, gallery: Gallery, photos: int = 0) -> Enroller:
+    def enroller(self, gallery: Gallery, photos: int = 0, liveness: LivenessMode | None = None) -> Enroller:
         """Returns an enroller of `photos` photos that keeps every core computing."""
         pipeline = self.pipeline(self.pack_of(gallery), streams=self.cores)
         return Enroller(
@@ -238,6 +295,7 @@ class AppContext:
             workers=self.cores + SPARE_WORKERS,
             keep_crops=self.settings.keep_crops,
             checks=self.face_checks(gallery, photos),
+            liveness=self.liveness_check(self.enrollment_liveness(liveness), self.cores),
         )
 
     def close(self) -> None:

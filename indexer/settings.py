@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, computed_field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from indexer.errors import InvalidSetting
-from indexer.types import Device, Precision
+from indexer.types import Device, LivenessMode, Precision
 
 PREFIX = "WHOSTHERE_"
 
@@ -102,6 +102,15 @@ class Settings(BaseSettings):
         default="hold",
         description="What happens to a face that looks like another identity, or unlike its own: `hold` rejects the "
         "photo, `report` enrolls it with a message, `off` skips the check.",
+    )
+    liveness: LivenessMode | None = Field(
+        default=None,
+        description="What is done about photos of photos: `off`, `report` or `require`. Default: `report` in searches "
+        "once a liveness pack is installed, otherwise `off`.",
+    )
+    liveness_model: str = Field(default="", description="Liveness pack. Default: the first installed one.")
+    liveness_threshold: float | None = Field(
+        default=None, ge=0, le=1, description="Score from which a face is live. Default: that of the pack."
     )
     fpir: float = Field(
         default=0.01,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from indexer.errors import InvalidVector
-from indexer.rounding import decimals
+from indexer.rounding import SCORE_DECIMALS, decimals
 
 Pixels = NDArray[np.uint8]
 """One image, (H, W, 3), RGB."""
@@ -52,6 +52,8 @@ class Reason(StrEnum):
     DETECTION_UNSURE = "detection_unsure"
     LOOKS_LIKE_ANOTHER_IDENTITY = "looks_like_another_identity"
     UNLIKE_OWN_IDENTITY = "unlike_own_identity"
+    NOT_LIVE = "not_live"
+    """The face seems to be shown on a print, a screen or a mask, and the enrollment requires a live one."""
     INVALID_ROW = "invalid_row"
     """The manifest row or archive entry is wrong, not its image: a bad date, a clashing id, an unsafe path."""
 
@@ -81,6 +83,16 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class LivenessMode(StrEnum):
+    """What is done about presentation attacks. The order is from lenient to strict."""
+
+    OFF = "off"
+    REPORT = "report"
+    """Answers contain the score and affect nothing else."""
+    REQUIRE = "require"
+    """A face that is not live is neither matched nor enrolled."""
 
 
 CROP_SIZE = 112
@@ -187,6 +199,23 @@ class Quality:
     """Why the face should not be enrolled; empty if it can be."""
 
 
+@dataclass(frozen=True)
+class Liveness:
+    """How likely a face is live rather than a presentation attack."""
+
+    score: float
+    """0..1."""
+    live: bool
+    model: str
+    """Name of the liveness pack."""
+    threshold: float
+    """A face is live from this score on."""
+
+    def to_json(self) -> dict[str, object]:
+        """Returns the fields that answers contain."""
+        return {"score": round(self.score, SCORE_DECIMALS), "live": self.live, "model": self.model}
+
+
 @dataclass(frozen=True, eq=False)
 class Face:
     """One face of an image with its embedding. Box and landmarks are in pixels of the upright original."""
@@ -199,6 +228,8 @@ class Face:
     """(112, 112, 3) RGB, the aligned crop that was embedded; None if it was not kept."""
     turn: int = 0
     """Degrees clockwise by which the photo has to be turned for the face to be upright: 0, 90, 180 or 270."""
+    liveness: Liveness | None = None
+    """None if it was not asked for."""
 
 
 @dataclass(frozen=True)

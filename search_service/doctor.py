@@ -10,6 +10,7 @@ from indexer.clock import now
 from indexer.errors import Conflict, ModelUnavailable, NotFound, WhosthereError
 from indexer.gallery.database import current_version, newest_version, storage_errors
 from indexer.models.packs import Pack
+from indexer.types import LivenessMode
 from indexer.vision import networks, runtime
 from search_service.service_context import ServiceContext
 from search_service.store.api_keys import Scope
@@ -32,7 +33,7 @@ def examine(context: ServiceContext) -> list[Finding]:
     """Runs all checks, even after one has failed."""
     findings: list[Finding] = []
     of_tables = (_keys, _jobs, _webhooks, _galleries)
-    for check in (_runtime, _models, _disk, _permissions, _database, *of_tables):
+    for check in (_runtime, _models, _liveness, _disk, _permissions, _database, *of_tables):
         try:
             with storage_errors():
                 if check not in of_tables or current_version(context.engine) == newest_version():
@@ -77,6 +78,16 @@ def _networks(context: ServiceContext, pack: Pack) -> Finding:
     except WhosthereError as error:
         return Finding("networks", False, error.message, "repair the driver or runtime, or change WHOSTHERE_DEVICE")
     return Finding("networks", True, f"{pack.name} runs")
+
+
+def _liveness(context: ServiceContext) -> Iterator[Finding]:
+    mode = context.search_liveness()
+    if mode is LivenessMode.OFF:
+        yield Finding("liveness", True, "off: photos of photos pass as people")
+        return
+    pack = context.liveness_pack
+    problem = context.liveness_packs.problem(pack.name)
+    yield Finding("liveness", problem is None, problem or f"{mode}, by {pack.name}", "follow the message")
 
 
 def _disk(context: ServiceContext) -> Iterator[Finding]:

@@ -30,8 +30,10 @@ from indexer.slices import between_slices
 from indexer.supervision import SupervisedThread, notify
 from indexer.types import Gallery, Pick
 from indexer.vision.batch_errors import isolate_failures
+from indexer.vision.batches import MAX_BATCH_PIXELS
 from indexer.vision.decode import LARGE_PIXELS, count_pixels
-from indexer.vision.pipeline import MAX_BATCH_PIXELS, FacePipeline, ImageResult
+from indexer.vision.liveness.base import LivenessCheck
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.search import Answer, Query
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Kind:
     pick: Pick | None
     embed: bool = True
     gate: bool = False
+    liveness: LivenessCheck | None = None
 
 
 Question = tuple[Gallery, Query]
@@ -128,14 +131,19 @@ class InferenceQueue:
         return await self._add(images, pipeline, kind, None)
 
     async def search(
-        self, images: Sequence[bytes], pipeline: FacePipeline, gallery: Gallery, query: Query
+        self,
+        images: Sequence[bytes],
+        pipeline: FacePipeline,
+        gallery: Gallery,
+        query: Query,
+        liveness: LivenessCheck | None = None,
     ) -> list[Answer]:
-        """Returns one answer for each image, in order.
+        """Returns one answer for each image, in order. `liveness` is what the query needs.
 
         Raises Overloaded at once if too many are waiting, and the errors of the pipeline and the search, but none that
         another request's image causes.
         """
-        return await self._add(images, pipeline, Kind(query.pick), (gallery, query))
+        return await self._add(images, pipeline, Kind(query.pick, liveness=liveness), (gallery, query))
 
     def wait_until_idle(self, seconds: float) -> None:
         """Returns when no image waits or is computed, or after so many seconds."""
@@ -284,7 +292,7 @@ class InferenceQueue:
 
 def _described(jobs: Sequence[_Job], pipeline: FacePipeline, kind: Kind) -> list[ImageResult]:
     images = [job.image for job in jobs]
-    return pipeline.describe(images, kind.pick, kind.gate) if kind.embed else pipeline.detect(images)
+    return pipeline.describe(images, kind.pick, kind.gate, kind.liveness) if kind.embed else pipeline.detect(images)
 
 
 @contextmanager

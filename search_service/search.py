@@ -16,12 +16,12 @@ from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.packs import Pack
 from indexer.rounding import NARROW_DECIMALS, SCORE_DECIMALS, reaches
 from indexer.supervision import notify
-from indexer.types import Detection, Face, Gallery, Pick, Quality, Vectors, check_vectors
+from indexer.types import Detection, Face, Gallery, Liveness, LivenessMode, Pick, Quality, Vectors, check_vectors
 from indexer.vectors.base import VectorIndex
 from indexer.vision.pipeline import ImageResult
 from search_service.candidates import CandidateFinder
-from search_service.matching.decision import Decision, DecisionReason, decide
-from search_service.matching.frames import fuse, weight_of
+from search_service.matching.decision import NOT_LIVE, Decision, DecisionReason, decide
+from search_service.matching.frames import combine_liveness, fuse, weight_of
 from search_service.matching.ranking import Candidate
 from search_service.store.events import Recorded
 
@@ -48,6 +48,8 @@ class Query:
     may_lower: bool = True
     """Whether the threshold may be lower than that of the service's default FPIR. If not, a wished one is rounded up to
     NARROW_DECIMALS, so that searching one probe at many thresholds does not show its score in more detail."""
+    liveness: LivenessMode = LivenessMode.OFF
+    """With `require`, faces that are not live, or whose liveness is not known, match nobody."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= MAX_TOP_K:
@@ -75,6 +77,8 @@ class FaceAnswer:
     """The recorded event, if the request asked for one."""
     turn: int | None = None
     """See `Face.turn`."""
+    liveness: Liveness | None = None
+    """See `Face.liveness`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +91,8 @@ class FrameAnswer:
     """Whether it seems to show a different person than the other images."""
     shown: bool = False
     """Whether the answer's box, landmarks and quality are those of its face."""
+    liveness: Liveness | None = None
+    """Of this image alone. The answer's is that of all images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +114,18 @@ class Comparison:
     threshold: float
     same: bool
     faces: tuple[Face, Face]
+    reasons: tuple[DecisionReason, ...] = ()
+    """Why the faces are not accepted as one person although they may be similar."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Probe:
+    """What is searched of a face."""
+
+    embedding: NDArray[np.float32]
+    is_poor: bool = False
+    liveness: Liveness | None = None
+    frames_disagree: bool = False
 
 
 Listener = Callable[[Gallery, FaceAnswer], None]
@@ -135,13 +153,14 @@ class SearchService:
 
     def search(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[Answer]:
         """Returns one answer for each image; problems with one image are reported in its own answer."""
-        return self.search_described(self._describe(gallery, images, query.pick), gallery, query)
+        return self.search_described(self._describe(images, gallery, query), gallery, query)
 
     def search_described(self, results: Sequence[ImageResult], gallery: Gallery, query: Query) -> list[Answer]:
         """Returns one answer for each image whose faces are described already."""
-        faces = [face for one in results for face in one.faces]
-        vectors = np.stack([face.embedding for face in faces]) if faces else np.empty((0, gallery.dim), np.float32)
-        answers = iter(self._match(vectors, gallery, query, [bool(face.quality.reasons) for face in faces]))
+        probes = [
+            _Probe(face.embedding, bool(face.quality.reasons), face.liveness) for one in results for face in one.faces
+        ]
+        answers = iter(self._match(probes, gallery, query))
         return [
             Answer(
                 gallery.name,
@@ -159,7 +178,7 @@ class SearchService:
         Images without a usable face are skipped while another one has a face. Box and quality are the best frame's.
         """
         read = [image for image in images if isinstance(image, bytes)]
-        described = iter(self._describe(gallery, read, query.pick or Pick.LARGEST))
+        described = iter(self._describe(read, gallery, replace(query, pick=query.pick or Pick.LARGEST)))
         every = [
             ImageResult(rejection=image) if isinstance(image, RejectedImage) else next(described) for image in images
         ]
@@ -175,39 +194,55 @@ class SearchService:
         weights = np.array([weight_of(face.quality) for face in faces])
         embeddings = np.stack([face.embedding for face in faces])
         probe = fuse(embeddings, weights, self._context.pack_of(gallery).same_threshold)
+        (embedding,) = check_vectors(probe.embedding, gallery.dim)
+        seen = [face.liveness for face in faces if face.liveness is not None]
+        liveness = combine_liveness(seen) if seen else None
         is_poor = all(face.quality.reasons for face in faces)
-        vectors = check_vectors(probe.embedding, gallery.dim)
-        (answer,) = self._match(vectors, gallery, query, [is_poor], frames_disagree=probe.disagreeing.size > 0)
+        (answer,) = self._match([_Probe(embedding, is_poor, liveness, probe.disagreeing.size > 0)], gallery, query)
         best = int(weights.argmax())
         frames = _frame_answers(results, places[best], {places[i] for i in probe.disagreeing})
-        return Answer(gallery.name, gallery.model, (_with_face(answer, faces[best]),), frames=frames)
+        shown = replace(_with_face(answer, faces[best]), liveness=liveness)
+        return Answer(gallery.name, gallery.model, (shown,), frames=frames)
 
     def search_embedding(self, values: Sequence[float], gallery: Gallery, query: Query) -> Answer:
-        """Returns the answer for one embedding, (D,), computed elsewhere with the same pack. Raises InvalidVector."""
-        faces = self._match(check_vectors(values, gallery.dim), gallery, query, [False])
+        """Returns the answer for one embedding, (D,), computed elsewhere with the same pack.
+
+        Raises InvalidVector, or InvalidRequest if a live face is required, which only an image can show.
+        """
+        if query.liveness is LivenessMode.REQUIRE:
+            raise InvalidRequest("a live face is required here; send an image, an embedding cannot show one")
+        faces = self._match([_Probe(one) for one in check_vectors(values, gallery.dim)], gallery, query)
         return Answer(gallery.name, gallery.model, tuple(faces))
 
-    def compare(self, a: bytes, b: bytes, model: str | None = None) -> Comparison:
+    def compare(
+        self, a: bytes, b: bytes, model: str | None = None, liveness: LivenessMode = LivenessMode.OFF
+    ) -> Comparison:
         """Compares the largest faces of two images. Raises RejectedImage, which names the image."""
-        pack = self._context.usable(model)
-        return compare_described(describe_or_reject(self._context.pipeline(pack), [a, b], Pick.LARGEST), pack)
+        pack, check = self._context.usable(model), self._context.liveness_check(liveness)
+        described = describe_or_reject(self._context.pipeline(pack), [a, b], Pick.LARGEST, liveness=check)
+        return compare_described(described, pack, liveness)
 
     def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Waits at most `seconds` for background work that searches have started. Called before a process ends."""
         self._thresholds.settle(seconds)
 
-    def _describe(self, gallery: Gallery, images: Sequence[bytes], pick: Pick | None) -> list[ImageResult]:
-        return describe_or_reject(self._context.pipeline_of(gallery), images, pick)
+    def _describe(self, images: Sequence[bytes], gallery: Gallery, query: Query) -> list[ImageResult]:
+        check = self._context.liveness_check(query.liveness)
+        return describe_or_reject(self._context.pipeline_of(gallery), images, query.pick, liveness=check)
 
-    def _match(
-        self, vectors: Vectors, gallery: Gallery, query: Query, are_poor: Sequence[bool], frames_disagree: bool = False
-    ) -> list[FaceAnswer]:
+    def _match(self, probes: Sequence[_Probe], gallery: Gallery, query: Query) -> list[FaceAnswer]:
         index = self._context.indexes.get(gallery).catch_up()
         threshold, fpir = self._threshold(gallery, index, query)
+        searched = [probe.embedding for probe in probes if _may_match(probe.liveness, query.liveness)]
+        vectors: Vectors = np.stack(searched) if searched else np.empty((0, gallery.dim), np.float32)
+        ranked = iter(self._finder.find(gallery, index, vectors, query.top_k + 1, threshold))
         answers = []
-        ranked = self._finder.find(gallery, index, vectors, query.top_k + 1, threshold)
-        for (candidates, better), is_poor in zip(ranked, are_poor, strict=True):
-            verdict = decide(candidates, threshold, is_poor, frames_disagree, better)
+        for probe in probes:
+            candidates: tuple[Candidate, ...] = ()
+            verdict = NOT_LIVE
+            if _may_match(probe.liveness, query.liveness):
+                candidates, better = next(ranked)
+                verdict = decide(candidates, threshold, probe.is_poor, probe.frames_disagree, better)
             shown = candidates[: query.top_k]
             answers.append(FaceAnswer(None, None, verdict.decision, threshold, fpir, shown, verdict.reasons))
         if self._listener is not None:
@@ -236,13 +271,23 @@ def _frame_answers(
     results: Sequence[ImageResult], shown: int | None = None, disagreeing: Collection[int] = ()
 ) -> tuple[FrameAnswer, ...]:
     return tuple(
-        FrameAnswer(None if one.faces else one.rejection, place in disagreeing, place == shown)
+        FrameAnswer(
+            None if one.faces else one.rejection,
+            place in disagreeing,
+            place == shown,
+            one.faces[0].liveness if one.faces else None,
+        )
         for place, one in enumerate(results)
     )
 
 
-def compare_described(results: Sequence[ImageResult], pack: Pack) -> Comparison:
-    """Compares two described images. Raises RejectedImage, which names the image."""
+def compare_described(
+    results: Sequence[ImageResult], pack: Pack, liveness: LivenessMode = LivenessMode.OFF
+) -> Comparison:
+    """Compares two described images. Raises RejectedImage, which names the image.
+
+    Where live faces are required, both must be, as it is not known which one is the person's own photo.
+    """
     faces: list[Face] = []
     for name, one in zip(("a", "b"), results, strict=True):
         if one.rejection is not None:
@@ -250,7 +295,16 @@ def compare_described(results: Sequence[ImageResult], pack: Pack) -> Comparison:
             raise RejectedImage(message, code=one.rejection.code, details={"image": name})
         faces.append(one.faces[0])
     score = cosine(faces[0].embedding, faces[1].embedding)
-    return Comparison(score, pack.same_threshold, reaches(score, pack.same_threshold), (faces[0], faces[1]))
+    are_live = all(_may_match(face.liveness, liveness) for face in faces)
+    same = are_live and reaches(score, pack.same_threshold)
+    return Comparison(
+        score, pack.same_threshold, same, (faces[0], faces[1]), () if are_live else (DecisionReason.NOT_LIVE,)
+    )
+
+
+def _may_match(liveness: Liveness | None, mode: LivenessMode) -> bool:
+    """Returns whether a face may match although it could be a presentation attack."""
+    return mode is not LivenessMode.REQUIRE or (liveness is not None and liveness.live)
 
 
 def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
@@ -259,4 +313,4 @@ def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def _with_face(answer: FaceAnswer, face: Face) -> FaceAnswer:
-    return replace(answer, detection=face.detection, quality=face.quality, turn=face.turn)
+    return replace(answer, detection=face.detection, quality=face.quality, turn=face.turn, liveness=face.liveness)

@@ -188,7 +188,8 @@ def test_repeated_search_returns_the_recorded_events(service: Service) -> None:
 def test_person_is_not_recorded_again_within_the_cooldown(service: Service) -> None:
     for number, expected in enumerate(service.installation.answers["recorded"]):
         (face,) = ok(build.record(service.client, service.installation.demo, number, "another key"))["faces"]
-        assert face["event"] == expected["faces"][0]["event"] | {"recorded": False}
+        event = expected["faces"][0]["event"]
+        assert known_fields(face["event"], event) == event | {"recorded": False}
 
 
 def test_compressed_index_is_loaded_and_not_rebuilt(service: Service) -> None:
@@ -205,7 +206,8 @@ def test_waiting_delivery_is_sent_with_the_signature_of_the_former_secret(servic
     (received,) = service.failing.received
     recorded = service.installation.answers["recorded"][2]["faces"][0]["event"]
     event = {name: value for name, value in recorded.items() if name != "recorded"}
-    assert json.loads(received.body) == {"webhook": hook["id"], "event": event}
+    body = {"webhook": hook["id"], "event": event}
+    assert known_fields(json.loads(received.body), body) == body
     signed = f"{received.headers['X-Whosthere-Timestamp']}.".encode() + received.body
     expected = hmac.new(hook["secret"].encode(), signed, hashlib.sha256).hexdigest()
     assert received.headers["X-Whosthere-Signature"] == f"v1={expected}"

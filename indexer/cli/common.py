@@ -26,7 +26,7 @@ from rich.table import Column, Table
 
 from indexer.app_context import AppContext
 from indexer.settings import Settings, read_settings
-from indexer.types import Device, Gallery, Outcome
+from indexer.types import Device, Gallery, LivenessMode, Outcome
 
 FAILED = 1
 """Exit code when the command failed."""
@@ -46,6 +46,14 @@ device_option = click.option(
     "--device", type=click.Choice([str(d) for d in Device]), help="What the networks run on (WHOSTHERE_DEVICE)."
 )
 """For commands under `with_context`, which takes the option."""
+
+
+liveness_option = click.option(
+    "--liveness",
+    type=click.Choice([str(mode) for mode in LivenessMode]),
+    callback=lambda _, __, value: LivenessMode(value) if value else None,
+    help="Show whether faces are live, or require it (WHOSTHERE_LIVENESS).",
+)
 
 
 def context_opener(

@@ -21,6 +21,7 @@ from indexer.cli.common import (
     examples,
     gallery_option,
     json_option,
+    liveness_option,
     print_counts,
     print_json,
     progress_count,
@@ -34,7 +35,7 @@ from indexer.enrollment.enroller import Result
 from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of
 from indexer.enrollment.sync import MissingFace, missing_faces, remove_faces
-from indexer.types import Outcome, Pick
+from indexer.types import LivenessMode, Outcome, Pick
 
 
 @click.command(
@@ -60,6 +61,7 @@ from indexer.types import Outcome, Pick
 @click.option("--sync", is_flag=True, help="List enrolled faces whose photos are not among the given ones.")
 @click.option("--remove", is_flag=True, help="With --sync: delete these faces.")
 @click.option("--model", metavar="PACK", help="Model pack of a gallery that does not exist yet.")
+@liveness_option
 @device_option
 @json_option
 @with_context
@@ -73,6 +75,7 @@ def enroll(
     sync: bool,
     remove: bool,
     model: str | None,
+    liveness: LivenessMode | None,
     as_json: bool,
 ) -> None:
     """Enroll photos into a gallery.
@@ -103,7 +106,7 @@ def enroll(
     updated = remarks = 0
     outcomes: Counter[Outcome] = Counter()
     with _report(report, rows) as write, progress_count("Enrolling", "images") as show_progress:
-        enrolling = context.enroller(target, len(rows)).enroll(rows, Pick(pick))
+        enrolling = context.enroller(target, len(rows), liveness).enroll(rows, Pick(pick))
         try:
             for result in enrolling:
                 write(result)

@@ -22,13 +22,12 @@ from indexer.cli.common import (
     table,
     with_context,
 )
+from indexer.cli.models_add import models_add
 from indexer.enrollment.reading import detect_or_reject
 from indexer.enrollment.rows import Row
 from indexer.enrollment.sources import rows_of
 from indexer.errors import PYTORCH_MISSING, ModelUnavailable, RejectedImage, WhosthereError
-from indexer.models import packs
-from indexer.models.catalogue import FileDescription, PackDescription, check_name
-from indexer.models.packs import BUILT_IN, DETECTORS, EMBEDDERS, FileSet, ModelFile, Network, Pack
+from indexer.models.packs import FileSet, ModelFile, Pack
 from indexer.models.partial_file import Progress
 from indexer.models.pull import pull
 from indexer.types import Pick, Pixels
@@ -48,12 +47,15 @@ def models_group() -> None:
     """List, pull, add, check and quantize model packs."""
 
 
+models_group.add_command(models_add)
+
+
 @models_group.command("list", epilog=examples("whosthere models list", "whosthere models list --json"))
 @json_option
 @with_context
 def models_list(context: AppContext, as_json: bool) -> None:
     """List the model packs: whether each can be used, and if not, why."""
-    objects = [_listed_liveness(context, name) for name in context.liveness_packs.names()]
+    objects = [context.liveness_packs.describe(name) for name in context.liveness_packs.names()]
     objects += [_listed(context, name) for name in context.packs.names()]
     if as_json:
         print_json(objects)
@@ -70,12 +72,6 @@ def _listed(context: AppContext, name: str) -> dict[str, object]:
     if "problem" in description:
         return description
     return description | {"problem": context.packs.problem(context.packs.find(name), context.settings.precision)}
-
-
-def _listed_liveness(context: AppContext, name: str) -> dict[str, object]:
-    """Returns the liveness pack as JSON; `problem` is why it cannot be used."""
-    description = context.liveness_packs.describe(name)
-    return description | {"problem": None if description["installed"] else "not installed"}
 
 
 @models_group.command(
@@ -152,100 +148,6 @@ def _show_progress(progress: Progress, show_bar: Callable[[str, int, int | None]
         click.echo("Waiting for another pull in the same folder.", err=True)
     else:
         show_bar(progress.name, progress.done, progress.total)
-
-
-@models_group.command(
-    "add",
-    epilog=examples(
-        "whosthere models add mine --embedder w600k_r100.onnx --detector det_10g.onnx",
-        "whosthere models add mine --embedder backbone.pth --embedder-network iresnet100 --detector sface",
-        "whosthere models add ir50 --embedder ir50/pytorch_model.pt --detector retinaface/pytorch_model.pt",
-    ),
-)
-@click.argument("name")
-@click.option("--embedder", required=True, type=file_option, help="ONNX file or PyTorch checkpoint.")
-@click.option(
-    "--detector", required=True, metavar="FILE-OR-PACK", help="The same, or the name of a pack whose detector is used."
-)
-@click.option(
-    "--embedder-network",
-    type=click.Choice([str(n) for n in EMBEDDERS]),
-    default=str(Network.ONNX),
-    show_default=True,
-    help="Network in the embedder's file; iresnetN are checkpoints of arcface_torch.",
-)
-@click.option(
-    "--detector-network",
-    type=click.Choice([str(n) for n in DETECTORS]),
-    default=str(Network.SCRFD),
-    show_default=True,
-    help="Network in the detector's file; retinaface_r50 is a checkpoint.",
-)
-@click.option("--mean", type=float, default=127.5, show_default=True, help="Crops are fed as RGB, (x - mean) * scale,")
-@click.option(
-    "--scale",
-    type=click.FloatRange(0, min_open=True),
-    default=1 / 127.5,
-    show_default="1/127.5",
-    help="with x from 0 to 255.",
-)
-@click.option(
-    "--mirror/--no-mirror", default=True, show_default=True, help="Embed the mirrored crop as well, and average both."
-)
-@click.option("--licence", default="", help="License of the files, for your records.")
-@json_option
-@with_context
-def models_add(
-    context: AppContext,
-    name: str,
-    embedder: Path,
-    detector: str,
-    embedder_network: str,
-    detector_network: str,
-    mean: float,
-    scale: float,
-    mirror: bool,
-    licence: str,
-    as_json: bool,
-) -> None:
-    """Create a model pack from local files.
-
-    The files are copied to the models folder, and their results compared with those of ONNX Runtime. With the name of a
-    built-in pack, they must be that pack's files.
-    """
-    detects: Path | None = None if detector in context.packs.names() else Path(detector)
-    if detects is not None and not detects.is_file():
-        raise click.UsageError(
-            f"--detector {detector} is not a file; expected a file or one of {', '.join(context.packs.names())}"
-        )
-    if name in {pack.name for pack in BUILT_IN}:
-        if detects is None:
-            raise click.UsageError(f"{name} has its own detector; expected its file")
-        pack = context.packs.install(name, detects, embedder)
-    else:
-        check_name(name)
-        description = PackDescription(
-            detector=detector if detects is None else _described(name, "detector", detects, detector_network, licence),
-            embedder=_described(name, "embedder", embedder, embedder_network, licence),
-            dim=1,  # replaced when the network has run
-            mean=mean,
-            scale=scale,
-            mirror=mirror,
-        )
-        pack = context.packs.add(name, description, detects, embedder)
-    if as_json:
-        print_json(packs.describe(pack) | {"installed": True})
-    else:
-        click.echo(f"Model pack {name} added: {pack.dim}-d, fingerprint {pack.fingerprint}.")
-
-
-def _described(name: str, what: str, path: Path, network: str, licence: str) -> FileDescription:
-    return FileDescription(
-        file=f"{name}+{what}-{path.name}",
-        network=Network(network),
-        licence=licence,
-        origin=f"added from {path.resolve()}",
-    )
 
 
 @models_group.command("quantize", epilog=examples("whosthere models quantize ir50 --calibrate photos/"))
@@ -329,7 +231,7 @@ def models_verify(context: AppContext, names: tuple[str, ...], as_json: bool) ->
     liveness = context.liveness_packs
     for name in names or (*context.packs.names(), *liveness.names()):
         if name in liveness.names():
-            if names or liveness.is_installed(liveness.find(name)):
+            if names or liveness.describe(name)["installed"]:
                 found += [(name, file, _problem(context.files.read, file)) for file in liveness.find(name).files]
             continue
         try:

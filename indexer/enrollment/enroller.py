@@ -22,13 +22,14 @@ from indexer.gallery.store import Store
 from indexer.models.packs import Pack
 from indexer.types import Face, Gallery, Outcome, Person, Pick, Reason, sha256
 from indexer.vision import crops
+from indexer.vision.liveness.base import LivenessCheck
 
 
 @dataclass(frozen=True)
 class Result:
     """The result of one row. `message`, for people, and `details`, for programs, explain a rejection, or report why an
     enrolled face may not belong to its identity, which of the identity's fields changed, and by how many degrees the
-    photo was turned."""
+    photo was turned, and the face's liveness if it was checked."""
 
     image: str
     external_id: str
@@ -65,7 +66,8 @@ class Enroller:
 
     With `keep_crops` the aligned crops are stored with the embeddings, for re-embedding. With `checks`, faces that
     may not belong to their identity are held or reported. They are compared when chunks are committed, so that the
-    results do not depend on the order in which workers finish.
+    results do not depend on the order in which workers finish. With `liveness`, faces are checked for presentation
+    attacks.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Enroller:
         workers: int,
         keep_crops: bool = False,
         checks: FaceChecks | None = None,
+        liveness: LivenessCheck | None = None,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
@@ -85,6 +88,7 @@ class Enroller:
         self._workers = workers
         self._keep_crops = keep_crops
         self._checks = checks
+        self._liveness = liveness
 
     def enroll(self, rows: Sequence[Row], pick: Pick = Pick.ONLY, record: Record | None = None) -> Generator[Result]:
         """Enrolls the rows. Close the iterator to stop early.
@@ -111,7 +115,7 @@ class Enroller:
         hashes = [sha256(image) for image in images]
         known = self._store.faces.known_images(self._gallery.id, hashes)
         new = [image for image, sha in zip(images, hashes, strict=True) if sha not in known]
-        seen = iter(describe_or_reject(self._pipeline, new, pick, gate=True))
+        seen = iter(describe_or_reject(self._pipeline, new, pick, gate=True, liveness=self._liveness))
         shas = iter(hashes)
         prepared = []
         for row, image in batch:
@@ -205,8 +209,8 @@ def _result(prepared: _Prepared, enrolled: Iterator[Enrolled]) -> Result:
     image, person = prepared.row.image, prepared.row.person.external_id
     if prepared.rejection is not None:
         return rejected(image, person, prepared.rejection)
-    turn = 0 if prepared.new is None else prepared.new.face.turn
-    return committed(image, person, next(enrolled), prepared.finding, prepared.known_face, turn)
+    face = None if prepared.new is None else prepared.new.face
+    return committed(image, person, next(enrolled), prepared.finding, prepared.known_face, face)
 
 
 def rejected(image: str, external_id: str, rejection: RejectedImage) -> Result:
@@ -221,26 +225,30 @@ def committed(
     enrolled: Enrolled,
     finding: Finding | None = None,
     known_face: int | None = None,
-    turn: int = 0,
+    face: Face | None = None,
 ) -> Result:
     """Returns the result of an image that was given to the store. `finding` is why an enrolled face may not belong to
-    its identity; `known_face` is the face of an image that was enrolled before; `turn` is that of a new face."""
+    its identity; `known_face` is the face of an image that was enrolled before; `face` is the new one."""
     rejection = rejection_of(enrolled)
     if rejection is not None:
         return rejected(image, external_id, rejection)
     result = Result(image, external_id, enrolled.outcome, face_id=known_face or enrolled.face_id)
     messages: list[str] = []
     details: dict[str, object] = {}
-    is_new = result.outcome is Outcome.ENROLLED
-    if is_new and finding is not None:
+    new = face if result.outcome is Outcome.ENROLLED else None
+    if new is not None and finding is not None:
         messages.append(finding.message)
         details |= finding.details
     if enrolled.updated:
         messages.append(f"the identity's {', '.join(enrolled.updated)} changed")
         details["updated"] = list(enrolled.updated)
-    if is_new and turn:
-        messages.append(f"the photo is not upright; it was turned clockwise by {turn} degrees")
-        details["turn"] = turn
+    if new is not None and new.turn:
+        messages.append(f"the photo is not upright; it was turned clockwise by {new.turn} degrees")
+        details["turn"] = new.turn
+    if new is not None and new.liveness is not None:
+        details["liveness"] = new.liveness.to_json()
+        if not new.liveness.live:
+            messages.append("the face does not seem to be live")
     return replace(result, message="; ".join(messages) or None, details=details)
 
 

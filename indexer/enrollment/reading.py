@@ -11,6 +11,7 @@ from indexer.enrollment.rows import Row
 from indexer.errors import RejectedImage, WhosthereError
 from indexer.types import Pick
 from indexer.vision.batch_errors import as_rejection, describe_error, isolate_failures, may_be_of_item
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import FacePipeline, ImageResult
 
 CHUNK = 16
@@ -18,7 +19,7 @@ CHUNK = 16
 
 MAX_CHUNK_BYTES = 64 * 2**20
 """Bytes of photo files that one thread holds at a time, or one larger photo. Together with the pixels of
-`pipeline.MAX_BATCH_PIXELS`, 144 MB, or one photo of 300 MB (`decode.Limits`), this bounds the memory of a thread."""
+`batches.MAX_BATCH_PIXELS`, 144 MB, or one photo of 300 MB (`decode.Limits`), this bounds the memory of a thread."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,7 +36,9 @@ class FaceDescriber(Networks, Protocol):
 
     def load(self) -> None: ...
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]: ...
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]: ...
 
 
 def process_chunks(
@@ -93,15 +96,21 @@ def read_batches(rows: Sequence[Row], max_bytes: int) -> Iterator[list[tuple[Row
 
 
 def describe_or_reject(
-    pipeline: FaceDescriber, images: Sequence[bytes], pick: Pick | None, gate: bool = False
+    pipeline: FaceDescriber,
+    images: Sequence[bytes],
+    pick: Pick | None,
+    gate: bool = False,
+    liveness: LivenessCheck | None = None,
 ) -> list[ImageResult]:
     """Describes images. One that the pipeline fails on is rejected. Raises as `process_each` does."""
-    return _or_reject(process_each(pipeline, images, lambda some: pipeline.describe(some, pick, gate)))
+    return _or_reject(process_each(pipeline, images, lambda some: pipeline.describe(some, pick, gate, liveness)))
 
 
-def detect_or_reject(pipeline: FacePipeline, images: Sequence[bytes], pick: Pick | None) -> list[ImageResult]:
+def detect_or_reject(
+    pipeline: FacePipeline, images: Sequence[bytes], pick: Pick | None, liveness: LivenessCheck | None = None
+) -> list[ImageResult]:
     """Detects the faces of images in the same way, without embedding them."""
-    return _or_reject(process_each(pipeline, images, lambda some: pipeline.detect(some, pick)))
+    return _or_reject(process_each(pipeline, images, lambda some: pipeline.detect(some, pick, liveness)))
 
 
 def _or_reject(results: Sequence[ImageResult | Exception]) -> list[ImageResult]:

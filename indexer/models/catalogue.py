@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,8 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from indexer.errors import InvalidRequest, ModelUnavailable, NotFound, WhosthereError, quoted
-from indexer.files import make_private_folder, write_atomically
-from indexer.models import onnx_prepare, packs
+from indexer.models import packs
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import (
     BUILT_IN,
@@ -29,16 +26,19 @@ from indexer.models.packs import (
     Network,
     Pack,
 )
+from indexer.models.staging import StagedFiles, read_file, read_onnx, staging
 from indexer.types import Precision, ScoreTail, sha256
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A description that a file contains."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FileDescription(_Strict):
+class FileDescription(Strict):
     """One file of a user's pack; the fields are those of `packs.ModelFile`."""
 
     file: str = Field(pattern=r"^[^/\\]+$")
@@ -57,7 +57,7 @@ class FileDescription(_Strict):
         )
 
 
-class PackDescription(_Strict):
+class PackDescription(Strict):
     """A user's pack, `packs/NAME.json` in the models folder; the fields are those of `packs.Pack`.
 
     `detector` may name another pack whose detector is used. The defaults of `same_threshold` and `tail` are
@@ -120,12 +120,9 @@ class Catalogue:
 
     def problem(self, pack: Pack, precision: Precision) -> str | None:
         """Returns briefly why the pack cannot be used in this precision; None if it can."""
-        if not self.is_installed(pack):
-            return "not installed"
-        checkpoints = [file for file in pack.files if file.network in CHECKPOINTS]
-        needs_torch = any(not self._files.prepared_path(file).is_file() for file in checkpoints)
-        if needs_torch and importlib.util.find_spec("torch") is None:
-            return "PyTorch is not installed (pip install 'whosthere[torch]')"
+        problem = self._files.problem(pack)
+        if problem is not None:
+            return problem
         if precision is Precision.INT8 and not self._files.quantized_path(pack.embedder).is_file():
             return f"no int8 form (whosthere models quantize {pack.name})"
         return None
@@ -154,13 +151,13 @@ class Catalogue:
 
         Raises ModelUnavailable if one is not the file of that pack or does not run; nothing is kept then.
         """
-        with self._staging() as staging:
-            pack = staging.find(name)
+        with self._staging() as (staged, catalogue):
+            pack = catalogue.find(name)
             for file, path in ((pack.detector, detector), (pack.embedder, embedder)):
-                data = _read(path)
+                data = read_file(path)
                 self._files.check_hash(file, sha256(data), len(data), str(path))
-                staging.write(file.name, data)
-            staging.check(staging.find(name))
+                staged.write(file.name, data)
+            catalogue.check(catalogue.find(name))
         return self.find(name)
 
     def add(self, name: str, description: PackDescription, detector: Path | None, embedder: Path) -> Pack:
@@ -175,17 +172,15 @@ class Catalogue:
         if name in self.names():
             raise InvalidRequest(f"model pack {name!r} exists already")
         fields = description.model_dump(mode="json")
-        with self._staging() as staging:
+        with self._staging() as (staged, catalogue):
             for key, path in (("detector", detector), ("embedder", embedder)):
                 if path is not None:
-                    data = _read(path)
-                    if fields[key]["network"] not in CHECKPOINTS:
-                        data = _include_weights(data, path)
-                    staging.write(fields[key]["file"], data)
+                    data = read_file(path) if fields[key]["network"] in CHECKPOINTS else read_onnx(path)
+                    staged.write(fields[key]["file"], data)
                     fields[key] |= {"sha256": sha256(data), "size": len(data)}
-            pack = staging.check(self._to_pack(name, PackDescription(**fields)))
+            pack = catalogue.check(self._to_pack(name, PackDescription(**fields)))
             text = json.dumps(fields | {"dim": pack.dim}, indent=2) + "\n"
-            staging.write(str(self._description_path(name).relative_to(self._files.folder)), text.encode())
+            staged.write(str(self._description_path(name).relative_to(self._files.folder)), text.encode())
         return self.find(name)
 
     def check(self, pack: Pack) -> Pack:
@@ -199,24 +194,10 @@ class Catalogue:
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def _staging(self) -> Iterator[_StagingCatalogue]:
-        """Yields a catalogue in a temporary folder whose files are moved into this one when the block succeeds.
-
-        Raises ModelUnavailable if they cannot be written.
-        """
-        folder = self._files.folder
-        try:
-            make_private_folder(folder)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".adding-") as temporary:
-                staging = _StagingCatalogue(ModelFiles(Path(temporary), fallback=folder), self._check)
-                yield staging
-                for path in sorted(Path(temporary).rglob("*"), key=lambda p: p.suffix == ".json"):  # descriptions last
-                    if path.is_file():
-                        target = folder / path.relative_to(temporary)
-                        target.parent.mkdir(exist_ok=True)
-                        path.replace(target)
-        except OSError as error:
-            raise ModelUnavailable(f"nothing can be written to {folder}: {error.strerror}") from error
+    def _staging(self) -> Iterator[tuple[StagedFiles, Catalogue]]:
+        """Yields a temporary folder and its catalogue. Raises as `staging` does."""
+        with staging(self._files) as staged:
+            yield staged, Catalogue(staged, self._check)
 
     def _known(self, file: ModelFile) -> ModelFile:
         """Returns the file with its hash, if the file is present or its hash is known."""
@@ -275,23 +256,3 @@ class Catalogue:
 
     def _description_path(self, name: str) -> Path:
         return self._files.folder / "packs" / f"{name}.json"
-
-
-class _StagingCatalogue(Catalogue):
-    def write(self, name: str, data: bytes) -> None:
-        """Writes a file of that name. Raises OSError."""
-        write_atomically(self._files.folder / name, [data], shared=True)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _include_weights(data: bytes, path: Path) -> bytes:
-    try:
-        return onnx_prepare.include_weights(data, path.parent)
-    except ValueError as error:
-        raise ModelUnavailable(f"{path.name} is not complete: {error}") from error

@@ -45,6 +45,16 @@ class ModelFiles:
         """Returns whether all files of the pack are present."""
         return all(self.path(file) for file in pack.files)
 
+    def problem(self, pack: FileSet) -> str | None:
+        """Returns briefly why the files of the pack cannot be used; None if they can."""
+        if not self.are_present(pack):
+            return "not installed"
+        checkpoints = [file for file in pack.files if file.network in CHECKPOINTS]
+        needs_torch = any(not self.prepared_path(file).is_file() for file in checkpoints)
+        if needs_torch and importlib.util.find_spec("torch") is None:
+            return "PyTorch is not installed (pip install 'whosthere[torch]')"
+        return None
+
     def check_present(self, pack: FileSet, kind: str) -> None:
         """Raises ModelUnavailable if a file of the pack, a `kind` such as "model pack", is missing."""
         missing = " and ".join(file.name for file in pack.files if not self.path(file))

@@ -76,6 +76,16 @@ def prepare(model: bytes, free_sides: bool, side: int = CROP_SIZE) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+def input_side(model: bytes) -> int | None:
+    """Returns the side in pixels of the square that the model takes; None if it is not fixed."""
+    import onnx
+
+    graph = onnx.load_model_from_string(model).graph
+    weights = {initializer.name for initializer in graph.initializer}
+    (source, *_) = [value for value in graph.input if value.name not in weights]
+    return [dim.dim_value for dim in source.type.tensor_type.shape.dim][-1] or None
+
+
 def include_weights(model: bytes, folder: Path) -> bytes:
     """Returns the model with its weights, which PyTorch's current exporter writes to a file next to it in `folder`.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
-from typing import TypeVar
+from itertools import repeat, zip_longest
 
 import cv2
 import numpy as np
@@ -21,15 +20,15 @@ from indexer.types import CROP_SIZE, Detection, Device, Face, Pick, Precision, V
 from indexer.vision import detection, networks, quality
 from indexer.vision.align import align, zoom_landmarks
 from indexer.vision.batch_errors import describe_error, may_be_of_item
+from indexer.vision.batches import batch_by_pixels
 from indexer.vision.decode import Limits, Photo, decode_aside
 from indexer.vision.detection import SearchScope
 from indexer.vision.detectors.base import Detector
 from indexer.vision.embedders.base import Embedder
+from indexer.vision.liveness.base import LivenessCheck
+from indexer.vision.liveness.crops import upright
 from indexer.vision.runtime import Threads
-from indexer.vision.selection import SeenFace, next_faces, select_faces
-
-MAX_BATCH_PIXELS = 48_000_000
-"""Decoded pixels held in memory at a time: four photos of 12 MP, 144 MB."""
+from indexer.vision.selection import SeenFace, SeenImage, next_faces, select_faces
 
 REDUCED_SIDE = 1000
 """Longest side, at least, to which a JPEG is first decoded: a photo of 4032 x 3024 at a quarter."""
@@ -48,8 +47,6 @@ photo is ahead by 0.023 at least and by 0.066 in the median."""
 EMBEDDED_AT_ONCE = 32
 """Faces embedded between two ends of slices."""
 
-Item = TypeVar("Item")
-
 
 @dataclass(frozen=True)
 class Options:
@@ -67,8 +64,8 @@ class Options:
     max_faces: int = 100
     """Faces of an image that the second detection pass looks at, which takes 5 ms for each: the largest ones."""
     stage: Stage = untimed
-    """Measures the time of `decode`, `detect`, `look` (second detection pass, alignment, quality) and `embed`, each for
-    all images of a batch."""
+    """Measures the time of `decode`, `detect`, `look` (second detection pass, alignment, quality), `liveness` and
+    `embed`, each for all images of a batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,29 +80,6 @@ class ImageResult:
     width: int = 0
     height: int = 0
     faces_not_searched: int = 0
-
-
-@dataclass(eq=False)
-class _Image:
-    """One image between the steps of the pipeline."""
-
-    data: bytes
-    photo: Photo
-    found: list[Detection] = field(default_factory=list)
-    """The detections of the first pass that the second one has not seen."""
-    seen: list[SeenFace] = field(default_factory=list)
-    chosen: list[SeenFace] = field(default_factory=list)
-    """The faces that `Pick` selects."""
-    turn: int = 0
-    """Degrees clockwise by which the photo was turned to find its faces."""
-    skipped: int = 0
-    """Faces that are too many for the second pass."""
-    rejection: RejectedImage | None = None
-
-    @property
-    def score(self) -> float:
-        """The highest score of a face, 0 if there is none."""
-        return max((face.score for face in (*self.found, *(one.detection for one in self.seen))), default=0.0)
 
 
 class FacePipeline:
@@ -134,15 +108,17 @@ class FacePipeline:
                 f"the networks of {self.pack.name} fail on every image: {describe_error(error)}"
             ) from error
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         """Detects, measures and embeds the faces that `pick` selects in each image file, or all, largest first.
 
-        With `gate`, an image is rejected if its face does not meet the limits of `quality`. Raises ModelUnavailable;
-        errors of a single image are in its result.
+        With `gate`, an image is rejected if its face does not meet the limits of `quality`, or is not live where
+        `liveness` requires it. Raises ModelUnavailable; errors of a single image are in its result.
         """
         results: list[ImageResult] = []
         for batch in self._detect_batches(images, SEARCH_SCOPES[pick]):
-            results += self._describe(batch, pick, gate)
+            results += self._describe(batch, pick, gate, liveness)
         return results
 
     def embed(self, crops: NDArray[np.uint8]) -> Vectors:
@@ -154,12 +130,15 @@ class FacePipeline:
         _, embedder = self._load()
         return embedder.embed(crops)
 
-    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[ImageResult]:
+    def detect(
+        self, images: Sequence[bytes], pick: Pick | None = None, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         """Detects and measures faces as `describe` does, with empty embeddings."""
         results: list[ImageResult] = []
         for batch in self._detect_batches(images, SEARCH_SCOPES[pick]):
             with self._options.stage("look"):
                 self._select(batch, pick)
+            self._assess(batch, liveness)
             results += _results(batch, repeat(np.empty(0, np.float32)))
         return results
 
@@ -172,38 +151,44 @@ class FacePipeline:
                 )
             return self._networks
 
-    def _detect_batches(self, images: Sequence[bytes], scope: SearchScope) -> Iterator[list[_Image | RejectedImage]]:
+    def _detect_batches(self, images: Sequence[bytes], scope: SearchScope) -> Iterator[list[SeenImage | RejectedImage]]:
         """Yields the images in order, decoded and with the detections of the first pass."""
         decoded = (self._decode(data, scope) for data in images)
-        for batch in _batch_by_pixels(decoded, lambda item: _pixels(item.photo) if isinstance(item, _Image) else 0):
+        for batch in batch_by_pixels(decoded, lambda item: _pixels(item.photo) if isinstance(item, SeenImage) else 0):
             with self._options.stage("detect"):
                 self._detect(batch, scope)
             yield batch
 
-    def _decode(self, data: bytes, scope: SearchScope) -> _Image | RejectedImage:
+    def _decode(self, data: bytes, scope: SearchScope) -> SeenImage | RejectedImage:
         side = None if scope is SearchScope.ALL else REDUCED_SIDE
         try:
             with self._options.stage("decode"):
-                return _Image(data, decode_aside(data, self._options.limits, side))
+                return SeenImage(data, decode_aside(data, self._options.limits, side))
         except RejectedImage as rejection:
             return rejection.without_traceback()
 
-    def _detect(self, batch: list[_Image | RejectedImage], scope: SearchScope) -> None:
+    def _detect(self, batch: list[SeenImage | RejectedImage], scope: SearchScope) -> None:
         detector, _ = self._load()
-        decoded = [item for item in batch if isinstance(item, _Image)]
+        decoded = [item for item in batch if isinstance(item, SeenImage)]
         found = detection.detect_faces(detector, [image.photo for image in decoded], scope)
         for image, faces in zip(decoded, found, strict=True):
             image.found = faces
 
-    def _describe(self, batch: list[_Image | RejectedImage], pick: Pick | None, gate: bool) -> list[ImageResult]:
+    def _describe(
+        self, batch: list[SeenImage | RejectedImage], pick: Pick | None, gate: bool, liveness: LivenessCheck | None
+    ) -> list[ImageResult]:
         detector, embedder = self._load()
         with self._options.stage("look"):
             self._select(batch, pick)
-        images = [item for item in batch if isinstance(item, _Image)]
+        images = [item for item in batch if isinstance(item, SeenImage)]
         for image in images:
             if gate and image.rejection is None:
                 face = image.chosen[0]
                 image.rejection = quality.rejection(face.detection, face.quality, detector.enrollment_score)
+        self._assess(batch, liveness)
+        for image in images:
+            if gate and liveness is not None and image.rejection is None:
+                image.rejection = liveness.rejection(image.liveness[0])
         views = [face.views for image in images if image.rejection is None for face in image.chosen]
         with self._options.stage("embed"):
             vectors: list[NDArray[np.float32]] = []
@@ -212,15 +197,15 @@ class FacePipeline:
                 end_slice()
         return _results(batch, iter(vectors))
 
-    def _select(self, batch: list[_Image | RejectedImage], pick: Pick | None) -> None:
+    def _select(self, batch: list[SeenImage | RejectedImage], pick: Pick | None) -> None:
         """Runs the second detection pass and selects faces, with their crops and quality.
 
         Images that show no face with certainty are searched further, one at a time.
         """
         detector, _ = self._load()
-        self._look([item for item in batch if isinstance(item, _Image)], pick)
+        self._look([item for item in batch if isinstance(item, SeenImage)], pick)
         for place, image in enumerate(batch):
-            if not isinstance(image, _Image):
+            if not isinstance(image, SeenImage):
                 continue
             is_complete = pick is not None or not detection.needs_tiles(image.photo)
             if image.rejection is None and not (is_complete and image.score >= detector.upright_score):
@@ -232,19 +217,46 @@ class FacePipeline:
             except RejectedImage as rejection:
                 image.rejection = rejection.without_traceback()
 
-    def _look(self, images: Sequence[_Image], pick: Pick | None) -> None:
+    def _assess(self, batch: Sequence[SeenImage | RejectedImage], liveness: LivenessCheck | None) -> None:
+        """Scores how likely the chosen faces of the images are live, on the photos at full size."""
+        if liveness is None:
+            return
+        images = [item for item in batch if isinstance(item, SeenImage) and item.rejection is None]
+        with self._options.stage("liveness"):
+            for part in batch_by_pixels(self._full_size_photos(images), lambda item: _pixels(item[1])):
+                faces = [
+                    upright(photo.pixels, face.detection.box, image.turn)
+                    for image, photo in part
+                    for face in image.chosen
+                ]
+                assessed = iter(liveness.model.assess(faces))
+                for image, _ in part:
+                    image.liveness = [next(assessed) for _ in image.chosen]
+                part.clear()  # frees full-size photos before the next ones are decoded
+
+    def _full_size_photos(self, images: Iterable[SeenImage]) -> Iterator[tuple[SeenImage, Photo]]:
+        """Yields the images with their photos, without those that cannot be decoded at full size."""
+        for image in images:
+            try:
+                photo = self._full_size(image)
+            except RejectedImage as rejection:
+                image.rejection = rejection.without_traceback()
+                continue
+            yield image, photo
+
+    def _look(self, images: Sequence[SeenImage], pick: Pick | None) -> None:
         """Runs the second detection pass for the faces that may be selected, until it has seen enough."""
         waiting = True
         while waiting:
             waiting = False
-            for part in _batch_by_pixels(self._next_faces(images, pick), lambda item: _pixels(item[1])):
+            for part in batch_by_pixels(self._next_faces(images, pick), lambda item: _pixels(item[1])):
                 waiting = True
                 self._align(part)
                 part.clear()  # frees full-size photos before the next ones are decoded
 
     def _next_faces(
-        self, images: Sequence[_Image], pick: Pick | None
-    ) -> Iterator[tuple[_Image, Photo, list[Detection]]]:
+        self, images: Sequence[SeenImage], pick: Pick | None
+    ) -> Iterator[tuple[SeenImage, Photo, list[Detection]]]:
         """Yields each image with faces to look at, and the photo to crop them from, which is decoded at full size if
         the reduced one shows the faces too small."""
         for image in images:
@@ -260,7 +272,7 @@ class FacePipeline:
                     continue
             yield image, photo, faces
 
-    def _largest(self, image: _Image, faces: list[Detection]) -> list[Detection]:
+    def _largest(self, image: SeenImage, faces: list[Detection]) -> list[Detection]:
         """Returns those of an image's faces that are not too many, and forgets the others."""
         room = max(0, self._options.max_faces - len(image.seen))
         if len(faces) <= room:
@@ -271,11 +283,11 @@ class FacePipeline:
         image.skipped += len(forgotten)
         return ranked[:room]
 
-    def _full_size(self, image: _Image) -> Photo:
+    def _full_size(self, image: SeenImage) -> Photo:
         """Raises RejectedImage."""
         return decode_aside(image.data, self._options.limits) if image.photo.is_reduced else image.photo
 
-    def _align(self, part: Sequence[tuple[_Image, Photo, list[Detection]]]) -> None:
+    def _align(self, part: Sequence[tuple[SeenImage, Photo, list[Detection]]]) -> None:
         """Detects the faces of some images again, aligns them and measures their quality."""
         detector, _ = self._load()
         refined = iter(
@@ -296,7 +308,7 @@ class FacePipeline:
                 measured = quality.measure(face, crop, detector.enrollment_score)
                 image.seen.append(SeenFace(face, measured, crop, np.stack(views)))
 
-    def _search_further(self, image: _Image, pick: Pick | None) -> _Image:
+    def _search_further(self, image: SeenImage, pick: Pick | None) -> SeenImage:
         """Searches an image that shows no face with certainty at all scales, in the other orientations, and a large one
         in tiles.
 
@@ -331,14 +343,14 @@ class FacePipeline:
         passes = [(fine[:1], detector.upright_score), (fine[1:], detector.confident_score)]
         return passes if max(photo.pixels.shape) > fine[0] else passes[:1]
 
-    def _search_turned(self, image: _Image, pick: Pick | None, sides: Sequence[int]) -> _Image:
+    def _search_turned(self, image: SeenImage, pick: Pick | None, sides: Sequence[int]) -> SeenImage:
         """Returns the image with the faces of another orientation if these are certain, otherwise as it is."""
         detector, _ = self._load()
         turned = []
         for turn in detection.TURNS:
             (faces,) = detection.detect_faces(detector, [image.photo], SEARCH_SCOPES[pick], sides, turn)
             if faces:
-                turned.append(_Image(image.data, image.photo, faces, turn=turn))
+                turned.append(SeenImage(image.data, image.photo, faces, turn=turn))
         if turned:
             image.photo = self._full_size(image)
         for one in turned:
@@ -348,7 +360,7 @@ class FacePipeline:
         needed = max(detector.enrollment_score, image.score + TURN_MARGIN)
         return best if best.score >= needed else image
 
-    def _look_at_more(self, image: _Image, pick: Pick | None, faces: Sequence[Detection]) -> None:
+    def _look_at_more(self, image: SeenImage, pick: Pick | None, faces: Sequence[Detection]) -> None:
         """Runs the second detection pass for those of `faces` that it has not seen yet."""
         known = [face.detection for face in image.seen]
         new = [face for face in faces if not any(detection.are_same_face(face, one) for one in known)]
@@ -367,22 +379,7 @@ def _pixels(photo: Photo) -> int:
     return photo.pixels.size // 3
 
 
-def _batch_by_pixels(items: Iterable[Item], pixels: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Yields the items in batches of at most MAX_BATCH_PIXELS; a single larger item is a batch too."""
-    batch: list[Item] = []
-    total = 0
-    for item in items:
-        size = pixels(item)
-        if batch and total + size > MAX_BATCH_PIXELS:
-            yield batch
-            batch, total = [], 0
-        batch.append(item)
-        total += size
-    if batch:
-        yield batch
-
-
-def _results(batch: Sequence[_Image | RejectedImage], vectors: Iterator[NDArray[np.float32]]) -> list[ImageResult]:
+def _results(batch: Sequence[SeenImage | RejectedImage], vectors: Iterator[NDArray[np.float32]]) -> list[ImageResult]:
     """Returns one result per item; the faces of accepted images take their embeddings from `vectors`, in order."""
     results = []
     for item in batch:
@@ -391,6 +388,9 @@ def _results(batch: Sequence[_Image | RejectedImage], vectors: Iterator[NDArray[
             continue
         faces: tuple[Face, ...] = ()
         if item.rejection is None:
-            faces = tuple(Face(f.detection, f.quality, next(vectors), f.crop, item.turn) for f in item.chosen)
+            faces = tuple(
+                Face(f.detection, f.quality, next(vectors), f.crop, item.turn, liveness)
+                for f, liveness in zip_longest(item.chosen, item.liveness)
+            )
         results.append(ImageResult(faces, item.rejection, item.photo.width, item.photo.height, item.skipped))
     return results

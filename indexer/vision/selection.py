@@ -8,13 +8,13 @@ background is not the person of the photo.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import RejectedImage
-from indexer.types import Detection, Pick, Pixels, Quality, Reason
+from indexer.types import Detection, Liveness, Pick, Pixels, Quality, Reason
 from indexer.vision.decode import Photo
 
 RIVAL_AREA_RATIO = 0.5
@@ -43,6 +43,31 @@ class SeenFace:
     @property
     def is_sure(self) -> bool:
         return Reason.DETECTION_UNSURE not in self.quality.reasons
+
+
+@dataclass(eq=False)
+class SeenImage:
+    """One image between the steps of the pipeline."""
+
+    data: bytes
+    photo: Photo
+    found: list[Detection] = field(default_factory=list)
+    """The detections of the first pass that the second one has not seen."""
+    seen: list[SeenFace] = field(default_factory=list)
+    chosen: list[SeenFace] = field(default_factory=list)
+    """The faces that `Pick` selects."""
+    liveness: list[Liveness] = field(default_factory=list)
+    """Of the chosen faces; empty if it was not asked for."""
+    turn: int = 0
+    """Degrees clockwise by which the photo was turned to find its faces."""
+    skipped: int = 0
+    """Faces that are too many for the second pass."""
+    rejection: RejectedImage | None = None
+
+    @property
+    def score(self) -> float:
+        """The highest score of a face, 0 if there is none."""
+        return max((face.score for face in (*self.found, *(one.detection for one in self.seen))), default=0.0)
 
 
 def next_faces(

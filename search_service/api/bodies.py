@@ -17,7 +17,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from indexer.errors import InvalidRequest
-from indexer.types import Pick
+from indexer.types import LivenessMode, Pick
 from indexer.vision.decode import count_pixels
 from search_service.api.parameters import BODY, Parameters
 from search_service.api.shortening import LONGEST_DETAIL, short, short_text
@@ -120,6 +120,13 @@ class Body:
         if every:
             return None
         return default if wanted is None else Pick(wanted)
+
+    def liveness(self) -> LivenessMode | None:
+        """Returns what is done about presentation attacks, None by default."""
+        wanted = self.values.get("liveness")
+        if wanted is not None and wanted not in tuple(LivenessMode):
+            raise InvalidRequest(f"liveness is {short(wanted)}; expected {', '.join(LivenessMode)}")
+        return None if wanted is None else LivenessMode(wanted)
 
 
 async def read_body(request: Request, images: Sequence[str], fields: Iterable[str] = ()) -> Body:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from indexer.rounding import NARROW_DECIMALS, reaches
+from indexer.types import Liveness
 from search_service.matching.decision import Decision
 from search_service.search import Answer, Comparison, FaceAnswer, Query
 from search_service.store.api_keys import ApiKey, Scope
@@ -31,12 +32,18 @@ def restricted_query(query: Query, key: ApiKey | None) -> Query:
 
 def restricted_answer(answer: Answer, key: ApiKey | None) -> Answer:
     """Returns what the key may see of an answer."""
-    return replace(answer, faces=tuple(map(_restricted, answer.faces))) if is_restricted(key) else answer
+    if not is_restricted(key):
+        return answer
+    frames = answer.frames and tuple(replace(frame, liveness=_rounded(frame.liveness)) for frame in answer.frames)
+    return replace(answer, faces=tuple(map(_restricted, answer.faces)), frames=frames)
 
 
 def restricted_comparison(comparison: Comparison, key: ApiKey | None) -> Comparison:
     """Returns what the key may see of a comparison: exact scores of many pairs are as good as embeddings."""
-    return replace(comparison, score=round(comparison.score, NARROW_DECIMALS)) if is_restricted(key) else comparison
+    if not is_restricted(key):
+        return comparison
+    a, b = (replace(face, liveness=_rounded(face.liveness)) for face in comparison.faces)
+    return replace(comparison, score=round(comparison.score, NARROW_DECIMALS), faces=(a, b))
 
 
 def _restricted(face: FaceAnswer) -> FaceAnswer:
@@ -45,7 +52,13 @@ def _restricted(face: FaceAnswer) -> FaceAnswer:
         for candidate in face.candidates
         if reaches(candidate.score, face.threshold)
     )
-    return replace(face, candidates=candidates, event=None if face.event is None else _event(face.event))
+    event = None if face.event is None else _event(face.event)
+    return replace(face, candidates=candidates, event=event, liveness=_rounded(face.liveness))
+
+
+def _rounded(liveness: Liveness | None) -> Liveness | None:
+    """Rounds the score, which would guide an attacker who improves a forgery step by step."""
+    return liveness and replace(liveness, score=round(liveness.score, NARROW_DECIMALS))
 
 
 def _event(recorded: Recorded) -> Recorded:
@@ -53,4 +66,5 @@ def _event(recorded: Recorded) -> Recorded:
     event = recorded.event
     is_hidden = event.decision == Decision.NO_MATCH
     score = None if event.score is None or is_hidden else round(event.score, NARROW_DECIMALS)
-    return replace(recorded, event=replace(event, score=score))
+    liveness = event.liveness and {**event.liveness, "score": round(event.liveness["score"], NARROW_DECIMALS)}
+    return replace(recorded, event=replace(event, score=score, liveness=liveness))

@@ -27,7 +27,8 @@ async def enroll(service: State, request: EnrollRequest, before_commit: Callable
     if service.context.settings.lookalikes != "off":
         service.context.indexes.check_ready(gallery)
     pipeline = service.context.pipeline_of(gallery)
-    seen = iter(await service.queue.describe(unknown, pipeline, Kind(request.pick, gate=True)))
+    liveness = service.context.liveness_check(request.liveness)
+    seen = iter(await service.queue.describe(unknown, pipeline, Kind(request.pick, True, True, liveness)))
     keep_crops = service.context.settings.keep_crops
 
     def prepare(image: str, sha: str) -> NewFace | Result:
@@ -73,4 +74,4 @@ def _commit(service: State, gallery: Gallery, new: Sequence[NewFace]) -> Iterato
         if finding is not None and checks.holds(finding):
             yield rejected("", person, held(finding))
         else:
-            yield committed("", person, next(enrolled), finding, turn=one.face.turn)
+            yield committed("", person, next(enrolled), finding, face=one.face)

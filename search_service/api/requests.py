@@ -15,7 +15,7 @@ from fastapi import Depends, Request
 
 from indexer.errors import InvalidRequest, InvalidVector
 from indexer.models.packs import Pack
-from indexer.types import Gallery, Pick
+from indexer.types import Gallery, LivenessMode, Pick
 from search_service.api.bodies import IMAGE, IMAGES, Body, Upload, read_body
 from search_service.api.errors import request_id
 from search_service.api.paths import ExternalId
@@ -37,9 +37,21 @@ def pick_field(choices: Iterable[Pick], default: Pick) -> dict[str, Any]:
     return {"type": "string", "enum": [str(choice) for choice in choices], "description": text}
 
 
+def liveness_field(text: str) -> Fields:
+    """Returns the schema of `liveness`."""
+    about = "What is done about presentation attacks: `report` shows each face's liveness, `require` also refuses "
+    schema = {"type": "string", "enum": [str(mode) for mode in LivenessMode], "description": f"{about}{text}"}
+    return {"liveness": schema}
+
+
 MODEL_FIELD: Fields = {"model": {"type": "string", "description": "Model pack; the service's default if omitted."}}
 ALL_FACES_FIELD: Fields = {"all_faces": {"type": "boolean", "description": "true for every face, instead of `pick`."}}
-ENROLL_FIELDS: Fields = {"pick": pick_field(Pick, Pick.ONLY)}
+PROBE_LIVENESS_FIELD = liveness_field("faces that are not live. It may only ask for more than WHOSTHERE_LIVENESS.")
+ENROLL_FIELDS: Fields = {
+    "pick": pick_field(Pick, Pick.ONLY),
+    **liveness_field("photos of faces that are not live; by default as in WHOSTHERE_LIVENESS."),
+}
+COMPARE_FIELDS: Fields = {**MODEL_FIELD, **PROBE_LIVENESS_FIELD}
 EMBED_FIELDS: Fields = {**MODEL_FIELD, "pick": pick_field(Pick, Pick.LARGEST), **ALL_FACES_FIELD}
 COMPARE_IMAGES = ("image_a", "image_b")
 SEARCH_FIELDS: Fields = {
@@ -65,6 +77,7 @@ SEARCH_FIELDS: Fields = {
     },
     "pick": pick_field(PROBE_PICKS, Pick.LARGEST),
     **ALL_FACES_FIELD,
+    **PROBE_LIVENESS_FIELD,
     "same_person": {
         "type": "boolean",
         "description": "true if all images show one person, such as frames of a video: one answer from all of them, "
@@ -119,6 +132,7 @@ class EnrollRequest:
     is_list: bool
     """Whether the answer is a list of results."""
     pick: Pick | None
+    liveness: LivenessMode
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +143,7 @@ class DescribeRequest:
     pack: Pack
     pick: Pick | None
     """None means all faces."""
+    liveness: LivenessMode = LivenessMode.OFF
 
 
 async def read_search(request: Request, service: Service, gallery: str) -> SearchRequest:
@@ -139,6 +154,7 @@ async def read_search(request: Request, service: Service, gallery: str) -> Searc
         fpir=body.number("fpir"),
         threshold=body.number("threshold"),
         pick=body.pick(Pick.LARGEST, PROBE_PICKS),
+        liveness=service.context.search_liveness(body.liveness()),
     )
     recording = _recording(body, service.context.settings.cooldown_seconds, request_id(request))
     embedding = body.values.get("embedding")
@@ -163,7 +179,8 @@ async def read_enroll(request: Request, service: Service, gallery: str, external
     """Reads the photos of one person."""
     body = await read_body(request, (IMAGE, IMAGES), ENROLL_FIELDS)
     photos, pick = body.all_images(), body.pick(Pick.ONLY)
-    return EnrollRequest(await service.gallery(gallery), external_id, photos, body.is_list, pick)
+    liveness = service.context.enrollment_liveness(body.liveness())
+    return EnrollRequest(await service.gallery(gallery), external_id, photos, body.is_list, pick, liveness)
 
 
 async def read_detect(request: Request, service: Service) -> DescribeRequest:
@@ -181,9 +198,11 @@ async def read_embed(request: Request, service: Service) -> DescribeRequest:
 
 async def read_compare(request: Request, service: Service) -> DescribeRequest:
     """Reads the two images of a comparison."""
-    body = await read_body(request, COMPARE_IMAGES, MODEL_FIELD)
+    body = await read_body(request, COMPARE_IMAGES, COMPARE_FIELDS)
     images = [body.image(name) for name in COMPARE_IMAGES]
-    return DescribeRequest(images, await service.off_loop(service.pack, body.values.get("model")), Pick.LARGEST)
+    liveness = service.context.search_liveness(body.liveness())
+    pack = await service.off_loop(service.pack, body.values.get("model"))
+    return DescribeRequest(images, pack, Pick.LARGEST, liveness)
 
 
 Search = Annotated[SearchRequest, Depends(read_search)]

@@ -18,6 +18,7 @@ from indexer.enrollment.archives import MAX_DIRECTORY_BYTES, MAX_ENTRIES
 from indexer.enrollment.containers import MANIFEST
 from indexer.errors import InvalidRequest, StorageUnavailable
 from search_service.api.parameters import BODY, Parameters
+from search_service.api.requests import ENROLL_FIELDS
 from search_service.api.state import State
 
 WRITE_BYTES = 2**20
@@ -158,11 +159,11 @@ class _FormBody(_ZipBody):
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
         name = options[b"filename"].decode("utf-8", "replace") if b"filename" in options else None
         if self._field not in ("archive", "images", "manifest"):
-            if self._field != "pick":
+            if self._field not in ENROLL_FIELDS:
                 self._parameters.refuse(BODY, [self._field])
             if name is not None or self._field in self.values:
                 problem = "was sent as a file" if name is not None else "was sent twice"
-                raise InvalidRequest(f"the field {self._field!r} {problem}; {EXPECTED}, and pick")
+                raise InvalidRequest(f"the field {self._field!r} {problem}; {EXPECTED}, and {', '.join(ENROLL_FIELDS)}")
             self._text = bytearray()
         elif name is None:
             raise InvalidRequest(f"{self._field} was sent as text; expected a file (with curl: -F {self._field}=@FILE)")

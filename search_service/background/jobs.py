@@ -33,8 +33,9 @@ from indexer.errors import (
 from indexer.files import make_private_folder
 from indexer.settings import Settings
 from indexer.supervision import SupervisedThread
-from indexer.types import Gallery, Pick
+from indexer.types import Gallery, LivenessMode, Pick
 from indexer.vision.batch_errors import describe_error
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import ImageResult
 from search_service.inference_queue import InferenceQueue
 from search_service.service_context import ServiceContext
@@ -184,7 +185,7 @@ class JobRunner:
             lease.state = self._jobs.put(transaction, held, finished)
 
         pick = Pick(held.options["pick"])
-        enroller = self._enroller(gallery, len(remaining), lease)
+        enroller = self._enroller(held, gallery, len(remaining), lease)
         with closing(enroller.enroll(rows.at(place - 1 for place in remaining), pick, record)) as enrolling:
             for _ in enrolling:
                 lease.check()
@@ -196,9 +197,10 @@ class JobRunner:
             raise NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
         return gallery
 
-    def _enroller(self, gallery: Gallery, photos: int, lease: _Lease) -> Enroller:
-        """Raises the same errors as `ServiceContext.pack_of`."""
+    def _enroller(self, held: ClaimedJob, gallery: Gallery, photos: int, lease: _Lease) -> Enroller:
+        """Raises the same errors as `ServiceContext.pack_of` and `ServiceContext.liveness_check`."""
         context, settings = self._context, self._context.settings
+        wanted = LivenessMode(held.options["liveness"]) if "liveness" in held.options else None
         networks = context.pipeline(context.pack_of(gallery), streams=context.cores)  # with one thread each
         return Enroller(
             context.store,
@@ -208,6 +210,7 @@ class JobRunner:
             workers=1,
             keep_crops=settings.keep_crops,
             checks=context.face_checks(gallery, photos),
+            liveness=context.liveness_check(context.enrollment_liveness(wanted), context.cores),
         )
 
 
@@ -225,13 +228,15 @@ class CourteousPipeline:
     def check(self) -> None:
         self._networks.check()
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        return [self._describe(image, pick, gate) for image in images]
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
+        return [self._describe(image, pick, gate, liveness) for image in images]
 
-    def _describe(self, image: bytes, pick: Pick | None, gate: bool) -> ImageResult:
+    def _describe(self, image: bytes, pick: Pick | None, gate: bool, liveness: LivenessCheck | None) -> ImageResult:
         self._queue.wait_until_idle(LONGEST_PAUSE)
         self._check()
-        (seen,) = self._networks.describe([image], pick, gate)
+        (seen,) = self._networks.describe([image], pick, gate, liveness)
         return seen
 
 

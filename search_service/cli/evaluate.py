@@ -124,7 +124,7 @@ def evaluate_command(
 def _evaluate_liveness(
     context: ServiceContext, folder: Path, name: str | None, bpcer: float | None, out: Path | None, as_json: bool
 ) -> None:
-    pack = context.liveness_packs.find_installed(name or context.liveness_packs.names()[0])
+    pack = context.liveness_packs.find_installed(name) if name else context.liveness_pack
     with progress_count("Evaluating", "photos") as progress:
         evaluation = evaluate_liveness(context, pack, folder, bpcer, progress)
     if out is not None:

@@ -14,13 +14,14 @@ from indexer.cli.common import (
     examples,
     gallery_option,
     json_option,
+    liveness_option,
     print_json,
     show,
     table,
 )
 from indexer.errors import RejectedImage
 from indexer.rounding import decimals
-from indexer.types import Gallery, Pick, Reason
+from indexer.types import Gallery, Liveness, LivenessMode, Pick, Reason
 from search_service.calibration.thresholds import Thresholds
 from search_service.cli.common import with_context
 from search_service.search import Answer, Query, SearchService
@@ -45,6 +46,7 @@ BATCH = 16
 @click.option("--pick", type=click.Choice(["largest", "center"]), help="Which of several faces is searched.")
 @click.option("--all-faces", is_flag=True, help="Search every face.")
 @click.option("--same-person", is_flag=True, help="All photos show one person: give one answer.")
+@liveness_option
 @device_option
 @json_option
 @with_context
@@ -58,6 +60,7 @@ def search(
     pick: str | None,
     all_faces: bool,
     same_person: bool,
+    liveness: LivenessMode | None,
     as_json: bool,
 ) -> None:
     """Search photos in a gallery: the top identities by cosine similarity, and a decision.
@@ -68,7 +71,8 @@ def search(
         raise click.UsageError("give --pick or --all-faces, not both")
     if same_person and all_faces:
         raise click.UsageError("give --same-person or --all-faces, not both")
-    query = Query(top_k, fpir, threshold, None if all_faces else Pick(pick or Pick.LARGEST))
+    chosen = None if all_faces else Pick(pick or Pick.LARGEST)
+    query = Query(top_k, fpir, threshold, chosen, liveness=context.search_liveness(liveness))
     found = context.store.galleries.get(gallery)
     service = SearchService(context, Thresholds(context))
     names = [click.format_filename(image) for image in images]
@@ -107,10 +111,13 @@ def _search_each(
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--model", metavar="PACK", help="Model pack.")
+@liveness_option
 @device_option
 @json_option
 @with_context
-def compare(context: ServiceContext, a: Path, b: Path, model: str | None, as_json: bool) -> None:
+def compare(
+    context: ServiceContext, a: Path, b: Path, model: str | None, liveness: LivenessMode | None, as_json: bool
+) -> None:
     """Decide whether two photos show the same person."""
     images = []
     for path in (a, b):
@@ -118,18 +125,23 @@ def compare(context: ServiceContext, a: Path, b: Path, model: str | None, as_jso
         if isinstance(data, RejectedImage):
             raise RejectedImage(f"{path}: {data.message}", code=data.code)
         images.append(data)
-    comparison = SearchService(context, Thresholds(context)).compare(images[0], images[1], model)
+    service = SearchService(context, Thresholds(context))
+    comparison = service.compare(images[0], images[1], model, context.search_liveness(liveness))
     if as_json:
         from search_service.api.models.probes import compare_payload
 
         print_json(compare_payload(comparison).model_dump(mode="json"))
         return
     verdict = "the same person" if comparison.same else "different people"
+    if comparison.reasons:
+        verdict = ", ".join(comparison.reasons)
     places = decimals(comparison.score, comparison.threshold, 3)
     click.echo(f"{verdict}: cosine {comparison.score:.{places}f}, threshold {comparison.threshold:.{places}f}")
     for path, face in zip((a, b), comparison.faces, strict=True):
         if face.turn:
             click.echo(f"Warning: {path} is not upright; it was turned clockwise by {face.turn} degrees", err=True)
+        if face.liveness:
+            click.echo(f"{path}: {_liveness(face.liveness)}")
 
 
 def _print_answers(answers: list[Answer], images: list[str]) -> None:
@@ -140,9 +152,10 @@ def _print_answers(answers: list[Answer], images: list[str]) -> None:
         for number, face in enumerate(answer.faces, 1):
             why = "".join(f", {reason}" for reason in face.reasons)
             turned = f", photo turned by {face.turn} degrees" if face.turn else ""
+            live = f", {_liveness(face.liveness)}" if face.liveness else ""
             best = face.candidates[0].score if face.candidates else face.threshold
             places = decimals(best, face.threshold, 3)
-            decision = f"{face.decision} (threshold {face.threshold:.{places}f}{why}{turned})"
+            decision = f"{face.decision} (threshold {face.threshold:.{places}f}{why}{live}{turned})"
             if not face.candidates:
                 rows.add_row(image, str(number), "", "", "", "", decision)
             for c in face.candidates:
@@ -157,6 +170,11 @@ def _print_answers(answers: list[Answer], images: list[str]) -> None:
                     decision if first else "",
                 )
     show(rows)
+
+
+def _liveness(liveness: Liveness) -> str:
+    places = decimals(liveness.score, liveness.threshold, 2)
+    return f"{'live' if liveness.live else 'not live'}: {liveness.score:.{places}f}"
 
 
 def _read(path: Path, limit: int) -> bytes | RejectedImage:

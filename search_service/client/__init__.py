@@ -22,10 +22,8 @@ from search_service.client.answers import (
     GalleryDetail,
     Identity,
     Index,
+    Liveness,
     Merged,
-    Model,
-    ModelFile,
-    Models,
     Problem,
     Quality,
     Recorded,
@@ -33,7 +31,7 @@ from search_service.client.answers import (
     Threshold,
 )
 from search_service.client.async_client import AsyncClient, AsyncGalleryHandle, AsyncIdentityHandle, AsyncJobHandle
-from search_service.client.calls import UNSET, Query
+from search_service.client.calls import UNSET
 from search_service.client.enums import (
     Basis,
     Decision,
@@ -41,6 +39,7 @@ from search_service.client.enums import (
     DeliveryState,
     Direction,
     JobState,
+    LivenessMode,
     Outcome,
     Pick,
     Reason,
@@ -64,9 +63,22 @@ from search_service.client.errors import (
     UnexpectedAnswer,
     WhosthereError,
 )
+from search_service.client.options import EnrollOptions, Query
 from search_service.client.request_bodies import Photo
 from search_service.client.retry import Retries
-from search_service.client.service_answers import Delivery, Job, Key, MadeKey, MadeWebhook, OwnKey, Ready, Webhook
+from search_service.client.service_answers import (
+    Delivery,
+    Job,
+    Key,
+    MadeKey,
+    MadeWebhook,
+    Model,
+    ModelFile,
+    Models,
+    OwnKey,
+    Ready,
+    Webhook,
+)
 from search_service.client.sync_client import Client, GalleryHandle, IdentityHandle, JobHandle
 
 __all__ = [
@@ -93,6 +105,7 @@ __all__ = [
     "Duplicates",
     "Embedded",
     "EmbeddedFace",
+    "EnrollOptions",
     "Enrolled",
     "Event",
     "Face",
@@ -110,6 +123,8 @@ __all__ = [
     "JobHandle",
     "JobState",
     "Key",
+    "Liveness",
+    "LivenessMode",
     "MadeKey",
     "MadeWebhook",
     "Merged",

@@ -50,6 +50,16 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Liveness:
+    """Whether a face is live, rather than shown on a print or a screen."""
+
+    score: float
+    """0..1, higher for live faces."""
+    live: bool
+    model: str
+
+
+@dataclass(frozen=True)
 class Face:
     """A detected face. Coordinates are pixels of the upright original."""
 
@@ -61,6 +71,8 @@ class Face:
     quality: Quality | None
     turn: int | None
     """Degrees clockwise by which the photo has to be turned for the face to be upright; None for enrolled faces."""
+    liveness: Liveness | None
+    """None if it was not checked."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,9 @@ class Event:
     score: float | None
     threshold: float
     request_id: str | None
+    reasons: tuple[DecisionReason | str, ...] = field(default=(), kw_only=True)
+    """Why it is no match or a review; `not_live` is an attempted presentation attack."""
+    liveness: Liveness | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,8 @@ class Frame:
     """Whether it shows another person than the others."""
     shown: bool
     """Whether the answer's box, landmarks and quality are of this frame."""
+    liveness: Liveness | None
+    """Of this image alone."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +201,8 @@ class Comparison:
     threshold: float
     same: bool
     faces: tuple[Face, ...]
+    reasons: tuple[DecisionReason | str, ...] = ()
+    """`not_live` if a live face is required and one is not, whatever the score."""
 
 
 @dataclass(frozen=True)
@@ -351,38 +370,3 @@ class Calibration:
     interval_percent: tuple[float, float]
     thresholds: tuple[Threshold, ...]
     duplicates: tuple[LikelyOne, ...]
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A file of a model pack."""
-
-    name: str
-    sha256: str | None
-    size: int | None
-    licence: str | None
-    origin: str | None
-    url: str | None
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model pack. If it cannot be read, only `problem` is set."""
-
-    name: str
-    installed: bool
-    dim: int | None = None
-    fingerprint: str | None = None
-    summary: str | None = None
-    same_threshold: float | None = None
-    thresholds_measured: bool | None = None
-    files: tuple[ModelFile, ...] = ()
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class Models:
-    """The model packs, and the default of new galleries."""
-
-    models: tuple[Model, ...]
-    default: str

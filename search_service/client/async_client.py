@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 import httpx
 
 from search_service.client.calls import GalleryCalls, IdentityCalls, ServiceCalls
-from search_service.client.enums import Pick
+from search_service.client.options import EnrollOptions
 from search_service.client.request_bodies import Photo
 from search_service.client.retry import (
     Api,
@@ -173,18 +173,18 @@ class AsyncGalleryHandle(Handle[GalleryCalls]):
     def identity(self, external_id: str) -> AsyncIdentityHandle:
         return AsyncIdentityHandle(self._connection, IdentityCalls(self._calls.api, self.name, external_id))
 
-    async def enroll_archive(self, path: str | os.PathLike[str], *, pick: Pick | str | None = None) -> AsyncJobHandle:
+    async def enroll_archive(self, path: str | os.PathLike[str], **options: Unpack[EnrollOptions]) -> AsyncJobHandle:
         """Enrolls a ZIP file of photos of many people, as `whosthere enroll` does. It is streamed from the disk."""
-        return self._job((await self._archive(path, pick=pick)).id)
+        return self._job((await self._archive(path, **options)).id)
 
     async def enroll_many(
-        self, images: Mapping[str, Photo], *, manifest: Photo | None = None, pick: Pick | str | None = None
+        self, images: Mapping[str, Photo], *, manifest: Photo | None = None, **options: Unpack[EnrollOptions]
     ) -> AsyncJobHandle:
         """Enrolls photos of many people by name: `ana/1.jpg` and `ana_1.jpg` are photos of `ana`.
 
         With a manifest (CSV), its row for a name gives the identity.
         """
-        return self._job((await self._many(images, manifest=manifest, pick=pick)).id)
+        return self._job((await self._many(images, manifest=manifest, **options)).id)
 
     def _job(self, job_id: str) -> AsyncJobHandle:
         return AsyncJobHandle(self._connection, JobCalls(self._calls.api, job_id))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, Final, TypedDict, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 from search_service.client.answers import (
     Answer,
@@ -24,13 +24,13 @@ from search_service.client.answers import (
     GalleryDetail,
     Identity,
     Merged,
-    Models,
     StoredFace,
 )
-from search_service.client.enums import Decision, Direction, Pick
+from search_service.client.enums import Decision, Direction, LivenessMode, Pick
+from search_service.client.options import EnrollOptions, Query
 from search_service.client.request_bodies import Body, Photo, file_body, form, iso_time, json_body, photo, without_none
 from search_service.client.retry import Api, Pages, Reply, Request, Steps, address, parser_of
-from search_service.client.service_answers import Job, Ready
+from search_service.client.service_answers import Job, Models, Ready
 
 T = TypeVar("T")
 
@@ -44,28 +44,6 @@ class Unset(Enum):
 
 
 UNSET: Final = Unset.UNSET
-
-
-class Query(TypedDict, total=False):
-    """Options of a search; None leaves the choice to the service."""
-
-    top_k: int | None
-    """Number of candidates (5)."""
-    fpir: float | None
-    """Accepted share of strangers answered with a match (0.01)."""
-    threshold: float | None
-    """Cosine threshold, instead of `fpir`."""
-    pick: Pick | str | None
-    """Which face is searched: the largest, or `center`."""
-    all_faces: bool | None
-    """Search every face, instead of `pick`."""
-    record: bool | None
-    """Record an event for each face, once per person, device and cooldown."""
-    device: str | None
-    """With `record`: the device that took the image, such as `north-door`."""
-    direction: Direction | str | None
-    cooldown: float | None
-    """Seconds."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +75,16 @@ class ServiceCalls:
         body = form([photo("image", image)], {"model": model, "pick": pick, "all_faces": all_faces})
         return self.api.post(address("embed"), Embedded, body, idempotent=False)
 
-    def compare(self, image_a: Photo, image_b: Photo, *, model: str | None = None) -> Steps[Comparison]:
+    def compare(
+        self,
+        image_a: Photo,
+        image_b: Photo,
+        *,
+        model: str | None = None,
+        liveness: LivenessMode | str | None = None,
+    ) -> Steps[Comparison]:
         """Returns whether the largest faces of two images are one person, at a false match rate of 1 in 1,000."""
-        body = form([photo("image_a", image_a), photo("image_b", image_b)], {"model": model})
+        body = form([photo("image_a", image_a), photo("image_b", image_b)], {"model": model, "liveness": liveness})
         return self.api.post(address("compare"), Comparison, body, idempotent=False)
 
     def galleries(self) -> Pages[Gallery]:
@@ -207,29 +192,30 @@ class GalleryCalls:
         body = json_body({"external_id": external_id} | _person(name, metadata, valid_from, valid_until))
         return self.api.send(Request("POST", self._at("identities"), body=body, idempotent=True), _tagged)
 
-    def enroll(self, external_id: str, image: Photo, *, pick: Pick | str | None = None) -> Steps[Enrolled]:
+    def enroll(self, external_id: str, image: Photo, **options: Unpack[EnrollOptions]) -> Steps[Enrolled]:
         """Enrolls a photo, creating the identity if needed. Raises Rejected, whose `code` is the reason."""
-        body = form([photo("image", image)], {"pick": pick})
+        body = form([photo("image", image)], options)
         return self.api.post(self._at("identities", external_id, "faces"), Enrolled, body)
 
     def enroll_each(
-        self, external_id: str, images: Iterable[Photo], *, pick: Pick | str | None = None
+        self, external_id: str, images: Iterable[Photo], **options: Unpack[EnrollOptions]
     ) -> Steps[tuple[Enrolled, ...]]:
         """Enrolls up to 16 photos of one person: one result for each, in order."""
         path = self._at("identities", external_id, "faces")
-        request = Request("POST", path, body=form(_images(images), {"pick": pick}), idempotent=True)
+        body = form(_images(images), options)
+        request = Request("POST", path, body=body, idempotent=True)
         return self.api.send(request, parser_of(tuple[Enrolled, ...], "results"))
 
-    def enroll_archive(self, path: str | os.PathLike[str], *, pick: Pick | str | None = None) -> Steps[Job]:
+    def enroll_archive(self, path: str | os.PathLike[str], **options: Unpack[EnrollOptions]) -> Steps[Job]:
         """Enrolls a ZIP file of photos of many people, as `whosthere enroll` does. It is streamed from the disk."""
-        return self._enrollment(file_body("application/zip", path), without_none({"pick": pick}))
+        return self._enrollment(file_body("application/zip", path), without_none(options))
 
     def enroll_many(
         self,
         images: Mapping[str, Photo],
         *,
         manifest: Photo | None = None,
-        pick: Pick | str | None = None,
+        **options: Unpack[EnrollOptions],
     ) -> Steps[Job]:
         """Enrolls photos of many people by name: `ana/1.jpg` and `ana_1.jpg` are photos of `ana`.
 
@@ -237,7 +223,7 @@ class GalleryCalls:
         """
         files = [photo("images", image, name) for name, image in images.items()]
         files += [photo("manifest", manifest, "manifest.csv")] if manifest is not None else []
-        return self._enrollment(form(files, {"pick": pick}), {})
+        return self._enrollment(form(files, options), {})
 
     def face(self, face_id: int) -> Steps[StoredFace]:
         """Returns an enrolled face with its identity."""

@@ -19,6 +19,7 @@ class DecisionReason(StrEnum):
     FRAMES_DISAGREE = "frames_disagree"
     IDENTITY_EXPIRED = "identity_expired"
     IDENTITY_NOT_YET_VALID = "identity_not_yet_valid"
+    NOT_LIVE = "not_live"
 
 
 class Reason(StrEnum):
@@ -35,6 +36,7 @@ class Reason(StrEnum):
     DETECTION_UNSURE = "detection_unsure"
     LOOKS_LIKE_ANOTHER_IDENTITY = "looks_like_another_identity"
     UNLIKE_OWN_IDENTITY = "unlike_own_identity"
+    NOT_LIVE = "not_live"
     INVALID_ROW = "invalid_row"
 
 
@@ -50,6 +52,14 @@ class Pick(StrEnum):
     ONLY = "only"
     LARGEST = "largest"
     CENTER = "center"
+
+
+class LivenessMode(StrEnum):
+    """What is done about presentation attacks."""
+
+    OFF = "off"
+    REPORT = "report"
+    REQUIRE = "require"
 
 
 class Direction(StrEnum):

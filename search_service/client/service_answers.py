@@ -111,3 +111,38 @@ class Ready:
     @property
     def ready(self) -> bool:
         return self.status == "ready"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file of a model pack."""
+
+    name: str
+    sha256: str | None
+    size: int | None
+    licence: str | None
+    origin: str | None
+    url: str | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model pack. If it cannot be read, only `problem` is set."""
+
+    name: str
+    installed: bool
+    dim: int | None = None
+    fingerprint: str | None = None
+    summary: str | None = None
+    same_threshold: float | None = None
+    thresholds_measured: bool | None = None
+    files: tuple[ModelFile, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Models:
+    """The model packs, and the default of new galleries."""
+
+    models: tuple[Model, ...]
+    default: str

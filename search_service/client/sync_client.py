@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import wraps
 from types import TracebackType
-from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 
 import httpx
 
 from search_service.client.calls import GalleryCalls, IdentityCalls, ServiceCalls
-from search_service.client.enums import Pick
+from search_service.client.options import EnrollOptions
 from search_service.client.request_bodies import Photo
 from search_service.client.retry import (
     Api,
@@ -172,18 +172,18 @@ class GalleryHandle(Handle[GalleryCalls]):
     def identity(self, external_id: str) -> IdentityHandle:
         return IdentityHandle(self._connection, IdentityCalls(self._calls.api, self.name, external_id))
 
-    def enroll_archive(self, path: str | os.PathLike[str], *, pick: Pick | str | None = None) -> JobHandle:
+    def enroll_archive(self, path: str | os.PathLike[str], **options: Unpack[EnrollOptions]) -> JobHandle:
         """Enrolls a ZIP file of photos of many people, as `whosthere enroll` does. It is streamed from the disk."""
-        return self._job((self._archive(path, pick=pick)).id)
+        return self._job((self._archive(path, **options)).id)
 
     def enroll_many(
-        self, images: Mapping[str, Photo], *, manifest: Photo | None = None, pick: Pick | str | None = None
+        self, images: Mapping[str, Photo], *, manifest: Photo | None = None, **options: Unpack[EnrollOptions]
     ) -> JobHandle:
         """Enrolls photos of many people by name: `ana/1.jpg` and `ana_1.jpg` are photos of `ana`.
 
         With a manifest (CSV), its row for a name gives the identity.
         """
-        return self._job((self._many(images, manifest=manifest, pick=pick)).id)
+        return self._job((self._many(images, manifest=manifest, **options)).id)
 
     def _job(self, job_id: str) -> JobHandle:
         return JobHandle(self._connection, JobCalls(self._calls.api, job_id))

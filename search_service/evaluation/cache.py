@@ -27,6 +27,7 @@ from indexer.files import remove_leftovers, write_atomically
 from indexer.models.packs import Pack
 from indexer.types import Box, Detection, Face, Pick, Quality, Reason, Vectors, sha256
 from indexer.vision.decode import Limits
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import FacePipeline, ImageResult, Options
 from indexer.vision.runtime import Threads
 
@@ -149,8 +150,10 @@ class CachedPipeline(FacePipeline):
     def load(self) -> None:
         """Nothing is loaded in advance."""
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        """Does the same as every pipeline, but without the aligned crops."""
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
+        """Does the same as every pipeline, but without the aligned crops and liveness."""
         keys = [f"{sha256(image)}-{pick or 'all'}" for image in images]
         results = [self._cache.find(key) for key in keys]
         missing = [i for i, one in enumerate(results) if one is None]

@@ -16,9 +16,7 @@ from indexer.enrollment.reading import detect_or_reject
 from indexer.errors import InvalidRequest, RejectedImage
 from indexer.models.liveness_packs import LivenessPack
 from indexer.types import Pick
-from indexer.vision.decode import Limits, decode
-from indexer.vision.liveness.base import LivenessModel
-from indexer.vision.liveness.crops import upright
+from indexer.vision.liveness.base import LivenessCheck, LivenessModel
 from indexer.vision.pipeline import FacePipeline
 from indexer.vision.runtime import Threads
 from search_service.evaluation.metrics import Estimate
@@ -178,27 +176,25 @@ def _score(presentation: Presentation) -> float:
 
 
 class _Scorer:
-    """Reads, detects and scores the photos of a folder."""
+    """Reads, detects and scores the photos of a folder, as searches do."""
 
     def __init__(self, context: AppContext, pack: LivenessPack, photos: Sequence[LabeledPhoto]) -> None:
         self._settings = context.settings
         self._pipeline: FacePipeline = context.pipeline(context.pack)
-        self._model = LivenessModel(pack, context.files, Threads(1, context.cores))
+        self._check = LivenessCheck(LivenessModel(pack, context.files, Threads(1, context.cores)))
         self._readers = {photo.image: photo.read for photo in photos}
 
     def present(self, labeled: LabeledPhoto) -> Presentation:
-        settings, name, species = self._settings, labeled.image, labeled.species
+        name, species = labeled.image, labeled.species
         try:
-            data = labeled.read(settings.max_image_bytes)
-            (result,) = detect_or_reject(self._pipeline, [data], Pick.LARGEST)
-            if result.rejection is not None:
-                return Presentation(name, species, None, str(result.rejection.code))
-            photo = decode(data, Limits(settings.max_image_bytes, settings.max_image_pixels))
-            face = result.faces[0]
-            (score,) = self._model.score([upright(photo.pixels, face.detection.box, face.turn)])
+            data = labeled.read(self._settings.max_image_bytes)
         except RejectedImage as rejection:
             return Presentation(name, species, None, str(rejection.code))
-        return Presentation(name, species, float(score))
+        (result,) = detect_or_reject(self._pipeline, [data], Pick.LARGEST, self._check)
+        if result.rejection is not None:
+            return Presentation(name, species, None, str(result.rejection.code))
+        liveness = result.faces[0].liveness
+        return Presentation(name, species, None if liveness is None else liveness.score)
 
     def pictures(self, presentations: Sequence[Presentation]) -> list[tuple[Presentation, bytes]]:
         pictures = []

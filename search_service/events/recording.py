@@ -11,7 +11,7 @@ from itertools import chain, repeat
 from indexer.errors import InvalidRequest, NotFound
 from indexer.gallery.validation import check_name
 from indexer.types import Gallery
-from search_service.matching.decision import Decision
+from search_service.matching.decision import Decision, DecisionReason
 from search_service.search import Answer, FaceAnswer
 from search_service.store.event_pages import Direction
 from search_service.store.events import EventRepository, Recorded, Sighting
@@ -103,4 +103,7 @@ def sighting(face: FaceAnswer, recording: Recording) -> Sighting:
         best.score if best else None,
         face.threshold,
         recording.request_id,
+        face.reasons,
+        face.liveness.to_json() if face.liveness else None,
+        is_attack=DecisionReason.NOT_LIVE in face.reasons,
     )

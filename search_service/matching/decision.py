@@ -40,6 +40,8 @@ class DecisionReason(StrEnum):
     have left are not disclosed to everybody who may search."""
     IDENTITY_NOT_YET_VALID = "identity_not_yet_valid"
     """The same with an identity that is not valid yet."""
+    NOT_LIVE = "not_live"
+    """The face seems to be shown on a print, a screen or a mask, and a live one is required."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Verdict:
     decision: Decision
     reasons: tuple[DecisionReason, ...] = ()
 
+
+NOT_LIVE = Verdict(Decision.NO_MATCH, (DecisionReason.NOT_LIVE,))
+"""On a face that is not live where that is required, whoever it resembles."""
 
 _BARRED = {
     Barred.EXPIRED: DecisionReason.IDENTITY_EXPIRED,

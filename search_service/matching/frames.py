@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import InvalidRequest
-from indexer.types import Quality, Vectors
+from indexer.rounding import reaches
+from indexer.types import Liveness, Quality, Vectors
 
 ENOUGH_SIZE = 112.0
 """Width of a face in pixels: the input size of embedders. More pixels do not raise a frame's weight."""
 
 POOR_SHARE = 0.25
 """Relative weight of a frame whose face would fail the quality gate of enrollment."""
+
+SURE_ATTACK_SHARE = 0.2
+"""Share of the liveness threshold below which a single frame is enough to deny. For `minifasnet` it is 0.1: 1 %
+of the live faces of LFW score so low (`benchmarks/results/liveness.csv`)."""
 
 _SHORTEST_MEAN = 1e-6
 """Length of a mean, relative to the sum of the weights, below which it has no direction in float32."""
@@ -41,6 +47,17 @@ def weight_of(quality: Quality) -> float:
     size = min(max(quality.size, 1.0), ENOUGH_SIZE) / ENOUGH_SIZE
     turn = max(math.cos(min(abs(quality.yaw), 1.0) * math.pi / 2), POOR_SHARE)
     return size * turn * (POOR_SHARE if quality.reasons else 1.0)
+
+
+def combine_liveness(frames: Sequence[Liveness]) -> Liveness:
+    """Returns the liveness of a person in one or more frames: the median of the frames' scores.
+
+    A single frame denies it only if its score is below SURE_ATTACK_SHARE of the threshold.
+    """
+    scores, threshold = [frame.score for frame in frames], frames[0].threshold
+    score = float(np.median(scores))
+    is_attacked = not reaches(min(scores), SURE_ATTACK_SHARE * threshold)
+    return replace(frames[0], score=score, live=reaches(score, threshold) and not is_attacked)
 
 
 def fuse(embeddings: Vectors, weights: NDArray[np.float64], same_threshold: float) -> FusedProbe:

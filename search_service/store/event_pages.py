@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, Select, bindparam, func, select, tuple_
 from sqlalchemy.orm import Session
@@ -39,6 +40,10 @@ class Event:
     score: float | None
     threshold: float
     request_id: str | None
+    reasons: tuple[str, ...]
+    """Why it is no match or a review."""
+    liveness: Mapping[str, Any] | None
+    """The result of a check for presentation attacks, None where there was none."""
 
 
 @dataclass(frozen=True)
@@ -173,4 +178,6 @@ def _event(row: EventRow, gallery: str) -> Event:
         row.score,
         row.threshold,
         row.request_id,
+        tuple(row.reasons or ()),
+        row.liveness,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -41,6 +41,10 @@ ORDER_LOCK = 0x77686F75
 NOBODY = ""
 """External id in the sightings of people who were not recognized."""
 
+ATTACKER = " attack"
+"""The same of presentation attacks, which are recorded although somebody was not recognized just before. No identity
+has an id that begins with a space."""
+
 
 @dataclass(frozen=True)
 class Sighting:
@@ -57,6 +61,12 @@ class Sighting:
     """Cosine of the best candidate; None if there was none."""
     threshold: float
     request_id: str | None = None
+    reasons: Sequence[str] = ()
+    """Why it is no match or a review."""
+    liveness: Mapping[str, object] | None = None
+    """The result of a check for presentation attacks, None where there was none."""
+    is_attack: bool = False
+    """Whether it is an attempted presentation attack."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,9 @@ class EventRepository(Repository):
 
 
 def _external_id(seen: Sighting) -> str:
-    return NOBODY if seen.identity is None else seen.identity.external_id
+    if seen.identity is not None:
+        return seen.identity.external_id
+    return ATTACKER if seen.is_attack else NOBODY
 
 
 def _sighting_values(seen: Sighting, at: datetime) -> dict[str, Any]:
@@ -249,6 +261,8 @@ def _insert_event(session: Session, gallery: Gallery, seen: Sighting, at: dateti
         score=seen.score,
         threshold=seen.threshold,
         request_id=seen.request_id,
+        reasons=[str(reason) for reason in seen.reasons],
+        liveness=dict(seen.liveness) if seen.liveness else None,
     )
     session.add(row)
     session.flush()

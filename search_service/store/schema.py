@@ -138,6 +138,10 @@ class EventRow(Base):
     score: Mapped[float | None] = mapped_column(Float)
     threshold: Mapped[float] = mapped_column(Float)
     request_id: Mapped[str | None] = mapped_column(String(64))
+    reasons: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """NULL in events of former versions."""
+    liveness: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """NULL if it was not checked."""
 
 
 class SightingRow(Base):
@@ -147,7 +151,7 @@ class SightingRow(Base):
 
     gallery_id: Mapped[int] = mapped_column(Id, ForeignKey("galleries.id", ondelete="CASCADE"), primary_key=True)
     external_id: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), primary_key=True)
-    """Empty for people who were not recognized."""
+    """`events.NOBODY` for people who were not recognized, `events.ATTACKER` for presentation attacks."""
     device: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), primary_key=True)
     event_id: Mapped[int] = mapped_column(Id)
     at: Mapped[datetime] = mapped_column(UtcDateTime)

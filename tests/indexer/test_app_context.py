@@ -18,6 +18,7 @@ from indexer.files import write_atomically
 from indexer.gallery.database import open_database
 from indexer.models.packs import SFACE
 from indexer.settings import read_settings
+from indexer.types import LivenessMode
 from tests.indexer.gallery.together import in_threads
 from tests.variants import SETTINGS
 from tests.waiting import wait_for
@@ -108,3 +109,15 @@ def test_objects_are_created_once_under_the_lock(tmp_path: Path, monkeypatch: py
     context.close()
     assert free == [False]
     assert len({id(part) for part in (*stores, *indexes)}) == 2
+
+
+@pytest.mark.parametrize("setting", [None, *LivenessMode])
+@pytest.mark.parametrize("wanted", [None, *LivenessMode])
+def test_search_takes_the_stricter_and_enrollment_the_wanted_liveness(
+    tmp_path: Path, setting: LivenessMode | None, wanted: LivenessMode | None
+) -> None:
+    context = AppContext(read_settings(SETTINGS, home=tmp_path, liveness=setting))
+    order = [None, *LivenessMode]
+    assert context.search_liveness(wanted) is (max(setting, wanted, key=order.index) or LivenessMode.OFF)
+    assert context.enrollment_liveness(wanted) is (wanted or setting or LivenessMode.OFF)
+    context.close()

@@ -13,6 +13,7 @@ from indexer.errors import ModelUnavailable
 from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE
 from indexer.types import Gallery, Pick
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.inference_queue import InferenceQueue, Kind
 from search_service.search import Answer, Query
@@ -36,10 +37,14 @@ class HeldPipeline(FacePipeline):
         self.go = threading.Event()
         self.go.set()
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         return self._answer(f"{pick}/{gate}", images, is_bad=pick is BAD.pick)
 
-    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[ImageResult]:
+    def detect(
+        self, images: Sequence[bytes], pick: Pick | None = None, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         return self._answer("detect", images, is_bad=False)
 
     def _answer(self, kind: str, images: Sequence[bytes], is_bad: bool) -> list[ImageResult]:

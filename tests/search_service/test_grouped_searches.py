@@ -14,6 +14,7 @@ import pytest
 from indexer.errors import Conflict, ModelUnavailable, NotFound, Overloaded, RejectedImage
 from indexer.models.packs import SFACE
 from indexer.types import Gallery, Pick, Reason
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import ImageResult
 from search_service.api.models.probes import answer_payload
 from search_service.calibration.thresholds import Thresholds
@@ -40,8 +41,10 @@ def described(image: bytes) -> ImageResult:
 
 
 class People(HeldPipeline):
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        super().describe(images, pick, gate)
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
+        super().describe(images, pick, gate, liveness)
         return [described(image) for image in images]
 
 

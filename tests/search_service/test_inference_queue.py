@@ -13,7 +13,9 @@ import pytest
 from indexer.errors import InvalidVector, ModelUnavailable, Overloaded
 from indexer.slices import end_slice
 from indexer.types import Pick
-from indexer.vision.pipeline import MAX_BATCH_PIXELS, FacePipeline, ImageResult
+from indexer.vision.batches import MAX_BATCH_PIXELS
+from indexer.vision.liveness.base import LivenessCheck
+from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.inference_queue import InferenceQueue, Kind
 from tests import photos
 from tests.search_service.queueing import (
@@ -100,8 +102,10 @@ def test_batch_has_few_large_images_and_small_ones_overtake_them(queue: Inferenc
 class SlicedPipeline(HeldPipeline):
     """Ends a slice in the middle of each image."""
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        results = super().describe(images, pick, gate)
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
+        results = super().describe(images, pick, gate, liveness)
         end_slice()
         return results
 
@@ -209,8 +213,10 @@ def test_failure_of_a_group_reaches_only_its_own_requests(queue: InferenceQueue,
 class FragilePipeline(HeldPipeline):
     """Fails on the images `bad` and `void`, and omits the image `short`."""
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
-        seen = super().describe([image for image in images if image != b"short"], pick, gate)
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
+        seen = super().describe([image for image in images if image != b"short"], pick, gate, liveness)
         if b"void" in images:
             raise InvalidVector("an embedding has no direction")
         return [ImageResult(width=1 // (image != b"bad") * one.width) for image, one in zip(images, seen, strict=False)]
@@ -246,10 +252,12 @@ class EndingPipeline(HeldPipeline):
         super().__init__()
         self.errors = list(errors)
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         if self.errors:
             raise self.errors.pop()
-        return super().describe(images, pick, gate)
+        return super().describe(images, pick, gate, liveness)
 
 
 @pytest.mark.parametrize("error", [SystemExit(), StopIteration(), KeyboardInterrupt()])

@@ -7,10 +7,18 @@ from typing import Literal
 from pydantic import Field
 
 from search_service.api.models.base import Cursor, Payload, Time
-from search_service.matching.decision import Decision
+from search_service.matching.decision import Decision, DecisionReason
 from search_service.store.event_pages import Direction
 
 WEBHOOK_ID = ["3f0c9a5e7b1d4c28"]
+
+
+class LivenessPayload(Payload):
+    """The result of a check for presentation attacks."""
+
+    score: float = Field(description="0 to 1, higher for live faces.", examples=[0.9312])
+    live: bool
+    model: str = Field(description="The liveness pack.", examples=["minifasnet"])
 
 
 class EventPayload(Payload):
@@ -30,6 +38,10 @@ class EventPayload(Payload):
     score: float | None = Field(description="Cosine of the best candidate; null without one.", examples=[0.7213])
     threshold: float = Field(examples=[0.4127])
     request_id: str | None = Field(examples=["5b0e3f0c2d8a4d6f"])
+    reasons: list[DecisionReason] = Field(
+        description="Why it is no match or a review. `not_live`: an attempted presentation attack.", examples=[[]]
+    )
+    liveness: LivenessPayload | None = Field(description="Null where it was not checked.")
 
 
 class RecordedPayload(EventPayload):

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from indexer.rounding import SCORE_DECIMALS
-from indexer.types import Face, Reason
+from indexer.types import Face, Liveness, Reason
 from indexer.vision.pipeline import ImageResult
 from search_service.api.models.base import ErrorBody, Payload, Score, error_body
-from search_service.api.models.events import RecordedPayload
+from search_service.api.models.events import LivenessPayload, RecordedPayload
 from search_service.matching.decision import Decision, DecisionReason
 from search_service.matching.ranking import Candidate
 from search_service.search import Answer, Comparison, FaceAnswer
@@ -56,6 +56,9 @@ class FacePayload(Payload):
         "where the photo as it is shows no face with certainty, otherwise 0. Null for enrolled faces and embeddings.",
         examples=[0],
     )
+    liveness: LivenessPayload | None = Field(
+        default=None, description="Whether the face is live; null where `liveness` is `off`, and for enrolled faces."
+    )
 
 
 class CandidatePayload(Payload):
@@ -89,6 +92,7 @@ class FramePayload(Payload):
     error: ErrorBody | None = Field(description="Why it was not used.", examples=[None])
     disagrees: bool = Field(description="Whether it looks like a different person than the others.", examples=[False])
     shown: bool = Field(description="Whether the answer's box, landmarks and quality are those of its face.")
+    liveness: LivenessPayload | None = Field(default=None, description="Of this image alone.")
 
 
 class AnswerPayload(Payload):
@@ -136,6 +140,9 @@ class ComparePayload(Payload):
     threshold: float = Field(examples=[0.3631])
     same: bool
     faces: list[FacePayload]
+    reasons: list[DecisionReason] = Field(
+        default=[], description="`not_live`: `require` refuses a face, whatever the score.", examples=[[]]
+    )
 
 
 class ModelPayload(BaseModel):
@@ -169,6 +176,7 @@ def answer_payload(answer: Answer, images: Sequence[str | None]) -> AnswerPayloa
                 error=error_body(frame.error) if frame.error else None,
                 disagrees=frame.disagrees,
                 shown=frame.shown,
+                liveness=_liveness(frame.liveness),
             )
             for frame, image in zip(frames, images, strict=True)
         ],
@@ -193,7 +201,13 @@ def embed_payload(seen: ImageResult, image: str | None, model: str, dim: int) ->
 def compare_payload(comparison: Comparison) -> ComparePayload:
     """Serializes a comparison of two faces."""
     faces = [FacePayload(**_face_fields(face)) for face in comparison.faces]
-    return ComparePayload(score=comparison.score, threshold=comparison.threshold, same=comparison.same, faces=faces)
+    return ComparePayload(
+        score=comparison.score,
+        threshold=comparison.threshold,
+        same=comparison.same,
+        faces=faces,
+        reasons=list(comparison.reasons),
+    )
 
 
 def _face_answer(face: FaceAnswer) -> FaceAnswerPayload:
@@ -232,4 +246,9 @@ def _face_fields(face: Face | FaceAnswer) -> dict[str, Any]:
         "detection_score": round(detection.score, SCORE_DECIMALS) if detection else None,
         "quality": QualityPayload.model_validate(quality, from_attributes=True) if quality else None,
         "turn": face.turn,
+        "liveness": _liveness(face.liveness),
     }
+
+
+def _liveness(liveness: Liveness | None) -> LivenessPayload | None:
+    return LivenessPayload.model_validate(liveness.to_json()) if liveness else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from indexer.enrollment.archives import check_archive
 from indexer.enrollment.sources import rows_of_archive
 from indexer.errors import InvalidRequest
-from indexer.types import Gallery, Pick
+from indexer.types import Gallery, LivenessMode, Pick
 from search_service.api.bodies import Body
 from search_service.api.models.jobs import JobPayload, job_fields
 from search_service.api.permissions import BodyKind, accepts, requires
@@ -64,6 +65,7 @@ async def enroll(
     request: Request,
     response: Response,
     pick: Annotated[Pick | None, Query(description="Like the field `pick`, for a ZIP as the body.")] = None,
+    liveness: Annotated[LivenessMode | None, Query(description="Like the field `liveness`.")] = None,
 ) -> Any:
     """Enrolls a ZIP of images, or images and a manifest, into an existing gallery.
 
@@ -73,14 +75,19 @@ async def enroll(
     await service.off_loop(_check_possible, service, target)
     with await service.off_loop(spool, service.context.settings) as file:
         values = await receive(service, request, file)
-        if pick is not None and "pick" in values:
-            raise InvalidRequest("pick was given twice, in the body and in the query")
-        chosen = pick or Body({}, values).pick(Pick.ONLY) or Pick.ONLY
+        for name, value in (("pick", pick), ("liveness", liveness)):
+            if value is not None and name in values:
+                raise InvalidRequest(f"{name} was given twice, in the body and in the query")
+        fields = Body({}, values)
+        options = {"pick": str(pick or fields.pick(Pick.ONLY) or Pick.ONLY)}
+        wanted = liveness or fields.liveness()
+        if wanted is not None:
+            options["liveness"] = str(wanted)
         async with service.listing:
             await service.off_loop(_check_possible, service, target)  # the last free place may be taken by now
             images = await service.off_loop(_count_images, file)
         await check_key_again(request.scope)
-        job = await service.off_loop(_create, service, target, images, chosen, file)
+        job = await service.off_loop(_create, service, target, images, options, file)
     response.headers["Location"] = f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"
     return job_fields(job)
 
@@ -100,8 +107,8 @@ def _count_images(file: IO[bytes]) -> int:
     return images
 
 
-def _create(service: State, gallery: Gallery, images: int, pick: Pick, file: IO[bytes]) -> Job:
+def _create(service: State, gallery: Gallery, images: int, options: Mapping[str, str], file: IO[bytes]) -> Job:
     """Raises Overloaded when other jobs were created in the meantime."""
     file.seek(0)
     parts, most = iter(lambda: file.read(PART_BYTES), b""), service.context.settings.max_jobs
-    return service.context.jobs.create(gallery.id, images, {"pick": str(pick)}, parts, most)
+    return service.context.jobs.create(gallery.id, images, options, parts, most)

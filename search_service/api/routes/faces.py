@@ -27,9 +27,9 @@ from search_service.api.models.probes import (
 )
 from search_service.api.permissions import BodyKind, accepts, requires
 from search_service.api.requests import (
+    COMPARE_FIELDS,
     COMPARE_IMAGES,
     EMBED_FIELDS,
-    MODEL_FIELD,
     SEARCH_FIELDS,
     Compare,
     DescribeRequest,
@@ -104,9 +104,10 @@ async def _answers(service: State, body: SearchRequest) -> Sequence[Answer]:
         return [await service.off_loop(service.search.search_embedding, body.embedding, gallery, query)]
     service.context.indexes.check_ready(gallery)
     pipeline, images = service.context.pipeline_of(gallery), [image.data for image in body.images]
+    liveness = service.context.liveness_check(query.liveness)
     if not body.same_person:
-        return await service.queue.search(images, pipeline, gallery, query)
-    seen = await service.queue.describe(images, pipeline, Kind(query.pick))
+        return await service.queue.search(images, pipeline, gallery, query, liveness)
+    seen = await service.queue.describe(images, pipeline, Kind(query.pick, liveness=liveness))
     return [await service.off_loop(service.search.search_described_frames, seen, gallery, query)]
 
 
@@ -158,12 +159,12 @@ async def embed(service: Service, body: Embed) -> Any:
     dependencies=[requires(Scope.SEARCH), accepts(BodyKind.IMAGES)],
     response_model=ComparePayload,
     responses=IMAGE_FAILURES,
-    openapi_extra=image_body(MODEL_FIELD, COMPARE_IMAGES),
+    openapi_extra=image_body(COMPARE_FIELDS, COMPARE_IMAGES),
 )
 async def compare(service: Service, body: Compare, request: Request) -> Any:
     """Returns whether the largest faces of two images show one person, at a false match rate of 1 in 1,000. Keys with
     the scope `search` get a score of two decimals."""
-    compared = compare_described(await _described(service, body), body.pack)
+    compared = compare_described(await _described(service, body), body.pack, body.liveness)
     return compare_payload(restricted_comparison(compared, key_of(request)))
 
 
@@ -176,4 +177,5 @@ def models(service: Service) -> Any:
 
 async def _described(service: State, body: DescribeRequest, embed: bool = True) -> list[ImageResult]:
     pipeline = service.context.pipeline(body.pack)
-    return await service.queue.describe([image.data for image in body.images], pipeline, Kind(body.pick, embed))
+    kind = Kind(body.pick, embed, liveness=service.context.liveness_check(body.liveness))
+    return await service.queue.describe([image.data for image in body.images], pipeline, kind)

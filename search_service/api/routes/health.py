@@ -67,6 +67,9 @@ class Readiness:
     def _load(self) -> None:
         self._unusable.clear()
         self._context.pipeline(self._context.pack).load()
+        liveness = self._context.liveness_check(self._context.search_liveness())
+        if liveness is not None:
+            liveness.model.load()
         for gallery in self._context.store.galleries.list():
             if self._stopping.is_set():
                 return

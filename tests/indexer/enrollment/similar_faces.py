@@ -18,6 +18,7 @@ from indexer.models.packs import SFACE
 from indexer.types import Gallery, Person, Pick, Tier
 from indexer.vectors.engines import FaissEngine
 from indexer.vectors.synchronizer import SynchronizedIndex
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import FacePipeline, ImageResult
 from tests.indexer.gallery.faces import DIM, face, image_hash, vector
 
@@ -50,7 +51,9 @@ class DescribedPhotos(FacePipeline):
     def load(self) -> None:
         pass
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         return [ImageResult((face(_embedding_of(image)),)) for image in images]
 
 

@@ -18,10 +18,10 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, ModelFile
 from indexer.types import CROP_SIZE, Face, Pick, Pixels, Reason
 from indexer.vision.align import estimate_similarity, zoom_landmarks
+from indexer.vision.batches import MAX_BATCH_PIXELS
 from indexer.vision.decode import Limits, Photo
 from indexer.vision.detectors.base import iou
 from indexer.vision.pipeline import (
-    MAX_BATCH_PIXELS,
     FacePipeline,
     ImageResult,
     Options,

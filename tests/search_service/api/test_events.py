@@ -76,6 +76,8 @@ def test_search_records_an_event(client: httpx.Client, staff: str) -> None:
         "score": best["score"],
         "threshold": face["threshold"],
         "request_id": "door-1",
+        "reasons": [],
+        "liveness": None,
     }
     assert ok(client.get(f"/v1/events/{event['id']}")) == event
     assert ok(client.get("/v1/events", params={"gallery": event["gallery"]})) == {"events": [event], "cursor": None}

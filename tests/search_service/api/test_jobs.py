@@ -16,7 +16,6 @@ import pytest
 
 from indexer.errors import InvalidRequest
 from indexer.settings import read_settings
-from indexer.types import Pick
 from indexer.vision.pipeline import ImageResult
 from search_service.api.permissions import BodyKind
 from search_service.background import jobs as jobs_module
@@ -61,9 +60,9 @@ class Steps:
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
     steps, describe = Steps(), CourteousPipeline._describe
 
-    def stepped(self: CourteousPipeline, image: bytes, pick: Pick | None, gate: bool) -> ImageResult:
+    def stepped(self: CourteousPipeline, *args: Any) -> ImageResult:
         steps.wait(self._check)
-        return describe(self, image, pick, gate)
+        return describe(self, *args)
 
     monkeypatch.setattr(CourteousPipeline, "_describe", stepped)
     yield steps

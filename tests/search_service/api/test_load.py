@@ -14,6 +14,7 @@ import pytest
 from indexer.models.packs import SFACE, Pack
 from indexer.settings import read_settings
 from indexer.types import Pick
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.api import bodies
 from search_service.api.permissions import BodyKind
@@ -37,13 +38,17 @@ class Held(FacePipeline):
         self.go = threading.Event()
         self.sizes: list[int] = []
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         self._wait(images)
-        return super().describe(images, pick, gate)
+        return super().describe(images, pick, gate, liveness)
 
-    def detect(self, images: Sequence[bytes], pick: Pick | None = None) -> list[ImageResult]:
+    def detect(
+        self, images: Sequence[bytes], pick: Pick | None = None, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         self._wait(images)
-        return super().detect(images, pick)
+        return super().detect(images, pick, liveness)
 
     def _wait(self, images: Sequence[bytes]) -> None:
         self.sizes.append(len(images))

@@ -14,6 +14,7 @@ from indexer import supervision
 from indexer.clock import now
 from indexer.errors import Conflict
 from indexer.types import Pick
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import ImageResult
 from search_service.background import jobs
 from search_service.background.jobs import CourteousPipeline, JobRunner
@@ -51,7 +52,9 @@ class Networks:
 
     def check(self) -> None: ...
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         assert (len(images), pick, gate) == (1, Pick.ONLY, True)
         self.before.append(len(self._probes.calls))
         return [ImageResult(width=len(image)) for image in images]

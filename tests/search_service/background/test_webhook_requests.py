@@ -27,7 +27,7 @@ from tests.search_service.background.receiver import DRIP, HANG, REDIRECT, genui
 from tests.waiting import DEADLINE, wait_for
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
-EVENT = Event(7, "staff", AT, 3, "ana", "Ana é", "door", Direction.IN, "match", 0.61234567, 0.42, "request-1")
+EVENT = Event(7, "staff", AT, 3, "ana", "Ana é", "door", Direction.IN, "match", 0.61234567, 0.42, "request-1", (), None)
 SECRET = "1f" * 32
 
 

@@ -18,7 +18,7 @@ from tests.indexer.cli.command import Command
 from tests.indexer.cli.conftest import Demo
 from tests.nearly_equal import assert_nearly_equal
 
-DETECTION_KEYS = ["box", "landmarks", "detection_score", "quality", "turn"]
+DETECTION_KEYS = ["box", "landmarks", "detection_score", "quality", "turn", "liveness"]
 FACE_KEYS = [*DETECTION_KEYS, "decision", "reasons", "threshold", "fpir", "candidates", "event"]
 
 
@@ -299,7 +299,7 @@ def test_identity_missing_in_the_database_is_never_returned(staff: Command, demo
 @pytest.mark.numeric
 def test_compare_decides_whether_two_photos_show_one_person(empty: Command, demo: Demo) -> None:
     same = empty.ok("compare", demo.photo("hanks"), demo.probes / "hanks-wide.webp", "--json").json
-    assert list(same) == ["score", "threshold", "same", "faces"]
+    assert list(same) == ["score", "threshold", "same", "faces", "reasons"]
     assert same["threshold"] == SFACE.same_threshold
     assert (same["same"], len(same["faces"])) == (True, 2)
     assert same["score"] > 0.8

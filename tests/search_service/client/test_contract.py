@@ -99,7 +99,7 @@ KINDS: Mapping[str, type] = {
     "MadeKey": service_answers.MadeKey,
     "MadeWebhook": service_answers.MadeWebhook,
     "MergedPayload": answers.Merged,
-    "ModelsPayload": answers.Models,
+    "ModelsPayload": service_answers.Models,
     "OwnKey": service_answers.OwnKey,
     "ReadyPayload": service_answers.Ready,
     "StoredFacePayload": answers.StoredFace,
@@ -116,6 +116,7 @@ KINDS: Mapping[str, type] = {
     "IndexPayload": answers.Index,
     "LikelyOne": answers.LikelyOne,
     "PairPayload": answers.Pair,
+    "LivenessPayload": answers.Liveness,
     "QualityPayload": answers.Quality,
     "RecordedPayload": answers.Recorded,
     "SidePayload": answers.Side,
@@ -139,6 +140,7 @@ ENUMS = [
     (enums.DecisionReason, decision.DecisionReason),
     (enums.Reason, types.Reason),
     (enums.Outcome, types.Outcome),
+    (enums.LivenessMode, types.LivenessMode),
     (enums.Pick, types.Pick),
     (enums.Direction, Direction),
     (enums.JobState, stored_jobs.JobState),
@@ -179,9 +181,9 @@ def test_every_field_is_known(service: Running) -> None:
 
 def test_every_field_of_a_model_pack_is_known() -> None:
     described = describe(SFACE)
-    assert {f.name for f in fields(answers.Model)} == {*described, "installed", "problem"}
+    assert {f.name for f in fields(service_answers.Model)} == {*described, "installed", "problem"}
     assert isinstance(described["files"], list)
-    assert {f.name for f in fields(answers.ModelFile)} == set(described["files"][0])
+    assert {f.name for f in fields(service_answers.ModelFile)} == set(described["files"][0])
 
 
 def test_every_object_is_known(service: Running) -> None:

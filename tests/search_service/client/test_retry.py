@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 from search_service.client import Client, Overloaded, ServiceUnreachable, UnexpectedAnswer
-from search_service.client.answers import Identity, Model, Models
+from search_service.client.answers import Identity
 from search_service.client.calls import GalleryCalls, ServiceCalls
 from search_service.client.parsing import read
 from search_service.client.request_bodies import CHUNK, form, json_body, photo
 from search_service.client.retry import Api, NoAnswer, Options, Pause, Reply, Retries, Send, Steps, base_url, no_answer
+from search_service.client.service_answers import Model, Models
 from search_service.client.service_calls import JobCalls
 
 T = TypeVar("T")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from indexer.errors import InvalidRequest
 from indexer.models.packs import SFACE
-from indexer.types import Pick, Quality, Reason
+from indexer.types import Liveness, Pick, Quality, Reason
 from indexer.vision.pipeline import FacePipeline
-from search_service.matching.frames import FusedProbe, fuse, weight_of
+from search_service.matching.frames import SURE_ATTACK_SHARE, FusedProbe, combine_liveness, fuse, weight_of
 from tests.indexer.gallery.faces import DIM, vector
 from tests.photos import astronaut, six_people
 
@@ -95,3 +95,22 @@ def test_real_frames_of_one_person_agree_and_those_of_two_do_not(pipeline: FaceP
     frames = [astronauts.embedding, darker, other.embedding]
     for some, disagreeing in ((frames[:2], []), (frames[1:], [0, 1]), (frames, [2])):
         assert fuse_frames(some, SFACE.same_threshold).disagreeing.tolist() == disagreeing
+
+
+@pytest.mark.parametrize(
+    ("scores", "score", "live"),
+    [
+        ([0.5], 0.5, True),
+        ([0.49], 0.49, False),
+        ([0.9, 0.3, 0.8], 0.8, True),
+        ([0.9, 0.3, 0.2], 0.3, False),
+        ([0.9, 0.3], 0.6, True),
+        ([0.9, 0.5 * SURE_ATTACK_SHARE, 0.8], 0.8, True),
+        ([0.9, 0.5 * SURE_ATTACK_SHARE - 0.01, 0.8], 0.8, False),
+    ],
+)
+def test_median_of_frames_decides_unless_one_is_surely_an_attack(scores: list[float], score: float, live: bool) -> None:
+    frames = [Liveness(one, one >= 0.5, "light", 0.5) for one in scores]
+    combined = combine_liveness(frames)
+    assert combined.score == pytest.approx(score)
+    assert combined.live is live

@@ -15,6 +15,7 @@ from indexer.models.model_files import ModelFiles
 from indexer.models.packs import SFACE, Pack
 from indexer.types import Box, Gallery, Person, Pick, Vectors, sha256
 from indexer.vision import crops
+from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.pipeline import FacePipeline, ImageResult
 from tests.indexer.gallery.faces import face, vector
 
@@ -64,7 +65,9 @@ class Numbers(FacePipeline):
         self._then(self.batches)
         return np.stack([embedding(self.pack, number) for number in numbers])
 
-    def describe(self, images: Sequence[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+    def describe(
+        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
+    ) -> list[ImageResult]:
         """Each photo shows the person, and another person to the right."""
         seen = []
         for number in (int(image.split()[1]) for image in images):
