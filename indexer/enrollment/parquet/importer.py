@@ -40,11 +40,17 @@ def import_rows(
 
     Raises:
         Conflict: The gallery was re-embedded meanwhile.
-        InvalidRequest: The file is damaged.
+        InvalidRequest: The file is damaged, or a batch of it takes too much memory.
     """
     done = 0
-    for batch in file.batches():
-        rows = read_rows(file.path, batch, done, gallery.dim)
+    batches = file.batches()
+    while True:
+        with file.bounded_memory():
+            batch = next(batches, None)
+            rows = [] if batch is None else read_rows(file.path, batch, done, gallery.dim)
+        if batch is None:
+            return
+        del batch
         yield from _commit(store, gallery, rows)
         done += len(rows)
         progress(done, file.rows)
