@@ -173,6 +173,10 @@ def _galleries(context: ServiceContext) -> Iterator[Finding]:
         except (NotFound, Conflict):  # deleted or re-embedded meanwhile
             continue
         advice = f"whosthere gallery rebuild {gallery.name}"
+        kept, counted = context.store.galleries.counts(gallery.id), context.store.galleries.counted(gallery.id)
+        if kept != counted and gallery.seq == context.store.changes.last(gallery.id):
+            counts = f"{kept[0]} identities and {kept[1]} faces are counted; there are {counted[0]} and {counted[1]}"
+            yield Finding(f"counts of {name}", False, counts, advice)
         if compared.snapshot_problem is not None:
             yield Finding(f"snapshot of {name}", False, compared.snapshot_problem, advice)
         found = f"{compared.in_database} faces in the database, {compared.in_index} in the index"

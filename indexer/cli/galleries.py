@@ -83,8 +83,9 @@ def gallery_delete(context: AppContext, name: str, yes: bool, as_json: bool) -> 
 @json_option
 @with_context
 def gallery_rebuild(context: AppContext, name: str, as_json: bool) -> None:
-    """Rebuild a gallery's index from the database."""
+    """Rebuild a gallery's index and counts from the database."""
     gallery = context.store.galleries.get(name)
+    context.store.galleries.correct_counts(gallery.id)
     faces = context.indexes.get(gallery).rebuild()
     if as_json:
         print_json({"gallery": name, "faces": faces})

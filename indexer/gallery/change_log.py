@@ -110,8 +110,13 @@ def gallery_deleted() -> NotFound:
     return NotFound("the gallery was deleted meanwhile", code="gallery_not_found")
 
 
-def record(session: Session, gallery_id: int, last: int, entries: Sequence[Entry]) -> None:
-    """Appends `entries` after number `last`, which `lock` returned in the same transaction."""
+def record(
+    session: Session, gallery_id: int, last: int, entries: Sequence[Entry], identities: int = 0, faces: int = 0
+) -> None:
+    """Appends `entries` after number `last`, which `lock` returned in the same transaction.
+
+    `identities` and `faces` are how many the gallery has gained, or lost if negative.
+    """
     if not entries:
         return
     at = now()
@@ -127,7 +132,12 @@ def record(session: Session, gallery_id: int, last: int, entries: Sequence[Entry
         for seq, entry in enumerate(entries, last + 1)
     ]
     session.execute(insert(ChangeRow), rows)
-    change_rows(session, update(GalleryRow).where(GalleryRow.id == gallery_id).values(seq=last + len(rows)))
+    after = {
+        "seq": last + len(rows),
+        "identities": GalleryRow.identities + identities,
+        "faces": GalleryRow.faces + faces,
+    }
+    change_rows(session, update(GalleryRow).where(GalleryRow.id == gallery_id).values(after))
 
 
 def _select_position(wanted_seq: Any) -> Executable:

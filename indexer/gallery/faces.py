@@ -121,7 +121,7 @@ class FaceRepository(Repository):
             ids, entries, updates = identities.upsert(session, gallery.id, rows, accepted.people, needed)
             created = _insert_faces(session, gallery, accepted.faces, ids)
             entries += [Entry(ChangeKind.FACE_ADDED, image.identity_id, image.face_id) for image in created.values()]
-            change_log.record(session, gallery.id, last, entries)
+            change_log.record(session, gallery.id, last, entries, len(ids) - len(rows), len(created))
             first, images = {id(new) for new in accepted.faces}, {**images, **created}
             updated = dict(zip(accepted.places, updates, strict=True))
             results: list[Enrolled] = []
@@ -165,7 +165,8 @@ class FaceRepository(Repository):
         with self._write() as session:
             last = change_log.lock(session, gallery_id)
             row = _required_row(session, gallery_id, face_id)
-            change_log.record(session, gallery_id, last, [Entry(ChangeKind.FACE_REMOVED, row.identity_id, row.id)])
+            removed = [Entry(ChangeKind.FACE_REMOVED, row.identity_id, row.id)]
+            change_log.record(session, gallery_id, last, removed, faces=-1)
             session.delete(row)
 
     def list(self, gallery_id: int, external_id: str, after: int = 0, limit: int | None = None) -> Sequence[StoredFace]:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, select
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from indexer.clock import now
 from indexer.errors import Conflict, InvalidRequest, NotFound
-from indexer.gallery.database import Repository
+from indexer.gallery import change_log
+from indexer.gallery.database import Repository, change_rows
 from indexer.gallery.schema import FaceRow, GalleryRow, IdentityRow
 from indexer.gallery.validation import check_url_name
 from indexer.types import Gallery
@@ -21,6 +22,14 @@ GALLERY_BY_NAME = select(
     *(GalleryRow.id, GalleryRow.name, GalleryRow.model, GalleryRow.fingerprint),
     *(GalleryRow.dim, GalleryRow.seq, GalleryRow.created_at),
 ).where(GalleryRow.name == bindparam("name"))
+
+
+COUNTS = select(GalleryRow.identities, GalleryRow.faces).where(GalleryRow.id == bindparam("id"))
+
+ROWS = select(
+    select(func.count()).where(IdentityRow.gallery_id == bindparam("id")).scalar_subquery(),
+    select(func.count()).where(FaceRow.gallery_id == bindparam("id")).scalar_subquery(),
+)
 
 
 class GalleryRepository(Repository):
@@ -68,6 +77,20 @@ class GalleryRepository(Repository):
         with self._read() as session:
             return read_counts(session, gallery_id)
 
+    def counted(self, gallery_id: int) -> tuple[int, int]:
+        """Counts the rows of identities and faces, which `counts` must equal. Reads all of them."""
+        with self._read() as session:
+            identities, faces = session.execute(ROWS, {"id": gallery_id}).one()
+            return identities, faces
+
+    def correct_counts(self, gallery_id: int) -> None:
+        """Makes `counts` equal to the rows of a gallery whose counts were not kept. Raises NotFound."""
+        with self._write() as session:
+            change_log.lock(session, gallery_id)
+            identities, faces = session.execute(ROWS, {"id": gallery_id}).one()
+            counts = update(GalleryRow).where(GalleryRow.id == gallery_id).values(identities=identities, faces=faces)
+            change_rows(session, counts)
+
     def list(
         self, after: int = 0, limit: int | None = None, names: AbstractSet[str] | None = None
     ) -> Sequence[Gallery]:
@@ -89,10 +112,9 @@ def read_gallery(reader: Session | Connection, name: str) -> Gallery:
 
 
 def read_counts(session: Session, gallery_id: int) -> tuple[int, int]:
-    """Returns how many identities and faces the gallery has."""
-    people = session.scalar(select(func.count()).where(IdentityRow.gallery_id == gallery_id))
-    faces = session.scalar(select(func.count()).where(FaceRow.gallery_id == gallery_id))
-    return people or 0, faces or 0
+    """Returns how many identities and faces the gallery has; none if it was deleted."""
+    found = session.execute(COUNTS, {"id": gallery_id}).one_or_none()
+    return (found.identities, found.faces) if found is not None else (0, 0)
 
 
 def _gallery(row: Any) -> Gallery:

@@ -73,7 +73,8 @@ class IdentityRepository(Repository):
                 session.add(row)
             if created or (replace and _update_row(row, person, replace_all=True)):
                 session.flush()
-                change_log.record(session, gallery_id, last, [Entry(ChangeKind.IDENTITY_CHANGED, row.id)])
+                entries = [Entry(ChangeKind.IDENTITY_CHANGED, row.id)]
+                change_log.record(session, gallery_id, last, entries, identities=int(created))
             return _identity(row, _count_faces(session, row.id)), created
 
     def change(self, gallery_id: int, external_id: str, change: Callable[[Identity], Person]) -> Identity:
@@ -114,7 +115,7 @@ class IdentityRepository(Repository):
             missing = [replace(p, external_id=key) for key, p in wanted.items() if key not in existing]
             created = insert_returning_ids(session, IdentityRow, [_row_values(gallery.id, p) for p in missing])
             entries = [Entry(ChangeKind.IDENTITY_CHANGED, identity_id) for identity_id in created]
-            change_log.record(session, gallery.id, last, entries)
+            change_log.record(session, gallery.id, last, entries, identities=len(created))
             return {given for given, key in stored.items() if key not in existing}
 
     def get(self, gallery_id: int, external_id: str) -> Identity:
@@ -178,7 +179,7 @@ class IdentityRepository(Repository):
                 entries.append(Entry(ChangeKind.IDENTITY_CHANGED, kept.id))
             entries += [Entry(ChangeKind.FACE_ADDED, kept.id, face_id) for face_id in moved]
             entries.append(Entry(ChangeKind.IDENTITY_REMOVED, removed.id))
-            change_log.record(session, gallery_id, last, entries)
+            change_log.record(session, gallery_id, last, entries, identities=-1)
             session.delete(removed)
             session.flush()
             return _identity(kept, _count_faces(session, kept.id)), len(moved)
@@ -192,7 +193,7 @@ class IdentityRepository(Repository):
             check(_identity(row, len(face_ids)))
             entries = [Entry(ChangeKind.FACE_REMOVED, row.id, face_id) for face_id in face_ids]
             entries.append(Entry(ChangeKind.IDENTITY_REMOVED, row.id))
-            change_log.record(session, gallery_id, last, entries)
+            change_log.record(session, gallery_id, last, entries, identities=-1, faces=-len(face_ids))
             session.delete(row)
             return len(face_ids)
 

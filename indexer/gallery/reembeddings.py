@@ -238,7 +238,7 @@ def _delete_faces(session: Session, gallery_id: int, last: int, conditions: Sequ
     after = 0
     while batch := _next_faces(session, conditions, after):
         removed = [Entry(ChangeKind.FACE_REMOVED, face.identity_id, face.id) for face in batch]
-        change_log.record(session, gallery_id, last, removed)
+        change_log.record(session, gallery_id, last, removed, faces=-len(removed))
         session.execute(delete(FaceRow).where(FaceRow.id.in_([face.id for face in batch])))
         last, after = last + len(batch), batch[-1].id
     return last

@@ -85,6 +85,9 @@ class GalleryRow(Base):
     dim: Mapped[int] = mapped_column(Integer)
     seq: Mapped[int] = mapped_column(Id, default=0)
     """Number of the last change. Updating it locks the row: changes are committed in their numbers' order."""
+    identities: Mapped[int] = mapped_column(Id, default=0)
+    faces: Mapped[int] = mapped_column(Id, default=0)
+    """How many it has. Changed by the transactions that add and delete them, with `change_log.record`."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

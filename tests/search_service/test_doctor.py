@@ -7,9 +7,11 @@ from datetime import timedelta
 import pytest
 
 from indexer.models.packs import SFACE
+from indexer.types import Person
 from search_service.doctor import Finding, examine
 from search_service.service_context import ServiceContext
 from search_service.store.api_keys import Scope
+from tests.postgres import execute
 from tests.search_service.store.test_events import seen
 
 
@@ -52,6 +54,18 @@ def test_keys_that_investigate_are_reported(context: ServiceContext) -> None:
     finding = found(context, "scope investigate")
     assert finding.ok
     assert finding.found.startswith("1 keys, such as 'police'")
+
+
+def test_wrong_counts_are_reported_and_corrected(context: ServiceContext) -> None:
+    gallery = context.store.galleries.get("staff")
+    context.store.identities.put(gallery.id, Person("ana"))
+    assert "counts of gallery staff" not in [finding.check for finding in examine(context)]
+    execute(context.engine, "UPDATE galleries SET identities = 7")
+    finding = found(context, "counts of gallery staff")
+    assert (finding.ok, finding.found) == (False, "7 identities and 0 faces are counted; there are 1 and 0")
+    assert "whosthere gallery rebuild staff" in finding.advice
+    context.store.galleries.correct_counts(gallery.id)
+    assert context.store.galleries.counts(gallery.id) == (1, 0)
 
 
 def test_job_that_cannot_continue_is_reported(context: ServiceContext) -> None:

@@ -169,7 +169,9 @@ def fill(engine: Engine) -> None:
             connection.execute(
                 insertion, {name: value for name, value in given.items() if f":{name}" in insertion.text}
             )
-        connection.execute(text("UPDATE galleries SET seq = :rows WHERE id = :gallery"), given)
+        connection.execute(
+            text("UPDATE galleries SET seq = :rows, identities = :rows, faces = :rows WHERE id = :gallery"), given
+        )
     enroll_one(store, visitors, new_face("visitor", 1))
     if kind == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -201,6 +203,7 @@ def patched(identity: Any) -> Person:
 
 REQUESTS: dict[str, Callable[[Watched], object]] = {
     "galleries": lambda w: w.store.galleries.list(0, PAGE),
+    "counts": lambda w: w.store.galleries.counts(w.staff.id),
     "first page of identities": lambda w: w.store.identities.list(w.staff.id, 0, PAGE),
     "later page of identities": lambda w: w.store.identities.list(w.staff.id, ROWS // 2, PAGE),
     "page of a small gallery": lambda w: w.store.identities.list(w.visitors.id, 0, PAGE),
