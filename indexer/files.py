@@ -6,6 +6,7 @@ import os
 import secrets
 import stat
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,8 +85,17 @@ def make_private_folder(folder: Path) -> None:
 
 
 def make_private_file(path: Path) -> None:
-    """Creates an empty file that only its owner can read, unless the file is there. Raises OSError."""
-    os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
+    """Creates an empty file that only its owner can read, unless the file is there.
+
+    The file is never opened under its name: closing a file releases all locks that the process has on it, and SQLite
+    relies on them (https://www.sqlite.org/howtocorrupt.html, 2.2). Raises OSError.
+    """
+    if not path.exists():
+        descriptor, temporary = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)
+        os.close(descriptor)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+        Path(temporary).unlink()
 
 
 def exposed_paths(folder: Path, without: Path) -> Iterator[Path]:

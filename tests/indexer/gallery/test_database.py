@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from search_service.store.jobs import JobRepository
 from search_service.store.webhooks import WebhookRepository
 from tests.indexer.gallery.faces import DIM, enroll_one, make_gallery, new_face
 from tests.indexer.gallery.together import in_threads
-from tests.postgres import Database, Postgres, connected, opened, running
+from tests.postgres import Database, Postgres, connected, execute, opened, running
 
 PASSWORD = "hunter2"
 
@@ -233,6 +235,26 @@ def test_new_file_written_by_another_process_is_waited_for(tmp_path: Path) -> No
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
     later.join()
     other.close()
+
+
+def test_new_connections_release_no_lock_of_the_others(tmp_path: Path) -> None:
+    """Otherwise another process that closes the database deletes its write-ahead log, and later changes with it."""
+    path = tmp_path / "new.db"
+
+    def seen_elsewhere() -> str:
+        read = (
+            "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM t').fetchone()[0])"
+        )
+        return subprocess.run([sys.executable, "-c", read, path], capture_output=True, check=True).stdout.decode()
+
+    with connected(f"sqlite:///{path}") as engine:
+        execute(engine, "CREATE TABLE t (n INTEGER)")
+        with engine.connect() as one, engine.connect() as other:
+            assert [connection.scalar(text("SELECT count(*) FROM t")) for connection in (one, other)] == [0, 0]
+            for expected in ("0\n", "1\n"):
+                assert seen_elsewhere() == expected
+                execute(engine, "INSERT INTO t VALUES (1)")
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
