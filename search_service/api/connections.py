@@ -12,6 +12,7 @@ import json
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import partial
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -53,7 +54,7 @@ class ConnectionLimits:
     """Addresses that hold the connections of many callers, and are limited by the total only."""
 
     def make_room(self, new: BoundedProtocol, connections: Collection[Any]) -> bool:
-        """Returns whether there is room for a new connection, after ending idle ones."""
+        """Returns whether there is room for a new connection, after ending others."""
         same = [one for one in connections if one is not new and one.address == new.address]
         if not self._is_proxy(new.address) and not _has_room(same, self.per_address):
             return False
@@ -67,13 +68,13 @@ class ConnectionLimits:
 
 
 def _has_room(connections: Collection[BoundedProtocol], most: int) -> bool:
-    """Returns whether one more may be there, after ending the one that has been idle for longest if necessary."""
+    """Returns whether one more may be there, after ending the one that is worth least if necessary."""
     if len(connections) < most:
         return True
-    idle = [one for one in connections if not one.is_busy]
-    if idle:
-        min(idle, key=lambda one: one.idle_since).give_way()
-    return bool(idle)
+    waiting = [one for one in connections if one.rank is not Rank.ANSWERED]
+    if waiting:
+        min(waiting, key=lambda one: (one.rank, one.heard_at)).give_way()
+    return bool(waiting)
 
 
 def protocol_of(settings: Settings) -> Any:
@@ -83,6 +84,17 @@ def protocol_of(settings: Settings) -> Any:
     return partial(BoundedProtocol, limits=limits)
 
 
+class Rank(IntEnum):
+    """Which of several connections is ended first."""
+
+    IDLE = 0
+    """No request was received in full, as far as its headers."""
+    WAITING = 1
+    """A request waits for its caller, who has not sent all of the body, or does not take the answer."""
+    ANSWERED = 2
+    """A request is being answered. It is not ended."""
+
+
 class _TooLarge(Exception):
     """Raised in callbacks of the parser, which ends parsing."""
 
@@ -90,13 +102,15 @@ class _TooLarge(Exception):
 class BoundedProtocol(HttpToolsProtocol):
     """One connection.
 
-    When there are too many, the one that has been without a request for longest gives way to a new one. So connections
-    that send nothing, or headers slowly, keep nobody out; only with a request on each is the new one refused (503).
+    When there are too many, the one from which nothing was received for longest gives way to a new one, first of those
+    without a request. So callers that send or receive slowly, or nothing, keep nobody out; a new connection is refused
+    (503) only while a request is being answered on each of the others.
     """
 
     def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.idle_since = 0.0
+        self.heard_at = 0.0
+        """When something was received last, or an answer ended, by the clock of the event loop."""
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._is_in_head = self._is_too_large = self._is_refused = False
@@ -112,6 +126,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether a request is being answered."""
         cycle: Any = self.cycle  # None before the first request
         return cycle is not None and not cycle.response_complete
+
+    @property
+    def rank(self) -> Rank:
+        if not self.is_busy:
+            return Rank.IDLE
+        return Rank.WAITING if self.cycle.more_body or self.flow.write_paused else Rank.ANSWERED
 
     @property
     def address(self) -> str:
@@ -138,6 +158,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
+        self.heard_at = self.loop.time()
         self._unparsed += len(data)
         super().data_received(data)
         if self._unparsed > MAX_HEAD_BYTES and not self._is_refused:
@@ -227,7 +248,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_waiting(self) -> None:
         """Begins the time that the next request may take."""
-        self.idle_since = self.loop.time()
+        self.heard_at = self.loop.time()
         self._start_timer(HEAD_SECONDS)
 
     def _start_timer(self, seconds: float) -> None:

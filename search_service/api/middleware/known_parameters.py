@@ -5,7 +5,11 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from indexer.errors import InvalidRequest
 from search_service.api.parameters import Parameters
+
+MAX_BYTES = 2**16
+"""Of a body where the route takes none, which is read to name its fields. Callers without a key can send one."""
 
 
 class KnownParameters:
@@ -33,8 +37,12 @@ class KnownParameters:
 async def _checked(receive: Receive, parameters: Parameters) -> Receive:
     """Receives the body and returns a `receive` that starts with it again. Raises InvalidRequest unless it is empty."""
     messages: list[Message] = []
+    size = 0
     while not messages or messages[-1].get("more_body", False):
         messages.append(await receive())
+        size += len(messages[-1].get("body", b""))
+        if size > MAX_BYTES:
+            raise InvalidRequest("this route takes no body")
     parameters.check_empty_body(b"".join(message.get("body", b"") for message in messages))
     remaining = iter(messages)
 

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 import uvicorn
@@ -16,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from indexer.settings import read_settings
 from search_service.api import connections
-from search_service.api.connections import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, protocol_of
+from search_service.api.connections import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, Rank, protocol_of
 from tests.search_service.api.serving import Running
 from tests.waiting import DEADLINE, wait_for
 
@@ -121,10 +122,16 @@ class Small:
     def connected(self) -> int:
         return len(self.server.server_state.connections)
 
+    def ranks(self) -> list[Rank]:
+        connected: set[Any] = self.server.server_state.connections
+        return [one.rank for one in list(connected)]
+
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/wait":
             self.waiting += 1
             await asyncio.to_thread(self.go_on.wait, DEADLINE)
+        while scope["path"] == "/read" and (await receive()).get("more_body"):
+            pass
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/stream":
             await receive()
@@ -150,6 +157,8 @@ def small() -> Iterator[Small]:
 
 
 WAIT = b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n"
+BODY = b"POST /read HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf"
+STREAM = b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSE = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 
@@ -179,6 +188,18 @@ def test_one_address_has_a_share_of_the_connections(small: Small) -> None:
         with connect(small.url, ADDRESSES[1]) as other:
             other.sendall(CLOSE)
             assert status(answered(other)) == 200
+
+
+@pytest.mark.parametrize("slow", [BODY, STREAM])
+def test_callers_that_send_or_receive_slowly_give_way(small: Small, slow: bytes) -> None:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(connect(small.url, address)) for address in ADDRESSES[:2] * 4]
+        for connection in opened:
+            connection.sendall(slow)
+        wait_for(lambda: small.ranks() == [Rank.WAITING] * 8, "the requests")
+        with connect(small.url, ADDRESSES[2]) as new:
+            new.sendall(CLOSE)
+            assert status(answered(new)) == 200
 
 
 def test_connections_with_requests_do_not_give_way(small: Small) -> None:
@@ -237,7 +258,7 @@ def test_a_caller_that_takes_nothing_of_an_answer_is_disconnected(
 ) -> None:
     monkeypatch.setattr(connections, "SEND_SECONDS", 0.1)
     with connect(small.url) as connection:
-        connection.sendall(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.sendall(STREAM)
         wait_for(lambda: small.hung_up == 1, "the caller is disconnected")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from search_service.api.middleware.known_parameters import MAX_BYTES
 from tests import photos
 from tests.search_service.api.bulk import packed
 from tests.search_service.api.endpoints import Endpoint, application, endpoints
@@ -159,6 +160,11 @@ def test_unknown_form_fields_name_where_they_belong(guarded: Guarded) -> None:
             refused(answer, 400, "invalid_request")
             assert problems(answer) == {f"body.{name}": problem}
     assert ok(client.get("/v1/galleries/staff/identities", headers=headers))["identities"] == []
+
+
+def test_a_long_body_is_refused_where_none_is_taken(guarded: Guarded) -> None:
+    for size, status in ((MAX_BYTES, 200), (MAX_BYTES + 1, 400)):
+        assert guarded.client.request("GET", "/healthz", content=b" " * size).status_code == status
 
 
 def test_long_and_many_unknown_names_give_a_short_message(guarded: Guarded) -> None:
