@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from typing import IO, Any
 
 import numpy as np
@@ -161,6 +162,7 @@ def _shared_file() -> IO[bytes]:
 def serve(descriptor: int) -> None:
     """Answers the images of a socket, until it is closed or none comes for IDLE_SECONDS. Runs in its own process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
+    warnings.simplefilter("ignore")  # Pillow warns of each damaged tag, on standard error
     with socket.socket(fileno=descriptor) as requests:
         requests.sendall(READY)
         while True:

@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.settings import LogFormat
 from indexer.timing import Stopwatch, untimed
-from indexer.vision.decode import decode
+from indexer.vision import pillow_decoder
+from indexer.vision.decode import decode, end_processes
 from search_service import logs
 from search_service.api.metrics import Metrics
 from search_service.logs import FIELDS, Json, Text
@@ -171,7 +172,7 @@ def test_logs_are_json_unless_written_to_a_terminal(wanted: str, formatter: type
 
 
 @pytest.mark.usefixtures("logging_as_before")
-def test_warnings_of_decoders_are_not_logged() -> None:
+def test_warnings_of_decoders_are_not_logged(capfd: pytest.CaptureFixture[str]) -> None:
     """A TIFF with one tag that claims to be longer than the file; one with 25,000 caused as many lines."""
     fields = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 200), (277, 1), (278, 8), (279, 64)]
     tags = [(tag, 4, 1, value) for tag, value in fields] + [(40000, 2, 10**6, 100)]
@@ -179,12 +180,15 @@ def test_warnings_of_decoders_are_not_logged() -> None:
     tiff = (b"II*\0" + struct.pack("<I", 8) + directory).ljust(200, b"\0") + bytes(64)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        assert decode(tiff).width == 8
+        assert pillow_decoder.decode(tiff).width == 8
         assert warned
         warned.clear()
         logs.set_up(LogFormat.JSON)
-        assert decode(tiff).width == 8
+        assert pillow_decoder.decode(tiff).width == 8
         assert not warned
+    end_processes()
+    assert decode(tiff).width == 8
+    assert capfd.readouterr().err == "", "the process that decodes TIFFs prints none either"
 
 
 @pytest.mark.parametrize("method", ["batch", "waiting", "stage", "request"])
