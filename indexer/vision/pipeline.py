@@ -25,24 +25,14 @@ from indexer.vision.decode import Limits, Photo, decode_aside
 from indexer.vision.detection import SearchScope
 from indexer.vision.detectors.base import Detector
 from indexer.vision.embedders.base import Embedder
+from indexer.vision.further_search import FurtherSearch
 from indexer.vision.liveness.base import LivenessCheck
 from indexer.vision.liveness.crops import upright
 from indexer.vision.runtime import Threads
-from indexer.vision.selection import SeenFace, SeenImage, next_faces, select_faces
+from indexer.vision.selection import SEARCH_SCOPES, SeenFace, SeenImage, next_faces, select_faces
 
 REDUCED_SIDE = 1000
 """Longest side, at least, to which a JPEG is first decoded: a photo of 4032 x 3024 at a quarter."""
-
-SEARCH_SCOPES = {
-    None: SearchScope.ALL,
-    Pick.ONLY: SearchScope.ONLY,
-    Pick.LARGEST: SearchScope.LARGEST,
-    Pick.CENTER: SearchScope.CENTER,
-}
-
-TURN_MARGIN = 0.02
-"""The second detection pass must score a turned photo higher by this much than the photo as it is. On LFW the upright
-photo is ahead by 0.023 at least and by 0.066 in the median."""
 
 EMBEDDED_AT_ONCE = 32
 """Faces embedded between two ends of slices."""
@@ -203,13 +193,13 @@ class FacePipeline:
         Images that show no face with certainty are searched further, one at a time.
         """
         detector, _ = self._load()
+        further = FurtherSearch(detector, self._look, self._full_size)
         self._look([item for item in batch if isinstance(item, SeenImage)], pick)
         for place, image in enumerate(batch):
             if not isinstance(image, SeenImage):
                 continue
-            is_complete = pick is not None or not detection.needs_tiles(image.photo)
-            if image.rejection is None and not (is_complete and image.score >= detector.upright_score):
-                batch[place] = image = self._search_further(image, pick)
+            if image.rejection is None and further.is_needed(image, pick):
+                batch[place] = image = further.search(image, pick)
             try:
                 image.skipped = image.skipped if pick is None else 0  # otherwise one face is wanted
                 if image.rejection is None:
@@ -307,67 +297,6 @@ class FacePipeline:
                     continue
                 measured = quality.measure(face, crop, detector.enrollment_score)
                 image.seen.append(SeenFace(face, measured, crop, np.stack(views)))
-
-    def _search_further(self, image: SeenImage, pick: Pick | None) -> SeenImage:
-        """Searches an image that shows no face with certainty at all scales, in the other orientations, and a large one
-        in tiles.
-
-        If a face is likely, the other orientations are searched at a coarse scale only, which finds a turned face.
-        Returns the image with the faces of the best orientation.
-        """
-        detector, _ = self._load()
-        reduced = image.photo
-        try:
-            if pick is not None and 0 < image.score < detector.enrollment_score:
-                (faces,) = detection.detect_faces(detector, [image.photo])  # the first pass may have stopped early
-                self._look_at_more(image, pick, faces)
-            for sides, enough in self._further_passes(reduced, pick):
-                if image.score < enough and image.turn == 0:
-                    image = self._search_turned(image, pick, sides)
-            if detection.needs_tiles(reduced) and (pick is None or image.score < detector.confident_score):
-                image.photo = self._full_size(image)
-                side = min(detection.DETECTION_SIDES[-1], max(reduced.pixels.shape))
-                self._look_at_more(image, pick, detection.detect_in_tiles(detector, image.photo, side, image.turn))
-        except RejectedImage as rejection:
-            image.rejection = rejection.without_traceback()
-        image.photo = reduced  # full-size photos of a batch are not kept together
-        return image
-
-    def _further_passes(self, photo: Photo, pick: Pick | None) -> Sequence[tuple[Sequence[int], float]]:
-        """Returns the scales at which a photo is searched in other orientations, each with the score of a face above
-        which this is not needed."""
-        detector, _ = self._load()
-        fine = detection.FINE_SIDES
-        if pick is None:
-            return [(fine, detector.upright_score)]
-        passes = [(fine[:1], detector.upright_score), (fine[1:], detector.confident_score)]
-        return passes if max(photo.pixels.shape) > fine[0] else passes[:1]
-
-    def _search_turned(self, image: SeenImage, pick: Pick | None, sides: Sequence[int]) -> SeenImage:
-        """Returns the image with the faces of another orientation if these are certain, otherwise as it is."""
-        detector, _ = self._load()
-        turned = []
-        for turn in detection.TURNS:
-            (faces,) = detection.detect_faces(detector, [image.photo], SEARCH_SCOPES[pick], sides, turn)
-            if faces:
-                turned.append(SeenImage(image.data, image.photo, faces, turn=turn))
-        if turned:
-            image.photo = self._full_size(image)
-        for one in turned:
-            one.photo = image.photo
-        self._look(turned, pick)
-        best = max(turned, key=lambda one: one.score, default=image)
-        needed = max(detector.enrollment_score, image.score + TURN_MARGIN)
-        return best if best.score >= needed else image
-
-    def _look_at_more(self, image: SeenImage, pick: Pick | None, faces: Sequence[Detection]) -> None:
-        """Runs the second detection pass for those of `faces` that it has not seen yet."""
-        known = [face.detection for face in image.seen]
-        new = [face for face in faces if not any(detection.are_same_face(face, one) for one in known)]
-        image.found = detection.merge([*image.found, *new])
-        if pick is Pick.CENTER:  # the most central face is the only one that was seen
-            image.found, image.seen = detection.merge([*image.found, *known]), []
-        self._look([image], pick)
 
 
 def _gray_image() -> bytes:

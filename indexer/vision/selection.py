@@ -16,6 +16,15 @@ from numpy.typing import NDArray
 from indexer.errors import RejectedImage
 from indexer.types import Detection, Liveness, Pick, Pixels, Quality, Reason
 from indexer.vision.decode import Photo
+from indexer.vision.detection import SearchScope
+
+SEARCH_SCOPES = {
+    None: SearchScope.ALL,
+    Pick.ONLY: SearchScope.ONLY,
+    Pick.LARGEST: SearchScope.LARGEST,
+    Pick.CENTER: SearchScope.CENTER,
+}
+"""What the first detection pass searches for, so that `Pick` finds its faces; None stands for all faces."""
 
 RIVAL_AREA_RATIO = 0.5
 """A second face counts if its area is at least this share of the largest one's (public contract of `--pick only`)."""
