@@ -17,11 +17,14 @@ from indexer.files import write_atomically
 from indexer.types import Gallery
 from search_service.cli.common import with_context
 from search_service.events.attendance import LONGEST_PAUSE, LONGEST_SHIFT, Mark, Row, days_of, hours_of, span, write
-from search_service.matching.decision import Decision
+from search_service.matching.decision import Decision, DecisionReason
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
 from search_service.store.event_pages import Direction, EventFilter
 from search_service.store.events import EventRepository
+
+NOT_LIVE = str(DecisionReason.NOT_LIVE)
+"""Reason of events that are attempted presentation attacks."""
 
 
 @click.group("events")
@@ -76,7 +79,8 @@ def events_list(
     for e in found:
         score = "" if e.score is None else f"{e.score:.3f}"
         at, way = e.at.strftime("%Y-%m-%d %H:%M:%S"), e.direction or ""
-        rows.add_row(str(e.id), at, e.gallery, e.device, way, e.external_id or "", e.name or "", score, e.decision)
+        decision = f"{e.decision}, {NOT_LIVE}" if NOT_LIVE in e.reasons else e.decision
+        rows.add_row(str(e.id), at, e.gallery, e.device, way, e.external_id or "", e.name or "", score, decision)
     show(rows if found else "There are no such events. A search with `record` records them.")
 
 

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 
 from indexer.settings import read_settings
+from indexer.types import Liveness
+from search_service.api.disclosure import restricted_answer
+from search_service.matching.decision import Decision
+from search_service.search import Answer, FaceAnswer, FrameAnswer
 from search_service.service_context import ServiceContext
 from search_service.store.api_keys import Scope
 from tests import photos as sources
@@ -130,3 +134,16 @@ def test_events_that_a_search_key_records_show_it_no_exact_score(
             shown = None if name == "no_match" else round(np.float64(stored["score"]), 2)
             assert (event["id"], event["decision"], event["score"]) == (stored["id"], name, shown)
             assert stored["score"] is not None
+
+
+def test_liveness_scores_have_two_decimals(keyed: Keyed) -> None:
+    """More would guide an attacker who improves a forgery."""
+    keys = {scope: key for key in keyed.context.keys.list() for scope in key.scopes}
+    liveness = Liveness(0.12345, live=False, model="light", threshold=0.5)
+    face = FaceAnswer(None, None, Decision.NO_MATCH, 0.4, 0.01, (), liveness=liveness)
+    answer = Answer("staff", "sface", (face,), frames=(FrameAnswer(liveness=liveness), FrameAnswer()))
+    narrow, full = (restricted_answer(answer, keys[scope]) for scope in (Scope.SEARCH, Scope.INVESTIGATE))
+    for seen, score in ((narrow, 0.12), (full, 0.12345)):
+        assert seen.frames is not None
+        found = [seen.faces[0].liveness, *(frame.liveness for frame in seen.frames)]
+        assert [one and one.score for one in found] == [score, score, None]

@@ -217,3 +217,19 @@ def test_webhook_from_creation_to_deletion(context: ServiceContext, staff: Galle
     assert run(context, "webhooks", "replay", hook.id).output == "1 deliveries will be retried.\n"
     deleted = run(context, "webhooks", "delete", hook.id).output
     assert deleted == f"Webhook {hook.id} deleted; 1 deliveries were still waiting.\n"
+
+
+def test_attack_is_listed_as_one_with_a_cooldown_of_its_own(context: ServiceContext, staff: Gallery) -> None:
+    liveness = {"score": 0.1, "live": False, "model": "light"}
+    nobody = Sighting("door", None, "no_match", False, None, 0.2, 0.4, reasons=("below_threshold",))
+    attack = Sighting("door", None, "no_match", False, None, None, 0.4, None, ("not_live",), liveness, is_attack=True)
+    recorded = [
+        context.events.record(staff, seen, timedelta(seconds=60)).recorded for seen in (nobody, attack, nobody, attack)
+    ]
+    assert recorded == [True, True, False, False]
+    events = json.loads(run(context, "events", "list", "--json").output)
+    assert [(one["reasons"], one["liveness"]) for one in events] == [
+        (["below_threshold"], None),
+        (["not_live"], liveness),
+    ]
+    assert run(context, "events", "list").output.count("no_match, not_live") == 1
