@@ -54,6 +54,10 @@ CONNECTIONS = 15
 """Connections of one process to PostgreSQL, which its threads use for a few milliseconds each. PostgreSQL allows 100 by
 default (`max_connections`), enough for six processes."""
 
+MOST_THREADS = 100
+"""Connections to SQLite beyond those that stay open, more than a process has threads that use the database: a reader
+never waits for the connection of a writer, who may wait for BUSY_SECONDS."""
+
 CONNECT_OPTIONS = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -118,7 +122,7 @@ def open_database(url: str) -> Engine:
                 make_private_folder(folder)
             except OSError as error:
                 raise StorageUnavailable(f"the folder of the database cannot be created: {error}") from error
-        engine = _create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+        engine = _create_engine(parsed, max_overflow=MOST_THREADS, connect_args={"timeout": BUSY_SECONDS})
         if parsed.database and parsed.database != ":memory:":
             event.listen(engine, "do_connect", _create_privately)
         event.listen(engine, "connect", _prepare_sqlite)

@@ -33,6 +33,7 @@ from search_service.api.routes import (
 from search_service.api.routes.health import Readiness, health_router
 from search_service.api.routes.openapi import document, failures
 from search_service.api.state import State
+from search_service.api.threads import Writers
 from search_service.background.jobs import JobRunner
 from search_service.background.webhooks import Deliverer
 from search_service.calibration.thresholds import Thresholds
@@ -65,6 +66,7 @@ def create_app(context: ServiceContext, on_stop: Callable[[], object] = lambda: 
     limits = settings.max_batch, settings.max_waiting, settings.max_waiting_bytes
     queue = InferenceQueue(service.search_described, *limits, metrics)
     deliverer, budget = Deliverer(context), ProbeBudget(context)
+    writers = Writers()
     guard = security.Guard(context)
     readiness = Readiness(context, guard)
     runner = JobRunner(context, queue)
@@ -97,10 +99,10 @@ def create_app(context: ServiceContext, on_stop: Callable[[], object] = lambda: 
         generate_unique_id_function=lambda route: route.name,
         responses=failures(400, 401, 403, 404, 422, 429),
     )
-    app.state.service = State(context, service, queue, metrics, deliverer, budget)
+    app.state.service = State(context, service, queue, metrics, deliverer, budget, writers)
     errors.register(app)
     document(app)
-    add_middlewares(app, context, guard, metrics)
+    add_middlewares(app, context, guard, metrics, writers)
     guard.routes.add_public(route for route in app.routes if getattr(route, "path", None) in security.DOCUMENTATION)
     for routes in (galleries, identities, faces, keys, enrollments, jobs, events, webhooks):
         app.include_router(routes.router, dependencies=security.KEY_HEADERS, responses=failures(503))

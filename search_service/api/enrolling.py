@@ -51,7 +51,7 @@ async def enroll(service: State, request: EnrollRequest, before_commit: Callable
         ]
 
     await before_commit()
-    return await service.off_loop(commit)
+    return await service.writers.run(commit)
 
 
 def rejection(result: Result) -> RejectedImage:

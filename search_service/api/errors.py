@@ -70,6 +70,12 @@ class ProbeBudgetUsed(RateLimited):
     code = "probe_budget_used"
 
 
+class StorageBusy(errors.StorageUnavailable):
+    """The database takes no changes for the moment; reading works."""
+
+    code = "storage_busy"
+
+
 class PreconditionFailed(WhosthereError):
     """The object is not in the state that the request expects."""
 

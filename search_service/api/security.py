@@ -14,7 +14,6 @@ from typing import Any
 
 from fastapi import Security
 from fastapi.security import APIKeyHeader, HTTPBearer
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,6 +26,7 @@ from search_service.api.errors import Forbidden, RateLimited, Unauthorized
 from search_service.api.hosts import is_loopback
 from search_service.api.permissions import DeclaredRoutes, Permission, RouteMatch
 from search_service.api.proxies import came_through_proxy
+from search_service.api.threads import CHECKING, Threads
 from search_service.service_context import ServiceContext
 from search_service.store import api_keys
 from search_service.store.api_keys import ApiKey
@@ -91,6 +91,7 @@ class Guard:
         self._has_keys = False
         """Whether a key was ever created, as far as this process knows; once true, it stays true."""
         self._buckets = Buckets()
+        self.threads = Threads(CHECKING)
 
     async def start(self) -> None:
         """Logs a warning if no key is needed."""
@@ -128,7 +129,7 @@ class Guard:
         a key by now."""
         if key is not None:
             try:
-                _check_valid(await run_in_threadpool(lambda: self._context.keys.get(key.id)))
+                _check_valid(await self.threads.run(lambda: self._context.keys.get(key.id)))
             except NotFound as error:  # the database was replaced
                 raise Unauthorized("the API key is not known here") from error
         elif await self._any_key():
@@ -161,7 +162,7 @@ class Guard:
             )
         if sent is None:
             raise Unauthorized("expected an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        key = await run_in_threadpool(lambda: self._context.keys.authenticate(sent))
+        key = await self.threads.run(lambda: self._context.keys.authenticate(sent))
         if key is None:
             raise Unauthorized("the API key is not known here")
         _check_valid(key)
@@ -175,7 +176,7 @@ class Guard:
 
     async def _any_key(self) -> bool:
         if not self._has_keys:
-            self._has_keys = await run_in_threadpool(lambda: self._context.keys.has_any())
+            self._has_keys = await self.threads.run(lambda: self._context.keys.has_any())
         return self._has_keys
 
     def _is_local(self, scope: Scope) -> bool:

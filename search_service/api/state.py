@@ -15,6 +15,7 @@ from indexer.models.packs import Pack
 from indexer.types import Gallery
 from search_service.api.metrics import Metrics
 from search_service.api.probe_budget import ProbeBudget
+from search_service.api.threads import Writers
 from search_service.background.webhooks import Deliverer
 from search_service.inference_queue import InferenceQueue
 from search_service.search import SearchService
@@ -33,6 +34,7 @@ class State:
     metrics: Metrics
     deliverer: Deliverer
     budget: ProbeBudget
+    writers: Writers
     comparing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while all faces of a gallery are compared, which takes every core for seconds."""
     listing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -58,7 +60,7 @@ class State:
                 raise
 
     async def off_loop(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Runs a function that waits for the database or the index on a thread."""
+        """Runs a function that reads from the database or the index on a thread; `writers` runs those that write."""
         return await run_in_threadpool(function, *args, **kwargs)
 
 

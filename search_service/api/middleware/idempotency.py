@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +26,7 @@ from indexer.gallery.schema import MAX_NAME_LENGTH
 from indexer.supervision import SupervisedThread
 from search_service.api.errors import KeyReused, RequestInProgress, send_error
 from search_service.api.paths import route_path
+from search_service.api.threads import Threads, Writers
 from search_service.service_context import ServiceContext
 from search_service.store.idempotency import (
     LEASE_SECONDS,
@@ -52,6 +52,9 @@ NOT_STORED = frozenset({401, 403, 408, 413, 429})
 
 STORED_HEADERS = ("content-type", "etag", "location")
 """Headers that are stored with an answer; the others belong to one connection or one moment."""
+
+FINISHING = 4
+"""Threads that store answers. They wait as long as it takes: what the request changed is committed."""
 
 RENEWAL_SECONDS = LEASE_SECONDS / 5
 """How often a process renews its claims: four times before another process takes them over."""
@@ -79,9 +82,11 @@ def memory_of(request: Request) -> Memory:
 class Idempotency:
     """ASGI middleware, inside of the one that checks API keys: each API key has Idempotency-Keys of its own."""
 
-    def __init__(self, app: ASGIApp, context: ServiceContext) -> None:
+    def __init__(self, app: ASGIApp, context: ServiceContext, writers: Writers | None = None) -> None:
         self.app = app
         self._context = context
+        self._writers = writers or Writers()
+        self._finishing = Threads(FINISHING)
         self._renewer = _ClaimRenewer(context)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +97,7 @@ class Idempotency:
             return
         body = _HashedBody(scope, receive)
         try:
-            claim = await run_in_threadpool(self._claim, _owner(scope), _checked(keys))
+            claim = await self._writers.run(self._claim, _owner(scope), _checked(keys))
             if isinstance(claim, Pending):
                 raise RequestInProgress(f"a request with this {HEADER} is being answered; try again soon")
             if isinstance(claim, StoredAnswer):
@@ -118,7 +123,7 @@ class Idempotency:
                     answer = None
                     messages[0]["headers"] = [*messages[0]["headers"], (STORED.lower().encode(), b"false")]
             finally:
-                still_ours = await run_in_threadpool(self._finish, claim, answer)
+                still_ours = await self._finishing.run(self._finish, claim, answer)
         if not still_ours:
             raise RequestInProgress(f"another worker answers this {HEADER} meanwhile; try again soon")
         return messages

@@ -18,6 +18,7 @@ from search_service.api.middleware.request_context import RequestContext
 from search_service.api.middleware.unexpected_errors import UnexpectedErrors
 from search_service.api.permissions import BodyKind
 from search_service.api.security import Guard
+from search_service.api.threads import Writers
 from search_service.service_context import ServiceContext
 
 ORDER = (
@@ -50,7 +51,7 @@ ARCHIVE_SECONDS = 3600.0
 """How long one archive may take while more than half of those bytes are held: 600 kB a second for the largest."""
 
 
-def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics: Metrics) -> None:
+def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics: Metrics, writers: Writers) -> None:
     """Adds the middlewares of ORDER. Starlette calls the one that was added last first."""
     settings = context.settings
     max_archive, max_body = settings.max_archive_bytes, settings.max_body_bytes
@@ -59,7 +60,7 @@ def add_middlewares(app: FastAPI, context: ServiceContext, guard: Guard, metrics
         BodyKind.IMAGES: BodyLimit(max_body, settings.max_waiting_bytes),
         BodyKind.JSON: BodyLimit(min(MAX_JSON_BYTES, max_body), settings.max_waiting_bytes, max_values=MAX_JSON_VALUES),
     }
-    app.add_middleware(Idempotency, context=context)
+    app.add_middleware(Idempotency, context=context, writers=writers)
     app.add_middleware(KnownParameters)
     app.add_middleware(InputLimits, limits=limits)
     hosts = allowed_hosts(settings.host, settings.allowed_hosts.split(","))

@@ -87,7 +87,7 @@ async def enroll(
             await service.off_loop(_check_possible, service, target)  # the last free place may be taken by now
             images = await service.off_loop(_count_images, file)
         await check_key_again(request.scope)
-        job = await service.off_loop(_create, service, target, images, options, file)
+        job = await service.writers.run(_create, service, target, images, options, file)
     response.headers["Location"] = f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"
     return job_fields(job)
 

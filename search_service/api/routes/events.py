@@ -14,6 +14,7 @@ from search_service.api.models.events import EventList, EventPayload, Forgotten
 from search_service.api.pages import BY_ID, LARGEST_ID, Paged
 from search_service.api.permissions import requires
 from search_service.api.state import Service
+from search_service.api.threads import writes
 from search_service.matching.decision import Decision
 from search_service.serializers import event_object
 from search_service.store.api_keys import Scope
@@ -56,6 +57,7 @@ def show_event(service: Service, request: Request, event_id: Annotated[int, Path
 
 
 @router.delete("", response_model=Forgotten)
+@writes
 def forget_events(
     service: Service,
     request: Request,

@@ -118,7 +118,7 @@ async def _recorded(service: State, body: SearchRequest, answers: Sequence[Answe
         return answers
     if memory.previous is not None:
         return await service.off_loop(restore_events, events, answers, recording, memory.previous)
-    recorded = await service.off_loop(lambda: [record(events, body.gallery, one, recording) for one in answers])
+    recorded = await service.writers.run(lambda: [record(events, body.gallery, one, recording) for one in answers])
     memory.keep = serialize_events(recorded)
     service.deliverer.wake()
     return recorded

@@ -26,6 +26,7 @@ from search_service.api.permissions import requires
 from search_service.api.routes.openapi import failures
 from search_service.api.security import key_of
 from search_service.api.state import Service, State
+from search_service.api.threads import writes
 from search_service.calibration.report import calibrate, calibration_object
 from search_service.store.api_keys import Scope
 
@@ -54,6 +55,7 @@ def list_galleries(service: Service, request: Request, page: Paged) -> Any:
     responses=failures(409, 413),
     dependencies=[requires(Scope.ADMIN, every_gallery=True)],
 )
+@writes
 def create_gallery(service: Service, new: NewGallery) -> Any:
     """Creates an empty gallery for one model pack."""
     pack, store = service.pack(new.model), service.context.store
@@ -69,6 +71,7 @@ def show_gallery(service: Service, gallery: str) -> Any:
 
 
 @router.delete("/{gallery}", response_model=Deleted, dependencies=[requires(Scope.ADMIN)])
+@writes
 def delete_gallery(service: Service, gallery: str) -> Any:
     """Deletes the gallery with all its identities."""
     store = service.context.store

@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from indexer.errors import Conflict, IndexBuilding, InvalidRequest, NotFound, WhosthereError
 from indexer.types import Gallery
@@ -99,7 +98,7 @@ class Readiness:
         if state == "ready":
             known = dict(self._unusable)
             try:
-                found = await run_in_threadpool(self._context.store.galleries.list, 0, None if known else 1)
+                found = await self._guard.threads.run(self._context.store.galleries.list, 0, None if known else 1)
                 unusable = {gallery.name: known[gallery.id] for gallery in found if gallery.id in known}
             except WhosthereError as error:
                 state, problem = "failed", error.message

@@ -36,6 +36,7 @@ from search_service.api.requests import ENROLL_FIELDS, Enroll
 from search_service.api.routes.openapi import Responses, failures, image_body, tagged
 from search_service.api.security import check_key_again
 from search_service.api.state import Service
+from search_service.api.threads import writes
 from search_service.store.api_keys import Scope
 
 router = APIRouter(prefix="/v1/galleries/{gallery}", tags=["identities"], dependencies=[requires(Scope.ENROLL)])
@@ -74,6 +75,7 @@ def list_identities(
 
 
 @router.post("/identities", status_code=201, response_model=IdentityPayload, responses=tagged(201) | failures(409, 413))
+@writes
 def create_identity(service: Service, gallery: str, new: NewIdentity, response: Response) -> Any:
     """Creates an identity without faces."""
     store = service.context.store
@@ -104,6 +106,7 @@ def show_identity(service: Service, gallery: str, external_id: ExternalId, tags:
     response_model=IdentityPayload,
     responses=tagged(200, 201) | failures(412, 413),
 )
+@writes
 def put_identity(
     service: Service, gallery: str, external_id: ExternalId, body: IdentityBody, tags: IfTags, response: Response
 ) -> Any:
@@ -123,6 +126,7 @@ def put_identity(
     response_model=IdentityPayload,
     responses=tagged(200) | failures(412, 413),
 )
+@writes
 def patch_identity(
     service: Service, gallery: str, external_id: ExternalId, patch: IdentityPatch, tags: IfTags, response: Response
 ) -> Any:
@@ -137,6 +141,7 @@ def patch_identity(
 
 
 @router.delete("/identities/{external_id}", response_model=Deleted, responses=failures(412))
+@writes
 def delete_identity(service: Service, gallery: str, external_id: ExternalId, tags: IfTags) -> Any:
     """Deletes the identity and all its faces. They are never returned again."""
     found = service.context.store.galleries.get(gallery)
@@ -146,6 +151,7 @@ def delete_identity(service: Service, gallery: str, external_id: ExternalId, tag
 
 
 @router.post("/identities/{external_id}/merge", response_model=MergedPayload, responses=failures(413))
+@writes
 def merge_identities(service: Service, gallery: str, external_id: ExternalId, body: MergeBody) -> Any:
     """Merges the identity `other` into this one: one person under two ids.
 
@@ -212,6 +218,7 @@ def show_crop(service: Service, gallery: str, face_id: FaceId) -> Response:
 
 
 @router.delete("/faces/{face_id}", response_model=Deleted)
+@writes
 def delete_face(service: Service, gallery: str, face_id: FaceId) -> Any:
     """Deletes one face; the identity stays."""
     found = service.context.store.galleries.get(gallery)

@@ -13,6 +13,7 @@ from search_service.api.pages import BY_ID, NEWEST_FIRST, Paged
 from search_service.api.permissions import requires
 from search_service.api.security import check_gallery, key_of
 from search_service.api.state import Service
+from search_service.api.threads import writes
 from search_service.store.api_keys import Scope
 from search_service.store.jobs import Job
 
@@ -53,6 +54,7 @@ def show_job(
 
 
 @router.post("/{id}/cancel", response_model=JobPayload)
+@writes
 def cancel_job(service: Service, request: Request, job_id: JobId) -> Any:
     """Cancels a job: at once if it is waiting, soon if it is running. What was enrolled stays enrolled.
 

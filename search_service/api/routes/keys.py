@@ -11,6 +11,7 @@ from search_service.api.pages import BY_NAME, Paged
 from search_service.api.permissions import requires
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service
+from search_service.api.threads import writes
 from search_service.serializers import key_object
 from search_service.store.api_keys import Scope, daily_budget
 
@@ -26,6 +27,7 @@ def list_keys(service: Service, page: Paged) -> Any:
 
 
 @router.post("", status_code=201, response_model=MadeKey, responses=failures(409, 413))
+@writes
 def create_key(service: Service, new: NewKey, response: Response) -> Any:
     """Creates a key. From the first key on, every request needs one."""
     budget = daily_budget(new.scopes, new.daily_probes, service.context.settings.daily_probes)
@@ -35,6 +37,7 @@ def create_key(service: Service, new: NewKey, response: Response) -> Any:
 
 
 @router.delete("/{id}", response_model=KeyPayload)
+@writes
 def revoke_key(service: Service, key_id: Annotated[str, Path(alias="id")]) -> Any:
     """Revokes a key, at once and in every worker. It stays in the list."""
     return key_object(service.context.keys.revoke(key_id))

@@ -23,6 +23,7 @@ from search_service.api.pages import BY_ID, Paged
 from search_service.api.permissions import requires
 from search_service.api.routes.openapi import failures
 from search_service.api.state import Service
+from search_service.api.threads import writes
 from search_service.serializers import delivery_object, webhook_object
 from search_service.store.api_keys import Scope
 from search_service.store.events import DEAD, WAITING
@@ -42,6 +43,7 @@ def list_webhooks(service: Service, request: Request) -> Any:
 
 
 @router.post("", status_code=201, response_model=MadeWebhook, responses=failures(409, 413))
+@writes
 def create_webhook(service: Service, request: Request, new: NewWebhook) -> Any:
     """Sends every event from now on to a URL."""
     if new.gallery is not None:
@@ -61,6 +63,7 @@ def show_webhook(service: Service, request: Request, webhook_id: str) -> Any:
 
 
 @router.delete("/{webhook_id}", response_model=WebhookDeleted)
+@writes
 def delete_webhook(service: Service, request: Request, webhook_id: str) -> Any:
     """Deletes a webhook and its pending deliveries."""
     _webhook(service, request, webhook_id)
@@ -80,6 +83,7 @@ def list_deliveries(
 
 
 @router.post("/{webhook_id}/replay", response_model=Replayed)
+@writes
 def replay(service: Service, request: Request, webhook_id: str) -> Any:
     """Tries the deliveries that failed too often again, starting now."""
     _webhook(service, request, webhook_id)
