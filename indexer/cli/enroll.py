@@ -114,7 +114,7 @@ def enroll(
                 updated += "updated" in result.details
                 if as_json or sync:
                     results.append(result)
-                has_remark = result.outcome is Outcome.ENROLLED and bool(result.details.keys() - {"updated"})
+                has_remark = _has_remark(result)
                 remarks += has_remark
                 if has_remark or result.outcome is Outcome.REJECTED:
                     shown[result.outcome] += [result][: SHOWN_REJECTIONS - len(shown[result.outcome])]
@@ -152,6 +152,12 @@ def _show_missing(missing: Sequence[MissingFace], removed: int) -> None:
     show(rows)
     if len(missing) > SHOWN_REJECTIONS:
         click.echo(f"... and {len(missing) - SHOWN_REJECTIONS} more: --json lists them all")
+
+
+def _has_remark(result: Result) -> bool:
+    """Returns whether the message of an enrolled photo says more than that its identity's fields changed."""
+    says_more = result.message is not None and bool(result.details.keys() - {"updated"})
+    return result.outcome is Outcome.ENROLLED and says_more
 
 
 def _show(results: Sequence[Result], count: int, columns: Sequence[str], report: Path | None) -> None:

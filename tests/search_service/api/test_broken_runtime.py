@@ -12,7 +12,6 @@ import pytest
 
 from indexer.errors import Overloaded
 from indexer.settings import read_settings
-from indexer.types import Pick
 from indexer.vision import runtime
 from indexer.vision.pipeline import FacePipeline, ImageResult
 from search_service.background import jobs
@@ -95,7 +94,7 @@ def test_job_with_a_single_photo_waits_as_well(
 def test_job_fails_with_the_error_by_which_all_of_its_photos_fail(
     client: httpx.Client, people_zip: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: CourteousPipeline, image: bytes, pick: Pick | None, gate: bool) -> ImageResult:
+    def fail(*_: object) -> ImageResult:
         raise ValueError("a bug")
 
     monkeypatch.setattr(CourteousPipeline, "_describe", fail)
@@ -150,10 +149,10 @@ def test_search_names_the_photo_on_which_working_networks_fail(
     Path("odd.png").write_bytes(sources.six_people())
     describe = FacePipeline.describe
 
-    def fail(self: FacePipeline, images: list[bytes], pick: Pick | None, gate: bool = False) -> list[ImageResult]:
+    def fail(self: FacePipeline, images: list[bytes], *arguments: Any) -> list[ImageResult]:
         if sources.six_people() in images:
             raise ValueError("a bug")
-        return describe(self, images, pick, gate)
+        return describe(self, images, *arguments)
 
     monkeypatch.setattr(FacePipeline, "describe", fail)
     with pytest.raises(SystemExit) as ended:

@@ -99,6 +99,9 @@ def test_enroll_rejects_a_face_that_is_not_live(guarded: Command, demo: Demo, at
     (one,) = guarded.ok("enroll", people, "--gallery", "gate", "--liveness", "report", "--json").json["results"]
     assert (one["outcome"], one["details"]["liveness"]["live"]) == ("enrolled", False)
     assert one["message"] == "the face does not seem to be live"
+    assert "remark" not in guarded.ok("enroll", demo.photo(ENROLLED), "--gallery", "hall", "--liveness", "report").out
+    shown = guarded.ok("enroll", people, "--gallery", "yard", "--liveness", "report").out
+    assert f"{people / 'other/attack.png'} other the face does not seem to be live" in flat(shown)
 
 
 @pytest.mark.parametrize("mode", ["report", "require"])
