@@ -67,6 +67,7 @@ def _job_id(text: str) -> str:
 
 BY_ID = Order("after", 0, _row_id)
 BY_NAME = Order("name", "", _name)
+BY_ID_BACKWARDS: Order[int | None] = Order("below", None, _row_id)
 NEWEST_FIRST: Order[str | None] = Order("before", None, _job_id)
 """Jobs, whose ids grow with time."""
 

@@ -110,8 +110,9 @@ class DeclaredRoutes:
             fit, found = route.matches(scope)
             path_exists |= fit is not Match.NONE
             if fit is Match.FULL:
+                if not permissions:  # the framework answers with the first one
+                    body, parameters = accepted, taken
                 permissions += [(permission, found.get("path_params", {})) for permission in needed]
-                body, parameters = accepted, taken
         return RouteMatch(tuple(permissions), body, parameters, path_exists)
 
 

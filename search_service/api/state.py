@@ -23,6 +23,9 @@ from search_service.service_context import ServiceContext
 
 Result = TypeVar("Result")
 
+MOST_STREAMS = 100
+"""Streams of events at a time in one process: each reads the database once a second."""
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -39,6 +42,8 @@ class State:
     """Held while all faces of a gallery are compared, which takes every core for seconds."""
     listing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the images of an archive are listed: 200,000 take a quarter of a gigabyte."""
+    streams: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MOST_STREAMS))
+    """One for each stream of events."""
 
     async def gallery(self, name: str) -> Gallery:
         """Returns a gallery. Raises NotFound."""

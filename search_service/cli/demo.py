@@ -17,7 +17,7 @@ from search_service.demo import PROBES, make_photos
 from search_service.search import Answer, Query, SearchService
 
 
-@click.command(epilog=examples("whosthere demo", "whosthere demo --folder /tmp/faces"))
+@click.command(epilog=examples("whosthere demo", "whosthere demo --serve", "whosthere demo --folder /tmp/faces"))
 @click.option(
     "--folder",
     type=click.Path(path_type=Path, file_okay=False),
@@ -25,10 +25,13 @@ from search_service.search import Answer, Query, SearchService
     show_default=True,
     help="Folder for the demo's photos and gallery.",
 )
-def demo(folder: Path) -> None:
+@click.option("--serve", "is_served", is_flag=True, help="Then serve the demo's gallery with the web page.")
+@click.option("--port", type=int, default=8000, show_default=True, help="Port of the web page; 0 chooses a free one.")
+def demo(folder: Path, is_served: bool, port: int) -> None:
     """Enroll real faces and search probes that are other photos of them."""
     photos, probes = make_photos(folder)
-    context = AppContext(read_settings({}, home=folder / "home"))
+    settings = read_settings({}, home=folder / "home", keep_crops=True, port=port)
+    context = AppContext(settings)
     try:
         gallery = context.open_gallery("demo")
         results = list(context.enroller(gallery).enroll(rows_of([photos])))
@@ -47,6 +50,13 @@ def demo(folder: Path) -> None:
         f"\nNow with your own photos: add a folder for each person to {photos} and run this again, or\n"
         f"  whosthere enroll YOUR_FOLDER --gallery staff\n  whosthere search PROBE.jpg --gallery staff"
     )
+    if not is_served:
+        click.echo("\nIn the browser: whosthere demo --serve")
+        return
+    from search_service.server import run
+
+    click.echo(f"\nOpen http://127.0.0.1:{port}/console/ and search the photos in {probes}. Ctrl+C ends the service.")
+    run(settings)
 
 
 def _cells(answer: Answer) -> tuple[str, str]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import io
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
 from indexer.cli.common import examples, gallery_option, json_option, print_json, show, table
 from indexer.enrollment.manifests import parse_time
-from indexer.errors import InvalidRequest
 from indexer.files import write_atomically
-from indexer.types import Gallery
 from search_service.cli.common import with_context
-from search_service.events.attendance import LONGEST_PAUSE, LONGEST_SHIFT, Mark, Row, days_of, hours_of, span, write
+from search_service.events.attendance import LONGEST_PAUSE, LONGEST_SHIFT, write
+from search_service.events.attendance_report import attendance, parse_days, parse_zone, row_object
 from search_service.matching.decision import Decision, DecisionReason
 from search_service.serializers import event_object
 from search_service.service_context import ServiceContext
 from search_service.store.event_pages import Direction, EventFilter
-from search_service.store.events import EventRepository
 
 NOT_LIVE = str(DecisionReason.NOT_LIVE)
 """Reason of events that are attempted presentation attacks."""
@@ -131,18 +127,16 @@ def events_export(
     shift past midnight counts for the day on which it began. On a day without directions, hours run from the first
     sighting to the last.
     """
-    days = _day("--from", first), _day("--to", until)
-    if days[0] >= days[1]:
-        raise InvalidRequest(f"--to is {until}; expected a day after --from, {first}")
+    days = parse_days(("--from", "--to"), first, until)
     found = context.store.galleries.get(gallery)
     limits = timedelta(hours=longest_shift), timedelta(minutes=longest_pause)
-    rows = attendance(context.events, found, days, _zone(zone), *limits)
+    rows = attendance(context.events, found, days, parse_zone("--timezone", zone), *limits)
     file = io.StringIO()
     write(rows, file)
     if out is not None:
         write_atomically(out, [file.getvalue().encode("utf-8-sig")])  # Excel needs the mark
     if as_json:
-        print_json([_row_object(row) for row in rows])
+        print_json([row_object(row) for row in rows])
     elif out is None:
         click.echo(file.getvalue(), nl=False)
     else:
@@ -179,55 +173,3 @@ def events_forget(
         print_json({"forgotten": forgotten})
     else:
         click.echo(f"{forgotten} events deleted.")
-
-
-def attendance(
-    events: EventRepository,
-    gallery: Gallery,
-    days: tuple[date, date],
-    zone: ZoneInfo,
-    longest: timedelta = LONGEST_SHIFT,
-    pause: timedelta = LONGEST_PAUSE,
-) -> list[Row]:
-    """Returns the rows from the first day up to the second, exclusive, by day and person (`external_id`)."""
-    since, until = span(*days, zone, longest, pause)
-    marks: dict[str, list[Mark]] = {}
-    for page in events.between(gallery, since, until, Decision.MATCH):
-        for event in page:
-            entering = None if event.direction is None else event.direction == Direction.IN
-            marks.setdefault(event.external_id or "", []).append(Mark(event.at, entering, event.name))
-    rows = [row for who, seen in marks.items() for row in days_of(who, seen, zone, longest, pause)]
-    within = [row for row in rows if days[0] <= row.day < days[1]]
-    return sorted(within, key=lambda row: (row.day, row.external_id))
-
-
-def _row_object(row: Row) -> dict[str, Any]:
-    return {
-        "day": row.day.isoformat(),
-        "external_id": row.external_id,
-        "name": row.name,
-        "first_in": row.first_in.isoformat() if row.first_in else None,
-        "last_out": row.last_out.isoformat() if row.last_out else None,
-        "hours": hours_of(row),
-        "remarks": list(row.remarks),
-    }
-
-
-def _day(option: str, value: str) -> date:
-    """Parses a day between 1900 and 9000. Raises InvalidRequest."""
-    try:
-        day = date.fromisoformat(value)
-    except ValueError:
-        day = date.min
-    if not date(1900, 1, 1) <= day <= date(9000, 1, 1):
-        raise InvalidRequest(f"{option} is {value!r}; expected a day, as 2026-11-01")
-    return day
-
-
-def _zone(name: str) -> ZoneInfo:
-    """Raises InvalidRequest."""
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        message = f"--timezone is {name!r}, unknown on this machine; expected a zone such as Europe/Berlin"
-        raise InvalidRequest(message) from None

@@ -256,6 +256,19 @@ class StoredFace(Face):
 
 
 @dataclass(frozen=True)
+class AttendanceRow:
+    """One day of a person. Times are in the requested zone."""
+
+    day: str
+    external_id: str
+    name: str | None
+    first_in: datetime | None
+    last_out: datetime | None
+    hours: float | None
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Enrolled:
     """The result of one image."""
 

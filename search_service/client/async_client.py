@@ -237,6 +237,7 @@ class AsyncClient(Handle[ServiceCalls]):
     jobs = _listed(ServiceCalls.jobs)
     events = _listed(ServiceCalls.events)
     event = _answered(ServiceCalls.event)
+    attendance = _answered(ServiceCalls.attendance)
     forget_events = _answered(ServiceCalls.forget_events)
 
     def gallery(self, name: str) -> AsyncGalleryHandle:

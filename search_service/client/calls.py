@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, Unpack
 
 from search_service.client.answers import (
     Answer,
+    AttendanceRow,
     Calibration,
     Comparison,
     Deleted,
@@ -55,6 +56,14 @@ class ServiceCalls:
         return self.api.send(
             Request("GET", "/readyz", accepted_statuses=(HTTPStatus.SERVICE_UNAVAILABLE,)), parser_of(Ready)
         )
+
+    def attendance(
+        self, gallery: str, first: date, until: date, *, timezone: str = "UTC"
+    ) -> Steps[tuple[AttendanceRow, ...]]:
+        """Returns arrival, departure and hours by day and person, from the first day on and before `until`."""
+        query = {"gallery": gallery, "first": first.isoformat(), "until": until.isoformat(), "timezone": timezone}
+        request = Request("GET", address("events", "attendance"), query)
+        return self.api.send(request, parser_of(tuple[AttendanceRow, ...], "rows"))
 
     def key_needed(self) -> Steps[bool]:
         """Returns whether the service answers this client only with a key."""

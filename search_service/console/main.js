@@ -10,6 +10,7 @@ const PAGES = [
   { name: "live", scope: "search" },
   { name: "search", scope: "search" },
   { name: "people", scope: "enroll" },
+  { name: "events", scope: "admin" },
   { name: "gallery", scope: "search" },
 ];
 

@@ -76,14 +76,22 @@ EVERYTHING = EventFilter()
 
 
 def read_events(
-    session: Session, wanted: EventFilter, after: int = 0, limit: int | None = None, newest: bool = False
+    session: Session,
+    wanted: EventFilter,
+    after: int = 0,
+    limit: int | None = None,
+    newest: bool = False,
+    before: int | None = None,
 ) -> list[Event]:
-    """Returns the first `limit` events with an id above `after` in the order of their ids, or in the reverse order.
+    """Returns the first `limit` events with an id above `after` in the order of their ids, or in the reverse order
+    those with an id below `before`.
 
     They are read gallery by gallery, as the indexes are ordered by id within a gallery.
     """
     order = EventRow.id.desc() if newest else EventRow.id.asc()
     query = _events().where(*_conditions(wanted)).order_by(order).limit(limit)
+    if before is not None:
+        query = query.where(EventRow.id < before)
     if wanted == EVERYTHING:
         return [_event(*row) for row in session.execute(query.where(EventRow.id > after))]
     found: list[Event] = []

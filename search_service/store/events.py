@@ -127,10 +127,10 @@ class EventRepository(Repository):
         with self._read() as session:
             return read_events(session, wanted, after, limit)
 
-    def latest(self, wanted: EventFilter, limit: int) -> list[Event]:
-        """Returns the last `limit` events, in the order of recording."""
+    def latest(self, wanted: EventFilter, limit: int, before: int | None = None) -> list[Event]:
+        """Returns the last `limit` events, or the last with an id below `before`, in the order of recording."""
         with self._read() as session:
-            return read_events(session, wanted, 0, limit, newest=True)[::-1]
+            return read_events(session, wanted, 0, limit, newest=True, before=before)[::-1]
 
     def between(
         self, gallery: Gallery, since: datetime, until: datetime, decision: str
@@ -145,6 +145,11 @@ class EventRepository(Repository):
                 return
             yield page
             after = page[-1].at, page[-1].id
+
+    def last_id(self) -> int:
+        """Returns the id of the last event of all galleries; 0 if there is none."""
+        with self._read() as session:
+            return session.scalar(select(EventRow.id).order_by(EventRow.id.desc()).limit(1)) or 0
 
     def get(self, event_id: int) -> Event:
         """Returns the event. Raises NotFound."""

@@ -55,6 +55,22 @@ class EventList(Payload):
     cursor: Cursor
 
 
+class AttendanceRow(Payload):
+    """One day of a person."""
+
+    day: str = Field(examples=["2026-11-02"])
+    external_id: str = Field(examples=["e-1042"])
+    name: str | None = Field(examples=["Ana Kovač"])
+    first_in: str | None = Field(examples=["2026-11-02T08:03:11+01:00"])
+    last_out: str | None = Field(examples=["2026-11-02T16:45:09+01:00"])
+    hours: float | None = Field(examples=[8.7])
+    remarks: list[str] = Field(description="`missing_in`, `missing_out`, `undirected_left_out`.", examples=[[]])
+
+
+class AttendancePayload(Payload):
+    rows: list[AttendanceRow]
+
+
 class Forgotten(Payload):
     forgotten: int = Field(examples=[1204])
 

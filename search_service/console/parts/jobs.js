@@ -18,6 +18,7 @@ export function jobsCard(gallery, onchange) {
   const problem = h("div");
   let timer = null;
   let closed = false;
+  let wasActive = false;
 
   const load = async () => {
     clearTimeout(timer);
@@ -25,10 +26,10 @@ export function jobsCard(gallery, onchange) {
       const { jobs } = await call(path("jobs"), { query: { gallery, limit: SHOWN } });
       if (closed) return;
       fill(list, jobs.length > 0 ? jobs.map((job) => jobRow(job, load)) : h("p", { class: "muted" }, t("jobs.empty")));
-      if (jobs.some((job) => !ENDED.includes(job.state))) {
-        onchange();
-        timer = setTimeout(load, POLL);
-      }
+      const active = jobs.some((job) => !ENDED.includes(job.state));
+      if (active || wasActive) onchange();
+      wasActive = active;
+      if (active) timer = setTimeout(load, POLL);
     } catch (error) {
       if (!closed) fill(list, failure(error));
     }

@@ -51,7 +51,7 @@ def named(schema: Schema) -> set[str]:
     return {one["$ref"].rpartition("/")[2] for one in choices if "$ref" in one}
 
 
-UNTYPED = {"/metrics", "/v1/galleries/{gallery}/faces/{face_id}/crop"}
+UNTYPED = {"/metrics", "/v1/events/stream", "/v1/galleries/{gallery}/faces/{face_id}/crop"}
 """Paths whose answers are no JSON."""
 
 
@@ -160,4 +160,4 @@ def test_every_answer_about_galleries_identities_and_faces_fits_its_schema(
         check(answer.json(), {"$ref": "#/components/schemas/ErrorAnswer"}, document)
     tags = {"health", "galleries", "identities", "faces"}
     ours = {(method, path) for method, path, operation in operations(document) if set(operation["tags"]) <= tags}
-    assert ours - visited == {("GET", path) for path in UNTYPED}
+    assert ours - visited <= {("GET", path) for path in UNTYPED}

@@ -27,6 +27,8 @@ NEED_NO_GALLERY = {
     ("GET", "/v1/keys/self"),
     ("GET", "/v1/events"),
     ("DELETE", "/v1/events"),
+    ("GET", "/v1/events/stream"),
+    ("GET", "/v1/events/attendance"),
     ("GET", "/v1/events/{event_id}"),
     ("GET", "/v1/webhooks"),
     ("POST", "/v1/webhooks"),

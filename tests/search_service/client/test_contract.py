@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from datetime import date
 from typing import Any
 
 import pytest
@@ -66,6 +67,7 @@ CALLS: Mapping[str, Callable[[], Any]] = {
     "GET /v1/models": SERVICE.models,
     "GET /v1/events": SERVICE.events,
     "DELETE /v1/events": lambda: SERVICE.forget_events("g"),
+    "GET /v1/events/attendance": lambda: SERVICE.attendance("g", date(2026, 11, 1), date(2026, 12, 1)),
     "GET /v1/events/{id}": lambda: SERVICE.event(1),
     "GET /v1/webhooks": WEBHOOKS.list,
     "POST /v1/webhooks": lambda: WEBHOOKS.create("http://h"),
@@ -79,7 +81,7 @@ CALLS: Mapping[str, Callable[[], Any]] = {
     "DELETE /v1/keys/{id}": lambda: KEYS.revoke("1"),
 }
 
-NOT_IN_THE_CLIENT = {"GET /metrics", "GET /healthz"}
+NOT_IN_THE_CLIENT = {"GET /metrics", "GET /healthz", "GET /v1/events/stream"}
 
 KINDS: Mapping[str, type] = {
     "AnswerPayload": answers.Answer,
@@ -107,6 +109,7 @@ KINDS: Mapping[str, type] = {
     "WebhookPayload": service_answers.Webhook,
     "Deleted": answers.Deleted,
     # parts of others
+    "AttendanceRow": answers.AttendanceRow,
     "CandidatePayload": answers.Candidate,
     "DeliveryPayload": service_answers.Delivery,
     "EmbeddedFacePayload": answers.EmbeddedFace,
@@ -131,7 +134,7 @@ SENT = {"IdentityBody", "IdentityPatch", "MergeBody", "NewGallery", "NewIdentity
 UNWRAPPED = {
     *("DeliveryList", "EventList", "GalleryList", "IdentityList", "JobDetailPayload", "JobList", "KeyList"),
     *("StoredFaceList", "AlivePayload", "AnswersPayload", "ErrorAnswer", "Forgotten", "ModelPayload", "Replayed"),
-    *("AccessPayload", "ResultsPayload", "WebhookList"),
+    *("AccessPayload", "AttendancePayload", "ResultsPayload", "WebhookList"),
 }
 """Objects without a class in the client: pages, errors, objects with one field, and model packs with any fields."""
 

@@ -22,7 +22,7 @@ from tests.search_service.console.conftest import Site, Tab
 
 PHONE = {"width": 390, "height": 844}
 
-PAGES = ["live", "search", "people", "people/left-1", "gallery"]
+PAGES = ["live", "search", "people", "people/left-1", "events", "gallery"]
 
 SERIOUS = ("serious", "critical")
 

@@ -13,7 +13,13 @@ from tests.search_service.api.conftest import service as service
 from tests.search_service.api.serving import Running
 from tests.search_service.console.conftest import Site, Tab
 
-PAGES = {"live": Scope.SEARCH, "search": Scope.SEARCH, "people": Scope.ENROLL, "gallery": Scope.SEARCH}
+PAGES = {
+    "live": Scope.SEARCH,
+    "search": Scope.SEARCH,
+    "people": Scope.ENROLL,
+    "events": Scope.ADMIN,
+    "gallery": Scope.SEARCH,
+}
 """The pages with the lowest scope that opens each."""
 
 IDLE_MINUTES = 15
