@@ -165,8 +165,13 @@ class PersonPage {
         return;
       }
       try {
-        const person = await call(path("galleries", this.gallery, "identities", id));
+        const { identities } = await call(path("galleries", this.gallery, "identities"), { query: { q: id, limit: 50 } });
         if (other.value.trim() !== id) return;
+        const person = identities.find((one) => one.external_id === id);
+        if (person === undefined) {
+          fill(preview, suggestions(identities.filter((one) => one.external_id !== this.id)));
+          return;
+        }
         if (person.external_id === this.person.external_id) throw new Error(t("merge.same"));
         found = person;
         fill(preview, this.mergePreview(person));
@@ -174,6 +179,10 @@ class PersonPage {
         if (other.value.trim() === id) fill(preview, failure(error));
       }
     };
+    const suggestions = (people) => (people.length === 0 ? h("p", { class: "muted" }, t("people.not_found.title"))
+      : h("div", { class: "segments" }, ...people.slice(0, 5).map((one) => h("button", {
+        type: "button", dir: "auto", onclick: () => { other.value = one.external_id; look(); },
+      }, one.name ? `${one.name} (${one.external_id})` : one.external_id))));
     other.addEventListener("input", debounced(look, 300));
     openDialog(t("merge.title", { name: this.person.name || this.id }), [h("p", { class: "muted" }, t("merge.intro")), field(t("merge.other_id"), other), preview], {
       text: t("merge.confirm"),

@@ -97,12 +97,12 @@ class Tab:
         self.page.goto(f"{self.url}/console/#{where}")
         return self.page
 
-    def sign_in(self, key: str, where: str = "search") -> Page:
-        self.open(where)
+    def sign_in(self, key: str, where: str = "search", gallery: str = "staff") -> Page:
+        self.open()
         self.page.get_by_test_id("api-key").fill(key)
         self.page.get_by_test_id("sign-in").click()
-        expect(self.page.get_by_test_id("gallery")).to_be_visible()
-        return self.page
+        self.page.get_by_test_id("gallery").select_option(gallery)
+        return self.open(where)
 
 
 @pytest.fixture(scope="module")

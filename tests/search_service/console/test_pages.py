@@ -79,7 +79,7 @@ def test_every_text_is_used_and_every_used_text_exists() -> None:
     }
     known = {re.sub(r"\.(one|other)$", "", key) for key in TEXTS["en"]}
     enumerated = {f"{kind}.{value}" for kind, values in ENUMERATIONS.items() for value in values}
-    computed = re.compile(r"(page|index|quality|reason|scope)\.")
+    computed = re.compile(r"(page|index|quality|reason|remark|scope)\.")
     assert {key for key in known - used - enumerated if not computed.match(key)} == set()
     assert {key for key in used if key.partition(".")[0] in {one.partition(".")[0] for one in known}} <= known
 

@@ -36,6 +36,25 @@ def test_people_are_added_by_files_and_each_outcome_is_shown(site: Site, tab: Ta
     expect(page.get_by_test_id("photo").locator("img")).to_be_visible()
 
 
+def test_people_are_searched_as_one_types_and_paged(site: Site, tab: Tab) -> None:
+    gallery = site.new_gallery()
+    for number in range(60):
+        site.api.post(
+            f"/v1/galleries/{gallery}/identities", json={"external_id": f"e-{number}", "name": f"Łukasz {number}"}
+        )
+    page = tab.sign_in(site.keys[Scope.ENROLL], "people")
+    page.get_by_test_id("gallery").select_option(gallery)
+    people = page.get_by_test_id("person")
+    expect(people).to_have_count(50)
+    page.get_by_role("button", name="Next").click()
+    expect(people).to_have_count(10)
+    page.get_by_test_id("person-search").fill("lukasz 42")
+    expect(people).to_have_count(1)
+    expect(people).to_have_attribute("data-external-id", "e-42")
+    page.get_by_test_id("person-search").fill("nobody")
+    expect(page.get_by_text("Nobody was found")).to_be_visible()
+
+
 def test_a_person_is_edited_and_hostile_metadata_is_shown_as_text(site: Site, tab: Tab, photos: Path) -> None:
     gallery = site.new_gallery()
     metadata = {"note": MARKUP, "long": "x" * 3000, "floor": 3}
@@ -71,12 +90,13 @@ def test_a_change_by_somebody_else_is_not_overwritten(site: Site, tab: Tab, phot
 def test_two_people_are_merged_after_a_preview(site: Site, tab: Tab, photos: Path) -> None:
     gallery = site.new_gallery()
     site.enroll(gallery, "ana", photos / "photos" / "left-1" / "1.jpg", name="Ana")
-    site.enroll(gallery, "7", photos / "photos" / "left-2" / "1.jpg", metadata={"floor": 3})
+    site.enroll(gallery, "7", photos / "photos" / "left-2" / "1.jpg", name="Ben", metadata={"floor": 3})
     page = tab.sign_in(site.keys[Scope.ENROLL], "people")
     page.get_by_test_id("gallery").select_option(gallery)
     page.get_by_test_id("person").first.click()
     page.get_by_role("button", name="Merge").click()
-    page.get_by_test_id("merge-id").fill("7")
+    page.get_by_test_id("merge-id").fill("ben")
+    page.get_by_role("button", name="Ben (7)").click()
     expect(page.get_by_test_id("merge-preview")).to_contain_text("floor")
     page.get_by_test_id("dialog-confirm").click()
     expect(page.get_by_test_id("photo")).to_have_count(2)
