@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 
 from indexer.enrollment import reading
 from indexer.errors import InvalidVector, ModelUnavailable, StorageUnavailable, WhosthereError
-from indexer.types import Pick, vectors_from_bytes
+from indexer.types import vectors_from_bytes
 from indexer.vision.pipeline import FacePipeline, ImageResult
 from tests import photos
 from tests.indexer.cli.command import Command, encode_jpeg
@@ -285,11 +286,9 @@ def watch_describe(monkeypatch: pytest.MonkeyPatch, before: Describe) -> None:
     """Calls `before` with the images of each call of the real `describe`."""
     describe = FacePipeline.describe
 
-    def watched(
-        self: FacePipeline, images: Sequence[bytes], pick: Pick | None, gate: bool = False
-    ) -> list[ImageResult]:
+    def watched(self: FacePipeline, images: Sequence[bytes], *arguments: Any) -> list[ImageResult]:
         before(images)
-        return describe(self, images, pick, gate)
+        return describe(self, images, *arguments)
 
     monkeypatch.setattr(FacePipeline, "describe", watched)
 
