@@ -26,7 +26,7 @@ from search_service.search import Answer, Query, SearchService
     help="Folder for the demo's photos and gallery.",
 )
 @click.option("--serve", "is_served", is_flag=True, help="Then serve the demo's gallery with the web page.")
-@click.option("--port", type=int, default=8000, show_default=True, help="Port of the web page; 0 chooses a free one.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the web page.")
 def demo(folder: Path, is_served: bool, port: int) -> None:
     """Enroll real faces and search probes that are other photos of them."""
     photos, probes = make_photos(folder)
