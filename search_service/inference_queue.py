@@ -236,15 +236,22 @@ class InferenceQueue:
             notify(self._observer.stage, "queue", began - job.since)
 
     def _describe(self, batch: Sequence[_Job]) -> None:
-        """Describes the images of each pipeline and kind together, then starts the searches."""
+        """Describes the images of each pipeline and kind together, and starts their searches.
+
+        Images of which one face is wanted are first, as all faces of an image take longer.
+        """
         wanted = [job for job in batch if not job.future.cancelled()]
-        ordered = sorted(wanted, key=lambda job: (id(job.pipeline), str(job.kind)))
+        ordered = sorted(wanted, key=lambda job: (job.kind.pick is None, id(job.pipeline), str(job.kind)))
         for (_, kind), group in groupby(ordered, key=lambda job: (id(job.pipeline), job.kind)):
             jobs = list(group)
             self._run(jobs, partial(_described, pipeline=jobs[0].pipeline, kind=kind))
+            self._start_searches(jobs)
+
+    def _start_searches(self, jobs: Sequence[_Job]) -> None:
+        """Gives described images to the threads that search."""
         idle = []
         with self._changed:
-            for job in wanted:
+            for job in jobs:
                 if job.result is not None and job.question is not None:
                     if job.question not in self._described:
                         self._described[job.question] = []
