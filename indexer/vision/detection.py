@@ -21,7 +21,7 @@ from indexer.slices import end_slice
 from indexer.types import CROP_SIZE, Box, Detection, Pixels
 from indexer.vision.align import REFERENCE_LANDMARKS, crop_and_downscale, estimate_similarity
 from indexer.vision.decode import Photo
-from indexer.vision.detectors.base import Detector, iou
+from indexer.vision.detectors.base import Detector, boxes_of, iou, ious
 
 
 class SearchScope(Enum):
@@ -76,7 +76,6 @@ SAME_FACE_IOU = 0.4
 
 MAX_DETECTIONS = 5_000
 """Detections of a photo that are told apart, which takes 0.5 s."""
-
 REFINE_SIDE = 320
 REFINE_FACE_SIZE = 200
 """The second pass scales each face to about REFINE_FACE_SIZE pixels, upright, in a square of REFINE_SIDE pixels: of the
@@ -337,24 +336,26 @@ def are_same_face(a: Detection, b: Detection) -> bool:
 
 def _join(kept: list[Detection], faces: list[Detection]) -> list[Detection]:
     """Returns the detections of `kept`, and those of other faces, highest score first."""
-    others = [face for face in faces if not any(are_same_face(face, one) for one in kept)]
-    return sorted((*kept, *others), key=lambda face: -face.score)
+    return sorted((*kept, *exclude(faces, kept)), key=lambda face: -face.score)
 
 
 def merge(faces: Sequence[Detection]) -> list[Detection]:
     """Keeps the detection with the highest score of each face, of MAX_DETECTIONS."""
     ranked = sorted(faces, key=lambda f: -f.score)[:MAX_DETECTIONS]
-    x, y, w, h = np.array([(face.box.x, face.box.y, face.box.w, face.box.h) for face in ranked]).reshape(-1, 4).T
+    boxes = boxes_of(ranked)
     kept: list[Detection] = []
     is_left = np.ones(len(ranked), bool)
     for i, face in enumerate(ranked):
         if is_left[i]:
             kept.append(face)
-            across = np.clip(np.minimum(x[i] + w[i], x + w) - np.maximum(x[i], x), 0, None)
-            down = np.clip(np.minimum(y[i] + h[i], y + h) - np.maximum(y[i], y), 0, None)
-            shared = across * down
-            is_left &= (shared == 0) | (shared < SAME_FACE_IOU * (w[i] * h[i] + w * h - shared))
+            is_left &= ious(face.box, boxes) < SAME_FACE_IOU
     return kept
+
+
+def exclude(faces: Sequence[Detection], known: Sequence[Detection]) -> list[Detection]:
+    """Returns those of `faces` that are none of the known ones."""
+    boxes = boxes_of(known)
+    return [face for face in faces if (ious(face.box, boxes) < SAME_FACE_IOU).all()]
 
 
 def _transform(face: Detection, matrix: NDArray[np.float64]) -> Detection:

@@ -83,7 +83,7 @@ class FurtherSearch:
     def _look_at_more(self, image: SeenImage, pick: Pick | None, faces: Sequence[Detection]) -> None:
         """Runs the second detection pass for those of `faces` that it has not seen yet."""
         known = [face.detection for face in image.seen]
-        new = [face for face in faces if not any(detection.are_same_face(face, one) for one in known)]
+        new = detection.exclude(faces, [*known, *image.skipped])
         image.found = detection.merge([*image.found, *new])
         if pick is Pick.CENTER:  # the most central face is the only one that was seen
             image.found, image.seen = detection.merge([*image.found, *known]), []

@@ -34,7 +34,7 @@ from indexer.vision.selection import SEARCH_SCOPES, SeenFace, SeenImage, next_fa
 REDUCED_SIDE = 1000
 """Longest side, at least, to which a JPEG is first decoded: a photo of 4032 x 3024 at a quarter."""
 
-EMBEDDED_AT_ONCE = 32
+EMBEDDED_AT_ONCE = 8
 """Faces embedded between two ends of slices."""
 
 
@@ -201,7 +201,7 @@ class FacePipeline:
             if image.rejection is None and further.is_needed(image, pick):
                 batch[place] = image = further.search(image, pick)
             try:
-                image.skipped = image.skipped if pick is None else 0  # otherwise one face is wanted
+                image.skipped = image.skipped if pick is None else []  # otherwise one face is wanted
                 if image.rejection is None:
                     image.chosen = select_faces(image.seen, pick, image.photo)
             except RejectedImage as rejection:
@@ -270,7 +270,7 @@ class FacePipeline:
         ranked = sorted(faces, key=lambda face: -face.box.area)
         forgotten = {id(face) for face in ranked[room:]}
         image.found = [face for face in image.found if id(face) not in forgotten]
-        image.skipped += len(forgotten)
+        image.skipped += ranked[room:]
         return ranked[:room]
 
     def _full_size(self, image: SeenImage) -> Photo:
@@ -321,5 +321,5 @@ def _results(batch: Sequence[SeenImage | RejectedImage], vectors: Iterator[NDArr
                 Face(f.detection, f.quality, next(vectors), f.crop, item.turn, liveness)
                 for f, liveness in zip_longest(item.chosen, item.liveness)
             )
-        results.append(ImageResult(faces, item.rejection, item.photo.width, item.photo.height, item.skipped))
+        results.append(ImageResult(faces, item.rejection, item.photo.width, item.photo.height, len(item.skipped)))
     return results

@@ -69,7 +69,7 @@ class SeenImage:
     """Of the chosen faces; empty if it was not asked for."""
     turn: int = 0
     """Degrees clockwise by which the photo was turned to find its faces."""
-    skipped: int = 0
+    skipped: list[Detection] = field(default_factory=list)
     """Faces that are too many for the second pass."""
     rejection: RejectedImage | None = None
 

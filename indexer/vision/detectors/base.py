@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import cv2
@@ -72,3 +72,18 @@ def iou(a: Box, b: Box) -> float:
         return 0.0
     intersection = width * height
     return intersection / (a.area + b.area - intersection)
+
+
+def boxes_of(faces: Sequence[Detection]) -> NDArray[np.float64]:
+    """Returns left, top, width and height of each face, (N, 4)."""
+    return np.array([(f.box.x, f.box.y, f.box.w, f.box.h) for f in faces], np.float64).reshape(-1, 4)
+
+
+def ious(a: Box, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the intersection over union of a box with each of `boxes` (N, 4)."""
+    x, y, w, h = boxes.T
+    width = np.minimum(a.x + a.w, x + w) - np.maximum(a.x, x)
+    height = np.minimum(a.y + a.h, y + h) - np.maximum(a.y, y)
+    intersection = np.maximum(width, 0) * np.maximum(height, 0)
+    union = a.area + w * h - intersection
+    return np.asarray(np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0))

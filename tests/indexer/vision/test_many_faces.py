@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from indexer.types import Box, Detection, Pick, Reason
-from indexer.vision.detection import are_same_face, merge
+from indexer.vision.decode import Photo
+from indexer.vision.detection import are_same_face, merge, needs_tiles
 from indexer.vision.pipeline import FacePipeline
 from tests import photos
 
@@ -74,3 +75,9 @@ def test_detections_of_one_face_are_merged() -> None:
             expected.append(face)
     assert [id(face) for face in merge(faces)] == [id(face) for face in expected]
     assert merge([]) == []
+
+
+def test_faces_of_a_tiled_photo_are_counted_once(limited: FacePipeline) -> None:
+    (seen,) = limited.describe([crowd(2, 14)], None)
+    assert needs_tiles(Photo(np.empty((0, 0, 3), np.uint8), seen.width, seen.height))
+    assert (len(seen.faces), seen.faces_not_searched) == (4, 24)
