@@ -42,6 +42,14 @@ SEARCHES_AT_ONCE = 40
 """Different searches that run at the same time: as many as the threads on which Starlette runs other blocking work."""
 
 
+PATIENCE_SECONDS = 0.2
+"""How long a batch runs before it gives way. One of a few small photos ends before: it would otherwise wait for a photo
+of many faces that came later."""
+
+MAX_DEPTH = 4
+"""Batches that wait for each other at most: small photos are answered while this many of many faces are computed."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """How to process an image. Images of one kind share a batch."""
@@ -183,20 +191,22 @@ class InferenceQueue:
                 if not self._waiting:
                     return
                 batch = self._next_batch()
-            with between_slices(self._give_way):
-                self._compute(batch)
+            self._compute(batch)
 
-    def _give_way(self) -> None:
-        """Computes a batch of small images that wait, between the slices of another batch."""
+    def _give_way(self, begun: float, depth: int) -> None:
+        """Computes a batch of small images that wait, between the slices of one that began PATIENCE_SECONDS ago."""
+        if time.monotonic() - begun < PATIENCE_SECONDS or depth == MAX_DEPTH:
+            return
         with self._changed:
             batch = self._next_batch(LARGE_PIXELS)
         if batch:
-            self._compute(batch)
+            self._compute(batch, depth + 1)
 
-    def _compute(self, batch: list[_Job]) -> None:
-        """Describes images, which are then answered or searched, and forgets them."""
+    def _compute(self, batch: list[_Job], depth: int = 0) -> None:
+        """Describes images, which are then answered or searched, and forgets them. `depth` counts the batches that wait
+        for them meanwhile."""
         size = sum(len(job.image) for job in batch)
-        with _answering(batch):
+        with _answering(batch), between_slices(partial(self._give_way, time.monotonic(), depth)):
             self._observe(batch)
             self._describe(batch)
         batch.clear()  # no image is kept until the next batch

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import pytest
 
 from indexer.errors import InvalidVector, ModelUnavailable, Overloaded
-from indexer.slices import end_slice
 from indexer.types import Pick
 from indexer.vision.batches import MAX_BATCH_PIXELS
 from indexer.vision.liveness.base import LivenessCheck
@@ -97,38 +95,6 @@ def test_batch_has_few_large_images_and_small_ones_overtake_them(queue: Inferenc
     requests = (queue.describe(images, held, LARGEST) for images in ([large, large, huge], [large], [b"small"]))
     run(lambda: results_behind_a_batch(queue, held, *requests))
     assert held.batches[1:] == [[large, b"small"], [large], [large], [huge]]
-
-
-class SlicedPipeline(HeldPipeline):
-    """Ends a slice in the middle of each image."""
-
-    def describe(
-        self, images: Sequence[bytes], pick: Pick | None, gate: bool = False, liveness: LivenessCheck | None = None
-    ) -> list[ImageResult]:
-        results = super().describe(images, pick, gate, liveness)
-        end_slice()
-        return results
-
-
-def test_small_images_are_answered_between_the_slices_of_others(queue: InferenceQueue) -> None:
-    sliced = SlicedPipeline()
-    large = photos.encode(np.zeros((3000, 3000, 3), np.uint8), "PNG", compress_level=1)
-    answered: list[str] = []
-
-    def note(name: str, _: object) -> None:
-        answered.append(name)
-
-    async def test() -> None:
-        tasks = [await start_computing(queue, sliced, large)]
-        tasks += await add(*(queue.describe([image], sliced, LARGEST) for image in (large, b"x", b"y")))
-        for name, task in zip(("first", "large", "small", "tiny"), tasks, strict=True):
-            task.add_done_callback(partial(note, name))
-        sliced.go.set()
-        await asyncio.gather(*tasks)
-
-    run(test)
-    assert answered == ["small", "tiny", "first", "large"]
-    assert sliced.sizes == [1, 2, 1], "what is computed between slices has no slices itself"
 
 
 def test_kinds_do_not_share_a_batch(queue: InferenceQueue, held: HeldPipeline) -> None:
