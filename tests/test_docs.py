@@ -26,7 +26,7 @@ LINES_SECONDS = 300
 
 README_WORDS = 900
 """Without code, table markup and addresses of links."""
-DOCS_WORDS = 11_720
+DOCS_WORDS = 11_760
 """Of all pages together, as `wc -w` counts: 10,000 for the engine, the rest for what came after it."""
 
 
