@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +21,7 @@ from indexer.errors import StorageUnavailable
 from indexer.gallery.embeddings import FaceVectors
 from indexer.types import Hit, Vectors
 from indexer.vectors import mapped_file, self_check
-from indexer.vectors.base import DamagedIndex, VectorIndex, inner_products
+from indexer.vectors.base import DamagedIndex, VectorIndex
 from indexer.vectors.faiss_threads import single_thread
 from indexer.vectors.locks import ReadWriteLock
 from indexer.vectors.mapped_file import Float16Vectors, MappedFile
@@ -159,7 +160,7 @@ class CompressedIndex(VectorIndex):
         is_present, rows = self._present.all, len(self._faces)
         contiguous = np.ascontiguousarray(queries, dtype=np.float32)
         pending = np.flatnonzero(np.isfinite(contiguous).all(axis=1)).tolist() if len(self) and k > 0 else []
-        count = max(self.rescored, 4 * k)
+        count = max(self.rescored, self.rescored // 2 + 4 * k)
         while pending and count < rows:
             found = self._scan.search(contiguous[pending], count)
             unfinished = []
@@ -185,23 +186,23 @@ class CompressedIndex(VectorIndex):
     def _best_identities(self, query: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> tuple[list[Hit], int]:
         """Selects the best identities among `rows`, then the best of all rows of each."""
         all_scores = self._scores(query, rows)
-        best, scores = self._best_row_per_identity(rows, all_scores, k)
-        may_tie = _may_tie_outside(scores, all_scores)
-        identities = self._identities.all[best]
-        others = len(rows) - int(np.isin(self._identities.all[rows], identities).sum())
-        all_rows = self._rows_of(identities)
-        if len(all_rows) > len(rows) - others:
-            best, scores = self._best_row_per_identity(all_rows, self._scores(query, all_rows), k)
-        return self._hits(best, scores), 0 if may_tie else others
+        best, scores, found = self._best_row_per_identity(rows, all_scores, k)
+        others = 0 if _may_tie_outside(scores, all_scores) else len(rows) - found
+        all_rows = self._rows_of(self._identities.all[best])
+        if len(all_rows) > found:
+            best, scores, _ = self._best_row_per_identity(all_rows, self._scores(query, all_rows), k)
+        return self._hits(best, scores), others
 
     def _best_row_per_identity(
         self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Returns the best row of each of the best `k` identities, best first, and their scores."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
+        """Returns the best row of each of the best `k` identities, best first, their scores, and how many of the rows
+        belong to these identities."""
         order = np.lexsort((self._faces.all[rows], -scores))
-        _, firsts = np.unique(self._identities.all[rows[order]], return_index=True)
-        chosen = order[np.sort(firsts)[:k]]
-        return rows[chosen], scores[chosen]
+        _, firsts, counts = np.unique(self._identities.all[rows[order]], return_index=True, return_counts=True)
+        best = np.argsort(firsts)[:k]
+        chosen = order[firsts[best]]
+        return rows[chosen], scores[chosen], int(counts[best].sum())
 
     def _rows_of(self, identities: NDArray[np.int64]) -> NDArray[np.int64]:
         added = [row for identity in identities.tolist() for row in self._added_by_identity.get(identity, ())]
@@ -211,7 +212,7 @@ class CompressedIndex(VectorIndex):
     def _scores(self, query: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the inner products (N,), computed in batches because there may be very many rows."""
         batches = np.split(rows, range(BATCH_ROWS, len(rows), BATCH_ROWS))
-        return np.concatenate([inner_products(self._vectors(batch), query) for batch in batches])
+        return np.concatenate([_inner_products(self._vectors(batch), query) for batch in batches])
 
     def _vectors(self, rows: NDArray[np.int64]) -> Float16Vectors:
         """Returns the vectors of these rows. Raises StorageUnavailable if the file is damaged."""
@@ -288,6 +289,23 @@ def _first_rescored(rows: int) -> int:
     have more of them near than the perturbed copies of the self-check.
     """
     return min(max(self_check.MIN_RESCORED, rows // 1000), self_check.MAX_RESCORED)
+
+
+def _inner_products(vectors: Float16Vectors, query: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the inner products (N,) of (N, D) vectors with a query (D,). Those of equal vectors are equal.
+
+    FAISS converts and multiplies in one step: 256 vectors of 512 numbers take a third of the time that NumPy takes.
+    """
+    count, dim = vectors.shape
+    scores = np.empty(count, np.float32)
+    if count:
+        index: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        faiss.copy_array_to_vector(np.ascontiguousarray(vectors).view(np.uint8).ravel(), index.codes)
+        index.ntotal = count
+        with single_thread():
+            ordered, rows = index.search(query[None], count)
+        scores[rows[0]] = ordered[0]
+    return scores
 
 
 def _may_tie_outside(best: NDArray[np.float32], scores: NDArray[np.float32]) -> bool:
