@@ -26,8 +26,9 @@ LINES_SECONDS = 300
 
 README_WORDS = 900
 """Without code, table markup and addresses of links."""
-DOCS_WORDS = 11_760
-"""Of all pages together, as `wc -w` counts: 10,000 for the engine, the rest for what came after it."""
+DOCS_WORDS = 10_600
+"""Of all pages but the decisions, which are records, as `wc -w` counts: 10,000 for the engine, the rest for what came
+after it."""
 
 
 def blocks(page: Path, language: str = "sh") -> list[str]:
@@ -127,7 +128,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_pages_are_short() -> None:
-    assert sum(len(page.read_text().split()) for page in PAGES[1:]) <= DOCS_WORDS
+    assert sum(len(page.read_text().split()) for page in PAGES[1:] if page.name != "decisions.md") <= DOCS_WORDS
 
 
 def test_the_recording_shows_every_probe_of_the_demo() -> None:
