@@ -67,8 +67,8 @@ def test_a_caller_that_hangs_up_is_one_line_of_the_log_and_no_failure(
     counted = guarded.client.get("/metrics", headers={"X-API-Key": guarded.keys["admin"]}).text
     assert lines() == [499]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING or record.exc_info] == []
-    assert re.search(r'requests_total\{[^}]*status="499"', counted)
-    assert not re.search(r'requests_total\{[^}]*status="5', counted)
+    assert re.search(r'requests_total\{.*status="499"', counted)
+    assert not re.search(r'requests_total\{.*status="5', counted)
 
 
 def revocable(guarded: Guarded) -> tuple[str, str]:
