@@ -211,7 +211,7 @@ def test_bodies_with_images_are_documented_in_both_forms(document: Any) -> None:
             assert images <= set(form["schema"]["properties"])
     search = document["paths"]["/v1/galleries/{gallery}/search"]["post"]["requestBody"]["content"]
     wanted = {"image", "images", "embedding", "top_k", "fpir", "threshold", "pick", "all_faces", "same_person"}
-    wanted |= {"record", "device", "direction", "cooldown"}
+    wanted |= {"record", "device", "direction", "cooldown", "liveness"}
     assert set(search["application/json"]["schema"]["properties"]) == wanted
     assert set(search["multipart/form-data"]["schema"]["properties"]) == wanted - {"embedding"}
 

@@ -36,8 +36,8 @@ EVERY_NAME = sorted(set().union(*map(query_of, ENDPOINTS)))
 
 
 def problems(answer: httpx.Response) -> dict[str, str]:
-    """The problem of each field that an answer names."""
-    error = answer.json().get("error") or {}
+    """The problem of each field that an answer names; a success may be no JSON."""
+    error = {} if answer.is_success else answer.json()["error"]
     return {found["field"]: found["problem"] for found in error.get("details", {}).get("fields", ())}
 
 

@@ -316,7 +316,7 @@ def test_compare_distinguishes_one_person_from_two(client: httpx.Client, photos:
     assert other["faces"][0]["box"] == pytest.approx(same["faces"][0]["box"], abs=0.05)
     itself = ok(client.post("/v1/compare", files=image(hanks, field="image_a") | image(hanks, field="image_b")))
     assert itself["score"] == pytest.approx(1, abs=0.001)
-    assert set(itself) == {"score", "threshold", "same", "faces"}
+    assert set(itself) == {"score", "threshold", "same", "reasons", "faces"}
 
 
 def test_compare_names_the_missing_or_wrong_image(client: httpx.Client) -> None:
