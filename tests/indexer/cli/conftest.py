@@ -39,7 +39,7 @@ def prepared_models(models_folder: Path, pipeline: FacePipeline) -> Path:
 def staffed_home(tmp_path_factory: pytest.TempPathFactory, prepared_models: Path, demo: Demo) -> Path:
     """A home folder with the demo's seven people in the gallery `staff`. Tests use copies of it."""
     home = tmp_path_factory.mktemp("staffed") / "home"
-    home.mkdir()
+    home.mkdir(0o700)  # otherwise the first command reports that others could open it
     (home / "models").symlink_to(prepared_models)
     Command(home).ok("enroll", demo.photos, "--gallery", "staff")
     return home
@@ -49,7 +49,7 @@ def staffed_home(tmp_path_factory: pytest.TempPathFactory, prepared_models: Path
 def empty(tmp_path: Path, prepared_models: Path) -> Command:
     """The command with a home folder that contains only the networks."""
     home = tmp_path / "home"
-    home.mkdir()
+    home.mkdir(0o700)
     (home / "models").symlink_to(prepared_models)
     return Command(home)
 

@@ -60,7 +60,7 @@ def test_invalid_gallery_names_are_rejected(store: Store, name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         make_gallery(store, name)
     assert caught.value.code == "invalid_request"
-    assert repr(name) in caught.value.message
+    assert repr(name)[:100] in caught.value.message  # a long name is shortened
     assert store.galleries.list() == []
 
 

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tests import photos as sources
+from tests.liveness_networks import add_pack, brightness_network, linked_models
 from tests.postgres import Postgres
 from tests.search_service.api import schema_photos
-from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import Serve, command, image, ok, serving
 
 SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
@@ -68,16 +68,20 @@ hooks = "{hooks}"
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The settings of a service over it."""
+    """The settings of a service over it, which keeps crops, so that they can be asked for."""
+    settings = {"WHOSTHERE_KEEP_CROPS": "true"}
     if request.param == "sqlite":
-        return {}
+        return settings
     server: Postgres = request.getfixturevalue("postgres")
-    return {"WHOSTHERE_DATABASE_URL": server.migrated()}
+    return settings | {"WHOSTHERE_DATABASE_URL": server.migrated()}
 
 
 @pytest.fixture(scope="module")
 def place(database: dict[str, str], tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Path:
-    return new_home(tmp_path_factory.mktemp("home"), models_folder)
+    """A home with a liveness pack, without which a request for a check is 503."""
+    folder = tmp_path_factory.mktemp("home")
+    add_pack(linked_models(folder, models_folder), brightness_network())
+    return folder
 
 
 @pytest.fixture(scope="module")
