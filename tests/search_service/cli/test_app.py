@@ -40,7 +40,9 @@ def test_serve_reports_an_unreachable_database_in_one_line(tmp_path: Path) -> No
 
 
 def test_serve_reports_a_damaged_database_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "whosthere.db").write_bytes(b"no database " * 1000)
+    database = tmp_path / "whosthere.db"
+    database.write_bytes(b"no database " * 1000)
+    database.chmod(0o600)  # otherwise the log says that others could open it
     assert "not a database" in one_line(run(tmp_path, "serve", "--port", "0"))
 
 
