@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.heard_at = 0.0
-        """When something was received last, or an answer ended, by the clock of the event loop."""
+        """When something was received last, or an answer ended, by `time.monotonic`: uvloop counts milliseconds."""
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._is_in_head = self._is_too_large = self._is_refused = False
@@ -158,7 +159,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        self.heard_at = self.loop.time()
+        self.heard_at = time.monotonic()
         self._unparsed += len(data)
         super().data_received(data)
         if self._unparsed > MAX_HEAD_BYTES and not self._is_refused:
@@ -248,7 +249,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_waiting(self) -> None:
         """Begins the time that the next request may take."""
-        self.heard_at = self.loop.time()
+        self.heard_at = time.monotonic()
         self._start_timer(HEAD_SECONDS)
 
     def _start_timer(self, seconds: float) -> None:
