@@ -79,7 +79,7 @@ def unit(vector: NDArray[np.floating]) -> Vector:
 
 
 def by_lists(answer: Answers, probes: int, rng: np.random.Generator) -> Estimates:
-    """Attacks with answers that list people whatever the probe."""
+    """Attacks with answers that list people for every probe, similar or not."""
     people: dict[str, Equations] = defaultdict(Equations)
     for _ in range(probes):
         probe = unit(rng.standard_normal(SFACE.dim))

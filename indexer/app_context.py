@@ -207,7 +207,7 @@ class AppContext:
 
     def enrollment_liveness(self, wanted: LivenessMode | None = None) -> LivenessMode:
         """Returns the same for an enrollment, which may also demand less than the setting: photos of an archive are
-        often not live, and whoever may enroll is trusted to choose."""
+        often not live, and a caller with permission to enroll is trusted to choose."""
         return wanted or self.settings.liveness or LivenessMode.OFF
 
     def _has_liveness_pack(self) -> bool:

@@ -116,8 +116,9 @@ def enroll(
                     results.append(result)
                 has_remark = _has_remark(result)
                 remarks += has_remark
-                if has_remark or result.outcome is Outcome.REJECTED:
-                    shown[result.outcome] += [result][: SHOWN_REJECTIONS - len(shown[result.outcome])]
+                is_of_interest = has_remark or result.outcome is Outcome.REJECTED
+                if is_of_interest and len(shown[result.outcome]) < SHOWN_REJECTIONS:
+                    shown[result.outcome].append(result)
                 rejected = outcomes[Outcome.REJECTED]
                 show_progress(outcomes.total(), len(rows), f"{rejected} rejected" if rejected else "")
         finally:

@@ -75,7 +75,7 @@ SAME_FACE_IOU = 0.4
 """Intersection over union from which two boxes are detections of one face."""
 
 MAX_DETECTIONS = 5_000
-"""Detections of a photo that are told apart, which takes 0.5 s."""
+"""Detections of a photo that are compared with each other to find those of one face, which takes 0.5 s."""
 REFINE_SIDE = 320
 REFINE_FACE_SIZE = 200
 """The second pass scales each face to about REFINE_FACE_SIZE pixels, upright, in a square of REFINE_SIDE pixels: of the

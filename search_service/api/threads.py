@@ -1,7 +1,7 @@
 """The threads on which requests wait for the database, in groups so that none of them holds up another.
 
-Whoever holds the database's write lock holds up everybody who writes. Requests that write use `Writers`; all others use
-the threads of the event loop, and checks of API keys and of the service's health their own few.
+While one connection holds the database's write lock, all other writers wait. Requests that write use `Writers`; all
+others use the threads of the event loop, and checks of API keys and of the service's health their own few.
 """
 
 from __future__ import annotations

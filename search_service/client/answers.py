@@ -202,7 +202,7 @@ class Comparison:
     same: bool
     faces: tuple[Face, ...]
     reasons: tuple[DecisionReason | str, ...] = ()
-    """`not_live` if a live face is required and one is not, whatever the score."""
+    """`not_live` if a live face is required and one is not, regardless of the score."""
 
 
 @dataclass(frozen=True)

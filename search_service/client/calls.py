@@ -181,7 +181,7 @@ class GalleryCalls:
         """Yields the identities, in the order of their creation.
 
         Args:
-            query: Only those in whose external id or name each of these words occurs, whatever its case and accents.
+            query: Only those in whose external id or name each of these words occurs, regardless of case and accents.
             metadata: Only those with these values, as text, of top-level keys of their metadata.
         """
         pairs = None if metadata is None else [f"{key}={value}" for key, value in metadata.items()]

@@ -51,7 +51,7 @@ class Verdict:
 
 
 NOT_LIVE = Verdict(Decision.NO_MATCH, (DecisionReason.NOT_LIVE,))
-"""On a face that is not live where that is required, whoever it resembles."""
+"""The verdict on a face that is not live where that is required, also if it is similar to an enrolled one."""
 
 _BARRED = {
     Barred.EXPIRED: DecisionReason.IDENTITY_EXPIRED,

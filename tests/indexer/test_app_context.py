@@ -46,7 +46,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 @pytest.mark.usefixtures("permissive_umask")
 @pytest.mark.parametrize("database", ["home", "elsewhere"])
-def test_data_is_private_whatever_the_umask_and_made_private_when_opened(tmp_path: Path, database: str) -> None:
+def test_data_is_private_with_every_umask_and_made_private_when_opened(tmp_path: Path, database: str) -> None:
     home, place = tmp_path / "new" / "home", tmp_path / "new" / database
     settings = read_settings(SETTINGS, home=home, database_url=f"sqlite:///{place / 'whosthere.db'}")
 

@@ -141,7 +141,7 @@ class ComparePayload(Payload):
     same: bool
     faces: list[FacePayload]
     reasons: list[DecisionReason] = Field(
-        default=[], description="`not_live`: `require` refuses a face, whatever the score.", examples=[[]]
+        default=[], description="`not_live`: `require` refuses a face, regardless of the score.", examples=[[]]
     )
 
 

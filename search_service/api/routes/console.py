@@ -56,7 +56,7 @@ _files = StaticFiles(directory=FOLDER, check_dir=False)
 
 @router.api_route("", methods=["GET", "HEAD"], name="console")
 async def console() -> Any:
-    """Redirects to the folder, relative to whatever prefix a proxy has put before it."""
+    """Redirects to the folder by a relative address, which keeps the path prefix of a proxy."""
     return RedirectResponse("console/", 308, HEADERS)
 
 

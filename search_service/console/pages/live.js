@@ -4,12 +4,10 @@ import { call, path } from "../api.js";
 import { fill, h } from "../dom.js";
 import { number, t, word } from "../i18n.js";
 import { KINDS, RATES, USUAL_RATE, decisionOf, displayName, rateSlider } from "../parts/answer.js";
-import { Camera } from "../parts/camera.js";
-import { failure, head, noGallery, notice } from "../parts/notice.js";
+import { Camera, showFailure } from "../parts/camera.js";
+import { head, noGallery, notice } from "../parts/notice.js";
 import { can, everywhere, gallery } from "../session.js";
 
-/** How long the camera waits before it tries again after an error, in milliseconds. */
-const AFTER_ERROR = 2000;
 const TOP_K = 2;
 
 export function show(place) {
@@ -60,16 +58,7 @@ class LivePage {
       this.stop();
       return;
     }
-    this.button.disabled = true;
-    fill(this.problem);
-    try {
-      await this.camera.start();
-    } catch (error) {
-      fill(this.problem, failure(error));
-      return;
-    } finally {
-      this.button.disabled = false;
-    }
+    if (!(await this.camera.startWith(this.button, this.problem))) return;
     this.view.classList.remove("off");
     this.button.textContent = t("camera.stop");
     this.camera.run((frame) => this.look(frame));
@@ -106,10 +95,7 @@ class LivePage {
     } catch (error) {
       if (!this.camera.isOn) return;
       this.draw([], frame);
-      if (error.code !== "no_face") {
-        fill(this.problem, failure(error));
-        await new Promise((resolve) => setTimeout(resolve, AFTER_ERROR));
-      }
+      if (error.code !== "no_face") await showFailure(this.problem, error);
     }
     if (this.camera.isOn) {
       this.speed.textContent = t("live.speed", { milliseconds: number(performance.now() - began) });

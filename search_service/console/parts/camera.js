@@ -1,8 +1,9 @@
 // The browser's camera, and frames of it as files.
 
-import { h } from "../dom.js";
+import { fill, h } from "../dom.js";
 import { t } from "../i18n.js";
 import { keepAwake } from "../session.js";
+import { failure } from "./notice.js";
 import { framed } from "./picture.js";
 
 /** Pixels across a frame that is sent. Faces of people at a door have 100 pixels or more then. */
@@ -11,6 +12,15 @@ const JPEG_QUALITY = 0.9;
 
 /** How long the next frame waits after an answer, in milliseconds: at most five frames a second. */
 const PAUSE = 200;
+
+/** How long the next frame waits after an error, in milliseconds. */
+const PAUSE_AFTER_ERROR = 2000;
+
+/** Shows an error of a request for a frame, and resolves when the next frame may be sent. */
+export function showFailure(place, error) {
+  fill(place, failure(error));
+  return new Promise((resolve) => setTimeout(resolve, PAUSE_AFTER_ERROR));
+}
 
 /** A camera with the picture that it shows. `start` may ask the user for permission. */
 export class Camera {
@@ -42,6 +52,22 @@ export class Camera {
     this.release = keepAwake();
     this.video.srcObject = this.stream;
     await this.video.play();
+  }
+
+  /** Starts the camera for a button, and shows in `problem` why it could not. Returns whether it is on. */
+  async startWith(button, problem) {
+    fill(problem);
+    button.disabled = true;
+    try {
+      await this.start();
+      return true;
+    } catch (error) {
+      this.stop();
+      fill(problem, failure(error));
+      return false;
+    } finally {
+      button.disabled = false;
+    }
   }
 
   stop() {

@@ -3,8 +3,7 @@
 import { call, path } from "../api.js";
 import { fill, h } from "../dom.js";
 import { t } from "../i18n.js";
-import { Camera } from "./camera.js";
-import { failure } from "./notice.js";
+import { Camera, showFailure } from "./camera.js";
 
 /** What to do about each problem, most important first. */
 const ADVICE = {
@@ -17,7 +16,6 @@ const ADVICE = {
 
 /** Answers in a row without a problem before a photo may be taken: one alone may be by chance. */
 const GOOD_FRAMES = 2;
-const AFTER_ERROR = 2000;
 
 export class Guide {
   /** `ontaken` is called with each photo as a file. */
@@ -36,16 +34,7 @@ export class Guide {
   }
 
   async start() {
-    fill(this.problem);
-    this.toggle.disabled = true;
-    try {
-      await this.camera.start();
-    } catch (error) {
-      fill(this.problem, failure(error));
-      return;
-    } finally {
-      this.toggle.disabled = false;
-    }
+    if (!(await this.camera.startWith(this.toggle, this.problem))) return;
     this.view.hidden = this.take.hidden = false;
     this.toggle.textContent = t("camera.stop");
     this.say("guide.look", false);
@@ -66,8 +55,7 @@ export class Guide {
       ({ faces } = await call(path("detect"), { method: "POST", form }));
       fill(this.problem);
     } catch (error) {
-      fill(this.problem, failure(error));
-      await new Promise((resolve) => setTimeout(resolve, AFTER_ERROR));
+      await showFailure(this.problem, error);
       return;
     }
     if (!this.camera.isOn) return;

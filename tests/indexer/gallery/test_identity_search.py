@@ -57,7 +57,7 @@ def found(store: Store, gallery: Gallery, query: str = "", **metadata: str) -> l
         ("\\", []),
     ],
 )
-def test_every_word_occurs_whatever_its_case_and_accents(
+def test_every_word_occurs_regardless_of_case_and_accents(
     people: Store, gallery: Gallery, query: str, numbers: list[int]
 ) -> None:
     assert found(people, gallery, query) == [PEOPLE[number].external_id for number in numbers]

@@ -25,7 +25,6 @@ from tests.conftest import link_int8_forms
 from tests.search_service.api.bulk import packed
 from tests.search_service.api.serving import Running, image, ok, running
 from tests.variants import SETTINGS
-from tests.waiting import wait_for
 
 MAX_IMAGE_BYTES = 2 * 2**20
 MAX_BODY_BYTES = 4 * 2**20
@@ -51,9 +50,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> It
     place = new_home(tmp_path_factory.mktemp("home"), models_folder)
     settings = read_settings(SETTINGS, home=place, max_image_bytes=MAX_IMAGE_BYTES, max_body_bytes=MAX_BODY_BYTES)
     with running(ServiceContext(settings)) as service:
-        with service.client() as client:
-            wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
-        yield service
+        yield service.ready()
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,12 @@ class Running:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=DEADLINE)
 
+    def ready(self) -> Running:
+        """Waits until the service is ready, and returns it."""
+        with self.client() as client:
+            wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
+        return self
+
 
 @contextmanager
 def running(context: ServiceContext) -> Iterator[Running]:

@@ -27,14 +27,14 @@ from search_service.store.api_keys import ApiKey, ApiKeyRepository, Scope
 from tests.search_service.api.conftest import new_home
 from tests.search_service.api.serving import ENVIRONMENT, WHOSTHERE, ok, refused, running, serving
 from tests.variants import SETTINGS
-from tests.waiting import DEADLINE, wait_for
+from tests.waiting import DEADLINE
 
 
 def test_readyz_shows_gallery_names_only_to_admins(tmp_path: Path, models_folder: Path) -> None:
     context = ServiceContext(read_settings(SETTINGS, home=new_home(tmp_path, models_folder)))
     context.store.galleries.create("secret", SFACE.name, "an-older-print", SFACE.dim)
     with running(context) as service, service.client() as client:
-        wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
+        service.ready()
         assert ok(client.get("/readyz"))["galleries"].keys() == {"secret"}
         texts = {scope: context.keys.create(scope, [scope])[1] for scope in Scope}
         _, limited = context.keys.create("limited", [Scope.ADMIN], ["staff"])

@@ -1,4 +1,4 @@
-"""What a key with the scope `search` gets of searches and comparisons, beside one with the scope `investigate`."""
+"""What keys with the scope `search` get of searches and comparisons, and what those with `investigate` get."""
 
 from __future__ import annotations
 

@@ -60,9 +60,8 @@ def context(tmp_path: Path, models_folder: Path, monkeypatch: pytest.MonkeyPatch
 def service(context: HeldContext) -> Iterator[Running]:
     """A ready service with the gallery `small`."""
     context.fill("small")
-    with running(context) as service, service.client() as client:
-        wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
-        yield service
+    with running(context) as service:
+        yield service.ready()
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from tests.liveness_networks import CERTAIN, DARK, UNSURE, add_pack, brightness_
 from tests.search_service.api.bulk import enroll, finished, packed
 from tests.search_service.api.serving import Running, image, ok, running
 from tests.variants import SETTINGS
-from tests.waiting import wait_for
 
 REQUIRE = {"liveness": "require"}
 DOOR = {"record": "true", "device": "door", **REQUIRE}
@@ -39,9 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> It
     folder = tmp_path_factory.mktemp("liveness")
     add_pack(linked_models(folder, models_folder), brightness_network())
     with running(ServiceContext(read_settings(SETTINGS, home=folder))) as service:
-        with service.client() as client:
-            wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
-        yield service
+        yield service.ready()
 
 
 @pytest.fixture(scope="module")

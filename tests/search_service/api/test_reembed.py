@@ -83,9 +83,8 @@ def test_service_answers_during_reembedding_and_follows_without_restart(
 @pytest.fixture
 def local(place: Path) -> Iterator[Running]:
     """The service in this process, ready."""
-    with running(ServiceContext(read_settings(SETTINGS, home=place))) as service, service.client() as client:
-        wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
-        yield service
+    with running(ServiceContext(read_settings(SETTINGS, home=place))) as service:
+        yield service.ready()
 
 
 def switching_after(monkeypatch: pytest.MonkeyPatch, service: Running, call: str) -> Callable[[], int]:

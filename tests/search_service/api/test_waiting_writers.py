@@ -52,7 +52,7 @@ def test_reading_does_not_wait_for_writers_and_writers_are_bounded(
     _, key = context.keys.create("root", [Scope.ADMIN])
     with running(context) as service, service.client() as client, ThreadPoolExecutor(writing + 2) as pool:
         client.headers["X-API-Key"] = key
-        wait_for(lambda: client.get("/readyz").status_code == 200, "the service is ready")
+        service.ready()
 
         def write(name: str, **headers: str) -> httpx.Response:
             body = {"external_id": name}
