@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import resource
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -35,6 +36,10 @@ MEMORY = 2**30
 metadata take 0.1 GB; some writers store a row group in one page. Compressed text can grow by a factor of 50,000."""
 
 PROCESS_STATUS = Path("/proc/self/status")
+
+_LIMIT_LOCK = threading.Lock()
+"""Held while the process's limit is changed. Of two overlapping blocks, the last to end would restore the limit of the
+other one, which would then hold for good."""
 
 ProgressListener = Callable[[int, int], None]
 """Called with the number of rows done and the total."""
@@ -81,17 +86,21 @@ class GalleryFile:
 
     @contextmanager
     def bounded_memory(self) -> Iterator[None]:
-        """Limits what the process may allocate in the block to MEMORY. Raises InvalidRequest if that is too little."""
-        limits = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, _limit_above(limits))
-        try:
-            yield
-        except MemoryError as error:
-            raise InvalidRequest(
-                f"{self.path} has rows that need more than {MEMORY:,} bytes of memory, {BATCH:,} at a time"
-            ) from error
-        finally:
-            resource.setrlimit(resource.RLIMIT_DATA, limits)
+        """Limits what the process may allocate in the block to MEMORY; one block runs at a time.
+
+        Raises InvalidRequest if that is too little.
+        """
+        with _LIMIT_LOCK:
+            limits = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, _limit_above(limits))
+            try:
+                yield
+            except MemoryError as error:
+                raise InvalidRequest(
+                    f"{self.path} has rows that need more than {MEMORY:,} bytes of memory, {BATCH:,} at a time"
+                ) from error
+            finally:
+                resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def _limit_above(limits: tuple[int, int]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from search_service.store.api_keys import Scope
 from search_service.store.event_pages import EventFilter
 from tests.search_service.console.conftest import Site, Tab
 from tests.search_service.console.video import write_video
+from tests.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def test_a_person_before_the_camera_is_recognized_and_recorded(camera: Path, sit
     expect(
         page.get_by_text("Recorded.", exact=True).or_(page.get_by_text("Recorded a short while ago."))
     ).to_be_visible()
-    (event, *_) = site.context.events.find(EventFilter(device="front desk"))
+    at_desk = EventFilter(device="front desk")
+    wait_for(lambda: site.context.events.find(at_desk), "a frame is searched after the place was named")
+    (event, *_) = site.context.events.find(at_desk)
     assert (event.external_id, event.decision) == ("left-2", "match")
     assert most == 1
     page.get_by_test_id("camera-start").click()

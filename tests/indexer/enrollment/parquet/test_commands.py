@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from indexer.app_context import AppContext
+from indexer.enrollment.parquet.file import MEMORY, PROCESS_STATUS
 from tests.indexer.cli.command import Command
 from tests.indexer.enrollment.parquet.galleries import (
     DIM,
@@ -101,3 +104,16 @@ def test_commands_report_errors_with_their_exit_codes(
         ran = command("gallery", *arguments)
         assert (ran.code, ran.out) == (code, ""), ran
         assert why in ran.err
+
+
+@pytest.mark.skipif(not PROCESS_STATUS.exists(), reason="the memory is bounded on Linux only")
+def test_import_command_bounds_the_memory_of_a_file_that_grows(command: Command, path: Path) -> None:
+    """The file names the same text of 16 MB in each of 200 rows."""
+    name = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), pa.array(["x" * 2**24]))
+    pq.write_table(pa.table(plain(*range(200)) | {"name": name}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 2**20
+    ran = command.script("gallery", "import", "staff", path, "--model", "sface")
+    assert ran.code == 2, ran
+    assert f"some.parquet has rows that need more than {MEMORY:,} bytes of memory" in ran.err
+    write(path, plain(1, 2))
+    assert command.script("gallery", "import", "staff", path, "--model", "sface").code == 0

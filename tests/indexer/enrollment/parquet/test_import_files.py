@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -230,19 +229,3 @@ def test_unknown_pack_is_refused_unless_the_gallery_has_it(context: AppContext, 
     gallery = context.store.galleries.create("staff", "mine", "aaaa", DIM)
     assert outcomes(import_file(context, write(path, plain(1), header("mine", "aaaa")))) == {"enrolled": 1}
     assert context.store.galleries.counts(gallery.id) == (1, 1)
-
-
-@pytest.mark.skipif(not parquet_file.PROCESS_STATUS.exists(), reason="the memory is bounded on Linux only")
-def test_memory_of_a_batch_is_bounded(context: AppContext, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = plain(1, 2) | {"name": ["x" * 2**24, "y"]}
-    with pq.ParquetWriter(path, pa.table(columns).schema, compression="zstd", use_dictionary=False) as writer:
-        for _ in range(12):
-            writer.write_table(pa.table(columns))
-    assert path.stat().st_size < 2**20
-    monkeypatch.setattr(parquet_file, "MEMORY", 2**25)
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    with pytest.raises(InvalidRequest, match=r"some\.parquet has rows that need more than 33,554,432 bytes of memory"):
-        import_file(context, path, model=SFACE.name)
-    assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    monkeypatch.undo()
-    assert import_file(context, write(path, plain(1, 2)), model=SFACE.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,8 +57,10 @@ def test_concurrent_imports_enroll_each_row_once(
         "embedding": floats([vector(i, DIM) for i in range(20)] + [None] * 10),
     }
     write(path, rows)
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
     results = in_threads([lambda: import_file(stored, path)] * 2)
     assert outcomes(results[0] + results[1]) == {"enrolled": 30, "unchanged": 30}
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
     assert stored.store.galleries.counts(stored.store.galleries.get("staff").id) == (30, 20)
 
 
